@@ -1,0 +1,264 @@
+"""The results schema: what a run leaves on disk, its writer and its readers.
+
+A run is a folder, a sweep a folder of runs.  Tables are columnar parts that are only ever added, so that local
+disks, NFS and object stores work alike and a reader fetches only new parts and the columns it wants:
+
+    <root>/<sweep>/sweep.json              name, command, planned runs (written by the sweep)
+    <root>/<sweep>/<run>/run.json          at start: schema, ids, resolved config, versions, hashes, host, device
+                        /steps/part-*      one row per step; one column per metric, null = not measured
+                        /layers/part-*     step x layer x site
+                        /events/part-*     step, kind, detail (a JSON object)
+                        /tensors/part-*    step x layer x site: log2 histogram and a small fixed sample
+                        /failure_report.md only if collapsed
+                        /end.json          status, verdict, summary; absent while running and after a kill
+
+Every row carries `attempt`: of a step written twice (a restored run) the later attempt counts.
+No torch, no ray: the dashboard reads through this module alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from altgrad.metrics import columns
+from altgrad.storage import Folder
+
+SCHEMA = 1
+Status = Literal["running", "completed", "collapsed", "stopped", "failed", "killed"]
+TableName = Literal["steps", "layers", "events", "tensors"]
+
+_KEY: list[tuple[str, Any]] = [("step", pa.int64()), ("attempt", pa.int32())]
+_SITE: list[tuple[str, Any]] = [("layer", pa.string()), ("site", pa.string())]
+SCHEMAS: Mapping[TableName, pa.Schema] = {
+    "steps": pa.schema([*_KEY, ("time", pa.float64()), *((name, pa.float64()) for name in columns("step"))]),
+    "layers": pa.schema([*_KEY, *_SITE, *((name, pa.float64()) for name in columns("layer"))]),
+    "events": pa.schema([*_KEY, ("time", pa.float64()), ("kind", pa.string()), ("detail", pa.string())]),
+    # exponents[i] counts values with floor(log2|x|) = first_exponent + i; zeros and non-finite values apart
+    "tensors": pa.schema(
+        [
+            *_KEY,
+            *_SITE,
+            ("first_exponent", pa.int32()),
+            ("exponents", pa.list_(pa.int64())),
+            ("zeros", pa.int64()),
+            ("non_finite", pa.int64()),
+            ("sample", pa.list_(pa.float32())),
+        ]
+    ),
+}
+_ROW_KEY: Mapping[TableName, list[str]] = {
+    "steps": ["step"],
+    "layers": ["step", "layer", "site"],
+    "events": [],
+    "tensors": ["step", "layer", "site"],
+}
+_SILENT_SECONDS = 60.0  # a run without end record counts as killed after this long without a new part
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a run counts as collapsed: at `step`, `rule` found `metric` = `value` beyond `limit`."""
+
+    step: int
+    rule: str
+    metric: str
+    value: float
+    limit: float
+    detail: str = ""
+
+    def sentence(self) -> str:
+        """One line for tables and reports."""
+        return f"{self.rule} at step {self.step}: {self.metric} {self.value:.4g}, limit {self.limit:.4g}"
+
+
+class RunWriter:
+    """Writes one run's folder.  Rows are buffered and flushed as a part at least every `flush_seconds`."""
+
+    def __init__(self, folder: Folder, attempt: int = 0, flush_seconds: float = 2.0) -> None:
+        self.folder = folder
+        self.attempt = attempt
+        self._flush_seconds = flush_seconds
+        self._rows: dict[TableName, list[dict[str, Any]]] = {name: [] for name in SCHEMAS}
+        self._part = 0
+        self._last_flush = time.monotonic()
+
+    def start(self, info: Mapping[str, Any]) -> None:
+        """Write `run.json` from `info` (see `Run`); removes an earlier attempt's end record."""
+        if self.folder.has("end.json"):
+            self.folder.filesystem.delete_file(f"{self.folder.path}/end.json")
+        self.folder.write_json("run.json", {"schema": SCHEMA, "attempt": self.attempt, "started": time.time(), **info})
+
+    def step(self, record: Mapping[str, float]) -> None:
+        """One step's record: `step` and metrics by name.  Raises KeyError for a name that `METRICS` lacks."""
+        self._add("steps", {"time": time.time(), **record})
+
+    def layers(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Per-layer rows: `step`, `layer`, `site` and layer metrics by name."""
+        for row in rows:
+            self._add("layers", row)
+
+    def event(self, step: int, kind: str, **detail: Any) -> None:
+        """Something that happened: kind (clip, skip, rollback, format_shift, restore, ...) and its particulars."""
+        self._add("events", {"step": step, "time": time.time(), "kind": kind, "detail": json.dumps(detail)})
+
+    def tensors(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Histogram and sample rows of the `tensors` table."""
+        for row in rows:
+            self._add("tensors", row)
+
+    def _add(self, table: TableName, row: Mapping[str, Any]) -> None:
+        unknown = row.keys() - set(SCHEMAS[table].names)
+        if unknown:
+            raise KeyError(f"{table}: no column {sorted(unknown)}; metrics are declared in altgrad/metrics.py")
+        self._rows[table].append({"attempt": self.attempt, **row})
+        if time.monotonic() - self._last_flush >= self._flush_seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the buffered rows as new parts."""
+        for table, rows in self._rows.items():
+            if rows:
+                sink = pa.BufferOutputStream()
+                pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMAS[table]), sink, compression="zstd")
+                name = f"{table}/part-{self.attempt:03d}-{self._part:06d}.parquet"
+                self.folder.write_bytes(name, sink.getvalue())
+                self._rows[table] = []
+        self._part += 1
+        self._last_flush = time.monotonic()
+
+    def end(self, status: Status, verdict: Verdict | None, summary: Mapping[str, Any]) -> None:
+        """Flush and write `end.json`: after this the run is over."""
+        self.flush()
+        write_end(self.folder, status, verdict, summary)
+
+
+def write_end(folder: Folder, status: Status, verdict: Verdict | None, summary: Mapping[str, Any]) -> None:
+    """Write a run's end record (also by the sweep's driver, for a run that it stopped)."""
+    record = {"status": status, "verdict": asdict(verdict) if verdict else None, "summary": dict(summary)}
+    folder.write_json("end.json", {"schema": SCHEMA, "ended": time.time(), **record})
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as read from its folder.
+
+    `info` is run.json: `run`, `sweep`, `config` (the resolved TrainConfig), `intervention`, `versions`,
+    `git_commit`, `host`, `device`, `parameters`, `vocabulary`, `layers`, `initial_weights_hash`, `batches_hash`.
+    `end` is end.json or None.
+    """
+
+    folder: Folder
+    info: Mapping[str, Any]
+    end: Mapping[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        return str(self.info.get("run", self.folder.name))
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.info["config"]
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The collapse verdict of a run that has ended with one."""
+        if self.end is None or not self.end.get("verdict"):
+            return None
+        fields = dict(self.end["verdict"])
+        return Verdict(**(fields | {"value": float(fields["value"]), "limit": float(fields["limit"])}))
+
+    @property
+    def status(self) -> Status:
+        """From end.json; without one `running`, or `killed` where nothing was written for a minute."""
+        if self.end is not None:
+            return self.end["status"]
+        newest = max((info.mtime_ns or 0 for info in (self.folder / "steps").list()), default=0) / 1e9
+        return "running" if time.time() - max(newest, float(self.info["started"])) < _SILENT_SECONDS else "killed"
+
+    def table(self, name: TableName, columns: Sequence[str] | None = None) -> pa.Table:
+        """One table, rows in order of step, each row's latest attempt only; `columns` besides the key columns."""
+        return read_table(self.folder, name, columns)
+
+
+def read_run(folder: Folder) -> Run:
+    """The run in a folder.  Raises FileNotFoundError where there is none, ValueError where it cannot be read."""
+    info = folder.read_json("run.json")
+    if info.get("schema") != SCHEMA:
+        raise ValueError(f"{folder / 'run.json'}: schema {info.get('schema')!r}; this version reads schema {SCHEMA}")
+    return Run(folder, info, folder.read_json("end.json") if folder.has("end.json") else None)
+
+
+def list_runs(sweep: Folder) -> tuple[list[Run], dict[str, str]]:
+    """The runs of a sweep folder by name, and for each folder that cannot be read a sentence saying why."""
+    runs: list[Run] = []
+    broken: dict[str, str] = {}
+    for info in sweep.list():
+        if info.type == pafs.FileType.Directory and not info.base_name.startswith("."):
+            folder = sweep / info.base_name
+            try:
+                runs.append(read_run(folder))
+            except FileNotFoundError:
+                continue
+            except (ValueError, KeyError, OSError) as error:
+                broken[info.base_name] = str(error)
+    return runs, broken
+
+
+def list_sweeps(root: Folder) -> list[Folder]:
+    """Sweep folders (those with a sweep.json) below a results root, newest first."""
+    marked = [
+        (root.filesystem.get_file_info(f"{info.path}/sweep.json").mtime_ns or 0, info.base_name)
+        for info in root.list()
+        if info.type == pafs.FileType.Directory and (root / info.base_name).has("sweep.json")
+    ]
+    return [root / name for _, name in sorted(marked, reverse=True)]
+
+
+def read_table(folder: Folder, name: TableName, columns: Sequence[str] | None = None) -> pa.Table:
+    """A run's table from its parts.  Parts that cannot be read are left out (see `broken_parts`)."""
+    schema = SCHEMAS[name]
+    keys = [key for key in ("step", "attempt", "layer", "site") if key in schema.names]
+    wanted = schema.names if columns is None else [*keys, *(c for c in columns if c not in keys)]
+    parts = []
+    for info in (folder / name).list():
+        if info.base_name.startswith("part-"):
+            try:
+                part = pq.read_table(info.path, columns=wanted, filesystem=folder.filesystem)
+            except (pa.ArrowException, OSError):
+                continue
+            parts.append(part)
+    if not parts:
+        return pa.schema([schema.field(c) for c in wanted]).empty_table()
+    return _latest(pa.concat_tables(parts, promote_options="default"), _ROW_KEY[name])
+
+
+def broken_parts(folder: Folder) -> list[str]:
+    """Paths of table parts that cannot be read, for the reader to be told."""
+    broken = []
+    for name in SCHEMAS:
+        for info in (folder / name).list():
+            if info.base_name.startswith("part-"):
+                try:
+                    pq.read_metadata(info.path, filesystem=folder.filesystem)
+                except (pa.ArrowException, OSError):
+                    broken.append(f"{name}/{info.base_name}")
+    return broken
+
+
+def _latest(table: pa.Table, key: list[str]) -> pa.Table:
+    """Rows by step; of several with the same key the last of the highest attempt."""
+    table = table.append_column("_row", pa.array(range(table.num_rows), pa.int64()))
+    table = table.sort_by([("step", "ascending"), ("attempt", "ascending"), ("_row", "ascending")])
+    if key and table["attempt"].null_count == 0 and len(set(table["attempt"].to_pylist())) > 1:
+        table = table.drop_columns("_row").append_column("_row", pa.array(range(table.num_rows), pa.int64()))
+        last = table.group_by(key).aggregate([("_row", "max")])["_row_max"]
+        table = table.take(last.combine_chunks().sort())
+    return table.drop_columns("_row")

@@ -1,0 +1,21 @@
+"""Training under a number format.  Names load on first use, so that configs can be read without torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "TrainConfig": "altgrad.training.config",
+    "FormatExperimentRunner": "altgrad.training.format_runner",
+    "ExperimentResult": "altgrad.training.format_runner",
+    "run_format_experiment": "altgrad.training.format_runner",
+    "DiagnosticSnapshot": "altgrad.diagnostics.protocol",
+}
+__all__ = list(_HOME)  # noqa: PLE0604  the table is the one owner of the names
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

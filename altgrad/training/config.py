@@ -1,0 +1,216 @@
+"""The one description of a training run: flat, frozen, validated, the same in YAML, in Python and in `run.json`.
+
+Flat because a sweep varies single fields by name (`--set scaling=delayed`) and a table shows what differs.
+No torch: the sweep's planning and the dashboard read configs on machines without it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from altgrad.formats import NumberFormat, find_format
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; each line of the message names file, field, value and what is accepted."""
+
+
+class TrainConfig(BaseModel):
+    """One training run.  Unknown keys are refused; instances never change (use `altered`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    # fmt: off
+    # formats
+    format: str = Field("BF16", description="number format of every site not named below")
+    weight_format: str | None = Field(None, description="format of the weights in the GEMMs and, without masters, at rest")
+    activation_format: str | None = Field(None, description="format of the GEMM inputs")
+    gradient_format: str | None = Field(None, description="format of the output gradients of the GEMMs")
+    layer_formats: dict[str, str] = Field({}, description="glob over layer names -> format of all its sites; the last match counts")
+    rounding: Literal["nearest", "toward_zero", "stochastic"] = Field("nearest", description="rounding of the GEMM operands")
+    overflow: Literal["format", "saturate", "inf"] = Field("format", description="beyond the largest finite value: the format's own rule, the largest finite value, or infinity")
+    # scaling
+    scaling: Literal["none", "dynamic", "delayed"] = Field("dynamic", description="no scale, from the current amax, or from the amax of earlier steps")
+    scale_granularity: Literal["tensor", "row", "block"] = Field("tensor", description="one scale per tensor, per row of the last dimension, or per block of 32 along it")
+    scale_power_of_two: bool = Field(True, description="scales are powers of two (exact to apply) instead of real numbers")
+    amax_history: int = Field(16, ge=1, description="steps of amax history for delayed scaling")
+    amax_factor: Positive = Field(1.0, description="the scale is chosen for amax times this; below 1 the largest values overflow")
+    # weights at rest
+    master_weights: bool = Field(True, description="optimizer updates an FP32 copy; false: the weight lives on its grid")
+    update_rounding: Literal["nearest", "stochastic"] = Field("nearest", description="write-back rounding without master weights")
+    # model and data
+    model: str = Field("tiny", description="GPT preset (micro, tiny, small, medium, gpt2)")
+    n_layer: int | None = Field(None, ge=1, description="overrides the preset")
+    n_head: int | None = Field(None, ge=1, description="overrides the preset")
+    n_embd: int | None = Field(None, ge=1, description="overrides the preset")
+    block_size: int | None = Field(None, ge=2, description="tokens of context; overrides the preset")
+    tied_head: bool = Field(False, description="the output head shares the token embedding's weights")
+    data: str = Field("python-docs", description="python-docs, or a text file, a folder, a glob, or a folder with train.bin and val.bin")
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the text held out, at its end")
+    batch_size: int = Field(12, ge=1, description="sequences per step")
+    # optimisation
+    max_steps: int = Field(500, ge=1)
+    learning_rate: Positive = Field(6e-4, description="peak, reached after warm-up")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    min_learning_rate_ratio: Fraction = Field(0.1, description="the cosine ends at this share of the peak")
+    warmup_steps: int = Field(50, ge=0)
+    weight_decay: float = Field(0.1, ge=0)
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    adam_epsilon: Positive = 1e-8
+    gradient_clip: float = Field(1.0, ge=0, description="global gradient-norm limit; 0 switches it off")
+    seed: int = Field(42, ge=0, description="initial weights, batches and stochastic rounding")
+    # measuring
+    eval_interval: int = Field(100, ge=1, description="steps between validation losses; the last step is always measured")
+    eval_batches: int = Field(8, ge=1)
+    diagnostic_interval: int = Field(50, ge=1, description="steps between diagnostic measurements")
+    log_stiffness: bool = Field(False, description="DIAG-01 and DIAG-03: stiffness and its relation to the gradient")
+    log_grid_alignment: bool = Field(False, description="DIAG-02: distance of the weights to their grid")
+    log_ulp: bool = Field(False, description="DIAG-04: grid positions moved by the optimizer step")
+    use_shadow: bool = Field(False, description="compare with the unrounded gradient of the same weights and batch")
+    # interventions
+    enable_partition_clipping: bool = Field(False, description="STAB-05: clip the gradient norm relative to the format's range while it overflows")
+    partition_clip_base: Positive = Field(1.0, description="norm limit for E5M2; others in proportion to their largest value")
+    partition_clip_overflow_threshold: Fraction = Field(0.01, description="clip only at or above this measured overflow rate")
+    enable_emergency_shift: bool = Field(False, description="STAB-06: replace a failing format by a safer one")
+    emergency_shift_nan_patience: int = Field(3, ge=1, description="consecutive non-finite steps before a shift")
+    emergency_shift_stall_threshold: Fraction = Field(0.5, description="stall rate over the window above which a shift is considered")
+    emergency_shift_stall_windows: int = Field(2, ge=1, description="consecutive diagnostic windows that must stall")
+    emergency_shift_displacement: Fraction = Field(0.25, description="and only where the realised displacement is below this")
+    # collapse rules
+    stop_on_collapse: bool = Field(True, description="end the run at its verdict; false: record it and go on")
+    non_finite_patience: int = Field(5, ge=1, description="consecutive steps with a NaN or inf loss or gradient")
+    diverged_margin: Positive = Field(0.5, description="nats of smoothed loss above its best")
+    diverged_patience: int = Field(60, ge=1, description="steps in a row without recovering")
+    never_learned_fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.4, description="share of the run by which the loss must have left its start")
+    never_learned_margin: Positive = Field(0.15, description="nats below the initial loss that count as learning")
+    stalled_displacement: Fraction = Field(0.1, description="realised displacement below which the weights count as frozen")
+    stalled_slope: Positive = Field(0.03, description="nats per 100 steps of smoothed loss that count as progress")
+    stalled_windows: int = Field(3, ge=1, description="consecutive diagnostic windows that must be frozen")
+    rank_collapse_ratio: Fraction = Field(0.1, description="smallest stable rank relative to its start below which a layer has collapsed")
+    gap_limit: Positive = Field(1.0, description="nats of smoothed loss behind the baseline of the same seed")
+    gap_patience: int = Field(100, ge=1, description="steps in a row behind by that much")
+    # running
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    threads: int | None = Field(None, ge=1, description="CPU threads; None: what torch finds, or the trial's CPUs in a sweep")
+    compile: Literal["auto", True, False] = Field("auto", description="torch.compile the step; auto: where it pays")
+    checkpoint_interval: int = Field(100, ge=1, description="steps between checkpoints")
+    default_sweep: bool = Field(True, description="part of `python tune/sweep.py` without arguments")
+    # fmt: on
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        for site in ("weight", "activation", "gradient"):
+            self.site_format(site)
+        for name in self.layer_formats.values():
+            find_format(name)
+        if self.scaling == "delayed" and self.scale_granularity != "tensor":
+            raise ValueError(
+                f"scale_granularity={self.scale_granularity!r} with scaling='delayed': rows of the next batch have no "
+                "history; use scale_granularity='tensor' or scaling='dynamic'"
+            )
+        if not self.master_weights and self.scaling != "none" and not self.scale_power_of_two:
+            raise ValueError(
+                "scale_power_of_two=False with master_weights=False: a real scale moves the whole grid at every step; "
+                "use scale_power_of_two=true, scaling='none' or master_weights=true"
+            )
+        if self.overflow == "inf":
+            for name in {self.format, self.weight_format, self.activation_format, self.gradient_format} - {None}:
+                if not find_format(str(name)).has_inf:
+                    raise ValueError(f"overflow='inf': {name} has no infinity; use overflow='saturate' or E5M2")
+        return self
+
+    def site_format(self, site: Literal["weight", "activation", "gradient"]) -> NumberFormat:
+        """Format of a site where no `layer_formats` glob says otherwise."""
+        override = {
+            "weight": self.weight_format,
+            "activation": self.activation_format,
+            "gradient": self.gradient_format,
+        }
+        return find_format(override[site] or self.format)
+
+    def altered(self, **changes: Any) -> TrainConfig:
+        """A validated copy with some fields changed."""
+        return TrainConfig.model_validate(self.model_dump() | changes)
+
+
+# What a sweep may try to save a format with: name -> the fields it sets.  Joined with "+": clip+shift.
+INTERVENTIONS: Mapping[str, Mapping[str, Any]] = {
+    "none": {},
+    "clip": {"enable_partition_clipping": True},
+    "shift": {"enable_emergency_shift": True},
+    "stochastic": {"update_rounding": "stochastic"},
+    "master": {"master_weights": True},
+    "scaling": {"scaling": "dynamic"},
+}
+
+
+def intervention_fields(name: str) -> dict[str, Any]:
+    """Config fields that an intervention name such as `clip+shift` sets.  Raises ConfigError for an unknown one."""
+    fields: dict[str, Any] = {}
+    for part in name.split("+"):
+        if part not in INTERVENTIONS:
+            raise ConfigError(f"intervention={part!r}; known: {', '.join(INTERVENTIONS)}, or several joined with +")
+        fields |= INTERVENTIONS[part]
+    return fields
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: `6e-4` is a number, which YAML 1.1 reads as a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
+)
+
+
+def parse_value(text: str) -> Any:
+    """A YAML scalar or collection from a command line: `6e-4`, `true`, `null`, `{lm_head: BF16}`."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def load_config(path: str | Path, **overrides: Any) -> TrainConfig:
+    """The config in a flat YAML file, with some fields overridden.  Raises ConfigError."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot read config: {error}") from error
+    try:
+        fields = parse_value(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if fields is None:
+        fields = {}
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path}: expected `field: value` lines, found {type(fields).__name__}")
+    return make_config(fields | overrides, source=str(path))
+
+
+def make_config(fields: Mapping[str, Any], source: str) -> TrainConfig:
+    """A validated config from fields; `source` names their origin in errors.  Raises ConfigError."""
+    try:
+        return TrainConfig.model_validate({str(key): value for key, value in fields.items()})
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(detail, source) for detail in error.errors())) from error
+
+
+def _explain(detail: Any, source: str) -> str:
+    """One line: where, which field, which value, what is accepted."""
+    name = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, TrainConfig.model_fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "`python -m altgrad config` lists the fields"
+        return f"{source}: {name}: unknown field; {hint}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{source}: {name}={detail['input']!r}: {message}" if name else f"{source}: {message}"

@@ -112,8 +112,8 @@ class TrainConfig(BaseModel):
     def _consistent(self) -> TrainConfig:
         for site in ("weight", "activation", "gradient"):
             self.site_format(site)
-        for name in self.layer_formats.values():
-            find_format(name)
+        for layer_format in self.layer_formats.values():
+            find_format(layer_format)
         if self.scaling == "delayed" and self.scale_granularity != "tensor":
             raise ValueError(
                 f"scale_granularity={self.scale_granularity!r} with scaling='delayed': rows of the next batch have no "
@@ -125,8 +125,9 @@ class TrainConfig(BaseModel):
                 "use scale_power_of_two=true, scaling='none' or master_weights=true"
             )
         if self.overflow == "inf":
-            for name in {self.format, self.weight_format, self.activation_format, self.gradient_format} - {None}:
-                if not find_format(str(name)).has_inf:
+            for site in ("weight", "activation", "gradient"):
+                name = self.site_format(site).name
+                if not find_format(name).has_inf:
                     raise ValueError(f"overflow='inf': {name} has no infinity; use overflow='saturate' or E5M2")
         return self
 

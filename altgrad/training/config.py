@@ -19,6 +19,8 @@ from altgrad.formats import NumberFormat, find_format
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+GemmSite = Literal["weight", "activation", "gradient"]
+GEMM_SITES: tuple[GemmSite, ...] = ("weight", "activation", "gradient")
 
 
 class ConfigError(ValueError):
@@ -110,7 +112,7 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
-        for site in ("weight", "activation", "gradient"):
+        for site in GEMM_SITES:
             self.site_format(site)
         for layer_format in self.layer_formats.values():
             find_format(layer_format)
@@ -125,13 +127,13 @@ class TrainConfig(BaseModel):
                 "use scale_power_of_two=true, scaling='none' or master_weights=true"
             )
         if self.overflow == "inf":
-            for site in ("weight", "activation", "gradient"):
+            for site in GEMM_SITES:
                 name = self.site_format(site).name
                 if not find_format(name).has_inf:
                     raise ValueError(f"overflow='inf': {name} has no infinity; use overflow='saturate' or E5M2")
         return self
 
-    def site_format(self, site: Literal["weight", "activation", "gradient"]) -> NumberFormat:
+    def site_format(self, site: GemmSite) -> NumberFormat:
         """Format of a site where no `layer_formats` glob says otherwise."""
         override = {
             "weight": self.weight_format,

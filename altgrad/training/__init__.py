@@ -12,7 +12,7 @@ _HOME = {
     "run_format_experiment": "altgrad.training.format_runner",
     "DiagnosticSnapshot": "altgrad.diagnostics.protocol",
 }
-__all__ = list(_HOME)  # noqa: PLE0604  the table is the one owner of the names
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

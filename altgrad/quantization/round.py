@@ -1,0 +1,130 @@
+"""The rounding kernel: one piece of arithmetic for every format, so that all formats are compared on equal terms.
+
+A format enters as data (0-d tensors), not as Python numbers: one compiled graph serves every format, and
+changing a format during a run recompiles nothing.  All scalings are by powers of two, taken from the exponent
+bits, hence exact; log2 is neither exact nor fast.  The carrier is float32, subnormals included.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from altgrad.formats import NumberFormat
+from altgrad.quantization.random import draw_key, uniform
+
+Rounding = Literal["nearest", "toward_zero", "stochastic"]
+
+_EXPONENT = 0x7F800000  # exponent bits of float32
+_LARGEST_POWER = 0x7F000000  # 2^127
+
+
+class FormatTensors(NamedTuple):
+    """A format as 0-d tensors on one device: what the kernel reads.  Views of the `spec` they come from."""
+
+    min_normal_bits: Tensor  # int32: float32 bits of 2^min_exponent
+    min_field: Tensor  # int32: float32 exponent field of 2^min_exponent
+    mantissa_bits: Tensor  # int32
+    tie_mask: Tensor  # int32: 1 for M = 0, where ties need the parity of the exponent field, else 0
+    half_steps: Tensor  # 2^(M - 1): half the grid values per binade
+    step: Tensor  # 2^-M: the ULP of values in [1, 2)
+    max: Tensor  # largest finite value
+    overflow: Tensor  # what a magnitude beyond it becomes
+
+    @classmethod
+    def of(cls, fmt: NumberFormat, device: torch.device | str = "cpu") -> FormatTensors:
+        """The tensors of a format."""
+        return cls.view(spec_of(fmt).to(device))
+
+    @classmethod
+    def view(cls, spec: Tensor) -> FormatTensors:
+        """View a packed spec (8 int32) as its fields; writing another format into `spec` changes them all."""
+        integers = spec.unbind()
+        floats = spec.view(torch.float32).unbind()
+        return cls(*integers[:4], *floats[4:])
+
+
+def spec_of(fmt: NumberFormat) -> Tensor:
+    """A format packed into 8 int32, floats by their bits: what a layer keeps as a buffer."""
+    integers = torch.tensor(
+        [(fmt.min_exponent + 127) << 23, fmt.min_exponent + 127, fmt.mantissa_bits, int(fmt.mantissa_bits == 0)],
+        dtype=torch.int32,
+    )
+    overflow = math.inf if fmt.overflow == "inf" else fmt.max
+    floats = torch.tensor([2.0 ** (fmt.mantissa_bits - 1), 2.0**-fmt.mantissa_bits, fmt.max, overflow])
+    return torch.cat([integers, floats.view(torch.int32)])
+
+
+def round_to_format(
+    x: Tensor,
+    fmt: NumberFormat | FormatTensors,
+    rounding: Rounding = "nearest",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Round float32 values to a format's grid, without gradient.
+
+    nearest: to nearest, ties to the even *code*; this matters for M = 0, where the midpoint of 2^k and 2^(k+1) is
+    1.5 x 2^k and goes to the even exponent field.  toward_zero: truncation.  stochastic: up with a probability equal
+    to the distance, in steps of 2^-24, drawn from `generator` (torch's default one if None).
+    Beyond the largest finite value the format's `overflow` decides; NaN stays NaN, the sign of zero is kept.
+    Any shape; raises TypeError for another dtype than float32.
+    """
+    if x.dtype != torch.float32:
+        raise TypeError(f"round_to_format: x has dtype {x.dtype}; formats are simulated in torch.float32")
+    tensors = FormatTensors.of(fmt, x.device) if isinstance(fmt, NumberFormat) else fmt
+    with torch.no_grad():
+        noise = uniform(draw_key(generator, x.device), x) if rounding == "stochastic" else None
+        return saturate(round_magnitude(x, tensors, rounding, noise), x, tensors)
+
+
+def round_magnitude(x: Tensor, fmt: FormatTensors, rounding: Rounding, noise: Tensor | None = None) -> Tensor:
+    """|x| rounded as if the format had no largest value; `noise` in [0, 1) for stochastic rounding."""
+    power_bits, steps = _in_steps(x, fmt)
+    if rounding == "nearest":
+        # `torch.round` sends ties to the even count of steps.  That is the even code, except for M = 0, where the
+        # count is always 1 below a tie: shifting by one where the code below is even turns the tie.
+        odd = (((power_bits >> 23) ^ fmt.min_field) & fmt.tie_mask).to(torch.float32)
+        steps = torch.round(steps - odd) + odd
+    elif rounding == "toward_zero":
+        steps = torch.floor(steps)
+    else:
+        assert noise is not None
+        below = torch.floor(steps)
+        steps = below + (steps - below > noise)
+    return steps * fmt.step * power_bits.view(torch.float32)
+
+
+def saturate(magnitude: Tensor, x: Tensor, fmt: FormatTensors) -> Tensor:
+    """Give rounded magnitudes their overflow rule and the sign of x."""
+    return torch.copysign(torch.where(magnitude > fmt.max, fmt.overflow, magnitude), x)
+
+
+def grid_index(x: Tensor, fmt: FormatTensors) -> Tensor:
+    """Signed index of finite values that lie on the grid (int32): `fmt.value(abs(index)) == abs(x)`."""
+    power_bits, steps = _in_steps(x, fmt)
+    binade = (power_bits >> 23) - fmt.min_field
+    index = (binade << fmt.mantissa_bits) + steps.to(torch.int32)
+    return torch.where(torch.signbit(x), -index, index)
+
+
+def ulp(x: Tensor, fmt: FormatTensors) -> Tensor:
+    """Distance between the grid values around x: 2^(max(floor(log2 |x|), min_exponent) - M)."""
+    return _power_bits(x, fmt).view(torch.float32) * fmt.step
+
+
+def _power_bits(x: Tensor, fmt: FormatTensors) -> Tensor:
+    """float32 bits of 2^max(floor(log2 |x|), min_exponent); inf and NaN count as 2^127."""
+    bits = x.view(torch.int32) & _EXPONENT
+    return torch.clamp(torch.maximum(bits, fmt.min_normal_bits), max=_LARGEST_POWER)
+
+
+def _in_steps(x: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:
+    """(power bits, |x| in units of the ULP around it); exact: a factor 2/power and a factor 2^(M-1)."""
+    power_bits = _power_bits(x, fmt)
+    twice_inverse = (_EXPONENT - power_bits).view(torch.float32)
+    return power_bits, x.abs() * twice_inverse * fmt.half_steps
+
+

@@ -17,6 +17,7 @@ Overflow = Literal["saturate", "inf"]
 
 FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
 FLOAT32_SMALLEST = 2.0**-149
+FLOAT32_MIN_EXPONENT = -126
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,15 @@ class NumberFormat:
     def __post_init__(self) -> None:
         if self.exponent_bits < 0 or self.mantissa_bits < 0 or not 1 <= self.exponent_bits + self.mantissa_bits <= 31:
             raise ValueError(f"format={self.name!r}: E and M must be >= 0 and E + M from 1 to 31")
+        if self.exponent_bits == 0 and self.bias != 0:
+            raise ValueError(f"format={self.name!r}: without exponent bits there is no bias; leave it out")
         if self.overflow == "inf" and not self.has_inf:
             raise ValueError(f"format={self.name!r} has no infinity; overflow must be 'saturate'")
+        if self.min_exponent < FLOAT32_MIN_EXPONENT:
+            raise ValueError(
+                f"format={self.name!r} has its smallest normal value at 2^{self.min_exponent}, beyond float32 (2^"
+                f"{FLOAT32_MIN_EXPONENT}), in which it is simulated; use a smaller bias"
+            )
         if self.max > FLOAT32_MAX or self.min_subnormal < FLOAT32_SMALLEST:
             raise ValueError(
                 f"format={self.name!r} reaches from {self.min_subnormal:.3g} to {self.max:.3g}, beyond float32 "
@@ -166,7 +174,8 @@ def find_format(name: str) -> NumberFormat:
     exponent_bits, mantissa_bits = int(match[1]), int(match[2])
     if not 1 <= exponent_bits + mantissa_bits <= 15:
         raise ValueError(f"format={name!r}: E + M is {exponent_bits + mantissa_bits}, must be from 1 to 15")
-    return _split(exponent_bits, mantissa_bits, None if match[3] is None else int(match[3]))
+    fmt = _split(exponent_bits, mantissa_bits, None if match[3] is None else int(match[3]))
+    return FORMATS.get(fmt.name, fmt)  # E4M3b7 is E4M3, reserved code and all
 
 
 def equal_up_to_scale(formats: Mapping[str, NumberFormat]) -> Iterator[tuple[str, str, float]]:

@@ -29,6 +29,7 @@ class FormatTensors(NamedTuple):
     min_field: Tensor  # int32: float32 exponent field of 2^min_exponent
     mantissa_bits: Tensor  # int32
     tie_mask: Tensor  # int32: 1 for M = 0, where ties need the parity of the exponent field, else 0
+    takes_scale: Tensor  # int32: 0 for formats with float32's own range, which are never scaled
     half_steps: Tensor  # 2^(M - 1): half the grid values per binade
     step: Tensor  # 2^-M: the ULP of values in [1, 2)
     max: Tensor  # largest finite value
@@ -41,16 +42,17 @@ class FormatTensors(NamedTuple):
 
     @classmethod
     def view(cls, spec: Tensor) -> FormatTensors:
-        """View a packed spec (8 int32) as its fields; writing another format into `spec` changes them all."""
+        """View a packed spec (9 int32) as its fields; writing another format into `spec` changes them all."""
         integers = spec.unbind()
         floats = spec.view(torch.float32).unbind()
-        return cls(*integers[:4], *floats[4:])
+        return cls(*integers[:5], *floats[5:])
 
 
 def spec_of(fmt: NumberFormat) -> Tensor:
-    """A format packed into 8 int32, floats by their bits: what a layer keeps as a buffer."""
+    """A format packed into 9 int32, floats by their bits: what a layer keeps as a buffer."""
+    field = fmt.min_exponent + 127
     integers = torch.tensor(
-        [(fmt.min_exponent + 127) << 23, fmt.min_exponent + 127, fmt.mantissa_bits, int(fmt.mantissa_bits == 0)],
+        [field << 23, field, fmt.mantissa_bits, int(fmt.mantissa_bits == 0), int(fmt.exponent_bits < 8)],
         dtype=torch.int32,
     )
     overflow = math.inf if fmt.overflow == "inf" else fmt.max
@@ -126,5 +128,3 @@ def _in_steps(x: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:
     power_bits = _power_bits(x, fmt)
     twice_inverse = (_EXPONENT - power_bits).view(torch.float32)
     return power_bits, x.abs() * twice_inverse * fmt.half_steps
-
-

@@ -6,11 +6,13 @@ No torch: the sweep's planning and the dashboard read configs on machines withou
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import fnmatch
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -27,8 +29,8 @@ class ConfigError(ValueError):
     """A config that cannot be used; each line of the message names file, field, value and what is accepted."""
 
 
-class TrainConfig(BaseModel):
-    """One training run.  Unknown keys are refused; instances never change (use `altered`)."""
+class Recipe(BaseModel):
+    """How a model's linear layers are rounded: what `quantize_model` needs, for any model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -42,14 +44,55 @@ class TrainConfig(BaseModel):
     rounding: Literal["nearest", "toward_zero", "stochastic"] = Field("nearest", description="rounding of the GEMM operands")
     overflow: Literal["format", "saturate", "inf"] = Field("format", description="beyond the largest finite value: the format's own rule, the largest finite value, or infinity")
     # scaling
-    scaling: Literal["none", "dynamic", "delayed"] = Field("dynamic", description="no scale, from the current amax, or from the amax of earlier steps")
+    scaling: Literal["none", "dynamic", "delayed"] = Field("dynamic", description="no scale, from the current amax, or (activations and gradients) from the amax of earlier steps")
     scale_granularity: Literal["tensor", "row", "block"] = Field("tensor", description="one scale per tensor, per row of the last dimension, or per block of 32 along it")
     scale_power_of_two: bool = Field(True, description="scales are powers of two (exact to apply) instead of real numbers")
     amax_history: int = Field(16, ge=1, description="steps of amax history for delayed scaling")
-    amax_factor: Positive = Field(1.0, description="the scale is chosen for amax times this; below 1 the largest values overflow")
+    amax_factor: Positive = Field(1.0, description="the scale of activations and gradients is chosen for amax times this; below 1 the largest values overflow")
     # weights at rest
     master_weights: bool = Field(True, description="optimizer updates an FP32 copy; false: the weight lives on its grid")
     update_rounding: Literal["nearest", "stochastic"] = Field("nearest", description="write-back rounding without master weights")
+    seed: int = Field(42, ge=0, description="initial weights, batches and stochastic rounding")
+    # fmt: on
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for layer_format in self.layer_formats.values():
+            find_format(layer_format)
+        if self.scaling == "delayed" and self.scale_granularity != "tensor":
+            raise ValueError(
+                f"scale_granularity={self.scale_granularity!r} with scaling='delayed': rows of the next batch have no "
+                "history; use scale_granularity='tensor' or scaling='dynamic'"
+            )
+        if not self.master_weights and self.scaling != "none" and not self.scale_power_of_two:
+            raise ValueError(
+                "scale_power_of_two=False with master_weights=False: a real scale moves the whole grid at every step; "
+                "use scale_power_of_two=true, scaling='none' or master_weights=true"
+            )
+        for site in GEMM_SITES:
+            self.format_at("", site)
+        return self
+
+    def format_at(self, layer: str, site: GemmSite) -> NumberFormat:
+        """The format of a site of a layer: the last matching `layer_formats` glob, else the site's, else `format`."""
+        name = {
+            "weight": self.weight_format,
+            "activation": self.activation_format,
+            "gradient": self.gradient_format,
+        }[site] or self.format
+        for pattern, layer_format in self.layer_formats.items():
+            if fnmatch.fnmatchcase(layer, pattern):
+                name = layer_format
+        fmt = find_format(name)
+        if self.overflow == "inf" and not fmt.has_inf:
+            raise ValueError(f"overflow='inf': {name} has no infinity; use overflow='saturate' or E5M2")
+        return fmt if self.overflow == "format" else dataclasses.replace(fmt, overflow=self.overflow)
+
+
+class TrainConfig(Recipe):
+    """One training run.  Unknown keys are refused; instances never change (use `altered`)."""
+
+    # fmt: off
     # model and data
     model: str = Field("tiny", description="GPT preset (micro, tiny, small, medium, gpt2)")
     n_layer: int | None = Field(None, ge=1, description="overrides the preset")
@@ -71,7 +114,6 @@ class TrainConfig(BaseModel):
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     adam_epsilon: Positive = 1e-8
     gradient_clip: float = Field(1.0, ge=0, description="global gradient-norm limit; 0 switches it off")
-    seed: int = Field(42, ge=0, description="initial weights, batches and stochastic rounding")
     # measuring
     eval_interval: int = Field(100, ge=1, description="steps between validation losses; the last step is always measured")
     eval_batches: int = Field(8, ge=1)
@@ -109,38 +151,6 @@ class TrainConfig(BaseModel):
     checkpoint_interval: int = Field(100, ge=1, description="steps between checkpoints")
     default_sweep: bool = Field(True, description="part of `python tune/sweep.py` without arguments")
     # fmt: on
-
-    @model_validator(mode="after")
-    def _consistent(self) -> TrainConfig:
-        for site in GEMM_SITES:
-            self.site_format(site)
-        for layer_format in self.layer_formats.values():
-            find_format(layer_format)
-        if self.scaling == "delayed" and self.scale_granularity != "tensor":
-            raise ValueError(
-                f"scale_granularity={self.scale_granularity!r} with scaling='delayed': rows of the next batch have no "
-                "history; use scale_granularity='tensor' or scaling='dynamic'"
-            )
-        if not self.master_weights and self.scaling != "none" and not self.scale_power_of_two:
-            raise ValueError(
-                "scale_power_of_two=False with master_weights=False: a real scale moves the whole grid at every step; "
-                "use scale_power_of_two=true, scaling='none' or master_weights=true"
-            )
-        if self.overflow == "inf":
-            for site in GEMM_SITES:
-                name = self.site_format(site).name
-                if not find_format(name).has_inf:
-                    raise ValueError(f"overflow='inf': {name} has no infinity; use overflow='saturate' or E5M2")
-        return self
-
-    def site_format(self, site: GemmSite) -> NumberFormat:
-        """Format of a site where no `layer_formats` glob says otherwise."""
-        override = {
-            "weight": self.weight_format,
-            "activation": self.activation_format,
-            "gradient": self.gradient_format,
-        }
-        return find_format(override[site] or self.format)
 
     def altered(self, **changes: Any) -> TrainConfig:
         """A validated copy with some fields changed."""

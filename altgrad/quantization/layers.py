@@ -1,0 +1,163 @@
+"""Linear layers whose three GEMMs see rounded operands, and the swap that puts them into any model.
+
+    y = Q_a(x) Q_w(W)^T + b        dx = Q_g(dy) Q_w(W)        dW = Q_g(dy)^T Q_a(x)
+
+Accumulation is in FP32; the bias and its gradient (the sum of the unrounded dy) are left alone.  The gradient passes
+through the rounding of x and W as if it were the identity (straight-through estimator, Bengio et al. 2013), also where
+values saturate.  Each site counts what its rounding did on every step; the output gradient's counts come out of the
+backward pass as the gradient of a dummy input, so that a compiled graph needs no side effect there.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from altgrad.formats import NumberFormat
+from altgrad.quantization.site import Mode, Site, round_site
+from altgrad.training.config import GEMM_SITES, GemmSite, Recipe
+
+
+class _RoundOperand(torch.autograd.Function):
+    """x -> (Q(x), counts); gradient straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode) -> Any:
+        rounded, counts = round_site(x, spec, history, key, mode)
+        ctx.mark_non_differentiable(counts)
+        return rounded, counts
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0], None, None, None, None
+
+
+class _RoundGradient(torch.autograd.Function):
+    """y -> y, and backward dy -> Q(dy); the bias gets sum(dy), `slot` gets the counts as its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, bias: Tensor | None, slot: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
+    ) -> Tensor:
+        ctx.save_for_backward(spec, history, key)
+        ctx.mode = mode
+        return y.view_as(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,) = gradients
+        spec, history, key = ctx.saved_tensors
+        rounded, counts = round_site(gradient.contiguous(), spec, history, key, ctx.mode)
+        bias = gradient.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        return rounded, bias, counts, None, None, None, None
+
+
+class QuantizedLinear(nn.Linear):
+    """A linear layer that shares the Parameters of the one it replaces and rounds the operands of its GEMMs.
+
+    `sites["weight" | "activation" | "gradient"]` hold the formats and the counts of the last step.
+    weight (out, in); input (..., in), output (..., out), computed in float32 whatever the input's dtype.
+    """
+
+    sites: nn.ModuleDict
+    key: Tensor
+
+    def __init__(self, linear: nn.Linear, recipe: Recipe, name: str, salt: int = 0) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.train(linear.training)
+        self.name = name
+        self.master_weights = recipe.master_weights
+        device = linear.weight.device
+        self.sites = nn.ModuleDict(
+            {
+                site: Site(recipe.format_at(name, site), recipe, site, salt * len(GEMM_SITES) + position, device)
+                for position, site in enumerate(GEMM_SITES)
+            }
+        )
+        self.register_buffer("key", torch.zeros(2, dtype=torch.int32, device=device), persistent=False)
+
+    def site(self, name: GemmSite) -> Site:
+        site = self.sites[name]
+        assert isinstance(site, Site)
+        return site
+
+    def format_of(self, site: GemmSite) -> NumberFormat:
+        return self.site(site).format
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounded_x = self._operand("activation", x.float())
+        rounded_w = self._operand("weight", self.weight.float())
+        bias = None if self.bias is None else self.bias.float()
+        y = functional.linear(rounded_x, rounded_w, None if bias is None else bias.detach())
+        if torch.is_grad_enabled():
+            site = self.site("gradient")
+            y = _RoundGradient.apply(y, bias, site.slot, site.spec, site.history, self.key, site.mode)
+        return y.to(x.dtype)
+
+    def _operand(self, name: GemmSite, operand: Tensor) -> Tensor:
+        site = self.site(name)
+        rounded, counts = _RoundOperand.apply(operand, site.spec, site.history, self.key, site.mode)
+        if torch.is_grad_enabled():
+            site.counts = counts
+        return rounded
+
+    def rounded_weight(self, weight: Tensor | None = None) -> Tensor:
+        """Q_w of the layer's weight, or of another tensor in its place; (out, in), nothing is counted."""
+        site = self.site("weight")
+        with torch.no_grad():
+            return round_site(
+                (self.weight if weight is None else weight).float(), site.spec, site.history, self.key, site.mode
+            )[0]
+
+    def extra_repr(self) -> str:
+        formats = ", ".join(f"{site}={self.format_of(site)}" for site in GEMM_SITES)
+        return f"{super().extra_repr()}, {formats}"
+
+
+def quantize_model(model: nn.Module, recipe: Recipe) -> dict[str, QuantizedLinear]:
+    """Swap every `nn.Linear` of a model in place for a `QuantizedLinear` with the same Parameters; return them by name.
+
+    A layer that stands in several places stays one layer.  Subclasses of `nn.Linear` keep their own forward and are
+    left alone (`nn.MultiheadAttention` never calls its output projection).  Raises ValueError where there is nothing
+    to swap, where a `layer_formats` glob matches no layer, or where two layers of different formats share a weight.
+    """
+    layers: dict[str, QuantizedLinear] = {}
+    swapped: dict[nn.Module, QuantizedLinear] = {}
+    for parent_name, parent in list(model.named_modules()):
+        for child_name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                name = f"{parent_name}.{child_name}" if parent_name else child_name
+                if child not in swapped:
+                    swapped[child] = layers[name] = QuantizedLinear(child, recipe, name, salt=len(layers))
+                setattr(parent, child_name, swapped[child])
+    if not layers:
+        raise ValueError(f"quantize_model: {type(model).__name__} has no nn.Linear inside to quantise")
+    _check_globs(recipe, layers)
+    _check_shared_weights(layers)
+    return layers
+
+
+def _check_globs(recipe: Recipe, layers: dict[str, QuantizedLinear]) -> None:
+    for pattern in recipe.layer_formats:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
+            raise ValueError(f"layer_formats: {pattern!r} matches no layer; layers: {', '.join(layers)}")
+
+
+def _check_shared_weights(layers: dict[str, QuantizedLinear]) -> None:
+    owner: dict[Tensor, QuantizedLinear] = {}
+    for layer in layers.values():
+        first = owner.setdefault(layer.weight, layer)
+        if not layer.master_weights and first.format_of("weight") != layer.format_of("weight"):
+            raise ValueError(
+                f"layers {first.name} and {layer.name} share a weight but not its format "
+                f"({first.format_of('weight')}, {layer.format_of('weight')}); without master weights it has one"
+            )

@@ -1,0 +1,71 @@
+"""Scales: which factor puts a tensor into a format's range.
+
+A scaled value is `grid value x scale`.  The amax is taken over finite values only, so that one inf does not flatten
+a whole tensor (inf saturates, NaN stays NaN), and a tensor without a finite non-zero value has scale 1.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from altgrad.quantization.round import FormatTensors
+
+Granularity = Literal["tensor", "row", "block"]
+
+BLOCK = 32  # values per scale with granularity "block", as in OCP MX v1.0
+_FIELD = 23  # float32: bits below the exponent field
+_FRACTION = 0x7FFFFF
+
+
+def finite_amax(x: Tensor, granularity: Granularity) -> Tensor:
+    """Largest finite magnitude: 0-d for "tensor", (..., 1) for "row", (..., blocks, 1) for "block".
+
+    "block" wants x already in the shape of `to_blocks`.
+    """
+    magnitude = x.abs()
+    magnitude = torch.where(magnitude < torch.inf, magnitude, 0.0)
+    return magnitude.amax() if granularity == "tensor" else magnitude.amax(dim=-1, keepdim=True)
+
+
+def to_blocks(x: Tensor) -> Tensor:
+    """(..., n) -> (..., ceil(n / 32), 32); the last block of a row is padded with zeros."""
+    missing = -x.shape[-1] % BLOCK
+    if missing:
+        x = torch.nn.functional.pad(x, (0, missing))
+    return x.unflatten(-1, (-1, BLOCK))
+
+
+def from_blocks(blocks: Tensor, like: Tensor) -> Tensor:
+    """Undo `to_blocks`: back to the shape of `like`."""
+    return blocks.flatten(-2)[..., : like.shape[-1]]
+
+
+def scale_for(amax: Tensor, fmt: FormatTensors, power_of_two: bool) -> tuple[Tensor, Tensor]:
+    """(scale, inverse scale) that put values up to `amax` into the format; shapes as `amax`.
+
+    Power of two: the one with amax / scale in (max / 2, max], exact to apply, within 2^-126 to 2^126.
+    Real: the inverse is max / amax, rounded so that amax itself does not overflow.
+    amax = 0 gives 1, and so does a format with float32's own exponent range (BF16, FP32), which needs no scale.
+    """
+    amax = amax * fmt.takes_scale
+    return _power_of_two_scale(amax, fmt) if power_of_two else _real_scale(amax, fmt)
+
+
+def _power_of_two_scale(amax: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:
+    amax_bits, max_bits = amax.view(torch.int32), fmt.max.view(torch.int32)
+    larger_fraction = (amax_bits & _FRACTION) > (max_bits & _FRACTION)
+    exponent = (amax_bits >> _FIELD) - (max_bits >> _FIELD) + larger_fraction.to(torch.int32)
+    exponent = torch.where(amax > 0, exponent, 0).clamp(-126, 126)
+    scale = ((127 + exponent) << _FIELD).view(torch.float32)
+    return scale, ((127 - exponent) << _FIELD).view(torch.float32)
+
+
+def _real_scale(amax: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:
+    inverse = (fmt.max / amax).clamp(2.0**-126, 2.0**126)
+    inverse = torch.where(amax > 0, inverse, 1.0)
+    one_less = (inverse.view(torch.int32) - 1).view(torch.float32)
+    inverse = torch.where(amax * inverse > fmt.max, one_less, inverse)
+    return 1.0 / inverse, inverse

@@ -1,0 +1,112 @@
+"""A rounding site: one operand of a layer's GEMMs, with its format, its scale and what its rounding did.
+
+Scaling, rounding, unscaling and counting are one function without side effects, so that eager code and a compiled
+graph run the same arithmetic and a compiler can fuse it into one pass.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from altgrad.formats import NumberFormat
+from altgrad.quantization.random import uniform
+from altgrad.quantization.round import FormatTensors, Rounding, round_magnitude, saturate, spec_of
+from altgrad.quantization.scale import finite_amax, from_blocks, scale_for, to_blocks
+from altgrad.training.config import GemmSite, Recipe
+
+# What a site counts on every step, in this order: values that are not zero; of these those beyond the largest finite
+# value, those rounded to zero, those that landed on the largest finite value; the finite amax; the largest scale.
+COUNTERS = ("nonzero", "overflow", "underflow", "saturated", "amax", "scale")
+
+
+class Mode(NamedTuple):
+    """What is fixed when a graph is compiled; everything else about a site is data."""
+
+    rounding: Rounding
+    scaling: str
+    granularity: str
+    power_of_two: bool
+    amax_factor: float
+    salt: int
+
+
+class Site(nn.Module):
+    """The state of one rounding site.  `set_format` replaces the format in place: no graph is compiled anew."""
+
+    spec: Tensor
+    history: Tensor
+    slot: Tensor
+    counts: Tensor | None
+
+    def __init__(self, fmt: NumberFormat, recipe: Recipe, name: GemmSite, salt: int, device: torch.device) -> None:
+        super().__init__()
+        weight = name == "weight"
+        delayed = recipe.scaling == "delayed" and not weight  # a weight's own amax is known when it is rounded
+        self.mode = Mode(
+            recipe.rounding,
+            "dynamic" if recipe.scaling == "delayed" and not delayed else recipe.scaling,
+            recipe.scale_granularity,
+            recipe.scale_power_of_two,
+            1.0 if weight else recipe.amax_factor,
+            salt,
+        )
+        self.format = fmt
+        self.register_buffer("spec", spec_of(fmt).to(device))
+        self.register_buffer("history", torch.zeros(recipe.amax_history if delayed else 0, device=device))
+        self.slot = torch.zeros(len(COUNTERS), device=device, requires_grad=True)
+        self.counts = None
+
+    def set_format(self, fmt: NumberFormat) -> None:
+        self.format = fmt
+        self.spec.copy_(spec_of(fmt))
+
+    def take_counts(self) -> Tensor | None:
+        """Counts of the last forward and backward pass, (len(COUNTERS),); None where the site was not used."""
+        counts = self.slot.grad if self.counts is None else self.counts
+        self.slot.grad, self.counts = None, None
+        return counts
+
+    def remember(self, amax: Tensor, step: int) -> None:
+        """Put a step's amax into the history that delayed scaling reads."""
+        if self.history.numel():
+            self.history[step % self.history.numel()] = amax
+
+
+def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
+    """(Q(x), counts of `COUNTERS`) for a float32 tensor of any shape.
+
+    Delayed scaling takes the largest amax of `history`, and the current one while the history is empty (all zero).
+    """
+    fmt = FormatTensors.view(spec)
+    blocks = to_blocks(x) if mode.granularity == "block" else x
+    amax = finite_amax(blocks, mode.granularity)  # type: ignore[arg-type]
+    noise = uniform(key, blocks, mode.salt) if mode.rounding == "stochastic" else None
+    if mode.scaling == "none":
+        scale = torch.ones_like(amax)
+        scaled = blocks
+    else:
+        reference = amax
+        if mode.scaling == "delayed":
+            remembered = history.max()
+            reference = torch.where(remembered > 0, remembered, amax)
+        scale, inverse = scale_for(reference * mode.amax_factor, fmt, mode.power_of_two)
+        scaled = blocks * inverse
+    magnitude = round_magnitude(scaled, fmt, mode.rounding, noise)
+    rounded = saturate(magnitude, scaled, fmt)
+    counts = _count(blocks, scaled, magnitude, fmt, amax, scale)
+    if mode.scaling != "none":
+        rounded = rounded * scale
+    return (from_blocks(rounded, x) if mode.granularity == "block" else rounded), counts
+
+
+def _count(x: Tensor, scaled: Tensor, magnitude: Tensor, fmt: FormatTensors, amax: Tensor, scale: Tensor) -> Tensor:
+    nonzero = torch.count_nonzero(x)
+    overflow = (scaled.abs() > fmt.max).sum()
+    underflow = nonzero - torch.count_nonzero(magnitude)
+    saturated = (magnitude >= fmt.max).sum()
+    return torch.stack(
+        [n.to(torch.float32) for n in (nonzero, overflow, underflow, saturated)] + [amax.max(), scale.max()]
+    )

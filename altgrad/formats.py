@@ -15,9 +15,7 @@ from typing import Literal
 
 Overflow = Literal["saturate", "inf"]
 
-FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
-FLOAT32_SMALLEST = 2.0**-149
-FLOAT32_MIN_EXPONENT = -126
+FLOAT32_MIN_EXPONENT, FLOAT32_MAX_EXPONENT = -126, 127  # of its normal values
 
 
 @dataclass(frozen=True)
@@ -43,15 +41,13 @@ class NumberFormat:
             raise ValueError(f"format={self.name!r}: without exponent bits there is no bias; leave it out")
         if self.overflow == "inf" and not self.has_inf:
             raise ValueError(f"format={self.name!r} has no infinity; overflow must be 'saturate'")
-        if self.min_exponent < FLOAT32_MIN_EXPONENT:
+        lowest = self.min_exponent
+        highest = lowest - 1 + (self.max_index >> self.mantissa_bits)
+        if lowest < FLOAT32_MIN_EXPONENT or highest > FLOAT32_MAX_EXPONENT or self.mantissa_bits > 23:
             raise ValueError(
-                f"format={self.name!r} has its smallest normal value at 2^{self.min_exponent}, beyond float32 (2^"
-                f"{FLOAT32_MIN_EXPONENT}), in which it is simulated; use a smaller bias"
-            )
-        if self.max > FLOAT32_MAX or self.min_subnormal < FLOAT32_SMALLEST:
-            raise ValueError(
-                f"format={self.name!r} reaches from {self.min_subnormal:.3g} to {self.max:.3g}, beyond float32 "
-                f"({FLOAT32_SMALLEST:.3g} to {FLOAT32_MAX:.3g}), in which it is simulated; use fewer exponent bits"
+                f"format={self.name!r} has normal values from 2^{lowest} to 2^{highest} with {self.mantissa_bits} "
+                f"mantissa bits, beyond float32 (2^{FLOAT32_MIN_EXPONENT} to 2^{FLOAT32_MAX_EXPONENT}, 23), in which "
+                "it is simulated; use fewer bits or another bias"
             )
 
     def __str__(self) -> str:

@@ -1,0 +1,119 @@
+"""Slow second implementations of rounding, scaling and the three GEMMs, from the definitions alone.
+
+Nothing here shares code with the kernel: values are decoded from the fields of their code with rational
+arithmetic, a number is rounded by looking for its neighbours in the list of all grid values, scales come from
+loops over single elements, GEMMs from sums in float64.  Slow, and good for formats of at most 16 bits.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from fractions import Fraction
+from functools import cache
+
+import gfloat
+import numpy as np
+
+from altgrad.formats import NumberFormat
+
+BLOCK = 32
+SMALLEST = 2.0**-149  # of float32
+LARGEST = (2 - 2.0**-23) * 2.0**127
+
+
+def decode(fmt: NumberFormat, code: int) -> Fraction:
+    """Magnitude of a code without its sign, from the textbook: 0.fraction or 1.fraction times a power of two."""
+    exponent_field = code >> fmt.mantissa_bits
+    fraction = Fraction(code % 2**fmt.mantissa_bits, 2**fmt.mantissa_bits)
+    if fmt.exponent_bits == 0:
+        return Fraction(code, 2**fmt.mantissa_bits)
+    if exponent_field == 0:
+        return fraction * Fraction(2) ** (1 - fmt.bias)
+    return (1 + fraction) * Fraction(2) ** (exponent_field - fmt.bias)
+
+
+@cache
+def grid(fmt: NumberFormat) -> tuple[Fraction, ...]:
+    """Finite magnitudes in rising order, and above them the one value that the format would have next."""
+    codes = 2 ** (fmt.exponent_bits + fmt.mantissa_bits) - fmt.reserved_codes
+    return tuple(decode(fmt, code) for code in range(codes + 1))
+
+
+@cache
+def _scaled_grid(fmt: NumberFormat) -> tuple[int, ...]:
+    """The grid as integers, in units of 2^-150: half the smallest float32, so that midpoints are integers too."""
+    scaled = [value * 2**150 for value in grid(fmt)]
+    assert all(value.denominator == 1 for value in scaled)
+    return tuple(value.numerator for value in scaled)
+
+
+def round_exact(x: float, fmt: NumberFormat, rounding: str = "nearest") -> float:
+    """x rounded by exact integer arithmetic: find both neighbours, take the nearer, at a tie the even code.
+
+    `rounding` is nearest, toward_zero or away (the neighbour of larger magnitude: with toward_zero the two
+    results that stochastic rounding may have).
+    """
+    if math.isnan(x):
+        return x
+    values = _scaled_grid(fmt)
+    largest = len(values) - 2
+    if math.isinf(x):
+        beyond, code = True, 0
+    else:
+        numerator, denominator = abs(x).as_integer_ratio()
+        code = _rounded_code(Fraction(numerator * 2**150, denominator), values, rounding)
+        beyond = code > largest
+    if beyond:
+        code = largest
+    magnitude = math.inf if beyond and fmt.overflow == "inf" else float(Fraction(values[code], 2**150))
+    return math.copysign(magnitude, x)
+
+
+def _rounded_code(scaled: Fraction, values: tuple[int, ...], rounding: str) -> int:
+    below = bisect_right(values, scaled) - 1
+    if below == len(values) - 1:  # beyond the grid by a whole step: the largest value is nearest to zero
+        return below if rounding != "toward_zero" else below - 1
+    if values[below] == scaled:
+        return below
+    above = below + 1
+    if rounding == "toward_zero":
+        return below
+    if rounding == "away":
+        return above
+    twice = 2 * scaled - values[below] - values[above]
+    if twice == 0:
+        return below if below % 2 == 0 else above
+    return below if twice < 0 else above
+
+
+def round_by_search(x: np.ndarray, fmt: NumberFormat, rounding: str = "nearest") -> np.ndarray:
+    """`round_exact` for whole float32 arrays: comparison with the grid and its midpoints in float64.  Any shape."""
+    values = np.array([float(value) for value in grid(fmt)])
+    middles = (values[:-1] + values[1:]) / 2  # exact: at most 17 significant bits
+    magnitude = np.abs(x.astype(np.float64))
+    below = np.clip(np.searchsorted(values, magnitude, side="right") - 1, 0, len(values) - 2)
+    exact = values[below] == magnitude
+    up = (magnitude > middles[below]) | ((magnitude == middles[below]) & (below % 2 == 1))
+    step = {"nearest": up, "toward_zero": np.zeros_like(up), "away": ~exact}[rounding]
+    code = below + step
+    beyond = (code == len(values) - 1) | np.isinf(x)
+    values[-1] = np.inf if fmt.overflow == "inf" else values[-2]
+    result = np.where(beyond, values[-1], values[code])
+    return np.where(np.isnan(x), np.nan, np.copysign(result, x)).astype(np.float32)
+
+
+def gfloat_twin(fmt: NumberFormat) -> gfloat.FormatInfo:
+    """The same format in gfloat's terms.  Fixed point is there a format whose values are all subnormal."""
+    return gfloat.FormatInfo(
+        fmt.name,
+        fmt.bits,
+        precision=fmt.mantissa_bits + 1,
+        bias=1 - fmt.min_exponent,
+        is_signed=True,
+        domain=gfloat.Domain.Extended if fmt.has_inf else gfloat.Domain.Finite,
+        has_nz=True,
+        num_high_nans=fmt.reserved_codes - fmt.has_inf,
+        has_subnormals=True,
+        is_twos_complement=False,
+    )

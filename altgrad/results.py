@@ -24,7 +24,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
@@ -224,20 +226,30 @@ def list_sweeps(root: Folder) -> list[Folder]:
 
 def read_table(folder: Folder, name: TableName, columns: Sequence[str] | None = None) -> pa.Table:
     """A run's table from its parts.  Parts that cannot be read are left out (see `broken_parts`)."""
+    table, _ = read_parts(folder, name, list_parts(folder, name), columns)
+    return latest_rows(table, name)
+
+
+def list_parts(folder: Folder, name: TableName) -> list[str]:
+    """File names of a table's parts in the order they were written.  A part never changes once it is there."""
+    return [info.base_name for info in (folder / name).list() if info.base_name.startswith("part-")]
+
+
+def read_parts(
+    folder: Folder, name: TableName, parts: Sequence[str], columns: Sequence[str] | None = None
+) -> tuple[pa.Table, list[str]]:
+    """All rows of some parts, every attempt, with the key columns; and which of the parts cannot be read."""
     schema = SCHEMAS[name]
     keys = [key for key in ("step", "attempt", "layer", "site") if key in schema.names]
     wanted = schema.names if columns is None else [*keys, *(c for c in columns if c not in keys)]
-    parts = []
-    for info in (folder / name).list():
-        if info.base_name.startswith("part-"):
-            try:
-                part = pq.read_table(info.path, columns=wanted, filesystem=folder.filesystem)
-            except (pa.ArrowException, OSError):
-                continue
-            parts.append(part)
-    if not parts:
-        return pa.schema([schema.field(c) for c in wanted]).empty_table()
-    return _latest(pa.concat_tables(parts, promote_options="default"), _ROW_KEY[name])
+    tables, broken = [pa.schema([schema.field(c) for c in wanted]).empty_table()], []
+    for part in parts:
+        try:
+            with folder.filesystem.open_input_file(f"{folder.path}/{name}/{part}") as file:
+                tables.append(pq.ParquetFile(file).read(columns=wanted, use_threads=False))
+        except (pa.ArrowException, OSError):
+            broken.append(part)
+    return pa.concat_tables(tables, promote_options="default").select(wanted), broken
 
 
 def broken_parts(folder: Folder) -> list[str]:
@@ -253,12 +265,16 @@ def broken_parts(folder: Folder) -> list[str]:
     return broken
 
 
-def _latest(table: pa.Table, key: list[str]) -> pa.Table:
-    """Rows by step; of several with the same key the last of the highest attempt."""
-    table = table.append_column("_row", pa.array(range(table.num_rows), pa.int64()))
+def latest_rows(table: pa.Table, name: TableName) -> pa.Table:
+    """Rows by step; of several with the same key (step; layer and site) the last of the highest attempt."""
+    attempts = pc.min_max(table["attempt"]).as_py()
+    smallest_advance = 1 if _ROW_KEY[name] == ["step"] else 0
+    if attempts["min"] == attempts["max"] and np.all(np.diff(table["step"].to_numpy()) >= smallest_advance):
+        return table
+    table = table.append_column("_row", pa.array(np.arange(table.num_rows)))
     table = table.sort_by([("step", "ascending"), ("attempt", "ascending"), ("_row", "ascending")])
-    if key and table["attempt"].null_count == 0 and len(set(table["attempt"].to_pylist())) > 1:
-        table = table.drop_columns("_row").append_column("_row", pa.array(range(table.num_rows), pa.int64()))
-        last = table.group_by(key).aggregate([("_row", "max")])["_row_max"]
+    if _ROW_KEY[name]:
+        table = table.set_column(table.num_columns - 1, "_row", pa.array(np.arange(table.num_rows)))
+        last = table.group_by(_ROW_KEY[name]).aggregate([("_row", "max")])["_row_max"]
         table = table.take(last.combine_chunks().sort())
     return table.drop_columns("_row")

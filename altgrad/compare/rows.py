@@ -1,0 +1,139 @@
+"""One row per run: what the comparison table, the matrix and the dashboard's sweep page are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from altgrad.compare.pairing import baseline_of, settings_of
+from altgrad.curves import Curve, difference, measured
+from altgrad.events import acts, format_shifts, read_events
+from altgrad.results import Run, Status
+
+_COLUMNS = ["validation_loss", "tokens_per_second", "stall_rate", "overflow_rate", "elapsed_seconds"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a comparison.  None = not measured, or there is none; NaN and inf are measurements.
+
+    `group` is equal for runs that differ in nothing but the seed.  `gap` is validation loss minus that of the
+    baseline of the same seed, in nats, at `gap_step`, the last step that both have reached; the baseline itself
+    has none.  `acts` counts the interventions' events by kind.
+    """
+
+    run: str
+    group: str
+    format: str
+    variant: str
+    intervention: str
+    seed: int
+    learning_rate: float
+    status: Status
+    is_baseline: bool
+    validation_loss: float | None
+    best_validation_loss: float | None
+    gap: float | None
+    gap_step: int | None
+    collapse_step: int | None
+    collapse_rule: str | None
+    reason: str | None
+    acts: Mapping[str, int]
+    shifted_to: str | None
+    tokens_per_second: float | None
+    stall_rate: float | None
+    overflow_rate: float | None
+    step: int
+    max_steps: int
+    seconds: float | None
+
+
+def comparison(runs: Iterable[Run]) -> list[Row]:
+    """A row for each run, by final validation loss; non-finite losses come last, runs without any at the very end."""
+    runs = list(runs)
+    baselines = baseline_of(runs)
+    rows: list[tuple[Row, Curve, str]] = []
+    losses: dict[str, Curve] = {}
+    for run in runs:
+        row, loss = _row(run)
+        pair = settings_of(run).pair
+        rows.append((row, loss, pair))
+        if baselines.get(pair) is run:
+            losses[pair] = loss
+    paired = [_with_gap(row, loss, losses.get(pair)) for row, loss, pair in rows]
+    return sorted(paired, key=_rank)
+
+
+def _row(run: Run) -> tuple[Row, Curve]:
+    """A run's row, not yet paired, and its validation loss."""
+    steps = run.table("steps", _COLUMNS)
+    settings, verdict = settings_of(run), run.verdict
+    events = read_events(run, steps)
+    shifts = format_shifts(events)
+    loss = measured(steps, "validation_loss")
+    finite = loss.finite().values
+    row = Row(
+        run=run.name,
+        group=settings.group,
+        format=settings.config["format"],
+        variant=settings.variant,
+        intervention=settings.intervention,
+        seed=settings.config["seed"],
+        learning_rate=settings.config["learning_rate"],
+        status=run.status,
+        is_baseline=False,
+        validation_loss=_last(loss),
+        best_validation_loss=float(finite.min()) if len(finite) else None,
+        gap=None,
+        gap_step=None,
+        collapse_step=None if verdict is None else verdict.step,
+        collapse_rule=None if verdict is None else verdict.rule,
+        reason=None if verdict is None else verdict.sentence(),
+        acts=acts(events),
+        shifted_to=str(shifts[-1].detail["to"]) if shifts else None,
+        tokens_per_second=_over_steps(np.median, steps, "tokens_per_second"),
+        stall_rate=_last(measured(steps, "stall_rate")),
+        overflow_rate=_over_steps(np.mean, steps, "overflow_rate"),
+        step=steps["step"][-1].as_py() if steps.num_rows else 0,
+        max_steps=settings.config["max_steps"],
+        seconds=_last(measured(steps, "elapsed_seconds")),
+    )
+    return row, loss
+
+
+def _with_gap(row: Row, loss: Curve, baseline: Curve | None) -> Row:
+    """The row with its gap to the baseline's validation loss, where both have one."""
+    if baseline is None:
+        return row
+    if baseline is loss:
+        return replace(row, is_baseline=True)
+    if not len(loss.steps) or not len(baseline.steps):
+        return row
+    common = min(int(loss.steps[-1]), int(baseline.steps[-1]))
+    at_common = Curve(np.array([common]), np.array([np.interp(common, loss.steps, loss.values)]))
+    gap = difference(at_common, baseline)
+    if common < loss.steps[0] or not len(gap.steps):
+        return row
+    return replace(row, gap=float(gap.values[0]), gap_step=common)
+
+
+def _last(curve: Curve) -> float | None:
+    return float(curve.values[-1]) if len(curve.values) else None
+
+
+def _over_steps(statistic: Callable[[NDArray[np.float64]], Any], steps: pa.Table, metric: str) -> float | None:
+    values = measured(steps, metric).values
+    return float(statistic(values)) if len(values) else None
+
+
+def _rank(row: Row) -> tuple[int, float, str]:
+    loss = row.validation_loss
+    if loss is None:
+        return 2, 0.0, row.run
+    return (0, loss, row.run) if math.isfinite(loss) else (1, 0.0, row.run)

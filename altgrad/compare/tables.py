@@ -1,0 +1,123 @@
+"""The comparison as a file and on the terminal: the same columns and rows everywhere, only the digits differ."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from altgrad.compare.rows import Row
+from altgrad.markdown import ABSENT, duration, number, table
+from altgrad.storage import Folder
+
+_FILES_ONLY = frozenset({"best_validation_loss", "gap_step", "collapse_step", "max_steps", "seconds"})
+_OFTEN_EQUAL = frozenset({"variant", "intervention", "seed", "learning_rate"})
+Value = str | int | float | None
+_STYLE = {"completed": "green", "collapsed": "red", "failed": "bold red", "running": "cyan"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its name in the CSV, its head elsewhere, its exact value, and how a person reads it."""
+
+    name: str
+    head: str
+    value: Callable[[Row], Value]
+    shown: Callable[[Row], str]
+    is_number: bool = True
+
+
+def _text(name: str, head: str, value: Callable[[Row], str | None]) -> Column:
+    return Column(name, head, value, lambda row: value(row) or ABSENT, is_number=False)
+
+
+def _number(name: str, head: str, value: Callable[[Row], float | None], digits: int = 4) -> Column:
+    return Column(name, head, value, lambda row: number(value(row), digits))
+
+
+def acts_text(row: Row) -> str:
+    """`clip 12, format_shift 1 (to E5M2)`; "" where no intervention acted."""
+    shift = f" (to {row.shifted_to})" if row.shifted_to else ""
+    return ", ".join(f"{kind} {n}{shift if kind == 'format_shift' else ''}" for kind, n in sorted(row.acts.items()))
+
+
+def _gap(row: Row) -> str:
+    if row.is_baseline:
+        return "baseline"
+    return ABSENT if row.gap is None else f"{row.gap:+.4f}".replace("+nan", "NaN").replace("nan", "NaN")
+
+
+def _percent(value: float | None) -> str:
+    return number(None if value is None else 100 * value, 3) + ("" if value is None else " %")
+
+
+COLUMNS: Sequence[Column] = (
+    _text("run", "Run", lambda row: row.run),
+    _text("format", "Format", lambda row: row.format),
+    _text("variant", "Variant", lambda row: row.variant),
+    _text("intervention", "Intervention", lambda row: row.intervention),
+    _number("seed", "Seed", lambda row: row.seed),
+    _number("learning_rate", "Learning rate", lambda row: row.learning_rate, 3),
+    _text("status", "Status", lambda row: row.status),
+    _number("validation_loss", "Validation loss", lambda row: row.validation_loss),
+    _number("best_validation_loss", "Best", lambda row: row.best_validation_loss),
+    Column("gap", "Gap to BF16", lambda row: row.gap, _gap),
+    _number("gap_step", "at step", lambda row: row.gap_step),
+    _number("collapse_step", "Collapse step", lambda row: row.collapse_step),
+    _text("reason", "Reason", lambda row: row.reason),
+    _text("acts", "Interventions that acted", acts_text),
+    Column("stall_rate", "Stall rate", lambda row: row.stall_rate, lambda row: _percent(row.stall_rate)),
+    Column("overflow_rate", "Overflow rate", lambda row: row.overflow_rate, lambda row: _percent(row.overflow_rate)),
+    _number("tokens_per_second", "Tokens/s", lambda row: row.tokens_per_second, 3),
+    _number("step", "Step", lambda row: row.step),
+    _number("max_steps", "of", lambda row: row.max_steps),
+    Column("seconds", "Time", lambda row: row.seconds, lambda row: duration(row.seconds)),
+)
+
+
+def comparison_markdown(rows: Sequence[Row]) -> str:
+    """The comparison as a markdown table."""
+    align = "".join("r" if column.is_number else "l" for column in COLUMNS)
+    cells = ([column.shown(row) for column in COLUMNS] for row in rows)
+    return table([column.head for column in COLUMNS], cells, align)
+
+
+def comparison_csv(rows: Sequence[Row]) -> str:
+    """The comparison as CSV with full precision: empty = absent, `nan` and `inf` as Python and pandas read them."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([column.name for column in COLUMNS])
+    writer.writerows([column.value(row) for column in COLUMNS] for row in rows)
+    return text.getvalue()
+
+
+def comparison_table(rows: Sequence[Row]) -> Table:
+    """The comparison for a terminal: narrower than the files.
+
+    What is the same for all runs (often the seed) goes from a column into the caption; what none has is left out.
+    """
+    shown, same = [], []
+    for column in (column for column in COLUMNS if column.name not in _FILES_ONLY):
+        texts = {column.shown(row) for row in rows}
+        if len(rows) > 1 and len(texts) == 1 and column.name in _OFTEN_EQUAL:
+            same += [f"{column.head.lower()} {text}" for text in texts - {ABSENT}]
+        elif texts != {ABSENT}:
+            shown.append(column)
+    result = Table(title="Comparison, by final validation loss", caption=", ".join(same) or None)
+    for column in shown:
+        result.add_column(column.head, justify="right" if column.is_number else "left")
+    for row in rows:
+        style = _STYLE.get(row.status, "")
+        cells = [Text(column.shown(row), style if column.name == "status" else "") for column in shown]
+        result.add_row(*cells)
+    return result
+
+
+def write_comparison(sweep: Folder, rows: Sequence[Row]) -> None:
+    """Write `comparison.md` and `comparison.csv` into the sweep's folder."""
+    sweep.write_bytes("comparison.md", f"# Comparison: {sweep.name}\n\n{comparison_markdown(rows)}\n".encode())
+    sweep.write_bytes("comparison.csv", comparison_csv(rows).encode())

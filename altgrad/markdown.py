@@ -1,0 +1,43 @@
+"""Numbers and tables as text, for the comparison and the reports: one way to write a value everywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+ABSENT = "–"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A value with `digits` significant digits; NaN and inf in words; a dash where there is none."""
+    if value is None:
+        return ABSENT
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if value == int(value) and abs(value) < 10 ** max(digits, 6):
+        return str(int(value))
+    text = f"{value:.{digits}g}"
+    if "e" not in text:
+        return text
+    mantissa, exponent = text.split("e")
+    if 0 < int(exponent) < 7:
+        return f"{value:.0f}"
+    return f"{mantissa}e{int(exponent)}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as `48 s`, `12 min 5 s`, `3 h 20 min`."""
+    if seconds is None or not math.isfinite(seconds):
+        return number(seconds)
+    if seconds < 60:
+        return f"{number(seconds, 3)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -> str:
+    """A markdown table; `align` has one of `l`, `r` per column (default: first left, others right)."""
+    align = align or "l" + "r" * (len(head) - 1)
+    marks = ["---:" if side == "r" else "---" for side in align]
+    lines = [head, marks, *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from altgrad.formats import NumberFormat
-from altgrad.quantization.site import Mode, Site, round_site
+from altgrad.quantization.site import Mode, Site, round_site, site_scale
 from altgrad.training.config import GEMM_SITES, GemmSite, Recipe
 
 
@@ -114,9 +114,15 @@ class QuantizedLinear(nn.Linear):
         """Q_w of the layer's weight, or of another tensor in its place; (out, in), nothing is counted."""
         site = self.site("weight")
         with torch.no_grad():
-            return round_site(
-                (self.weight if weight is None else weight).float(), site.spec, site.history, self.key, site.mode
-            )[0]
+            operand = (self.weight if weight is None else weight).detach().float()
+            return round_site(operand, site.spec, site.history, self.key, site.mode)[0]
+
+    def weight_scale(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(scale, inverse scale) with which `rounded_weight` rounds, expanded to (out, in)."""
+        site = self.site("weight")
+        with torch.no_grad():
+            operand = (self.weight if weight is None else weight).detach().float()
+            return site_scale(operand, site.spec, site.history, site.mode)
 
     def extra_repr(self) -> str:
         formats = ", ".join(f"{site}={self.format_of(site)}" for site in GEMM_SITES)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from altgrad.formats import NumberFormat
 from altgrad.quantization.random import uniform
 from altgrad.quantization.round import FormatTensors, Rounding, round_magnitude, saturate, spec_of
-from altgrad.quantization.scale import finite_amax, from_blocks, scale_for, to_blocks
+from altgrad.quantization.scale import Granularity, finite_amax, from_blocks, scale_for, to_blocks
 from altgrad.training.config import GemmSite, Recipe
 
 # What a site counts on every step, in this order: values that are not zero; of these those beyond the largest finite
@@ -27,7 +27,7 @@ class Mode(NamedTuple):
 
     rounding: Rounding
     scaling: str
-    granularity: str
+    granularity: Granularity
     power_of_two: bool
     amax_factor: float
     salt: int
@@ -82,24 +82,34 @@ def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
     """
     fmt = FormatTensors.view(spec)
     blocks = to_blocks(x) if mode.granularity == "block" else x
-    amax = finite_amax(blocks, mode.granularity)  # type: ignore[arg-type]
+    amax = finite_amax(blocks, mode.granularity)
     noise = uniform(key, blocks, mode.salt) if mode.rounding == "stochastic" else None
-    if mode.scaling == "none":
-        scale = torch.ones_like(amax)
-        scaled = blocks
-    else:
-        reference = amax
-        if mode.scaling == "delayed":
-            remembered = history.max()
-            reference = torch.where(remembered > 0, remembered, amax)
-        scale, inverse = scale_for(reference * mode.amax_factor, fmt, mode.power_of_two)
-        scaled = blocks * inverse
+    scale, inverse = _scale(amax, fmt, history, mode)
+    scaled = blocks if mode.scaling == "none" else blocks * inverse
     magnitude = round_magnitude(scaled, fmt, mode.rounding, noise)
     rounded = saturate(magnitude, scaled, fmt)
     counts = _count(blocks, scaled, magnitude, fmt, amax, scale)
     if mode.scaling != "none":
         rounded = rounded * scale
     return (from_blocks(rounded, x) if mode.granularity == "block" else rounded), counts
+
+
+def site_scale(x: Tensor, spec: Tensor, history: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
+    """(scale, inverse scale) that `round_site` uses for x, each expanded to the shape of x."""
+    blocks = to_blocks(x) if mode.granularity == "block" else x
+    pair = _scale(finite_amax(blocks, mode.granularity), FormatTensors.view(spec), history, mode)
+    scale, inverse = (part.expand(blocks.shape) for part in pair)
+    return (from_blocks(scale, x), from_blocks(inverse, x)) if mode.granularity == "block" else (scale, inverse)
+
+
+def _scale(amax: Tensor, fmt: FormatTensors, history: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
+    if mode.scaling == "none":
+        one = torch.ones_like(amax)
+        return one, one
+    if mode.scaling == "delayed":
+        remembered = history.max()
+        amax = torch.where(remembered > 0, remembered, amax)
+    return scale_for(amax * mode.amax_factor, fmt, mode.power_of_two)
 
 
 def _count(x: Tensor, scaled: Tensor, magnitude: Tensor, fmt: FormatTensors, amax: Tensor, scale: Tensor) -> Tensor:

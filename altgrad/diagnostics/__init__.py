@@ -1,0 +1,1 @@
+"""Measurements around the real optimizer step: one quantity, one small class, one file."""

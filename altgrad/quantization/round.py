@@ -83,7 +83,10 @@ def round_to_format(
 
 
 def round_magnitude(x: Tensor, fmt: FormatTensors, rounding: Rounding, noise: Tensor | None = None) -> Tensor:
-    """|x| rounded as if the format had no largest value; `noise` in [0, 1) for stochastic rounding."""
+    """|x| rounded as if the format had no largest value; `noise` in [0, 1) for stochastic rounding.
+
+    Only toward_zero keeps finite values at the largest one: truncation cannot make them infinite (IEEE 754, 7.4).
+    """
     power_bits, steps = _in_steps(x, fmt)
     if rounding == "nearest":
         # `torch.round` sends ties to the even count of steps.  That is the even code, except for M = 0, where the
@@ -96,7 +99,10 @@ def round_magnitude(x: Tensor, fmt: FormatTensors, rounding: Rounding, noise: Te
         assert noise is not None
         below = torch.floor(steps)
         steps = below + (steps - below > noise)
-    return steps * fmt.step * power_bits.view(torch.float32)
+    magnitude = steps * fmt.step * power_bits.view(torch.float32)
+    if rounding == "toward_zero":
+        magnitude = torch.where(magnitude < torch.inf, magnitude.clamp(max=fmt.max), magnitude)
+    return magnitude
 
 
 def saturate(magnitude: Tensor, x: Tensor, fmt: FormatTensors) -> Tensor:

@@ -13,13 +13,31 @@ from fractions import Fraction
 from functools import cache
 
 import gfloat
+import ml_dtypes
 import numpy as np
 
-from altgrad.formats import NumberFormat
+from altgrad.formats import FORMATS, NumberFormat, find_format
 
 BLOCK = 32
 SMALLEST = 2.0**-149  # of float32
 LARGEST = (2 - 2.0**-23) * 2.0**127
+
+# Formats published elsewhere, some registered and some custom, with the numpy type that implements them.
+PUBLISHED = [
+    (FORMATS["E4M3"], ml_dtypes.float8_e4m3fn),
+    (FORMATS["E5M2"], ml_dtypes.float8_e5m2),
+    (FORMATS["BF16"], ml_dtypes.bfloat16),
+    (FORMATS["FP16"], np.float16),
+    (FORMATS["FP32"], np.float32),
+    (NumberFormat("ieee_e4m3", 4, 3, bias=7, reserved_codes=8, has_inf=True), ml_dtypes.float8_e4m3),
+    (NumberFormat("ieee_e3m4", 3, 4, bias=3, reserved_codes=16, has_inf=True), ml_dtypes.float8_e3m4),
+    (find_format("E4M3b11"), ml_dtypes.float8_e4m3b11fnuz),
+    (find_format("E4M3b8"), ml_dtypes.float8_e4m3fnuz),
+    (find_format("E5M2b16"), ml_dtypes.float8_e5m2fnuz),
+    (find_format("E2M1"), ml_dtypes.float4_e2m1fn),
+    (find_format("E2M3"), ml_dtypes.float6_e2m3fn),
+    (find_format("E3M2"), ml_dtypes.float6_e3m2fn),
+]
 
 
 def decode(fmt: NumberFormat, code: int) -> Fraction:
@@ -91,7 +109,8 @@ def round_by_search(x: np.ndarray, fmt: NumberFormat, rounding: str = "nearest")
     """`round_exact` for whole float32 arrays: comparison with the grid and its midpoints in float64.  Any shape."""
     values = np.array([float(value) for value in grid(fmt)])
     middles = (values[:-1] + values[1:]) / 2  # exact: at most 17 significant bits
-    magnitude = np.abs(x.astype(np.float64))
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        magnitude = np.abs(x.astype(np.float64))
     below = np.clip(np.searchsorted(values, magnitude, side="right") - 1, 0, len(values) - 2)
     exact = values[below] == magnitude
     up = (magnitude > middles[below]) | ((magnitude == middles[below]) & (below % 2 == 1))
@@ -100,7 +119,7 @@ def round_by_search(x: np.ndarray, fmt: NumberFormat, rounding: str = "nearest")
     beyond = (code == len(values) - 1) | np.isinf(x)
     values[-1] = np.inf if fmt.overflow == "inf" else values[-2]
     result = np.where(beyond, values[-1], values[code])
-    return np.where(np.isnan(x), np.nan, np.copysign(result, x)).astype(np.float32)
+    return np.where(np.isnan(x), np.nan, np.where(np.signbit(x), -result, result)).astype(np.float32)
 
 
 def gfloat_twin(fmt: NumberFormat) -> gfloat.FormatInfo:
@@ -117,3 +136,9 @@ def gfloat_twin(fmt: NumberFormat) -> gfloat.FormatInfo:
         has_subnormals=True,
         is_twos_complement=False,
     )
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal float32 bit for bit, so -0 differs from 0; all NaN count as one."""
+    first, second = (np.where(np.isnan(x), np.float32(np.nan), x.astype(np.float32)).view(np.int32) for x in (a, b))
+    return bool(np.array_equal(first, second))

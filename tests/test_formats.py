@@ -9,13 +9,12 @@ from fractions import Fraction
 from itertools import pairwise
 
 import gfloat
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
 
-from altgrad.formats import FORMATS, NumberFormat, equal_up_to_scale, find_format
-from tests.oracles import LARGEST, decode, gfloat_twin
+from altgrad.formats import FORMATS, equal_up_to_scale, find_format
+from tests.oracles import LARGEST, PUBLISHED, decode, gfloat_twin
 
 SMALL = [fmt for fmt in FORMATS.values() if fmt.bits <= 16]
 
@@ -34,23 +33,6 @@ TABLE = {
     "FP16": (15, 65504.0, 2.0**-14, 2.0**-24, 2 * 0x7BFF + 1),
     "FP32": (127, LARGEST, 2.0**-126, 2.0**-149, 2 * 0x7F7FFFFF + 1),
 }
-
-# Formats published elsewhere, as custom ones: (ours, the ml_dtypes type that decodes their codes).
-PUBLISHED = [
-    (FORMATS["E4M3"], ml_dtypes.float8_e4m3fn),
-    (FORMATS["E5M2"], ml_dtypes.float8_e5m2),
-    (FORMATS["BF16"], ml_dtypes.bfloat16),
-    (FORMATS["FP16"], np.float16),
-    (FORMATS["FP32"], np.float32),
-    (NumberFormat("ieee_e4m3", 4, 3, bias=7, reserved_codes=8, has_inf=True), ml_dtypes.float8_e4m3),
-    (NumberFormat("ieee_e3m4", 3, 4, bias=3, reserved_codes=16, has_inf=True), ml_dtypes.float8_e3m4),
-    (find_format("E4M3b11"), ml_dtypes.float8_e4m3b11fnuz),
-    (find_format("E4M3b8"), ml_dtypes.float8_e4m3fnuz),
-    (find_format("E5M2b16"), ml_dtypes.float8_e5m2fnuz),
-    (find_format("E2M1"), ml_dtypes.float4_e2m1fn),
-    (find_format("E2M3"), ml_dtypes.float6_e2m3fn),
-    (find_format("E3M2"), ml_dtypes.float6_e3m2fn),
-]
 
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=str)

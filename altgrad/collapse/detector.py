@@ -7,16 +7,71 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from altgrad.collapse.rules import (
-    Diverged,
-    GapToBaseline,
-    NeverLearned,
-    NonFinite,
-    Observation,
-    RankCollapse,
-    Rule,
-    Stalled,
-)
+from altgrad.collapse.loss_rules import Diverged, GapToBaseline, NeverLearned, NonFinite
+from altgrad.collapse.rule import Observation, Rule
 from altgrad.collapse.smoothing import LossCourse
+from altgrad.collapse.weight_rules import RankCollapse, Stalled
 from altgrad.results import Verdict
 from altgrad.training.config import TrainConfig
+
+
+class CollapseDetector:
+    """Judges one run from its records, step by step.
+
+    `vocabulary`: number of classes of the loss, whose logarithm is the loss of a model that knows nothing; None
+    where the loss has no such ceiling.  Thresholds are the collapse fields of the config.
+    """
+
+    def __init__(self, config: TrainConfig, vocabulary: int | None) -> None:
+        self.verdict: Verdict | None = None
+        self._cap = None if vocabulary is None else math.log(vocabulary)
+        self._step: int | None = None
+        self._course = LossCourse()
+        # Where several fire at one step the first counts: the specific explanation before the general one.
+        self._rules: list[Rule] = [
+            NonFinite(config),
+            Diverged(config),
+            Stalled(config),
+            RankCollapse(config),
+            NeverLearned(config),
+            GapToBaseline(config),
+        ]
+
+    def update(self, record: Mapping[str, float]) -> Verdict | None:
+        """Judge a step's record (`step`, `loss`, other metrics where measured).
+
+        Returns the verdict, from the step that brought it onwards, or None.  A step at or before the last one
+        seen, as a restored run repeats them, changes nothing.
+        """
+        step = int(record["step"])
+        if self.verdict is not None or (self._step is not None and step <= self._step):
+            return self.verdict
+        self._step = step
+        self._course.update(step, float(record["loss"]))
+        seen = Observation(step, record, self._course, self._cap)
+        verdicts = (rule.judge(seen) for rule in self._rules)
+        self.verdict = next((verdict for verdict in verdicts if verdict is not None), None)
+        return self.verdict
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything later verdicts depend on, in strict JSON: no NaN, no inf."""
+        verdict = None if self.verdict is None else asdict(self.verdict)
+        if verdict is not None:
+            verdict |= {name: repr(verdict[name]) for name in ("value", "limit")}
+        return {
+            "step": self._step,
+            "verdict": verdict,
+            "course": self._course.state_dict(),
+            "rules": {rule.name: asdict(rule.memory) for rule in self._rules},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken.  Raises KeyError or TypeError for another's state."""
+        verdict = state["verdict"]
+        if verdict is not None:
+            verdict = Verdict(**(verdict | {name: float(verdict[name]) for name in ("value", "limit")}))
+        self.verdict = verdict
+        self._step = state["step"]
+        self._course.load_state_dict(state["course"])
+        for rule in self._rules:
+            rule.memory = type(rule.memory)(**state["rules"][rule.name])

@@ -3,7 +3,8 @@
 Batch losses have heavy tails: raw values trip any threshold sooner or later, and an average that one wild step
 can drag away trips it for long after.  So the smoothing is an exponential average that halves a step's weight
 every `HALF_LIFE` steps, corrected for its start, in which one step counts as at most `REACH` nats away from the
-average so far.  NaN and inf are not averaged at all; the rules judge them apart.
+average so far.  NaN and inf are not averaged at all; the rules judge them apart.  Where only every n-th step is
+reported the half-life is that many reports: fewer batches are not less noisy.
 """
 
 from __future__ import annotations
@@ -13,31 +14,26 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-HALF_LIFE = 10.0  # steps
-REACH = 3.0  # nats; at a steady level one step moves the average by at most 0.067 of this
-SETTLED = 2 * HALF_LIFE  # steps before an average counts as more than a few noisy batches
+HALF_LIFE = 10  # steps
+REACH = 3.0  # nats; one step moves a settled average by at most 0.067 of this
+_KEEP = 0.5 ** (1 / HALF_LIFE)
 START_STEPS = 5  # finite losses whose median is the initial loss
 
 
 @dataclass
 class Smoothed:
-    """Exponential average over steps; gaps between steps decay it as if the steps had been there."""
+    """Exponential average over the finite values given to it; `value` is None before the first."""
 
     total: float = 0.0
-    weight: float = 0.0  # 1 - 2^(-steps seen / HALF_LIFE)
-    step: int | None = None
+    weight: float = 0.0  # 1 - 2^(-values seen / HALF_LIFE)
 
-    def update(self, step: int, value: float) -> float | None:
-        """Average up to this step; None while no finite value was seen.  Steps must rise."""
+    def update(self, value: float) -> None:
         if not math.isfinite(value):
-            return self.value
+            return
         if self.value is not None:
             value = min(max(value, self.value - REACH), self.value + REACH)
-        keep = 0.5 ** ((1 if self.step is None else step - self.step) / HALF_LIFE)
-        self.total = keep * self.total + (1 - keep) * value
-        self.weight = keep * self.weight + (1 - keep)
-        self.step = step
-        return self.value
+        self.total = _KEEP * self.total + (1 - _KEEP) * value
+        self.weight = _KEEP * self.weight + (1 - _KEEP)
 
     @property
     def value(self) -> float | None:
@@ -45,7 +41,8 @@ class Smoothed:
 
     @property
     def settled(self) -> bool:
-        return self.weight >= 1 - 0.5 ** (SETTLED / HALF_LIFE) - 1e-9
+        """Whether the average stands on two half-lives of values and not on a few noisy batches."""
+        return self.weight >= 0.75 - 1e-9
 
 
 @dataclass
@@ -62,12 +59,13 @@ class LossCourse:
 
     def update(self, step: int, loss: float) -> None:
         """Add a step's loss (nats, may be NaN or inf)."""
-        value = self.smoothed.update(step, loss)
-        if not math.isfinite(loss) or value is None:
+        if not math.isfinite(loss):
             return
+        self.smoothed.update(loss)
+        value = self.smoothed.value
         if len(self.first) < START_STEPS:
             self.first.append(loss)
-        if self.smoothed.settled and (self.best is None or value < self.best):
+        if value is not None and self.smoothed.settled and (self.best is None or value < self.best):
             self.best, self.best_step = value, step
 
     @property
@@ -87,15 +85,16 @@ class LossCourse:
 class BaselineGap:
     """How far a run's smoothed loss lies behind that of the baseline run, step by step.
 
-    `baseline` maps step -> training loss and may still be growing.  Both curves are smoothed alike from their
-    first step, so a format that follows the baseline exactly has a gap of exactly 0.
+    `baseline` maps step -> training loss and may still be growing.  Both curves are smoothed alike, over the steps
+    that the run reports, so a run that follows the baseline exactly has a gap of exactly 0.
     """
 
     def __init__(self, baseline: Mapping[int, float]) -> None:
         self._baseline = baseline
-        self._baseline_smoothed = Smoothed()
-        self._baseline_step = -1  # the baseline is smoothed up to here
         self._smoothed = Smoothed()
+        self._baseline_smoothed = Smoothed()
+        self._step: int | None = None
+        self._pending: list[int] = []  # steps of the run that the smoothed baseline has not got yet
 
     def update(self, step: int, loss: float) -> float | None:
         """Smoothed loss minus smoothed baseline at this step, in nats.
@@ -103,23 +102,33 @@ class BaselineGap:
         None where there is nothing to compare: the baseline has not (yet) got this step, one of the two losses
         is not finite, or the step was seen before.
         """
-        if self._smoothed.step is not None and step <= self._smoothed.step:
+        if self._step is not None and step <= self._step:
             return None
-        own = self._smoothed.update(step, loss)
+        self._step = step
+        self._smoothed.update(loss)
+        self._pending.append(step)
         if step not in self._baseline:
             return None
-        for earlier in range(self._baseline_step + 1, step + 1):
+        for earlier in self._pending:
             if earlier in self._baseline:
-                self._baseline_smoothed.update(earlier, self._baseline[earlier])
-        self._baseline_step = step
-        other = self._baseline_smoothed.value
+                self._baseline_smoothed.update(self._baseline[earlier])
+        self._pending = []
+        own, other = self._smoothed.value, self._baseline_smoothed.value
         if own is None or other is None or not math.isfinite(loss) or not math.isfinite(self._baseline[step]):
             return None
         return own - other
 
     def state_dict(self) -> dict[str, Any]:
-        """The run's side; the baseline's is read again from the baseline."""
-        return asdict(self._smoothed)
+        """What later gaps depend on besides the baseline, in strict JSON."""
+        return {
+            "smoothed": asdict(self._smoothed),
+            "baseline_smoothed": asdict(self._baseline_smoothed),
+            "step": self._step,
+            "pending": list(self._pending),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._smoothed = Smoothed(**state)
+        self._smoothed = Smoothed(**state["smoothed"])
+        self._baseline_smoothed = Smoothed(**state["baseline_smoothed"])
+        self._step = state["step"]
+        self._pending = list(state["pending"])

@@ -1,0 +1,119 @@
+"""Rules that judge a run by its weights, each with the loss as witness: frozen, and fallen in rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from altgrad.collapse.rule import Observation
+from altgrad.results import Verdict
+from altgrad.training.config import TrainConfig
+
+RANK_MEASUREMENTS = 2  # in a row
+EXPLAINING = 0.5  # nats learned between two measurements that explain any fall of the rank between them
+
+
+@dataclass
+class FrozenWindows:
+    """`starts`: (step, smoothed loss) at which each window of the current frozen series began, the last few."""
+
+    previous: tuple[int, float] | None = None
+    starts: list[tuple[int, float]] = field(default_factory=list)
+
+
+class Stalled:
+    """Intended updates do not arrive in the weights, measurement after measurement, and the loss makes no progress.
+
+    Either alone is harmless: stochastic rounding stalls most weights at every step and trains well, and a loss
+    on a plateau may be about to drop.  A measurement speaks for the window since the one before it; the last
+    window must have begun after warm-up, because small learning rates stall first.
+    """
+
+    name: ClassVar[str] = "stalled"
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._displacement = config.stalled_displacement
+        self._slope = config.stalled_slope
+        self._windows = config.stalled_windows
+        self._warmup = config.warmup_steps
+        self.memory = FrozenWindows()
+
+    def judge(self, seen: Observation) -> Verdict | None:
+        displacement, smoothed = seen.finite("realised_displacement"), seen.smoothed
+        if smoothed is None:
+            return None
+        if self.memory.previous is None:
+            self.memory.previous = (seen.step - 1, smoothed)
+        if displacement is None:
+            return None
+        begin, self.memory.previous = self.memory.previous, (seen.step, smoothed)
+        if displacement >= self._displacement:
+            self.memory.starts = []
+            return None
+        self.memory.starts = [*self.memory.starts, begin][-self._windows :]
+        if len(self.memory.starts) < self._windows or begin[0] < self._warmup:
+            return None
+        since, loss_then = self.memory.starts[0]
+        progress = (loss_then - smoothed) / (seen.step - since) * 100
+        if progress >= self._slope:
+            return None
+        detail = (
+            f"realised displacement below {self._displacement:g} at {self._windows} measurements in a row since step "
+            f"{since}, and the smoothed loss went from {loss_then:.3f} to {smoothed:.3f}: {progress:.3f} nats of "
+            f"progress per 100 steps, {self._slope:g} would count"
+        )
+        return Verdict(seen.step, self.name, "realised_displacement", displacement, self._displacement, detail)
+
+
+@dataclass
+class RankReference:
+    """Stable rank and smoothed loss that a fall is measured from, the loss at the last measurement, the fall."""
+
+    rank: float | None = None
+    loss: float = 0.0
+    previous_loss: float = 0.0
+    low: int = 0
+    low_since: int | None = None
+
+
+class RankCollapse:
+    """The smallest stable rank fell by `rank_collapse_ratio` without the loss improving meanwhile.
+
+    Stable rank always falls while a model learns, in wide layers to a small share of its start, so a level says
+    nothing.  The reference starts at the first measurement and follows the rank down as the loss improves; what
+    remains is a fall that learning does not explain.  No matrix has a stable rank below 1: the ratio applies to
+    what exceeds 1, or it could never be met by a layer that starts below 1 / ratio.
+    """
+
+    name: ClassVar[str] = "rank_collapse"
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._ratio = config.rank_collapse_ratio
+        self._learned = config.never_learned_margin
+        self.memory = RankReference()
+
+    def judge(self, seen: Observation) -> Verdict | None:
+        rank, smoothed, memory = seen.finite("stable_rank"), seen.smoothed, self.memory
+        if rank is None or smoothed is None:
+            return None
+        explained = memory.previous_loss - smoothed >= EXPLAINING
+        memory.previous_loss = smoothed
+        if memory.rank is None:
+            memory.rank, memory.loss = rank, smoothed
+            return None
+        limit = 1 + self._ratio * (memory.rank - 1)
+        if rank >= limit or (memory.low == 0 and explained):
+            memory.low, memory.low_since = 0, None
+            if memory.loss - smoothed >= self._learned:
+                memory.rank, memory.loss = rank, smoothed
+            return None
+        memory.low += 1
+        if memory.low_since is None:
+            memory.low_since = seen.step
+        if memory.low < RANK_MEASUREMENTS:
+            return None
+        detail = (
+            f"smallest stable rank below {limit:.3g} since step {memory.low_since}; it was {memory.rank:.3g} when the "
+            f"smoothed loss was {memory.loss:.3f}, now {smoothed:.3f}"
+        )
+        return Verdict(seen.step, self.name, "stable_rank", rank, limit, detail)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from altgrad.results import Run
 
 # Kinds that record something else than an intervention's act; every other kind is an act.
-HOUSEKEEPING = frozenset({"verdict", "restore", "checkpoint_fallback"})
+NO_ACTS = frozenset({"verdict", "restore", "checkpoint_fallback", "shift_unavailable"})
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def read_events(run: Run, steps: pa.Table | None = None) -> list[Event]:
 
 def acts(events: Iterable[Event]) -> dict[str, int]:
     """How often each kind of intervention acted."""
-    return dict(Counter(event.kind for event in events if event.kind not in HOUSEKEEPING))
+    return dict(Counter(event.kind for event in events if event.kind not in NO_ACTS))
 
 
 def format_shifts(events: Iterable[Event]) -> list[Event]:

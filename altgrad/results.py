@@ -107,7 +107,7 @@ class RunWriter:
         for row in rows:
             self._add("layers", row)
 
-    def event(self, step: int, kind: str, **detail: Any) -> None:
+    def event(self, step: int, kind: str, /, **detail: Any) -> None:
         """Something that happened: kind (clip, skip, rollback, format_shift, restore, ...) and its particulars."""
         self._add("events", {"step": step, "time": time.time(), "kind": kind, "detail": json.dumps(detail)})
 

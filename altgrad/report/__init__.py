@@ -1,0 +1,10 @@
+"""Reports as markdown, written from a results folder alone: why a run collapsed, and what a sweep found.
+
+Nothing is recomputed and nothing guessed: a number that the folder does not hold is said to be absent, with the
+config field that would have measured it.
+"""
+
+from altgrad.report.failure import failure_report, write_failure_report
+from altgrad.report.sweep import sweep_report
+
+__all__ = ["failure_report", "sweep_report", "write_failure_report"]

@@ -1,0 +1,74 @@
+"""What to try: config changes that follow from the verdict and from what was measured.
+
+Each piece of advice names the exact change and the evidence for it.  What the config already has, what the config
+would refuse and what no measurement supports is not advised.  The verdict only decides in which order causes are
+looked at, for a `never_learned` may be an underflow as well as frozen weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from altgrad.report.causes import (
+    Advice,
+    frozen,
+    never_moved,
+    noisy_gradient,
+    non_finite,
+    overflow,
+    rank,
+    smaller_steps,
+    underflow,
+)
+from altgrad.report.evidence import Evidence
+from altgrad.training.config import GEMM_SITES, ConfigError, make_config
+
+Cause = Callable[[Evidence], Iterator[Advice]]
+_ALL: tuple[Cause, ...] = (overflow, underflow, frozen, noisy_gradient, non_finite)
+_CAUSES: Mapping[str, tuple[Cause, ...]] = {
+    "non_finite": (overflow, non_finite, noisy_gradient, underflow),
+    "diverged": (overflow, noisy_gradient, smaller_steps, underflow, frozen),
+    "stalled": (frozen, underflow, overflow, noisy_gradient),
+    "never_learned": (underflow, frozen, overflow, noisy_gradient, never_moved),
+    "rank_collapse": (rank, overflow, underflow, noisy_gradient),
+    "gap_to_baseline": (overflow, underflow, frozen, noisy_gradient, non_finite),
+}
+
+
+def advise(evidence: Evidence) -> list[Advice]:
+    """Advice for a collapsed run, most promising first; empty where nothing measured points to a cause."""
+    found: list[Advice] = []
+    for cause in _CAUSES.get(evidence.verdict.rule, _ALL):
+        for advice in cause(evidence):
+            if _is_new(evidence, advice) and all(advice.changes != other.changes for other in found):
+                found.append(advice)
+    return found
+
+
+def measure_more(evidence: Evidence) -> list[Advice]:
+    """Config changes that would have shown more of this collapse."""
+    config, verdict = evidence.config, evidence.verdict
+    found = []
+    if not evidence.layers.num_rows and config.diagnostic_interval > verdict.step:
+        every = max(1, verdict.step // 10)
+        found.append(Advice({"diagnostic_interval": every}, f"the run collapsed at step {verdict.step}, before any"))
+    if not config.use_shadow:
+        found.append(Advice({"use_shadow": True}, "tells a wrong gradient from a lost update"))
+    if not config.log_ulp:
+        found.append(Advice({"log_ulp": True}, "shows how far the weights move on their grid"))
+    return [advice for advice in found if _is_new(evidence, advice)]
+
+
+def _is_new(evidence: Evidence, advice: Advice) -> bool:
+    """Whether the change changes anything and is a config that trains."""
+    config = evidence.config.model_dump()
+    if all(config[name] == value for name, value in advice.changes.items()):
+        return False
+    try:
+        changed = make_config(config | dict(advice.changes), source="advice")
+    except ConfigError:
+        return False
+    sets_format = any(name == "format" or name.endswith("_format") for name in advice.changes)
+    return not sets_format or any(
+        changed.format_at("", site).name != evidence.format_at(site).name for site in GEMM_SITES
+    )

@@ -1,0 +1,221 @@
+"""Why a run collapsed, cause by cause: each looks at what was measured and yields the changes that would remove it.
+
+A cause that was not measured, or whose numbers are in order, yields nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from altgrad.formats import NumberFormat
+from altgrad.markdown import number
+from altgrad.metrics import SITES, Site
+from altgrad.report.alternatives import more_exponent, more_mantissa
+from altgrad.report.evidence import Evidence, Finding
+from altgrad.training.config import GEMM_SITES
+
+_OVERFLOW = 0.01  # from this share on a rate is evidence
+_UNDERFLOW = 0.5
+_COSINE = 0.5  # below it the gradient points elsewhere
+_DISPLACEMENT = 0.25  # below it most of the intended update is lost
+_CONCENTRATED = 10.0  # a layer this many times worse than the median layer is a case of its own
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Config fields to set, and the measured reason."""
+
+    changes: Mapping[str, Any]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{', '.join(f'`{name}: {_yaml(value)}`' for name, value in self.changes.items())}: {self.reason}"
+
+
+def frozen(evidence: Evidence) -> Iterator[Advice]:
+    """Intended updates do not arrive in the stored weights."""
+    config = evidence.config
+    displacement = evidence.last("realised_displacement")
+    if displacement is None or not displacement.value < max(config.stalled_displacement, _DISPLACEMENT):
+        return
+    stall = evidence.worst("stall_rate", "weight") or evidence.last("stall_rate")
+    seen = str(displacement) + (f"; {stall}" if stall is not None else "")
+    if not config.master_weights:
+        yield Advice({"master_weights": True}, f"updates smaller than half an ULP are lost in the store ({seen})")
+        yield Advice({"update_rounding": "stochastic"}, f"then updates arrive on average ({seen})")
+    fmt = evidence.format_at("weight")
+    wider = more_mantissa(fmt)
+    if wider is not None:
+        gain = "a smaller ULP" if wider == "BF16" else f"an ULP {_ulp_gain(fmt, wider)} times smaller"
+        yield Advice({"weight_format": wider}, f"{gain} than {fmt}'s for weights within its range ({seen})")
+    if fmt.bits <= 8:
+        yield Advice({"enable_emergency_shift": True}, f"gives {fmt} up for a safer format while it runs ({seen})")
+
+
+def overflow(evidence: Evidence) -> Iterator[Advice]:
+    """Values beyond the largest finite value of the scaled format."""
+    config = evidence.config
+    for finding in _by_site(evidence, "overflow_rate", _OVERFLOW):
+        if config.scaling == "none":
+            yield Advice({"scaling": "dynamic"}, f"nothing fits the values to the format's range ({finding})")
+        if config.scaling == "delayed":
+            yield Advice({"scaling": "dynamic"}, f"the scale of the last {config.amax_history} steps lags ({finding})")
+            yield Advice({"amax_factor": 2 * config.amax_factor}, f"leaves a binade of headroom ({finding})")
+        if config.amax_factor < 1:
+            yield Advice({"amax_factor": 1.0}, f"{config.amax_factor:g} lets the largest values overflow ({finding})")
+        yield from _safer_site(evidence, finding)
+        yield Advice({"enable_partition_clipping": True}, f"clips the gradient norm while values overflow ({finding})")
+
+
+def underflow(evidence: Evidence) -> Iterator[Advice]:
+    """Non-zero values that rounded to zero."""
+    config = evidence.config
+    for finding in _by_site(evidence, "underflow_rate", _UNDERFLOW):
+        if config.scaling == "none":
+            yield Advice({"scaling": "dynamic"}, f"moves the values up into the format's range ({finding})")
+        elif config.scale_granularity == "tensor":
+            finer = {"scale_granularity": "row"} | ({"scaling": "dynamic"} if config.scaling == "delayed" else {})
+            yield Advice(finer, f"one scale per tensor leaves small rows at zero ({finding})")
+        elif config.scale_granularity == "row":
+            yield Advice({"scale_granularity": "block"}, f"one scale per row leaves small values at zero ({finding})")
+        if finding.site == "update":
+            yield Advice({"master_weights": True}, f"the written-back weights vanish ({finding})")
+        yield from _safer_site(evidence, finding)
+
+
+def non_finite(evidence: Evidence) -> Iterator[Advice]:
+    """NaN or inf in the loss or the gradients."""
+    config, verdict = evidence.config, evidence.verdict
+    gradients = evidence.worst("non_finite_gradients")
+    if verdict.rule != "non_finite" and (gradients is None or gradients.value == 0):
+        return
+    seen = str(gradients) if gradients is not None else f"{verdict.metric} {number(verdict.value)}, step {verdict.step}"
+    formats = [evidence.format_at(site) for site in GEMM_SITES]
+    to_inf = [fmt.name for fmt in formats if fmt.overflow == "inf"]
+    if to_inf:
+        yield Advice({"overflow": "saturate"}, f"{to_inf[0]} turns what is too large into infinity ({seen})")
+    if any(fmt.bits <= 8 for fmt in formats):
+        patience = config.emergency_shift_nan_patience
+        yield Advice({"enable_emergency_shift": True}, f"a safer format after {patience} such steps in a row ({seen})")
+    yield from smaller_steps(evidence)
+
+
+def smaller_steps(evidence: Evidence) -> Iterator[Advice]:
+    """A loss or gradient norm that grew: smaller steps."""
+    config = evidence.config
+    loss, norm = evidence.curve("loss").finite(), evidence.curve("gradient_norm").finite()
+    grown = []
+    if len(loss.values) and loss.values[-1] > loss.values.min():
+        at = int(loss.values.argmin())
+        grown.append(
+            f"training loss {number(loss.values[at])} at step {loss.steps[at]}, "
+            f"{number(loss.values[-1])} at step {loss.steps[-1]}"
+        )
+    if len(norm.values) and norm.values.max() > 10 * np.median(norm.values):
+        at = int(norm.values.argmax())
+        grown.append(
+            f"gradient norm {number(norm.values[at])} at step {norm.steps[at]}, median {number(np.median(norm.values))}"
+        )
+    if not grown:
+        return
+    seen = "; ".join(grown)
+    if config.gradient_clip == 0:
+        yield Advice({"gradient_clip": 1.0}, f"the gradient norm has no limit ({seen})")
+    yield Advice({"learning_rate": _round(config.learning_rate / 3)}, f"a third of {config.learning_rate:g} ({seen})")
+
+
+def noisy_gradient(evidence: Evidence) -> Iterator[Advice]:
+    """A gradient that no longer points where the unrounded one does."""
+    cosine = evidence.last("gradient_cosine_similarity")
+    if cosine is None or not cosine.value < _COSINE:
+        return
+    worst = evidence.worst("gradient_cosine_similarity", "weight", lowest=True)
+    seen = str(cosine) + (f"; lowest: {worst}" if worst is not None else "")
+    fmt = evidence.format_at("gradient")
+    wider = more_mantissa(fmt)
+    if wider is not None:
+        yield Advice({"gradient_format": wider}, f"the rounded gradient points elsewhere ({seen})")
+    if evidence.config.rounding == "nearest":
+        yield Advice({"rounding": "stochastic"}, f"makes the rounding errors of the GEMM operands average out ({seen})")
+
+
+def rank(evidence: Evidence) -> Iterator[Advice]:
+    """A layer's weight matrix has lost its rank."""
+    if evidence.verdict.rule != "rank_collapse":
+        return
+    lowest = evidence.worst("stable_rank", "weight", lowest=True)
+    if lowest is not None and lowest.layer is not None:
+        yield _exempt(evidence, lowest)
+    yield from smaller_steps(evidence)
+    if evidence.config.weight_decay > 0 and lowest is not None:
+        smaller = _round(evidence.config.weight_decay / 10)
+        yield Advice({"weight_decay": smaller}, f"decay shrinks what no gradient holds up ({lowest})")
+
+
+def never_moved(evidence: Evidence) -> Iterator[Advice]:
+    """The loss stayed at its start although updates arrive: larger steps."""
+    loss, displacement = evidence.curve("loss").finite(), evidence.last("realised_displacement")
+    if evidence.verdict.rule != "never_learned" or not len(loss.values):
+        return
+    if displacement is not None and not displacement.value >= _DISPLACEMENT:
+        return
+    seen = f"training loss {number(loss.values[0])} at step {loss.steps[0]}, best {number(loss.values.min())}"
+    arrives = "" if displacement is None else f"; {displacement}"
+    larger = _round(3 * evidence.config.learning_rate)
+    yield Advice({"learning_rate": larger}, f"three times {evidence.config.learning_rate:g} ({seen}{arrives})")
+
+
+def _by_site(evidence: Evidence, metric: str, limit: float) -> list[Finding]:
+    """The worst layer of each site at or above the limit, worst site first; the whole model where layers lack."""
+    found = [evidence.worst(metric, site) for site in SITES]
+    if not any(found):
+        found = [evidence.worst(metric)]
+    return sorted((f for f in found if f is not None and f.value >= limit), key=lambda f: -f.value)
+
+
+def _safer_site(evidence: Evidence, finding: Finding) -> Iterator[Advice]:
+    """More exponent bits for the finding's site; a lone bad layer may be exempted instead."""
+    site = finding.site or "weight"
+    if finding.layer is not None and _is_alone(evidence, finding, site):
+        yield _exempt(evidence, finding)
+    fmt = evidence.format_at(site, finding.layer)
+    wider = more_exponent(fmt)
+    if wider is not None:
+        field = "format" if finding.site is None else _format_field(site)
+        yield Advice({field: wider}, f"more range than {fmt} ({finding})")
+
+
+def _format_field(site: Site) -> str:
+    """The config field that sets a site's format."""
+    return "weight_format" if site == "update" else f"{site}_format"
+
+
+def _is_alone(evidence: Evidence, finding: Finding, site: Site) -> bool:
+    peaks = [
+        float(c.values.max())
+        for c in (c.finite() for c in evidence.layer_curves(finding.metric, site).values())
+        if len(c.values)
+    ]
+    return len(peaks) >= 3 and finding.value > _CONCENTRATED * float(np.median(peaks))
+
+
+def _exempt(evidence: Evidence, finding: Finding) -> Advice:
+    formats = {**evidence.config.layer_formats, str(finding.layer): "BF16"}
+    return Advice({"layer_formats": formats}, f"this layer stands out, the others can keep their format ({finding})")
+
+
+def _ulp_gain(fmt: NumberFormat, wider: str) -> str:
+    return number(2.0 ** (int(wider.split("M")[1]) - fmt.mantissa_bits))
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.1g}")
+
+
+def _yaml(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else json.dumps(value)

@@ -1,0 +1,148 @@
+"""All that a failure report may refer to: one run's folder, read once and cut at the verdict.
+
+A run may go on after its verdict (`stop_on_collapse: false`); what is measured then is no cause, so the analysis
+ends at the verdict's step while the loss curve shows everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from altgrad.curves import Curve, measured
+from altgrad.events import Event, format_shifts, read_events
+from altgrad.formats import NumberFormat, find_format
+from altgrad.markdown import number
+from altgrad.metrics import METRICS, SITES, Site
+from altgrad.results import Run, Verdict
+from altgrad.training.config import GemmSite, TrainConfig, make_config
+
+# Which config field switches on the metrics whose names begin so.
+_SWITCHES: Mapping[str, str] = {
+    "stiffness_": "log_stiffness",
+    "gradient_stiffness_": "log_stiffness",
+    "gradient_below_stiffness": "log_stiffness",
+    "grid_error_": "log_grid_alignment",
+    "on_grid_fraction": "log_grid_alignment",
+    "ulps_moved_": "log_ulp",
+    "gradient_cosine_similarity": "use_shadow",
+    "gradient_snr_db": "use_shadow",
+    "shadow_loss": "use_shadow",
+}
+
+
+class Finding(NamedTuple):
+    """A measured value worth naming; `layer` and `site` are None where it is one of the whole model."""
+
+    metric: str
+    value: float
+    step: int
+    layer: str | None = None
+    site: Site | None = None
+
+    def __str__(self) -> str:
+        where = f" at the {self.site} of `{self.layer}`" if self.layer is not None else ""
+        return f"{METRICS[self.metric].label.lower()} {number(self.value)}{where}, step {self.step}"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A collapsed run and its tables; `steps` holds everything, the accessors stop at the verdict."""
+
+    run: Run
+    verdict: Verdict
+    config: TrainConfig
+    steps: pa.Table
+    layers: pa.Table
+    events: list[Event]
+
+    @classmethod
+    def of(cls, run: Run) -> Evidence:
+        """Read a run's tables.  Raises ValueError for a run without a verdict."""
+        verdict = run.verdict
+        if verdict is None:
+            raise ValueError(
+                f"{run.folder}: run {run.name!r} is {run.status}; a failure report is for a run that collapsed "
+                "(end.json with a verdict)"
+            )
+        known = {name: value for name, value in run.config.items() if name in TrainConfig.model_fields}
+        steps = run.table("steps")
+        return cls(
+            run=run,
+            verdict=verdict,
+            config=make_config(known, source=str(run.folder / "run.json")),
+            steps=steps,
+            layers=run.table("layers"),
+            events=read_events(run, steps),
+        )
+
+    def curve(self, metric: str) -> Curve:
+        """A whole-model metric up to the verdict."""
+        return measured(self._steps_to_verdict, metric)
+
+    def layer_curves(self, metric: str, site: Site) -> dict[str, Curve]:
+        """Layer -> curve of a metric at a site up to the verdict; layers where it was not measured are left out."""
+        if metric not in self.layers.column_names:
+            return {}
+        near = pc.and_(pc.less_equal(self.layers["step"], self.verdict.step), pc.equal(self.layers["site"], site))
+        rows = self.layers.filter(near).select(["step", "layer", metric]).drop_null()
+        layers = np.asarray(rows["layer"].to_pylist(), dtype=object)
+        curve = measured(rows, metric)
+        names = dict.fromkeys(layers.tolist())
+        return {name: Curve(curve.steps[layers == name], curve.values[layers == name]) for name in names}
+
+    def worst(self, metric: str, site: Site | None = None, *, lowest: bool = False) -> Finding | None:
+        """The most extreme finite value up to the verdict, over layers at a site (or all sites), else of the model."""
+        sites = SITES if site is None else (site,)
+        found = [
+            Finding(metric, float(curve.values[at]), int(curve.steps[at]), layer, place)
+            for place in sites
+            for layer, curve in ((name, curve.finite()) for name, curve in self.layer_curves(metric, place).items())
+            if len(curve.values)
+            for at in [int(curve.values.argmin() if lowest else curve.values.argmax())]
+        ]
+        if not found and site is None and "step" in METRICS[metric].levels:
+            curve = self.curve(metric).finite()
+            if len(curve.values):
+                at = int(curve.values.argmin() if lowest else curve.values.argmax())
+                found = [Finding(metric, float(curve.values[at]), int(curve.steps[at]))]
+        return min(found, key=lambda finding: finding.value if lowest else -finding.value, default=None)
+
+    def last(self, metric: str) -> Finding | None:
+        """The last value of a whole-model metric up to the verdict."""
+        curve = self.curve(metric)
+        return Finding(metric, float(curve.values[-1]), int(curve.steps[-1])) if len(curve.values) else None
+
+    def absence(self, metric: str) -> str:
+        """Why a metric has no values, for example `not measured (log_ulp: false)`."""
+        for prefix, field in _SWITCHES.items():
+            if metric.startswith(prefix) and not getattr(self.config, field):
+                return f"not measured (`{field}: false`)"
+        if METRICS[metric].levels == ("step",) or self.config.diagnostic_interval <= self.verdict.step:
+            return "not measured"
+        return (
+            f"not measured (`diagnostic_interval: {self.config.diagnostic_interval}`, "
+            f"the verdict came at step {self.verdict.step})"
+        )
+
+    def format_at(self, site: Site, layer: str | None = None) -> NumberFormat:
+        """The format of a site (of a layer, or where no `layer_formats` glob says otherwise) at the verdict.
+
+        Format shifts are included; their target takes over the overflow rule, as it does in the run.
+        """
+        gemm: GemmSite = "weight" if site == "update" else site  # the write-back has the weight's format
+        fmt = self.config.format_at(layer or "", gemm)
+        for shift in format_shifts(self.events):
+            if shift.step <= self.verdict.step and shift.detail["from"] == fmt.name:
+                fmt = replace(find_format(str(shift.detail["to"])), overflow=fmt.overflow)
+        return fmt
+
+    @cached_property
+    def _steps_to_verdict(self) -> pa.Table:
+        return self.steps.filter(pc.less_equal(self.steps["step"], self.verdict.step))

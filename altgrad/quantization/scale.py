@@ -18,6 +18,7 @@ Granularity = Literal["tensor", "row", "block"]
 BLOCK = 32  # values per scale with granularity "block", as in OCP MX v1.0
 _FIELD = 23  # float32: bits below the exponent field
 _FRACTION = 0x7FFFFF
+_LARGEST_AMAX = 2.0**128 * (1 - 2.0**-20)  # leaves the roundings of 1 / inverse room below infinity
 
 
 def finite_amax(x: Tensor, granularity: Granularity) -> Tensor:
@@ -46,8 +47,9 @@ def from_blocks(blocks: Tensor, like: Tensor) -> Tensor:
 def scale_for(amax: Tensor, fmt: FormatTensors, power_of_two: bool) -> tuple[Tensor, Tensor]:
     """(scale, inverse scale) that put values up to `amax` into the format; shapes as `amax`.
 
-    Power of two: the one with amax / scale in (max / 2, max], exact to apply, within 2^-126 to 2^126.
+    Power of two: the one with amax / scale in (max / 2, max], exact to apply.
     Real: the inverse is max / amax, rounded so that amax itself does not overflow.
+    Both stay within 2^-126 to 2^126, and max * scale stays finite: values near float32's largest saturate instead.
     amax = 0 gives 1, and so does a format with float32's own exponent range (BF16, FP32), which needs no scale.
     """
     amax = amax * fmt.takes_scale
@@ -59,12 +61,13 @@ def _power_of_two_scale(amax: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tenso
     larger_fraction = (amax_bits & _FRACTION) > (max_bits & _FRACTION)
     exponent = (amax_bits >> _FIELD) - (max_bits >> _FIELD) + larger_fraction.to(torch.int32)
     exponent = torch.where(amax > 0, exponent, 0).clamp(-126, 126)
+    exponent = torch.minimum(exponent, 254 - (max_bits >> _FIELD))
     scale = ((127 + exponent) << _FIELD).view(torch.float32)
     return scale, ((127 - exponent) << _FIELD).view(torch.float32)
 
 
 def _real_scale(amax: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:
-    inverse = (fmt.max / amax).clamp(2.0**-126, 2.0**126)
+    inverse = (fmt.max / amax.clamp(max=_LARGEST_AMAX)).clamp(2.0**-126, 2.0**126)
     inverse = torch.where(amax > 0, inverse, 1.0)
     one_less = (inverse.view(torch.int32) - 1).view(torch.float32)
     inverse = torch.where(amax * inverse > fmt.max, one_less, inverse)

@@ -142,3 +142,56 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     """Equal float32 bit for bit, so -0 differs from 0; all NaN count as one."""
     first, second = (np.where(np.isnan(x), np.float32(np.nan), x.astype(np.float32)).view(np.int32) for x in (a, b))
     return bool(np.array_equal(first, second))
+
+
+def power_of_two_scale(amax: float, fmt: NumberFormat) -> float:
+    """Smallest power of two that brings amax to at most `fmt.max`, from 2^-126 to 2^126; 1 for amax = 0.
+
+    Smaller where the largest scaled value would not be a float32.
+    """
+    if amax == 0:
+        return 1.0
+    exponent = -126
+    while (
+        exponent < 126 and Fraction(amax) > (top := Fraction(fmt.max) * Fraction(2) ** exponent) and 2 * top <= LARGEST
+    ):
+        exponent += 1
+    return 2.0**exponent
+
+
+def groups(shape: tuple[int, ...], granularity: str) -> list[list[int]]:
+    """Flat positions of the elements that share a scale: all, or those of a row, or of 32 in a row."""
+    length = shape[-1]
+    positions = list(range(math.prod(shape)))
+    if granularity == "tensor":
+        return [positions]
+    width = length if granularity == "row" else BLOCK
+    rows = [positions[start : start + length] for start in range(0, len(positions), length)]
+    return [row[start : start + width] for row in rows for start in range(0, length, width)]
+
+
+def quantise_by_hand(
+    x: np.ndarray,
+    fmt: NumberFormat,
+    granularity: str = "tensor",
+    scaled: bool = True,
+    rounding: str = "nearest",
+    factor: float = 1.0,
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Scale by powers of two, round and scale back, group by group; with what a site counts on the way."""
+    flat, result = x.reshape(-1), np.empty(x.size, np.float32)
+    counts = dict.fromkeys(("nonzero", "overflow", "underflow", "saturated", "amax"), 0.0) | {"scale": -math.inf}
+    for group in groups(x.shape, granularity):
+        values = flat[group]
+        amax = max((abs(float(value)) for value in values if math.isfinite(value)), default=0.0)
+        scale = power_of_two_scale(amax * factor, fmt) if scaled else 1.0
+        on_grid = values * np.float32(1 / scale)
+        rounded = round_by_search(on_grid, fmt, rounding)
+        result[group] = rounded * np.float32(scale)
+        counts["amax"], counts["scale"] = max(counts["amax"], amax), max(counts["scale"], scale)
+        for value, before, after in zip(values, on_grid, rounded, strict=True):
+            counts["nonzero"] += value != 0
+            counts["overflow"] += abs(before) > fmt.max
+            counts["underflow"] += value != 0 and after == 0
+            counts["saturated"] += abs(after) >= fmt.max
+    return result.reshape(x.shape), counts

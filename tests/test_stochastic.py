@@ -1,0 +1,170 @@
+"""Stochastic rounding: only ever a neighbour, unbiased, independent from place to place and reproducible.
+
+All draws are seeded; limits are 5 standard errors, so a correct generator fails about once in a million tests.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from altgrad.formats import FORMATS, NumberFormat
+from altgrad.quantization.random import draw_key, uniform
+from altgrad.quantization.round import FormatTensors, round_magnitude, round_to_format, saturate
+from tests.oracles import round_by_search, same_bits
+from tests.rounding_inputs import ALL, everything
+
+EIGHT_BITS = [fmt for fmt in FORMATS.values() if fmt.bits == 8]
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def draws(x: torch.Tensor, fmt: NumberFormat, seed: int) -> torch.Tensor:
+    return round_to_format(x, fmt, "stochastic", generator(seed))
+
+
+@pytest.mark.parametrize("fmt", ALL, ids=str)
+def test_the_result_is_always_one_of_the_two_neighbours(fmt):
+    x = everything(fmt)
+    result = draws(torch.from_numpy(x), fmt, 0).numpy()
+    below, above = round_by_search(x, fmt, "toward_zero"), round_by_search(x, fmt, "away")
+    number = ~np.isnan(x)
+    assert ((result == below) | (result == above))[number].all()
+    assert np.isnan(result[~number]).all()
+    assert np.array_equal(np.signbit(result[number]), np.signbit(x[number]))
+    between = number & (below != above)
+    assert (result == below)[between].any() and (result == above)[between].any()
+
+
+@pytest.mark.parametrize("fmt", ALL, ids=str)
+def test_values_on_the_grid_are_left_alone(fmt):
+    values = torch.tensor(fmt.magnitudes())
+    values = torch.cat([values, -values])
+    for seed in range(10):
+        assert same_bits(draws(values, fmt, seed).numpy(), values.numpy())
+
+
+@pytest.mark.parametrize("noise", [0.0, 1 - 2.0**-24])
+@pytest.mark.parametrize("fmt", EIGHT_BITS, ids=str)
+def test_extreme_noise_rounds_everything_up_or_down_and_leaves_the_grid_alone(fmt, noise):
+    values = torch.tensor(fmt.magnitudes())
+    x = torch.cat([values, (values[:-1] + values[1:]) / 2])
+    tensors = FormatTensors.of(fmt)
+    result = saturate(round_magnitude(x, tensors, "stochastic", torch.tensor(noise)), x, tensors)
+    expected = round_by_search(x.numpy(), fmt, "away" if noise == 0 else "toward_zero")
+    assert same_bits(result.numpy(), expected)
+
+
+@pytest.mark.parametrize("fraction", [1 / 1024, 1 / 16, 1 / 3, 0.5, 0.9, 1023 / 1024])
+@pytest.mark.parametrize("fmt", EIGHT_BITS, ids=str)
+def test_the_mean_is_unbiased_in_every_binade_and_among_the_subnormals(fmt, fraction):
+    number, chosen = 40_000, [0, 1, fmt.max_index // 2, fmt.max_index - 1]
+    for index in chosen:
+        low, high = fmt.value(index), fmt.value(index + 1)
+        x = torch.full((number,), low + fraction * (high - low), dtype=torch.float32)
+        probability = (float(x[0]) - low) / (high - low)
+        up = draws(x, fmt, index) == high
+        error = (float(up.double().mean()) - probability) / math.sqrt(probability * (1 - probability) / number)
+        assert abs(error) < 5
+
+
+def test_the_mean_over_random_values_is_unbiased():
+    x = torch.randn(1_000_000, generator=generator(0))
+    for fmt in EIGHT_BITS[2:]:
+        error = (draws(x, fmt, 1) - x).double()
+        assert abs(float(error.mean() / error.std())) * 1000 < 5
+
+
+@pytest.mark.parametrize(("rounding", "kept"), [("stochastic", True), ("nearest", False)])
+def test_e7m0_keeps_the_mean_of_repeated_small_updates_where_nearest_rounding_shrinks_it(rounding, kept):
+    # With nearest rounding shrinking needs half of the update that growing needs.
+    weights = torch.ones(100_000)
+    source = generator(0)
+    for _ in range(20):
+        update = 0.15 * weights * torch.randn(weights.shape, generator=source)
+        weights = round_to_format(weights + update, FORMATS["E7M0"], rounding, source)
+    standard_error = float(weights.std()) / math.sqrt(len(weights))
+    assert standard_error < 0.01
+    assert (abs(float(weights.mean()) - 1) < 5 * standard_error) == kept
+    assert kept or weights.mean() < 0.7
+
+
+def test_every_position_is_unbiased_on_its_own():
+    repeats, positions, probability = 400, 4096, 0.3
+    source = generator(7)
+    x = torch.full((positions,), 1 + probability / 8)  # E4M3: neighbours 1 and 1.125
+    ups = sum((round_to_format(x, FORMATS["E4M3"], "stochastic", source) > 1).double() for _ in range(repeats))
+    scores = (ups - repeats * probability) / math.sqrt(repeats * probability * (1 - probability))
+    chi2_per_position = float((scores**2).mean())
+    assert abs(chi2_per_position - 1) < 5 * math.sqrt(2 / positions)
+    assert scores.abs().max() < 5.5
+
+
+def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+    """In standard errors."""
+    return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]).double())[0, 1]) * math.sqrt(a.numel())
+
+
+@pytest.mark.parametrize("lag", [1, 2, 3, 32, 256, 1024, 65536])
+def test_noise_at_a_distance_is_uncorrelated(lag):
+    noise = uniform(draw_key(generator(0), "cpu"), torch.empty(1_000_000))
+    assert abs(correlation(noise[:-lag], noise[lag:])) < 5
+
+
+def test_noise_of_successive_draws_and_of_different_salts_is_uncorrelated():
+    source = generator(0)
+    like = torch.empty(200_000)
+    keys = [draw_key(source, "cpu") for _ in range(4)]
+    streams = [uniform(key, like, salt) for key in keys for salt in (0, 1, 2, 300)]
+    for position, first in enumerate(streams):
+        for second in streams[position + 1 :]:
+            assert abs(correlation(first, second)) < 5
+
+
+@pytest.mark.parametrize("key", [(0, 0), (1, 0), (0, 1), (2**31 - 2, 2**31 - 2)])
+def test_noise_is_uniform_bit_by_bit_and_in_bins_also_for_weak_keys(key):
+    number = 1_048_576
+    noise = uniform(torch.tensor(key, dtype=torch.int32), torch.empty(number))
+    assert noise.min() >= 0 and noise.max() < 1
+    word = (noise.double() * 2**24).to(torch.int64)
+    for bit in range(24):
+        ones = int(((word >> bit) & 1).sum())
+        assert abs(ones - number / 2) < 5 * math.sqrt(number) / 2
+    for bins in (word >> 14, word & 1023):  # high and low ten bits
+        counts = torch.bincount(bins, minlength=1024).double()
+        chi2_per_bin = float(((counts - number / 1024) ** 2).sum() / (number / 1024) / 1023)
+        assert abs(chi2_per_bin - 1) < 5 * math.sqrt(2 / 1023)
+
+
+def test_a_seed_reproduces_its_roundings_whatever_the_shape_and_the_threads():
+    x = torch.randn(64, 96, generator=generator(0))
+    first = draws(x, FORMATS["E3M4"], 3)
+    assert torch.equal(draws(x, FORMATS["E3M4"], 3), first)
+    assert torch.equal(draws(x.flatten(), FORMATS["E3M4"], 3), first.flatten())
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert torch.equal(draws(x, FORMATS["E3M4"], 3), first)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_other_seeds_and_later_draws_differ():
+    x = torch.randn(10_000, generator=generator(0))
+    source = generator(3)
+    first, second = (round_to_format(x, FORMATS["E3M4"], "stochastic", source) for _ in range(2))
+    assert torch.equal(first, draws(x, FORMATS["E3M4"], 3))
+    for other in (second, draws(x, FORMATS["E3M4"], 4)):
+        assert 0.2 < float((other != first).double().mean()) < 0.4  # mean of 2 p (1 - p) over uniform p is 1/3
+
+
+def test_a_generator_leaves_the_global_one_alone():
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    draws(torch.randn(10, generator=generator(0)), FORMATS["E3M4"], 0)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -10,7 +10,10 @@ backward pass as the gradient of a dummy input, so that a compiled graph needs n
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from altgrad.formats import NumberFormat
+from altgrad.formats import NumberFormat, Overflow, find_format
 from altgrad.quantization.site import Mode, Site, round_site, site_scale
 from altgrad.training.config import GEMM_SITES, GemmSite, Recipe
 
@@ -76,6 +79,7 @@ class QuantizedLinear(nn.Linear):
         self.train(linear.training)
         self.name = name
         self.master_weights = recipe.master_weights
+        self.bypass = False
         device = linear.weight.device
         self.sites = nn.ModuleDict(
             {
@@ -94,9 +98,11 @@ class QuantizedLinear(nn.Linear):
         return self.site(site).format
 
     def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        if self.bypass:
+            return functional.linear(x.float(), self.weight.float(), bias).to(x.dtype)
         rounded_x = self._operand("activation", x.float())
         rounded_w = self._operand("weight", self.weight.float())
-        bias = None if self.bias is None else self.bias.float()
         y = functional.linear(rounded_x, rounded_w, None if bias is None else bias.detach())
         if torch.is_grad_enabled():
             site = self.site("gradient")
@@ -124,9 +130,32 @@ class QuantizedLinear(nn.Linear):
             operand = (self.weight if weight is None else weight).detach().float()
             return site_scale(operand, site.spec, site.history, site.mode)
 
+    def format_names(self) -> dict[str, tuple[str, Overflow]]:
+        """Name and overflow rule of each site's format, for a checkpoint."""
+        return {site: (self.format_of(site).name, self.format_of(site).overflow) for site in GEMM_SITES}
+
+    def restore_formats(self, names: Mapping[str, tuple[str, Overflow]]) -> None:
+        """Set the formats that `format_names` gave."""
+        for site in GEMM_SITES:
+            name, overflow = names[site]
+            self.site(site).set_format(dataclasses.replace(find_format(name), overflow=overflow))
+
     def extra_repr(self) -> str:
         formats = ", ".join(f"{site}={self.format_of(site)}" for site in GEMM_SITES)
         return f"{super().extra_repr()}, {formats}"
+
+
+@contextmanager
+def unrounded(layers: Iterable[QuantizedLinear]) -> Iterator[None]:
+    """Within, the layers compute as plain linear layers and count nothing."""
+    layers = list(layers)
+    for layer in layers:
+        layer.bypass = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.bypass = False
 
 
 def quantize_model(model: nn.Module, recipe: Recipe) -> dict[str, QuantizedLinear]:

@@ -69,10 +69,10 @@ class Site(nn.Module):
         self.slot.grad, self.counts = None, None
         return counts
 
-    def remember(self, amax: Tensor, step: int) -> None:
-        """Put a step's amax into the history that delayed scaling reads."""
+    def remember(self, amax: Tensor) -> None:
+        """Put a step's amax at the front of the history that delayed scaling reads; the oldest falls out."""
         if self.history.numel():
-            self.history[step % self.history.numel()] = amax
+            self.history.copy_(torch.cat([amax.reshape(1), self.history[:-1]]))
 
 
 def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:

@@ -135,7 +135,7 @@ class TrainConfig(Recipe):
     stop_on_collapse: bool = Field(True, description="end the run at its verdict; false: record it and go on")
     non_finite_patience: int = Field(5, ge=1, description="consecutive steps with a NaN or inf loss or gradient")
     diverged_margin: Positive = Field(0.5, description="nats of smoothed loss above its best")
-    diverged_patience: int = Field(60, ge=1, description="steps in a row without recovering")
+    diverged_patience: int = Field(80, ge=1, description="steps in a row without recovering")
     never_learned_fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.4, description="share of the run by which the loss must have left its start")
     never_learned_margin: Positive = Field(0.15, description="nats below the initial loss that count as learning")
     stalled_displacement: Fraction = Field(0.1, description="realised displacement below which the weights count as frozen")

@@ -1,0 +1,155 @@
+"""`python -m altgrad`: one run without Ray, the formats' table, a report rebuilt from a folder, the config fields.
+
+Each command imports what it needs when it runs: `formats` and `report` must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from altgrad.formats import FORMATS, equal_up_to_scale, find_format
+from altgrad.storage import Folder
+from altgrad.training.config import ConfigError, TrainConfig, load_config, parse_value
+
+_EXIT_BAD_INPUT = 2
+_TABLE_WIDTH = 110  # a cut-off number is a wrong number: better let a narrow terminal wrap
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 done, 1 the run failed, 2 bad input)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except (ConfigError, FileNotFoundError, PermissionError, ValueError) as error:
+        print(f"altgrad: {error}", file=sys.stderr)
+        return _EXIT_BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m altgrad", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train one config without Ray")
+    train.add_argument("config", help="YAML file, such as configs/e7m0_uniform.yaml")
+    train.add_argument(
+        "--out", required=True, metavar="DIR", help="results folder of the run; an unfinished run in it is resumed"
+    )
+    train.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override config fields")
+    train.add_argument("--baseline", metavar="RUN_DIR", help="finished BF16 run to measure the gap against")
+    train.set_defaults(command=_train)
+
+    report = commands.add_parser("report", help="rebuild a failure report, or a sweep's report, from its folder alone")
+    report.add_argument("folder", help="run folder or sweep folder (local path or URI)")
+    report.set_defaults(command=_report)
+
+    formats = commands.add_parser("formats", help="the table of number formats")
+    formats.add_argument(
+        "names", nargs="*", metavar="NAME", help="registered or any E<e>M<m>[b<bias>]; default: all registered"
+    )
+    formats.set_defaults(command=_formats)
+
+    config = commands.add_parser("config", help="the config fields with defaults and meanings")
+    config.set_defaults(command=_config)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    overrides = {}
+    for assignment in options.set:
+        key, separator, value = assignment.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {assignment}: expected KEY=VALUE, such as max_steps=100")
+        overrides[key] = parse_value(value)
+    config = load_config(options.config, **overrides)
+    from altgrad.console import TrainingProgress  # torch and the runner only once the input is known to be good
+    from altgrad.training.format_runner import FormatExperimentRunner
+
+    console = Console()
+    folder = Folder.at(options.out)
+    baseline = _loss_curve(Folder.at(options.baseline)) if options.baseline else None
+    with TrainingProgress(console, config.max_steps) as progress:
+        runner = FormatExperimentRunner(config, folder, run=folder.name, report=progress.report, baseline=baseline)
+        try:
+            result = runner.run()
+        except KeyboardInterrupt:
+            console.print(f"stopped; the same command continues from the last checkpoint in {folder}")
+            return 130
+    console.print(progress.summary(result), soft_wrap=True)
+    return 0
+
+
+def _loss_curve(folder: Folder) -> dict[int, float]:
+    from altgrad.results import read_run
+
+    table = read_run(folder).table("steps", ["loss"])
+    return dict(zip(table["step"].to_pylist(), table["loss"].to_pylist(), strict=True))
+
+
+def _report(options: argparse.Namespace) -> int:
+    from altgrad.report import sweep_report, write_failure_report
+
+    folder = Folder.at(options.folder)
+    if folder.has("run.json"):
+        print(write_failure_report(folder))
+    elif folder.has("sweep.json"):
+        print(sweep_report(folder))
+    else:
+        raise FileNotFoundError(f"{folder}: neither run.json nor sweep.json in it; give a run folder or a sweep folder")
+    return 0
+
+
+def _formats(options: argparse.Namespace) -> int:
+    chosen = {name: find_format(name) for name in options.names} or dict(FORMATS)
+    heads = (
+        "format",
+        "bits",
+        "bias",
+        "largest",
+        "smallest normal",
+        "smallest",
+        "binades",
+        "values",
+        "codes",
+        "overflow",
+    )
+    table = Table(*heads, box=None, padding=(0, 2, 0, 0))
+    for fmt in chosen.values():
+        codes = {(False, False): "all finite", (False, True): "NaN", (True, True): "inf, NaN"}[fmt.has_inf, fmt.has_nan]
+        normal = "-" if fmt.min_normal is None else f"{fmt.min_normal:.6g}"
+        bias = str(fmt.bias) if fmt.exponent_bits else "-"
+        values = f"{2 * fmt.max_index + 1:,}"
+        cells = [
+            f"{fmt.max:.8g}",
+            normal,
+            f"{fmt.min_subnormal:.6g}",
+            f"{fmt.binades:.1f}",
+            values,
+            codes,
+            fmt.overflow,
+        ]
+        table.add_row(fmt.name, str(fmt.bits), bias, *cells)
+    console = Console()
+    console.width = max(console.width, _TABLE_WIDTH)
+    console.print(table)
+    for first, second, factor in equal_up_to_scale(chosen):
+        console.print(f"{second} is {first} x {factor:g}: under max-abs scaling they round alike, bit for bit")
+    return 0
+
+
+def _config(options: argparse.Namespace) -> int:
+    table = Table("field", "default", "meaning")
+    for name, field in TrainConfig.model_fields.items():
+        table.add_row(name, repr(field.default), field.description or "")
+    Console().print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Interventions: what may act between backward and the optimizer step to save a run."""

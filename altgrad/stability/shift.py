@@ -1,0 +1,87 @@
+"""STAB-06: give up a failing format for a safer one while the run goes on.
+
+The run keeps its name and its config; the event says from, to, step and trigger.  A stall triggers only together
+with the realised displacement: with FP32 masters or stochastic rounding a stall rate of 95 % per step is normal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from altgrad.formats import find_format
+from altgrad.quantization.layers import QuantizedLinear
+from altgrad.stability.protocol import StepState
+from altgrad.training.config import GEMM_SITES, TrainConfig
+from altgrad.training.optim import WriteBack
+
+FALLBACKS: Mapping[str, str] = {
+    "E7M0": "E5M2",
+    "E6M1": "E5M2",
+    "E4M3": "E5M2",
+    "E1M6": "E3M4",
+    "E0M7": "E3M4",
+    "E2M5": "E3M4",
+    "E3M4": "E5M2",
+}
+
+
+class EmergencyMantissaShift:
+    """Shifts every site along `FALLBACKS` after enough non-finite steps, or enough frozen diagnostic windows."""
+
+    def __init__(
+        self, config: TrainConfig, layers: Mapping[str, QuantizedLinear], write_back: WriteBack | None = None
+    ) -> None:
+        self._config = config
+        self._layers = layers
+        self._write_back = write_back
+        self._non_finite_steps = 0
+        self._frozen_windows = 0
+        self._exhausted = False
+
+    def on_gradients(self, state: StepState) -> None:
+        self._non_finite_steps = 0 if state.finite else self._non_finite_steps + 1
+        if self._non_finite_steps >= self._config.emergency_shift_nan_patience:
+            self._shift(state, f"{self._non_finite_steps} non-finite steps")
+
+    def after_step(self, state: StepState) -> None:
+        stall, displacement = state.measured.get("stall_rate"), state.measured.get("realised_displacement")
+        if stall is None or displacement is None:
+            return
+        frozen = (
+            stall > self._config.emergency_shift_stall_threshold
+            and displacement < self._config.emergency_shift_displacement
+        )
+        self._frozen_windows = self._frozen_windows + 1 if frozen else 0
+        if self._frozen_windows >= self._config.emergency_shift_stall_windows:
+            trigger = f"stall rate {stall:.3f}, realised displacement {displacement:.3f}"
+            self._shift(state, f"{trigger} over {self._frozen_windows} windows")
+
+    def _shift(self, state: StepState, trigger: str) -> None:
+        self._non_finite_steps = self._frozen_windows = 0
+        shifted: Counter[tuple[str, str]] = Counter()
+        for layer in self._layers.values():
+            for site_name in GEMM_SITES:
+                site = layer.site(site_name)
+                fallback = FALLBACKS.get(site.format.name)
+                if fallback is not None:
+                    shifted[site.format.name, fallback] += 1
+                    site.set_format(dataclasses.replace(find_format(fallback), overflow=site.format.overflow))
+        if self._write_back is not None and shifted:
+            self._write_back()
+        for (old, new), sites in shifted.items():
+            state.event(
+                "format_shift", **{"from": old, "to": new, "step": state.step, "trigger": trigger, "sites": sites}
+            )
+        if not shifted and not self._exhausted:
+            self._exhausted = True
+            state.event("shift_unavailable", trigger=trigger)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counters": [self._non_finite_steps, self._frozen_windows, int(self._exhausted)]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._non_finite_steps, self._frozen_windows, exhausted = state["counters"]
+        self._exhausted = bool(exhausted)

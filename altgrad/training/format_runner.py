@@ -1,0 +1,276 @@
+"""One run from config to results folder: the trainer's records, the collapse detector, checkpoints and the report.
+
+Self-contained: it makes its own Trainer, and needs nothing but a folder.  Started again on the folder of a run that
+was cut off it goes on from the newest checkpoint that verifies, as a further attempt.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import socket
+import subprocess
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from altgrad.collapse import BaselineGap, CollapseDetector
+from altgrad.report import write_failure_report
+from altgrad.results import RunWriter, Status, Verdict
+from altgrad.storage import Folder
+from altgrad.training.checkpoint import load_checkpoint, save_checkpoint
+from altgrad.training.config import ConfigError, TrainConfig
+from altgrad.training.data import Batches
+from altgrad.training.trainer import StepOutcome, Trainer
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run tells its caller: the records of the steps since the last report, and where it stands."""
+
+    step: int
+    max_steps: int
+    rows: list[Mapping[str, float]]
+    status: Status
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True)
+class ExperimentResult:
+    """How a run ended; losses in nats.  A loss that was not measured is None."""
+
+    run: str
+    folder: Folder
+    status: Status
+    verdict: Verdict | None
+    steps: int
+    final_loss: float | None
+    best_loss: float | None
+    final_validation_loss: float | None
+    seconds: float
+
+
+class FormatExperimentRunner:
+    """Runs one config and writes its results folder.
+
+    report: called every `report_interval` steps and at the end, after everything of those steps was handed to the
+    writer.  baseline: training loss by step of the baseline run, where its curve is known beforehand.
+    model, batches: your own (see `Trainer`).
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Folder,
+        *,
+        run: str | None = None,
+        sweep: str | None = None,
+        intervention: str = "none",
+        report: Callable[[Report], None] | None = None,
+        report_interval: int = 10,
+        baseline: Mapping[int, float] | None = None,
+        model: nn.Module | None = None,
+        batches: Batches | None = None,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.run_name = run or folder.name
+        self._sweep, self._intervention = sweep, intervention
+        self._report, self._report_interval = report, report_interval
+        self._gap = BaselineGap(baseline) if baseline is not None else None
+        self._model, self._batches = model, batches
+        self._checkpoints = folder / "checkpoints"
+        self._rows: list[Mapping[str, float]] = []
+        self._losses = LossSummary()
+
+    def run(self) -> ExperimentResult:
+        """Train to the end, to a collapse, or to an exception, which is recorded (status `failed`) and raised."""
+        attempt = self._next_attempt()
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
+        writer = RunWriter(self.folder, attempt)
+        try:
+            trainer = Trainer(self.config, self._model, self._batches)
+            detector = CollapseDetector(self.config, trainer.batches.vocabulary)
+            writer.start(self._info(trainer))
+            self._resume(trainer, detector, writer)
+            while trainer.step_number < self.config.max_steps and not self._collapsed(detector):
+                self._one_step(trainer, detector, writer)
+            return self._finish(trainer, detector, writer)
+        except Exception as error:  # recorded for the reader of the folder, then raised for the caller
+            reason = " ".join(str(error).split()) or type(error).__name__
+            summary = {"error": f"{type(error).__name__}: {reason}", "traceback": traceback.format_exc()}
+            if self.folder.has("run.json"):
+                writer.end("failed", None, summary)
+            raise
+
+    def _next_attempt(self) -> int:
+        if not self.folder.has("run.json"):
+            return 0
+        if self.folder.has("end.json") and self.folder.read_json("end.json")["status"] != "failed":
+            raise ConfigError(f"{self.folder}: holds a run that has ended; choose another folder or remove it")
+        info = self.folder.read_json("run.json")
+        here = self.config.model_dump(mode="json")
+        changed = sorted(key for key, value in here.items() if info["config"].get(key) != value)
+        if changed:
+            raise ConfigError(
+                f"{self.folder}: holds a run with another config ({', '.join(changed)}); choose another folder"
+            )
+        return int(info["attempt"]) + 1
+
+    def _resume(self, trainer: Trainer, detector: CollapseDetector, writer: RunWriter) -> None:
+        state, corrupt = load_checkpoint(self._checkpoints)
+        for name in corrupt:
+            step = state["trainer"]["step"] if state is not None else 0
+            writer.event(step, "checkpoint_fallback", corrupt=name, resumed_from_step=step)
+        if state is not None:
+            trainer.load_state_dict(state["trainer"])
+            detector.load_state_dict(state["detector"])
+            self._losses.load_state_dict(state["losses"])
+            if self._gap is not None and state["gap"] is not None:
+                self._gap.load_state_dict(state["gap"])
+        if writer.attempt:
+            writer.event(trainer.step_number, "restore", from_step=trainer.step_number, attempt=writer.attempt)
+
+    def _one_step(self, trainer: Trainer, detector: CollapseDetector, writer: RunWriter) -> None:
+        outcome = trainer.step()
+        record, step = outcome.record, trainer.step_number
+        if self._gap is not None:
+            gap = self._gap.update(step, record["loss"])
+            if gap is not None:
+                record["gap_to_baseline"] = gap
+        self._losses.add(record)
+        known = detector.verdict
+        verdict = detector.update(record)
+        self._write(outcome, writer)
+        if verdict is not None and known is None:
+            writer.event(step, "verdict", rule=verdict.rule, sentence=verdict.sentence())
+        last = step >= self.config.max_steps or self._collapsed(detector)
+        if step % self.config.checkpoint_interval == 0 or last:
+            self._checkpoint(trainer, detector, writer)
+        self._rows.append(record)
+        if self._report is not None and not last and step % self._report_interval == 0:
+            self._send("running", detector.verdict)
+
+    def _write(self, outcome: StepOutcome, writer: RunWriter) -> None:
+        writer.step(outcome.record)
+        writer.layers(outcome.layers)
+        writer.tensors(outcome.tensors)
+        for event in outcome.events:
+            writer.event(event.step, event.kind, **event.detail)
+
+    def _checkpoint(self, trainer: Trainer, detector: CollapseDetector, writer: RunWriter) -> None:
+        """Flush first: a checkpoint must not be ahead of the rows that a restored run will not write again."""
+        writer.flush()
+        state = {
+            "trainer": trainer.state_dict(),
+            "detector": detector.state_dict(),
+            "losses": self._losses.state_dict(),
+            "gap": self._gap.state_dict() if self._gap is not None else None,
+        }
+        save_checkpoint(self._checkpoints, trainer.step_number, state)
+
+    def _finish(self, trainer: Trainer, detector: CollapseDetector, writer: RunWriter) -> ExperimentResult:
+        verdict = detector.verdict
+        status: Status = "completed" if verdict is None else "collapsed"
+        result = ExperimentResult(
+            self.run_name,
+            self.folder,
+            status,
+            verdict,
+            trainer.step_number,
+            self._losses.final,
+            self._losses.best,
+            self._losses.validation,
+            trainer.elapsed_seconds,
+        )
+        summary = {
+            "steps": result.steps,
+            "final_loss": result.final_loss,
+            "best_loss": result.best_loss,
+            "final_validation_loss": result.final_validation_loss,
+            "seconds": result.seconds,
+            "formats": {name: layer.format_names() for name, layer in trainer.layers.items()},
+        }
+        writer.end(status, verdict, summary)
+        if verdict is not None:
+            write_failure_report(self.folder)
+        if self._report is not None:
+            self._send(status, verdict)
+        return result
+
+    def _send(self, status: Status, verdict: Verdict | None) -> None:
+        rows, self._rows = self._rows, []
+        step = int(rows[-1]["step"]) if rows else self.config.max_steps
+        assert self._report is not None
+        self._report(Report(step, self.config.max_steps, rows, status, verdict))
+
+    def _collapsed(self, detector: CollapseDetector) -> bool:
+        return self.config.stop_on_collapse and detector.verdict is not None
+
+    def _info(self, trainer: Trainer) -> dict[str, Any]:
+        """What run.json says of a run before its first step."""
+        return {
+            "run": self.run_name,
+            "sweep": self._sweep,
+            "intervention": self._intervention,
+            "config": self.config.model_dump(mode="json"),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "git_commit": _git_commit(),
+            "host": socket.gethostname(),
+            "device": _device_name(trainer.device),
+            "threads": torch.get_num_threads(),
+            "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+            "vocabulary": trainer.batches.vocabulary,
+            "layers": list(trainer.layers),
+            "initial_weights_hash": trainer.initial_weights_hash,
+            "batches_hash": trainer.batches.digest(),
+        }
+
+
+class LossSummary:
+    """Final, best and validation loss of a run so far; None where none was finite or measured."""
+
+    def __init__(self) -> None:
+        self.final: float | None = None
+        self.best: float | None = None
+        self.validation: float | None = None
+
+    def add(self, record: Mapping[str, float]) -> None:
+        self.final = record["loss"]
+        if math.isfinite(record["loss"]):
+            self.best = record["loss"] if self.best is None else min(self.best, record["loss"])
+        self.validation = record.get("validation_loss", self.validation)
+
+    def state_dict(self) -> dict[str, float | None]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, float | None]) -> None:
+        vars(self).update(state)
+
+
+def run_format_experiment(config: TrainConfig, folder: str | Path | Folder, **options: Any) -> ExperimentResult:
+    """Run one config into a folder (local path or URI); `options` as for `FormatExperimentRunner`."""
+    place = folder if isinstance(folder, Folder) else Folder.at(folder)
+    return FormatExperimentRunner(config, place, **options).run()
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout this package runs from, None where it is not one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()

@@ -1,0 +1,140 @@
+"""A GPT in plain PyTorch: pre-norm blocks, GELU, SDPA, GPT-2 initialisation.
+
+Nothing in it knows about number formats: `quantize_model` swaps its linear layers afterwards, as it does for any
+other model, so that the FP32 run is this model and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from altgrad.training.config import ConfigError, TrainConfig
+
+
+@dataclass(frozen=True)
+class GPTShape:
+    """Sizes of a GPT."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+
+
+PRESETS: Mapping[str, GPTShape] = {
+    "micro": GPTShape(2, 2, 32, 32),  # for tests
+    "tiny": GPTShape(4, 4, 96, 64),  # 0.5M parameters: a laptop
+    "small": GPTShape(6, 6, 384, 256),  # 11M: one GPU, minutes
+    "medium": GPTShape(8, 8, 512, 512),  # 26M
+    "gpt2": GPTShape(12, 12, 768, 1024),  # 86M and the embeddings
+}
+
+
+def gpt_shape(config: TrainConfig) -> GPTShape:
+    """The preset with the config's overrides.  Raises ConfigError for an unknown preset or heads that do not divide."""
+    if config.model not in PRESETS:
+        raise ConfigError(f"model={config.model!r}; known: {', '.join(PRESETS)}")
+    preset = PRESETS[config.model]
+    shape = GPTShape(
+        *(
+            given if given is not None else default
+            for given, default in (
+                (config.n_layer, preset.n_layer),
+                (config.n_head, preset.n_head),
+                (config.n_embd, preset.n_embd),
+                (config.block_size, preset.block_size),
+            )
+        )
+    )
+    if shape.n_embd % shape.n_head:
+        raise ConfigError(f"n_embd={shape.n_embd} is not a multiple of n_head={shape.n_head}")
+    return shape
+
+
+class Attention(nn.Module):
+    """Causal self-attention; x (batch, time, channels)."""
+
+    def __init__(self, shape: GPTShape) -> None:
+        super().__init__()
+        self.heads = shape.n_head
+        self.qkv = nn.Linear(shape.n_embd, 3 * shape.n_embd)
+        self.proj = nn.Linear(shape.n_embd, shape.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (batch, head, time, c)
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.proj(y.transpose(1, 2).flatten(-2))
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between, four times as wide inside."""
+
+    def __init__(self, shape: GPTShape) -> None:
+        super().__init__()
+        self.up = nn.Linear(shape.n_embd, 4 * shape.n_embd)
+        self.down = nn.Linear(4 * shape.n_embd, shape.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(functional.gelu(self.up(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, shape: GPTShape) -> None:
+        super().__init__()
+        self.ln_1, self.attn = nn.LayerNorm(shape.n_embd), Attention(shape)
+        self.ln_2, self.mlp = nn.LayerNorm(shape.n_embd), MLP(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """Decoder-only transformer.  `model(tokens, targets)` is the mean cross-entropy in nats (0-d).
+
+    tokens, targets: (batch, time) int64, time <= block_size.
+    """
+
+    def __init__(self, shape: GPTShape, vocabulary: int, tied_head: bool = False) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(vocabulary, shape.n_embd)
+        self.wpe = nn.Embedding(shape.block_size, shape.n_embd)
+        self.h = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
+        self.ln_f = nn.LayerNorm(shape.n_embd)
+        self.lm_head = nn.Linear(shape.n_embd, vocabulary, bias=False)
+        self._initialise(shape.n_layer)
+        if tied_head:
+            self.lm_head.weight = self.wte.weight
+
+    def _initialise(self, n_layer: int) -> None:
+        """Normal(0, 0.02), residual projections smaller by sqrt(2 layers), biases 0 (Radford et al. 2019)."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.ndim == 2:
+                residual = name.endswith(("attn.proj.weight", "mlp.down.weight"))
+                nn.init.normal_(parameter, std=0.02 / (2 * n_layer) ** 0.5 if residual else 0.02)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """(batch, time) -> (batch, time, vocabulary)."""
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
+        for block in self.h:
+            x = block(x)
+        return self.lm_head(self.ln_f(x))
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(self.logits(tokens).flatten(0, 1), targets.flatten())
+
+
+def build_gpt(config: TrainConfig, vocabulary: int) -> GPT:
+    """The config's GPT on the CPU, its weights a function of `config.seed` alone, whatever the format."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return GPT(gpt_shape(config), vocabulary, config.tied_head)

@@ -1,0 +1,240 @@
+"""The training loop: one step at a time, yielding what was measured, knowing no file, no Ray and no logger.
+
+    batch -> forward -> loss -> backward -> interventions -> optimizer.step -> write-back -> measurements -> record
+
+Everything that decides about a step is read in one transfer between backward and the optimizer step: the loss, the
+gradient norm and the rounding counts of every site.  A device is synchronised once per step, not once per number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from altgrad.diagnostics.protocol import Context, LayerStep
+from altgrad.diagnostics.suite import Diagnostics
+from altgrad.quantization.layers import QuantizedLinear, quantize_model
+from altgrad.stability.clipper import PartitionRelativeClipper
+from altgrad.stability.guard import NonFiniteGuard
+from altgrad.stability.protocol import Event, Intervention, StepState
+from altgrad.stability.shift import EmergencyMantissaShift
+from altgrad.training.compiling import compiled_loss
+from altgrad.training.config import TrainConfig
+from altgrad.training.counts import SiteCounts
+from altgrad.training.data import Batches, TextBatches, load_corpus
+from altgrad.training.model import build_gpt, gpt_shape
+from altgrad.training.optim import WriteBack, build_optimizer, learning_rate
+
+
+@dataclass
+class StepOutcome:
+    """What one step left: its record (metrics by name), rows of the `layers` and `tensors` tables, and events."""
+
+    record: dict[str, float]
+    layers: list[Mapping[str, Any]] = field(default_factory=list)
+    tensors: list[Mapping[str, Any]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains one model under one config.
+
+    Without `model` the config's GPT, without `batches` the config's text.  Your own model: any module whose call
+    `model(inputs, targets)` is the loss (0-d); it is quantised in place.  Your own data: see `Batches`.
+    """
+
+    def __init__(self, config: TrainConfig, model: nn.Module | None = None, batches: Batches | None = None) -> None:
+        self.config = config
+        self.device = _device(config.device)
+        if batches is None:
+            block_size = gpt_shape(config).block_size
+            batches = TextBatches(load_corpus(config), config, block_size)
+        self.batches = batches
+        if model is None:
+            if batches.vocabulary is None:
+                raise ValueError("batches.vocabulary is None, which the built-in GPT needs; give your own model too")
+            model = build_gpt(config, batches.vocabulary)
+        self.initial_weights_hash = _hash_weights(model)
+        self.model = model.to(self.device)
+        self.layers: dict[str, QuantizedLinear] = quantize_model(model, config)
+        self._key = torch.zeros(2, dtype=torch.int32, device=self.device)
+        for layer in self.layers.values():
+            layer.key = self._key
+        self.optimizer = build_optimizer(model, config)
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._write_back = None if config.master_weights else WriteBack(self.layers, config)
+        if self._write_back is not None:
+            self._write_back()
+            self._write_back.forget()
+        self._counts = SiteCounts(self.layers)
+        self._loss = compiled_loss(model, config, self.device)
+        corrections = None if self._write_back is None else self._write_back.corrections
+        self._diagnostics = Diagnostics(config, model, self.layers, corrections)
+        self.interventions = self._build_interventions()
+        self.step_number = 0
+        self.elapsed_seconds = 0.0
+        self.tokens = 0
+
+    def _build_interventions(self) -> list[Intervention]:
+        chosen: list[Intervention] = [NonFiniteGuard(self.optimizer, self.config.diagnostic_interval)]
+        if self.config.enable_emergency_shift:
+            chosen.append(EmergencyMantissaShift(self.config, self.layers, self._write_back))
+        if self.config.enable_partition_clipping:
+            chosen.append(PartitionRelativeClipper(self.config, self.layers))
+        return chosen
+
+    def step(self) -> StepOutcome:
+        """Train one step and say what was measured."""
+        started = time.perf_counter()
+        self.step_number += 1
+        step, config = self.step_number, self.config
+        inputs, targets = (part.to(self.device, non_blocking=True) for part in self.batches.training(step))
+        rate = learning_rate(config, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self._key.copy_(torch.tensor([config.seed & 0x7FFFFFFF, step & 0x7FFFFFFF], dtype=torch.int32))
+
+        loss = self._forward_backward(inputs, targets)
+        state = self._read(step, loss)
+        state.measured["learning_rate"] = rate
+        measuring = (step % config.diagnostic_interval == 0 or step == config.max_steps) and state.finite
+        if measuring:
+            context = Context(step, self.model, self.layers, lambda: self.model(inputs, targets))
+            self._diagnostics.before_step(context)
+        outcome = StepOutcome(state.measured, events=state.events)
+        for intervention in self.interventions:
+            intervention.on_gradients(state)
+        if not state.skip:
+            self._update(state, measuring, outcome)
+        for intervention in self.interventions:
+            intervention.after_step(state)
+
+        if step % config.eval_interval == 0 or step == config.max_steps:
+            state.measured["validation_loss"] = self.validation_loss()
+        self._account(outcome.record, inputs.numel(), time.perf_counter() - started)
+        return outcome
+
+    def _forward_backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()
+        loss = self._loss(inputs, targets)
+        loss.backward()
+        return loss.detach()
+
+    def _read(self, step: int, loss: Tensor) -> StepState:
+        """The step's numbers, in one transfer to the host."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        loss_value, norm_value, *counts = self._counts.read([loss, norm])
+        record = {"step": step, "loss": loss_value, "gradient_norm": norm_value, **self._counts.rates(counts)}
+        state = StepState(step, loss_value, norm_value, self._parameters, record)
+        # a finite norm proves that no value is NaN or inf
+        record["non_finite_gradients"] = 0.0 if state.finite else _non_finite_share(gradients)
+        return state
+
+    def _update(self, state: StepState, measuring: bool, outcome: StepOutcome) -> None:
+        """Clip, move the optimizer, write back, and measure around it."""
+        limit = self.config.gradient_clip
+        if limit and state.gradient_norm > limit:
+            state.scale_gradients(limit / state.gradient_norm)
+        before = self._weights() if measuring else {}
+        self.optimizer.step()
+        intended = {name: layer.weight.detach().clone() for name, layer in self.layers.items()} if measuring else {}
+        if self._write_back is not None:
+            self._write_back()
+        if measuring:
+            steps = [self._layer_step(layer, before[name], intended[name]) for name, layer in self.layers.items()]
+            snapshot, outcome.tensors = self._diagnostics.measure(state.step, steps)
+            outcome.record.update(snapshot.values)
+            outcome.layers = self._counts.rows(state.step, snapshot.layers, self._write_back)
+
+    def _weights(self) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Per layer: weight, stored weight, scale and inverse scale, copied."""
+        return {
+            name: (layer.weight.detach().clone(), layer.rounded_weight(), *layer.weight_scale())
+            for name, layer in self.layers.items()
+        }
+
+    def _layer_step(
+        self, layer: QuantizedLinear, before: tuple[Tensor, Tensor, Tensor, Tensor], intended: Tensor
+    ) -> LayerStep:
+        weight, stored, scale, inverse = before
+        gradient = layer.weight.grad if layer.weight.grad is not None else torch.zeros_like(layer.weight)
+        return LayerStep(layer.name, layer, gradient, weight, stored, intended, layer.rounded_weight(), scale, inverse)
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Mean loss over the held-out batches (nats), with the formats of the moment."""
+        self.model.eval()
+        total, count = torch.zeros((), device=self.device), 0
+        for inputs, targets in self.batches.validation():
+            total += self.model(inputs.to(self.device), targets.to(self.device)) * len(inputs)
+            count += len(inputs)
+        return float(total / count)
+
+    def _account(self, record: dict[str, float], tokens: int, seconds: float) -> None:
+        self.tokens += tokens
+        self.elapsed_seconds += seconds
+        record["tokens"] = self.tokens
+        record["elapsed_seconds"] = self.elapsed_seconds
+        record["tokens_per_second"] = tokens / seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on; tensors, numbers and strings only."""
+        return {
+            "step": self.step_number,
+            "tokens": self.tokens,
+            "elapsed_seconds": self.elapsed_seconds,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "formats": {name: layer.format_names() for name, layer in self.layers.items()},
+            "corrections": dict(self._write_back.corrections) if self._write_back is not None else {},
+            "diagnostics": self._diagnostics.state_dict(),
+            "interventions": [intervention.state_dict() for intervention in self.interventions],
+            "random": [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [])],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken, bit for bit on the same machine."""
+        self.step_number, self.tokens = state["step"], state["tokens"]
+        self.elapsed_seconds = state["elapsed_seconds"]
+        for name, formats in state["formats"].items():
+            self.layers[name].restore_formats(formats)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, correction in state["corrections"].items():
+            assert self._write_back is not None
+            self._write_back.corrections[name].copy_(correction)
+        self._diagnostics.load_state_dict(state["diagnostics"])
+        for intervention, kept in zip(self.interventions, state["interventions"], strict=True):
+            intervention.load_state_dict(kept)
+        torch.set_rng_state(state["random"][0])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state_all(state["random"][1:])
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={name!r}: no CUDA device here; use device=cpu or auto")
+    return torch.device(name)
+
+
+def _hash_weights(model: nn.Module) -> str:
+    """Hash of the parameters by name, before anything is rounded."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(name.encode() + parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _non_finite_share(gradients: list[Tensor]) -> float:
+    bad = torch.stack([(~torch.isfinite(gradient)).sum() for gradient in gradients]).sum()
+    return float(bad) / sum(gradient.numel() for gradient in gradients)

@@ -1,0 +1,89 @@
+"""Ray for the length of a sweep: a private one on this machine, or a connection to a cluster that is already there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tune.machine import Machine
+from tune.options import SweepError
+
+ROOT = Path(__file__).resolve().parents[1]
+_OBJECT_STORE_BYTES = 100 * 1024**2  # trials exchange records only
+# Read by Ray's processes.  A reused worker waits for the previous trial's thread to end, e.g. its last upload, before
+# it takes the next trial; with Ray's 2 s the next, innocent trial fails.
+_WORKER_ENVIRONMENT = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "60", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+# Read by Tune in this process: no loggers of its own (the results folder is ours), no console output, no handler
+# that makes an interrupted sweep look finished.
+_DRIVER_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
+}
+
+
+@contextmanager
+def local_ray(machine: Machine) -> Iterator[None]:
+    """A Ray of our own with the machine's cores and GPUs, whatever cluster may be running here; gone afterwards."""
+    import ray
+
+    os.environ.update(_DRIVER_ENVIRONMENT)
+    _use_own_token()
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # workers do not see this process's sys.path
+    folder = tempfile.mkdtemp(prefix="altgrad-ray-", dir="/tmp")  # short: sockets have a limit of 107 characters
+    try:
+        ray.init(
+            address="local",
+            num_cpus=machine.cpus,
+            num_gpus=machine.gpus,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+            _temp_dir=folder,
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def connected_ray(address: str) -> Iterator[Machine]:
+    """A running cluster; yields what it has.  Raises SweepError where it cannot be reached.
+
+    Inside a Ray job the cluster already has this code; from elsewhere it is sent along.
+    """
+    import ray
+
+    os.environ.update(_DRIVER_ENVIRONMENT)
+    environment: dict[str, object] = {"env_vars": _WORKER_ENVIRONMENT}
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        environment["working_dir"] = str(ROOT)
+        environment["excludes"] = ["/results/", "/.venv/", "/.git/", "__pycache__/"]
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or ["no answer"])[0]
+        raise SweepError(f"--address {address}: cannot connect: {reason}") from error
+    try:
+        has = ray.cluster_resources()
+        gpus = int(has.get("GPU", 0))
+        yield Machine(int(has.get("CPU", 0)), gpus, f"the cluster has {gpus or 'no'} GPU{'s' * (gpus != 1)}")
+    finally:
+        ray.shutdown()
+
+
+def _use_own_token() -> None:
+    """Ray's processes authenticate with a token: one for this sweep alone, instead of a file in the home folder."""
+    if not os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"}:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

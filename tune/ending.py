@@ -1,0 +1,106 @@
+"""End records of runs that could not write their own: stopped from outside, or dead for good.
+
+A trial that Tune stops gets no chance to write anything, and a process that was killed never does.  The driver
+knows why, so it writes `end.json`; a run that already has one is left alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import cloudpickle, tune
+from ray.exceptions import RayActorError, RayTaskError
+
+from altgrad.report import write_failure_report
+from altgrad.results import RunWriter, Verdict, write_end
+from altgrad.storage import Folder
+from tune.plan import Trial
+from tune.stopper import CollapseStopper
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial as TuneTrial
+
+
+class EndRecords(tune.Callback):
+    """Writes the end record of each run that ended without one.  Goes before callbacks that show how runs ended."""
+
+    def __init__(self, stopper: CollapseStopper, sweep: Folder, scheduler: str) -> None:
+        self._stopper = stopper
+        self._sweep = sweep
+        self._scheduler = scheduler
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """The trial returned, or the stopper or the scheduler ended it (the worker still waits in its report)."""
+        run = run_of(trial)
+        folder = self._sweep / run
+        self._stopper.ended(run)
+        verdict = self._stopper.verdict(run)
+        if not folder.has("end.json"):
+            reason = f"stopped by --scheduler {self._scheduler}" if verdict is None else verdict.sentence()
+            summary = {"reason": reason, "steps": _steps(trial)}
+            write_end(folder, "stopped" if verdict is None else "collapsed", verdict, summary)
+            if verdict is not None:
+                write_failure_report(folder)
+        elif verdict is not None:
+            _add_verdict(folder, verdict)
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """The trial died and has no retry left."""
+        run = run_of(trial)
+        self._stopper.ended(run)
+        folder = self._sweep / run
+        if not folder.has("run.json"):
+            write_never_started(folder, plan_of(trial), self._sweep.name)
+        if not folder.has("end.json"):  # the runner records an exception itself; a dead process cannot
+            write_end(folder, "failed", None, {"error": why_failed(trial), "steps": _steps(trial)})
+
+
+def write_never_started(folder: Folder, trial: Trial, sweep: str) -> None:
+    """The `run.json` of a run that died before it could write one, so that it is not missing from the comparison."""
+    info = {"run": trial.run, "sweep": sweep, "config": trial.config.model_dump(), "intervention": trial.intervention}
+    RunWriter(folder).start(info)
+
+
+def run_of(trial: TuneTrial) -> str:
+    """The run's name; Ray's own names of trials are not ours."""
+    return str(trial.config["job"]["trial"]["run"])
+
+
+def plan_of(trial: TuneTrial) -> Trial:
+    """Our plan of the trial, as it was given to Tune."""
+    return Trial.from_json(trial.config["job"]["trial"], "trial")
+
+
+def why_failed(trial: TuneTrial) -> str:
+    """One line: the exception that the trial raised, or that its process died."""
+    error = _error_of(trial)
+    if isinstance(error, RayTaskError):
+        cause = error.cause if isinstance(error.cause, BaseException) else error
+        first = (str(cause).strip().splitlines() or [""])[0]
+        return f"{type(cause).__name__}: {first}"
+    if isinstance(error, RayActorError):
+        return "the trial's process died (killed, or out of memory)"
+    return "unknown" if error is None else f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _steps(trial: TuneTrial) -> int | None:
+    """The last step that the trial reported."""
+    return (trial.last_result or {}).get("step")
+
+
+def _error_of(trial: TuneTrial) -> BaseException | None:
+    """The exception that Tune stored for the trial in this process's own folder."""
+    file = trial.pickled_error_file
+    if file is None or not Path(file).exists():
+        return None
+    error = cloudpickle.loads(Path(file).read_bytes())
+    return error if isinstance(error, BaseException) else None
+
+
+def _add_verdict(folder: Folder, verdict: Verdict) -> None:
+    """A run that did not stop at its collapse gets the verdict that only the driver could reach."""
+    end = folder.read_json("end.json")
+    if end["verdict"] is None and end["status"] in ("completed", "stopped"):
+        write_end(folder, end["status"], verdict, end["summary"])
+        write_failure_report(folder)

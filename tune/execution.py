@@ -1,0 +1,105 @@
+"""Runs planned trials through Ray Tune and says how that ended.
+
+Tune schedules, restarts and stops; it keeps no checkpoint and no result of ours, so its own state is scratch.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from ray import tune
+from ray.tune import PlacementGroupFactory
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from rich.console import Console
+
+from tune.ending import EndRecords, plan_of, run_of
+from tune.live import Progress
+from tune.machine import Resources
+from tune.manifest import Sweep
+from tune.options import SweepOptions
+from tune.plan import Trial
+from tune.stopper import CollapseStopper
+from tune.trainable import Job, train_trial
+
+_SCRATCH = ".ray"  # in the sweep's folder: every node must reach it
+_GRACE_PERIOD = 100  # steps before asha may stop a trial
+
+
+class BaselineSparingASHA(AsyncHyperBandScheduler):
+    """ASHA on the training loss that lets every baseline run to its end: the others are compared with it."""
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        return TrialScheduler.CONTINUE if plan_of(trial).is_baseline else decision
+
+
+def run_trials(
+    sweep: Sweep, trials: Sequence[Trial], options: SweepOptions, resources: Resources, console: Console
+) -> signal.Signals | None:
+    """Run the trials of a sweep to their ends.  Returns the signal that interrupted them, None where none did."""
+    stopper = CollapseStopper(sweep.trials, sweep.folder)
+    ends = EndRecords(stopper, sweep.folder, options.scheduler)
+    jobs = [Job(trial, sweep.results, sweep.name, resources.threads, options.wandb) for trial in trials]
+    bundle: dict[str, float] = {"CPU": resources.cpus}
+    if resources.gpus:
+        bundle["GPU"] = resources.gpus
+    progress = Progress(sweep.trials, sweep.folder, console)
+    tuner = tune.Tuner(
+        tune.with_resources(train_trial, PlacementGroupFactory([bundle])),
+        param_space={"job": tune.grid_search([job.to_parameters() for job in jobs])},
+        tune_config=tune.TuneConfig(
+            scheduler=_scheduler(options, trials),
+            max_concurrent_trials=resources.concurrent,
+            reuse_actors=True,
+            trial_name_creator=run_of,
+            trial_dirname_creator=run_of,
+        ),
+        run_config=tune.RunConfig(
+            name=time.strftime("%Y%m%d-%H%M%S"),
+            storage_path=str(sweep.folder / _SCRATCH),
+            stop=stopper,
+            callbacks=[ends, progress],
+            failure_config=tune.FailureConfig(max_failures=options.retries),
+            verbose=0,
+        ),
+    )
+    with _interruptible(stopper), progress:
+        tuner.fit()
+    return stopper.interrupted
+
+
+def remove_scratch(sweep: Sweep) -> None:
+    """Delete what Tune left in the sweep's folder."""
+    if (sweep.folder / _SCRATCH).list():
+        sweep.folder.filesystem.delete_dir((sweep.folder / _SCRATCH).path)
+
+
+def _scheduler(options: SweepOptions, trials: Sequence[Trial]) -> TrialScheduler:
+    if options.scheduler == "none":
+        return FIFOScheduler()
+    longest = max(trial.config.max_steps for trial in trials)
+    grace = min(_GRACE_PERIOD, longest)
+    return BaselineSparingASHA(time_attr="step", metric="loss", mode="min", max_t=longest, grace_period=grace)
+
+
+@contextmanager
+def _interruptible(stopper: CollapseStopper) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the stopper to end the sweep in order; a second one interrupts at once."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stopper.interrupted is not None:
+            raise KeyboardInterrupt
+        stopper.interrupted = signal.Signals(number)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,149 @@
+"""`sweep.json`: what a sweep was meant to do, so that it can go on without its command line or its config files.
+
+The run folders say what was done.  Together they are the whole state of a sweep: Ray keeps none that matters.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyarrow import fs as pafs
+
+from altgrad.results import SCHEMA, list_sweeps
+from altgrad.storage import Folder
+from tune.options import NEWEST, SweepError, SweepOptions
+from tune.plan import Plan, Trial
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_FINISHED = ("completed", "collapsed", "stopped")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A planned sweep and its folder `<results>/<name>`; `results` is absolute or a URI."""
+
+    results: str
+    name: str
+    trials: tuple[Trial, ...]
+
+    @property
+    def folder(self) -> Folder:
+        return Folder.at(self.results) / self.name
+
+    def unfinished(self) -> list[Trial]:
+        """The trials without an end record, and those that failed, in the planned order."""
+        return [trial for trial in self.trials if not is_finished(self.folder / trial.run)]
+
+
+def create_sweep(options: SweepOptions, plan: Plan) -> Sweep:
+    """Make the sweep's folder with its `sweep.json`.  Raises SweepError, leaving nothing behind."""
+    results = _location(options.results)
+    name = options.name or _free_name(results)
+    sweep = Sweep(results, name, plan.trials)
+    check_new(options)
+    record = {
+        "schema": SCHEMA,
+        "sweep": name,
+        "created": time.time(),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "runs": [trial.to_json() for trial in plan.trials],
+    }
+    existing = _deepest_existing(sweep.folder)
+    try:
+        sweep.folder.write_json("sweep.json", record)
+    except OSError as error:
+        _remove_new(sweep.folder, existing)
+        raise SweepError(f"--results {options.results}: cannot write there: {error}") from error
+    return sweep
+
+
+def check_new(options: SweepOptions) -> None:
+    """Refuse a sweep name that is no plain folder name or that is taken.  Raises SweepError."""
+    if options.name is None:
+        return
+    if not _NAME.fullmatch(options.name):
+        raise SweepError(f"--name {options.name!r}: letters, digits, '.', '_' and '-', starting with a letter or digit")
+    folder = Folder.at(_location(options.results)) / options.name
+    if folder.list():
+        raise SweepError(f"--name {options.name}: {folder} exists; go on with it by --resume {options.name}, or rename")
+
+
+def open_sweep(options: SweepOptions) -> Sweep:
+    """The sweep that `--resume` means.  Raises SweepError where there is none, ConfigError for a damaged record."""
+    results = _location(options.results)
+    root = Folder.at(results)
+    name = options.name if options.resume in (None, NEWEST) else options.resume
+    if name is None:
+        newest = list_sweeps(root)
+        if not newest:
+            raise SweepError(f"--resume: no sweep in {root}; start one without --resume, or point --results to it")
+        name = newest[0].name
+    if options.name is not None and options.name != name:
+        raise SweepError(f"--resume {name} --name {options.name}: give one name")
+    if not _NAME.fullmatch(name) or not (root / name).has("sweep.json"):
+        known = ", ".join(folder.name for folder in list_sweeps(root)[:5]) or "none"
+        raise SweepError(f"--resume {name}: no such sweep in {root}; there: {known}")
+    try:
+        record = (root / name).read_json("sweep.json")
+        trials = [Trial.from_json(fields, str(root / name / "sweep.json")) for fields in record["runs"]]
+    except (ValueError, KeyError) as error:
+        raise SweepError(f"--resume {name}: cannot read its plan: {error}") from error
+    return Sweep(results, name, tuple(trials))
+
+
+def check_same_plan(sweep: Sweep, trials: Sequence[Trial], options: SweepOptions) -> None:
+    """With `--resume`, options that plan must plan the stored sweep again.  Raises SweepError naming a difference."""
+    stored = {trial.run: trial.config for trial in sweep.trials}
+    planned = {trial.run: trial.config for trial in trials}
+    advice = f"leave out {' '.join(options.planning())}, or start a new sweep without --resume"
+    for run in stored.keys() ^ planned.keys():
+        where = "stored plan" if run in stored else "options"
+        raise SweepError(f"--resume {sweep.name}: only the {where} has the run {run}; {advice}")
+    for run, config in stored.items():
+        new = planned[run].model_dump()
+        for field, value in config.model_dump().items():
+            if new[field] != value:
+                change = f"{field} is {value!r}, the options say {new[field]!r}"
+                raise SweepError(f"--resume {sweep.name}: {run}: {change}; {advice}")
+
+
+def is_finished(folder: Folder) -> bool:
+    """Whether the run in a folder needs no more training: completed, collapsed or stopped on purpose."""
+    return folder.has("end.json") and folder.read_json("end.json").get("status") in _FINISHED
+
+
+def _location(results: str) -> str:
+    """The results root as every process finds it, whatever its working folder."""
+    return results if "://" in results else str(Path(results).expanduser().absolute())
+
+
+def _free_name(results: str) -> str:
+    """A name by date and time that no sweep has."""
+    name = time.strftime("sweep-%Y%m%d-%H%M%S")
+    taken = {Path(info.path).name for info in Folder.at(results).list()}
+    count = 1
+    while (f"{name}-{count}" if count > 1 else name) in taken:
+        count += 1
+    return f"{name}-{count}" if count > 1 else name
+
+
+def _deepest_existing(folder: Folder) -> str:
+    """The nearest folder above (or at) a folder that exists now."""
+    path = folder.path
+    while "/" in path and folder.filesystem.get_file_info(path).type == pafs.FileType.NotFound:
+        path = path.rsplit("/", 1)[0]
+    return path
+
+
+def _remove_new(folder: Folder, existing: str) -> None:
+    """Remove what a failed creation made below the folder that existed before."""
+    below = folder.path[len(existing) :].strip("/").split("/")[0]
+    made = f"{existing}/{below}"
+    if below and folder.filesystem.get_file_info(made).type == pafs.FileType.Directory:
+        folder.filesystem.delete_dir(made)

@@ -1,0 +1,222 @@
+"""The sweep's command line: one frozen record of what was asked, nothing decided yet.
+
+An option that was not given is None, so that planning can tell a wish from a default and `--resume` can tell
+whether the plan was meant to change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
+
+import yaml
+
+from altgrad.training.config import INTERVENTIONS, parse_value
+
+NEWEST = "newest"  # `--resume` without a name
+
+
+WandbMode = Literal["offline", "online", "disabled"]
+
+
+class SweepError(ValueError):
+    """A sweep that cannot start; the message is one line: what is wrong, where, what would be right."""
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """What the user asked for, by option name; None = not given."""
+
+    # which trials
+    configs: tuple[str, ...] | None = None
+    formats: tuple[str, ...] | None = None
+    seeds: int | None = None
+    learning_rates: tuple[float, ...] | None = None
+    interventions: tuple[str, ...] | None = None
+    settings: Mapping[str, Any] | None = None
+    model: str | None = None
+    max_steps: int | None = None
+    data: str | None = None
+    no_baseline: bool | None = None
+    # where the results go
+    results: str = "results"
+    name: str | None = None
+    resume: str | None = None
+    dry_run: bool = False
+    # how it runs
+    cpus_per_trial: float | None = None
+    gpus_per_trial: float | None = None
+    max_concurrent: int | None = None
+    scheduler: str = "none"
+    retries: int = 2
+    wandb: WandbMode = "offline"
+    address: str | None = None
+
+    @property
+    def cluster(self) -> str | None:
+        """The Ray cluster to use: the one named, or the one whose job this is; None for a Ray of our own."""
+        return self.address or os.environ.get("RAY_ADDRESS") or None
+
+    def planning(self) -> list[str]:
+        """The options given that decide which trials there are; with `--resume` the stored plan decides."""
+        wishes = {
+            "--configs": self.configs,
+            "--formats": self.formats,
+            "--seeds": self.seeds,
+            "--lr": self.learning_rates,
+            "--interventions": self.interventions,
+            "--set": self.settings,
+            "--model": self.model,
+            "--max-steps": self.max_steps,
+            "--data": self.data,
+            "--no-baseline": self.no_baseline,
+        }
+        return [option for option, value in wishes.items() if value is not None]
+
+    def resume_command(self, sweep: str) -> str:
+        """The command line that continues a sweep in the same way."""
+        words = ["python", "tune/sweep.py", "--resume", sweep, "--results", self.results]
+        given = {
+            "--cpus-per-trial": self.cpus_per_trial,
+            "--gpus-per-trial": self.gpus_per_trial,
+            "--max-concurrent": self.max_concurrent,
+            "--scheduler": self.scheduler if self.scheduler != "none" else None,
+            "--retries": self.retries if self.retries != 2 else None,
+            "--wandb": self.wandb if self.wandb != "offline" else None,
+            "--address": self.address,
+        }
+        for option, value in given.items():
+            if value is not None:
+                words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
+        return shlex.join(words)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
+        if message.startswith("unrecognized") and unknown.startswith("--"):
+            near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
+            message += f"; did you mean {near[0]}?" if near else "; see --help"
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> SweepOptions:
+    """The options of a command line (`sys.argv` by default).  Exits with code 2 and one line on a wrong one."""
+    parser = _parser()
+    found = vars(parser.parse_args(arguments))
+    pairs = found.pop("set")
+    found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    return SweepOptions(**found, settings=None if pairs is None else _settings(parser, [p for ps in pairs for p in ps]))
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="sweep.py",
+        allow_abbrev=False,
+        description="Train the same model once per number format, concurrently, and compare.",
+        epilog="Without arguments: every config of the default sweep in configs/, at a model size that fits.",
+    )
+    _add_trials(parser.add_argument_group("which trials"))
+    _add_results(parser.add_argument_group("where the results go"))
+    _add_running(parser.add_argument_group("how it runs"))
+    return parser
+
+
+def _add_trials(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--configs", nargs="+", metavar="PATH", help="config files, or folders of them (all their YAML)")
+    group.add_argument(
+        "--formats", nargs="+", metavar="FORMAT", help="a trial each, from the first config or bf16_baseline.yaml"
+    )
+    group.add_argument("--seeds", type=_count, metavar="N", help="N trials each, from the config's seed upward")
+    group.add_argument(
+        "--lr", type=_positive, nargs="+", metavar="LR", dest="learning_rates", help="a trial each per learning rate"
+    )
+    group.add_argument(
+        "--interventions",
+        nargs="+",
+        metavar="NAME",
+        help=f"a trial each: {', '.join(INTERVENTIONS)}, or several joined with +",
+    )
+    group.add_argument(
+        "--set", action="append", nargs="+", metavar="KEY=VALUE", help="a config field, for every trial (repeatable)"
+    )
+    group.add_argument("--model", metavar="PRESET", help="micro, tiny, small, ...; default: what fits the machine")
+    group.add_argument("--max-steps", type=_count, metavar="N", help="steps of every trial")
+    group.add_argument("--data", metavar="PATH", help="a text file, a folder, a glob, or a folder with train.bin")
+    group.add_argument(
+        "--no-baseline", action="store_true", default=None, help="do not add the BF16 runs that others are compared to"
+    )
+
+
+def _add_results(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--results", default="results", metavar="DIR", help="results root (default: results)")
+    group.add_argument("--name", help="the sweep's folder below it (default: by date and time)")
+    group.add_argument(
+        "--resume", nargs="?", const=NEWEST, metavar="NAME", help="go on with a sweep (default: --name, or the newest)"
+    )
+    group.add_argument("--dry-run", action="store_true", help="print the trials and resources, run nothing")
+
+
+def _add_running(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--cpus-per-trial", type=_positive, metavar="N", help="cores and threads of a trial")
+    group.add_argument("--gpus-per-trial", type=_not_negative, metavar="X", help="may be a fraction, such as 0.25")
+    group.add_argument("--max-concurrent", type=_count, metavar="N", help="trials at a time")
+    group.add_argument(
+        "--scheduler",
+        choices=("none", "asha"),
+        default="none",
+        help="asha stops trials that lag behind, never the baseline (default: none)",
+    )
+    group.add_argument(
+        "--retries", type=_count_or_zero, default=2, metavar="N", help="restarts of a trial that died (default: 2)"
+    )
+    group.add_argument(
+        "--wandb", choices=("offline", "online", "disabled"), default="offline", help="default: offline, no account"
+    )
+    group.add_argument("--address", help="an existing Ray cluster, such as auto or ray://HEAD:10001")
+
+
+def _count(text: str) -> int:
+    return _number(text, int, "a whole number from 1", lambda value: value >= 1)
+
+
+def _count_or_zero(text: str) -> int:
+    return _number(text, int, "a whole number from 0", lambda value: value >= 0)
+
+
+def _positive(text: str) -> float:
+    return _number(text, float, "a number above 0", lambda value: 0 < value < float("inf"))
+
+
+def _not_negative(text: str) -> float:
+    return _number(text, float, "a number from 0", lambda value: 0 <= value < float("inf"))
+
+
+def _number(text: str, kind: Any, accepted: str, holds: Any) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not holds(value):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {accepted}")
+    return value
+
+
+def _settings(parser: _Parser, pairs: Sequence[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not key or not equals:
+            parser.error(f"argument --set: {pair!r}: expected KEY=VALUE, such as scaling=delayed")
+        try:
+            settings[key] = parse_value(text)
+        except yaml.YAMLError:
+            parser.error(f"argument --set: {pair!r}: not a YAML value, such as true, 6e-4, E4M3 or {{lm_head: BF16}}")
+    return settings

@@ -1,0 +1,97 @@
+"""A trial as Ray runs it: the experiment runner, told where to report.  Nothing is decided here.
+
+The run folder is the only state.  A trial that Ray starts again after its process died, or that a resumed sweep
+starts again, finds its own checkpoints there; Ray is given none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from ray import tune
+
+from altgrad.results import read_table
+from altgrad.storage import Folder
+from altgrad.training.format_runner import FormatExperimentRunner, Report
+from tune.manifest import is_finished
+from tune.options import WandbMode
+from tune.plan import Trial
+from tune.tracking import Tracker
+
+# Steps between two reports: a report costs the driver about 6 ms, and a stop takes effect at a report.
+REPORT_INTERVAL = 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a trial needs to know: its plan, where its sweep lies, its threads, and how to track."""
+
+    trial: Trial
+    results: str
+    sweep: str
+    threads: int
+    wandb: WandbMode
+
+    def to_parameters(self) -> dict[str, Any]:
+        """Plain values for Tune."""
+        return {"trial": self.trial.to_json(), **{name: v for name, v in asdict(self).items() if name != "trial"}}
+
+    @classmethod
+    def from_parameters(cls, parameters: dict[str, Any]) -> Job:
+        return cls(**(parameters | {"trial": Trial.from_json(parameters["trial"], "trial")}))
+
+
+def train_trial(parameters: dict[str, Any]) -> None:
+    """Train one trial (`parameters["job"]`, see `Job`) to its end, reporting to Tune on the way."""
+    job = Job.from_parameters(parameters["job"])
+    trial = job.trial
+    sweep = Folder.at(job.results) / job.sweep
+    if is_finished(sweep / trial.run):  # its process died between the end record and the last report
+        return
+    torch.set_num_threads(job.threads)
+    tracker = Tracker(trial, job.sweep, sweep / trial.run, job.wandb)
+
+    def report(news: Report) -> None:
+        tracker.log(news.rows)
+        if news.status != "running":  # after the last report Tune may end this process at once
+            tracker.finish()
+        tune.report(_result(trial, news))
+
+    try:
+        FormatExperimentRunner(
+            trial.config,
+            sweep / trial.run,
+            run=trial.run,
+            sweep=job.sweep,
+            intervention=trial.intervention,
+            report=report,
+            report_interval=REPORT_INTERVAL,
+            baseline=_finished_baseline(trial, sweep),
+        ).run()
+    finally:
+        tracker.finish()
+
+
+def _result(trial: Trial, news: Report) -> dict[str, Any]:
+    """A report as Tune's result: the records for the stopper, and the newest value of each metric."""
+    newest = {name: value for row in news.rows for name, value in row.items()}
+    reason = {} if news.verdict is None else {"reason": news.verdict.sentence()}
+    return {
+        **newest,
+        **reason,
+        "run": trial.run,
+        "step": news.step,
+        "max_steps": news.max_steps,
+        "status": news.status,
+        "rows": news.rows,
+    }
+
+
+def _finished_baseline(trial: Trial, sweep: Folder) -> dict[int, float] | None:
+    """The baseline's training loss by step, where its run is over; one that still trains is the stopper's business."""
+    if trial.baseline is None or not (sweep / trial.baseline).has("end.json"):
+        return None
+    table = read_table(sweep / trial.baseline, "steps", ["loss"])
+    return dict(zip(table["step"].to_pylist(), table["loss"].to_pylist(), strict=True))

@@ -1,0 +1,249 @@
+"""Figures of curves.  What they draw comes from `lines`; here is only how it looks.
+
+Plotly traces are built as plain dicts: validating 60 lines of points property by property takes longer than
+everything else on the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from altgrad.compare import Row
+from altgrad.events import Event
+from altgrad.markdown import number
+from altgrad.metrics import METRICS
+from dashboard.colours import ALARM, NEUTRAL, format_colour, intervention_dash, variant_marker, with_alpha
+from dashboard.context import label
+from dashboard.lines import AXES, Band, Line, View, off_scale, scale
+
+CONFIG = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
+_HEIGHT = 520
+_SYMBOLS = {"clip": "triangle-down", "skip": "x", "rollback": "arrow-left", "format_shift": "star", "restore": "circle"}
+
+
+def curves_figure(lines: Sequence[Line], view: View, log_x: bool = False, log_y: bool = False) -> go.Figure:
+    """Lines over each other: raw faint under smoothed, non-finite spans shaded, off-scale values marked."""
+    limits = scale(lines)
+    variants = list(dict.fromkeys(line.row.variant for line in lines))
+    named: set[str] = set()
+    traces: list[dict[str, Any]] = []
+    for one in lines:
+        traces += _line_traces(one, one.row.group not in named, variants)
+        named.add(one.row.group)
+    shapes: list[dict[str, Any]] = []
+    for one in lines:
+        shapes += _span_shapes(one)
+    traces += _last_finite(lines)
+    if limits is not None:
+        traces += _off_scale(lines, limits)
+    return _figure(traces, shapes, view, limits, log_x, log_y)
+
+
+def bands_figure(bands: Sequence[Band], lines: Sequence[Line], view: View, log_x: bool, log_y: bool) -> go.Figure:
+    """Mean over seeds per group between its lowest and highest seed; the number of seeds is in the legend."""
+    traces: list[dict[str, Any]] = []
+    for band in bands:
+        colour = format_colour(band.row.format)
+        finite = np.isfinite(band.low) & np.isfinite(band.high)
+        outline = {
+            "type": "scatter",
+            "x": np.concatenate([band.x[finite], band.x[finite][::-1]]),
+            "y": np.concatenate([band.high[finite], band.low[finite][::-1]]),
+            "fill": "toself",
+            "fillcolor": with_alpha(colour, 0.15),
+            "line": {"width": 0},
+            "hoverinfo": "skip",
+            "showlegend": False,
+            "legendgroup": band.row.group,
+        }
+        mean = {
+            "type": "scatter",
+            "mode": "lines",
+            "x": band.x,
+            "y": band.mean,
+            "line": _stroke(band.row),
+            "name": f"{label(band.row)} (n = {band.n})",
+            "legendgroup": band.row.group,
+            "hovertemplate": "%{y:.4g} at %{x}<extra>%{fullData.name}</extra>",
+        }
+        traces += [outline, mean]
+    return _figure(traces, [], view, scale(lines), log_x, log_y)
+
+
+def add_moments(figure: go.Figure, one: Line, events: Iterable[Event], verdict_step: int | None) -> None:
+    """Draw a run's events on its curve and its verdict as a line through the chart."""
+    by_kind: dict[str, list[int]] = {}
+    for event in events:
+        if event.kind != "verdict":
+            by_kind.setdefault(event.kind, []).append(event.step)
+    finite = one.smoothed.finite()
+    for kind, steps in by_kind.items():
+        if not len(finite.steps):
+            break
+        figure.add_trace(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": [one.x(step) for step in steps],
+                "y": np.interp(steps, finite.steps, finite.values),
+                "marker": {"symbol": _SYMBOLS.get(kind, "diamond"), "size": 8, "color": format_colour(one.row.format)},
+                "name": kind.replace("_", " "),
+                "hovertemplate": f"{kind.replace('_', ' ')} at step %{{x}}<extra>{one.row.run}</extra>",
+            }
+        )
+    if verdict_step is not None:
+        figure.add_shape(**vertical(one.x(verdict_step)))
+        figure.add_annotation(
+            x=one.x(verdict_step), y=1, yref="paper", yanchor="bottom", showarrow=False, text=str(one.row.collapse_rule)
+        )
+
+
+def vertical(x: float, colour: str = ALARM) -> dict[str, Any]:
+    """A dashed line through the whole height."""
+    return {
+        "type": "line",
+        "x0": x,
+        "x1": x,
+        "yref": "paper",
+        "y0": 0,
+        "y1": 1,
+        "line": {"color": colour, "width": 1.5, "dash": "dash"},
+    }
+
+
+def _stroke(row: Row) -> dict[str, Any]:
+    return {"color": format_colour(row.format), "dash": intervention_dash(row.intervention), "width": 1.8}
+
+
+def _line_traces(one: Line, in_legend: bool, variants: list[str]) -> list[dict[str, Any]]:
+    marker = variant_marker(one.row.variant, variants)
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": one.x_smoothed,
+        "y": _finite_or_gap(one.smoothed.values),
+        "line": _stroke(one.row),
+        "name": label(one.row),
+        "legendgroup": one.row.group,
+        "showlegend": in_legend,
+        "hovertemplate": f"%{{y:.4g}} at %{{x}}<extra>{one.row.run}</extra>",
+    }
+    if len(one.smoothed.steps) == 1 or marker:
+        every = max(len(one.smoothed.steps) // 8, 1)
+        size = np.where(np.arange(len(one.smoothed.steps)) % every == 0, 8, 0)
+        trace |= {"mode": "lines+markers", "marker": {"symbol": marker or "circle", "size": size}}
+    if one.raw is one.smoothed:
+        return [trace]
+    faint = trace | {
+        "x": one.x_raw,
+        "y": _finite_or_gap(one.raw.values),
+        "line": _stroke(one.row) | {"width": 0.8},
+        "opacity": 0.25,
+        "showlegend": False,
+        "hoverinfo": "skip",
+        "mode": "lines",
+    }
+    del faint["hovertemplate"]
+    return [faint, trace]
+
+
+def _finite_or_gap(values: np.ndarray) -> list[float | None]:
+    """inf has no place in JSON and NaN breaks the line, which is what both should do."""
+    return [value if np.isfinite(value) else None for value in values.tolist()]
+
+
+def _span_shapes(one: Line) -> list[dict[str, Any]]:
+    """A shaded stretch from the last finite value to the next one, at least half a step wide."""
+    return [
+        {
+            "type": "rect",
+            "x0": one.x(span.first - 0.5),
+            "x1": one.x(span.last + 0.5),
+            "yref": "paper",
+            "y0": 0,
+            "y1": 1,
+            "fillcolor": with_alpha(ALARM, 0.12),
+            "line": {"width": 0.6, "color": with_alpha(ALARM, 0.4)},
+            "layer": "below",
+        }
+        for span in one.spans
+    ]
+
+
+def _last_finite(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    marked = [(one, span) for one in lines for span in one.spans if span.finite_step is not None]
+    if not marked:
+        return []
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": [one.x(span.finite_step or 0) for one, span in marked],
+            "y": [span.finite_value for _, span in marked],
+            "text": [
+                f"{one.row.run}: {span.count} non-finite, steps {span.first}–{span.last}; last finite value "
+                f"{number(span.finite_value)}"
+                for one, span in marked
+            ],
+            "hovertemplate": "%{text}<extra></extra>",
+            "marker": {"symbol": "x", "size": 9, "color": ALARM},
+            "name": "last finite value before NaN or inf",
+        }
+    ]
+
+
+def _off_scale(lines: Sequence[Line], limits: tuple[float, float]) -> list[dict[str, Any]]:
+    traces = []
+    for side, symbol, y in ((0, "triangle-up", limits[1]), (1, "triangle-down", limits[0])):
+        marked = [(one, step) for one in lines for step in off_scale(one, limits)[side]]
+        if marked:
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "x": [one.x(step) for one, step in marked],
+                    "y": [y] * len(marked),
+                    "text": [one.row.run for one, _ in marked],
+                    "hovertemplate": "%{text} leaves the scale at %{x}<extra></extra>",
+                    "marker": {
+                        "symbol": symbol,
+                        "size": 10,
+                        "color": [format_colour(one.row.format) for one, _ in marked],
+                        "line": {"width": 1, "color": NEUTRAL},
+                    },
+                    "cliponaxis": False,
+                    "name": "off the scale",
+                }
+            )
+    return traces
+
+
+def _figure(
+    traces: list[dict[str, Any]],
+    shapes: list[dict[str, Any]],
+    view: View,
+    limits: tuple[float, float] | None,
+    log_x: bool,
+    log_y: bool,
+) -> go.Figure:
+    metric = METRICS[view.metric]
+    title = f"{metric.label}, difference to baseline" if view.difference else metric.label
+    y: dict[str, Any] = {"title": f"{title} ({metric.unit})" if metric.unit else title, "automargin": True}
+    if log_y:
+        y["type"] = "log"
+    elif limits is not None:
+        y["range"] = list(limits)
+    layout = {
+        "height": _HEIGHT,
+        "margin": {"l": 10, "r": 10, "t": 30, "b": 10},
+        "hovermode": "closest",
+        "xaxis": {"title": AXES[view.axis], "type": "log" if log_x else "linear", "automargin": True},
+        "yaxis": y,
+        "legend": {"groupclick": "togglegroup", "itemsizing": "constant"},
+        "shapes": shapes,
+    }
+    return go.Figure({"data": traces, "layout": layout}, skip_invalid=False, _validate=False)

@@ -1,0 +1,179 @@
+"""What a curves chart draws, as data: one line per run, thinned without losing a spike, non-finite spans kept.
+
+Everything is computed from the raw rows (smoothing, the difference to the baseline, non-finite spans) and only
+then cut to the visible window and thinned, so that a picture never depends on how far one has zoomed out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from altgrad.compare import Row
+from altgrad.curves import Curve, Span, buckets, difference, measured, non_finite_spans, smooth
+from altgrad.results import Run
+
+Axis = Literal["step", "tokens", "elapsed_seconds"]
+AXES: Mapping[Axis, str] = {"step": "Step", "tokens": "Tokens", "elapsed_seconds": "Elapsed time (s)"}
+_HEALTHY = ("completed", "running", "stopped")
+
+
+@dataclass(frozen=True)
+class View:
+    """How curves are shown: metric, x-axis and its window, smoothing half-life in measurements, points per line."""
+
+    metric: str
+    axis: Axis = "step"
+    half_life: float = 0.0
+    first: int | None = None
+    last: int | None = None
+    buckets: int = 400
+    difference: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run's line: `smoothed` to be drawn over `raw` (the same object where nothing is smoothed).
+
+    x of both is in the view's axis.  `spans` are the non-finite stretches of the raw rows inside the window.
+    """
+
+    row: Row
+    raw: Curve
+    smoothed: Curve
+    x_raw: NDArray[np.float64]
+    x_smoothed: NDArray[np.float64]
+    spans: list[Span]
+    position: Curve  # step -> x, to place spans and events
+
+    def x(self, step: float) -> float:
+        """Where a step is on the x-axis."""
+        return float(np.interp(step, self.position.steps, self.position.values))
+
+
+def line(row: Row, run: Run, view: View, baseline: Run | None = None) -> Line | None:
+    """A run's line; None where the metric was not measured, or with `view.difference` where no baseline is."""
+    curve = measured(run.table("steps", [view.metric]), view.metric)
+    if view.difference:
+        if baseline is None:
+            return None
+        curve = difference(curve, measured(baseline.table("steps", [view.metric]), view.metric))
+    if not len(curve.steps):
+        return None
+    shown = _window(curve, view)
+    smoothed = _window(Curve(curve.steps, smooth(curve.values, view.half_life)), view)
+    raw = buckets(*shown, view.buckets) if len(shown.steps) else shown
+    over = buckets(*smoothed, view.buckets) if view.half_life and len(smoothed.steps) else raw
+    position = _position(run, view.axis)
+    return Line(
+        row=row,
+        raw=raw,
+        smoothed=over,
+        x_raw=np.interp(raw.steps, position.steps, position.values),
+        x_smoothed=np.interp(over.steps, position.steps, position.values),
+        spans=non_finite_spans(*shown),
+        position=position,
+    )
+
+
+def _window(curve: Curve, view: View) -> Curve:
+    keep = np.ones(len(curve.steps), bool)
+    if view.first is not None:
+        keep &= curve.steps >= view.first
+    if view.last is not None:
+        keep &= curve.steps <= view.last
+    return Curve(curve.steps[keep], curve.values[keep])
+
+
+def _position(run: Run, axis: Axis) -> Curve:
+    """Step -> x."""
+    if axis == "step":
+        steps = run.table("steps", [])["step"].to_numpy().astype(np.int64)
+        return Curve(steps, steps.astype(np.float64))
+    return measured(run.table("steps", [axis]), axis)
+
+
+@dataclass(frozen=True)
+class Band:
+    """A group's mean over seeds, between its lowest and highest seed, at the steps that all `n` seeds have."""
+
+    row: Row
+    n: int
+    steps: NDArray[np.int64]
+    x: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def seed_bands(rows: Iterable[Row], runs: Mapping[str, Run], view: View) -> list[Band]:
+    """A band per group.  It ends where its first seed ends: beyond, a mean over the survivors would mislead."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    return [band for members in groups.values() if (band := _band(members, runs, view)) is not None]
+
+
+def _band(members: Sequence[Row], runs: Mapping[str, Run], view: View) -> Band | None:
+    curves = [measured(runs[row.run].table("steps", [view.metric]), view.metric) for row in members]
+    curves = [Curve(c.steps, smooth(c.values, view.half_life)) for c in curves if len(c.steps)]
+    if not curves:
+        return None
+    common = curves[0].steps
+    for curve in curves[1:]:
+        common = np.intersect1d(common, curve.steps, assume_unique=True)
+    common = _window(Curve(common, common.astype(np.float64)), view).steps
+    if not len(common):
+        return None
+    values = np.stack([curve.values[np.searchsorted(curve.steps, common)] for curve in curves])  # (seeds, steps)
+    with np.errstate(invalid="ignore"):
+        mean = buckets(common, values.mean(axis=0), view.buckets)
+    kept = np.searchsorted(common, mean.steps)
+    position = _position(runs[members[0].run], view.axis)
+    return Band(
+        row=members[0],
+        n=len(curves),
+        steps=mean.steps,
+        x=np.interp(mean.steps, position.steps, position.values),
+        mean=mean.values,
+        low=values.min(axis=0)[kept],
+        high=values.max(axis=0)[kept],
+    )
+
+
+def scale(lines: Sequence[Line]) -> tuple[float, float] | None:
+    """Lowest and highest value of the y-axis: that of the healthy runs, so that a diverged one flattens nobody.
+
+    Healthy are runs that did not collapse, fail or die; where there are none, all count.  Their quantiles count,
+    not their extremes, unless the extremes are near.  None without any finite value.
+    """
+    healthy = [line for line in lines if line.row.status in _HEALTHY] or list(lines)
+    values = [line.raw.finite().values for line in healthy]
+    pooled = np.concatenate(values) if values else np.empty(0)
+    if not len(pooled):
+        return None
+    low, high = np.quantile(pooled, [0.005, 0.98])
+    reach = max(high - low, 1e-12)
+    low = float(pooled.min()) if pooled.min() > low - reach else float(low)
+    high = float(pooled.max()) if pooled.max() < high + reach else float(high)
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
+    return low - margin, high + margin
+
+
+def off_scale(line: Line, limits: tuple[float, float]) -> tuple[list[int], list[int]]:
+    """Steps at which a line first leaves the y-axis above and below, one for each stretch outside."""
+    steps, values = line.smoothed
+    result = []
+    for outside in (values > limits[1], values < limits[0]):
+        starts = outside & ~np.concatenate([[False], outside[:-1]])
+        result.append([int(step) for step in steps[starts]])
+    return result[0], result[1]
+
+
+def non_finite_count(lines: Iterable[Line]) -> int:
+    """How many measurements in the window are NaN or inf: what the marks on the chart add up to."""
+    return sum(span.count for line in lines for span in line.spans)

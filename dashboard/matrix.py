@@ -1,0 +1,199 @@
+"""Figures that compare groups of runs: rescue matrix, loss gap against bits, loss against learning rate, survival."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from altgrad.compare import RescueCell, Row, by_group, paired_gap, survival
+from altgrad.compare.statistics import ENOUGH_SEEDS
+from altgrad.formats import find_format
+from altgrad.markdown import number
+from dashboard.colours import NEUTRAL, SEQUENTIAL, format_colour, intervention_dash
+from dashboard.context import label
+
+Key = tuple[str, str, str]  # format, variant, intervention
+_TEXT = {"showarrow": False, "font": {"size": 11}}
+
+
+def matrix_axes(cells: Mapping[Key, RescueCell]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Rows (format, variant) and columns (intervention, `none` first) of the rescue matrix."""
+    rows = sorted({(fmt, variant) for fmt, variant, _ in cells})
+    interventions = sorted({name for _, _, name in cells}, key=lambda name: (name != "none", name.count("+"), name))
+    return rows, interventions
+
+
+def cell_text(cell: RescueCell) -> str:
+    """What a cell says: survived of ended, paired gap with interval, median collapse step."""
+    said = [f"<b>{cell.survived} of {cell.ended}</b>" + (f" (+{cell.unfinished} open)" if cell.unfinished else "")]
+    gap = cell.gap
+    if gap.mean is not None:
+        said.append(f"{gap.mean:+.3f}" + ("" if gap.low is None else f" [{gap.low:+.3f}, {gap.high:+.3f}]"))
+    if cell.median_collapse_step is not None:
+        said.append(f"collapse at {number(cell.median_collapse_step)}")
+    return "<br>".join(said)
+
+
+def matrix_figure(cells: Mapping[Key, RescueCell]) -> go.Figure:
+    """Bars of equal height as cells, because bars can be hatched (fewer than three seeds) and clicked."""
+    rows, interventions = matrix_axes(cells)
+    places = [(key, rows.index(key[:2]), interventions.index(key[2])) for key in cells]
+    shares = [cells[key].survived / cells[key].ended if cells[key].ended else float("nan") for key, _, _ in places]
+    bars = {
+        "type": "bar",
+        "x": [column for _, _, column in places],
+        "y": [0.94] * len(places),
+        "base": [row - 0.47 for _, row, _ in places],
+        "width": 0.96,
+        "text": [cell_text(cells[key]) for key, _, _ in places],
+        "textposition": "inside",
+        "insidetextanchor": "middle",
+        "insidetextfont": {"color": ["#ffffff" if not share > 0.5 else "#101010" for share in shares]},
+        "textangle": 0,
+        "hoverinfo": "text",
+        "hovertext": [_hover(key, cells[key]) for key, _, _ in places],
+        "customdata": ["\t".join(key) for key, _, _ in places],
+        "marker": {
+            "color": [0.0 if np.isnan(share) else share for share in shares],
+            "colorscale": SEQUENTIAL,
+            "cmin": 0,
+            "cmax": 1,
+            "colorbar": {"title": "survived", "tickformat": ".0%", "thickness": 12},
+            "line": {"width": 0},
+            "pattern": {
+                "shape": ["/" if cells[key].ended < ENOUGH_SEEDS else "" for key, _, _ in places],
+                "fgcolor": "rgba(255, 255, 255, 0.35)",
+                "fillmode": "overlay",
+                "size": 9,
+            },
+        },
+    }
+    layout = {
+        "height": 90 + 62 * len(rows),
+        "margin": {"l": 10, "r": 10, "t": 30, "b": 10},
+        "xaxis": {"tickvals": list(range(len(interventions))), "ticktext": interventions, "side": "top", "showgrid": False, "automargin": True},
+        "yaxis": {
+            "tickvals": list(range(len(rows))),
+            "ticktext": [f"{fmt} {variant}".strip() for fmt, variant in rows],
+            "range": [len(rows) - 0.5, -0.5],
+            "showgrid": False,
+            "zeroline": False,
+            "automargin": True,
+        },
+        "showlegend": False,
+    }  # fmt: skip
+    return go.Figure({"data": [bars], "layout": layout})
+
+
+def _hover(key: Key, cell: RescueCell) -> str:
+    fmt, variant, intervention = key
+    few = f"<br>fewer than {ENOUGH_SEEDS} ended runs: no claim" if cell.ended < ENOUGH_SEEDS else ""
+    return f"{fmt} {variant} · {intervention}<br>{cell.survived} of {cell.ended} survived{few}<br>{cell.gap.sentence}"
+
+
+def pareto(rows: Sequence[Row]) -> list[tuple[Row, int, float, bool]]:
+    """(row, bits, mean gap, whether no group with at most as many bits has a smaller gap) per group with a gap."""
+    points = []
+    for members in by_group(rows).values():
+        gap = 0.0 if members[0].is_baseline else paired_gap(members).mean
+        bits = _bits(members[0].format)
+        if gap is not None and bits is not None:
+            points.append((members[0], bits, gap))
+    return [
+        (row, bits, gap, not any(b <= bits and g <= gap and (b, g) != (bits, gap) for _, b, g in points))
+        for row, bits, gap in points
+    ]
+
+
+def _bits(name: str) -> int | None:
+    try:
+        return find_format(name).bits
+    except ValueError:
+        return None
+
+
+def pareto_figure(rows: Sequence[Row]) -> go.Figure:
+    """Mean gap to the baseline against storage bits; groups that nobody beats on both are filled and named."""
+    points = pareto(rows)
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "markers+text",
+            "x": [bits],
+            "y": [gap],
+            "text": [label(row) if best else ""],
+            "textposition": "middle right",
+            "name": label(row),
+            "marker": {"size": 11, "color": format_colour(row.format), "symbol": "circle" if best else "circle-open"},
+            "hovertemplate": f"{label(row)}, learning rate {row.learning_rate:.3g}<br>%{{x}} bits, %{{y:+.4f}} nats<extra></extra>",
+            "showlegend": False,
+        }
+        for row, bits, gap, best in points
+    ]
+    layout = _layout("Bits per value", "Gap to BF16 (nats)") | {"height": 380}
+    bits = [point[1] for point in points] or [8]
+    layout["xaxis"] |= {"range": [min(bits) - 1, max(bits) + 4], "dtick": 2}
+    return go.Figure({"data": traces, "layout": layout})
+
+
+def learning_rate_figure(rows: Sequence[Row]) -> go.Figure:
+    """Final validation loss against learning rate, a line per format, variant and intervention; every seed a dot."""
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.validation_loss is not None and np.isfinite(row.validation_loss):
+            lines.setdefault(label(row), []).append(row)
+    traces: list[dict[str, Any]] = []
+    for name, members in sorted(lines.items()):
+        rates = sorted({row.learning_rate for row in members})
+        means = [
+            np.mean([row.validation_loss or 0.0 for row in members if row.learning_rate == rate]) for rate in rates
+        ]
+        colour = format_colour(members[0].format)
+        dash = intervention_dash(members[0].intervention)
+        traces.append(_trace("lines", rates, means, name, {"color": colour, "dash": dash}))
+        dots = _trace("markers", [r.learning_rate for r in members], [r.validation_loss for r in members], name, None)
+        traces.append(
+            dots | {"marker": {"color": colour, "size": 6}, "showlegend": False, "text": [r.run for r in members]}
+        )
+    layout = _layout("Learning rate", "Validation loss (nats)") | {"height": 380}
+    layout["xaxis"] |= {"type": "log"}
+    return go.Figure({"data": traces, "layout": layout})
+
+
+def survival_figure(rows: Sequence[Row]) -> go.Figure:
+    """Kaplan-Meier share of runs alive by step, per format, variant and intervention; ticks are censored runs."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(label(row), []).append(row)
+    traces: list[dict[str, Any]] = []
+    for name, members in sorted(groups.items()):
+        curve = survival(members)
+        if len(curve.steps) < 2:  # nobody collapsed: a line at 1, which would hide under the others
+            continue
+        colour = format_colour(members[0].format)
+        last = max(row.step for row in members)
+        steps, alive = np.append(curve.steps, last), np.append(curve.alive, curve.alive[-1])
+        stroke = {"color": colour, "dash": intervention_dash(members[0].intervention), "shape": "hv"}
+        traces.append(_trace("lines", steps, alive, f"{name} (n = {len(members)})", stroke))
+        at = np.searchsorted(curve.steps, curve.censored, side="right") - 1
+        ticks = _trace("markers", curve.censored, curve.alive[at], name, None)
+        traces.append(ticks | {"marker": {"symbol": "line-ns-open", "size": 9, "color": colour}, "showlegend": False})
+    layout = _layout("Step", "Runs not collapsed") | {"height": 380}
+    layout["yaxis"] |= {"range": [-0.03, 1.05], "tickformat": ".0%"}
+    return go.Figure({"data": traces, "layout": layout})
+
+
+def _trace(mode: str, x: Any, y: Any, name: str, stroke: dict[str, Any] | None) -> dict[str, Any]:
+    trace = {"type": "scatter", "mode": mode, "x": list(x), "y": list(y), "name": name, "legendgroup": name}
+    return trace | ({"line": stroke} if stroke else {})
+
+
+def _layout(x: str, y: str) -> dict[str, Any]:
+    return {
+        "margin": {"l": 10, "r": 10, "t": 20, "b": 10},
+        "xaxis": {"title": x, "automargin": True, "zerolinecolor": NEUTRAL},
+        "yaxis": {"title": y, "automargin": True},
+    }

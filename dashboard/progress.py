@@ -1,0 +1,84 @@
+"""How far a sweep is and what it has cost: sums over the rows of a comparison."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from altgrad.compare import Row
+from altgrad.events import Event
+from altgrad.markdown import number
+from altgrad.results import Run
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Steps trained and planned, seconds of training spent and saved, seconds left (None = cannot be told)."""
+
+    steps: int
+    planned_steps: int
+    spent: float
+    saved: float
+    seconds_left: float | None
+    is_over: bool
+
+
+def progress(rows: Sequence[Row], runs: Sequence[Run], planned_runs: int | None, now: float) -> Progress:
+    """Progress at time `now` (seconds since 1970).
+
+    Runs that have ended count with the steps they trained.  Runs planned but not begun count with the mean
+    length of those begun.  The pace is that of all runs together since the first one began.
+    """
+    steps = sum(row.step for row in rows)
+    to_come = sum(row.max_steps - row.step for row in rows if row.status == "running")
+    not_begun = max((planned_runs or 0) - len(rows), 0)
+    if rows:
+        to_come += round(not_begun * sum(row.max_steps for row in rows) / len(rows))
+    is_over = to_come == 0 and not any(row.status == "running" for row in rows)
+    began = min((float(run.info["started"]) for run in runs), default=now)
+    pace = steps / (now - began) if now > began else 0.0
+    return Progress(
+        steps=steps,
+        planned_steps=steps + to_come,
+        spent=sum(row.seconds or 0.0 for row in rows),
+        saved=sum(_saved(row) for row in rows),
+        seconds_left=to_come / pace if pace > 0 and any(row.status == "running" for row in rows) else None,
+        is_over=is_over,
+    )
+
+
+def _saved(row: Row) -> float:
+    if row.status != "collapsed" or not row.seconds or not row.step:
+        return 0.0
+    return max(row.max_steps - row.step, 0) * row.seconds / row.step
+
+
+def newest_events(runs: Iterable[Run], n: int) -> list[dict[str, Any]]:
+    """The `n` events written last over all runs, newest first, as rows of a table."""
+    found: list[tuple[float, str, int, str, str]] = []
+    for run in runs:
+        table = run.table("events", ["time", "kind", "detail"])
+        if table.num_rows:
+            last = table.slice(max(table.num_rows - n, 0)).to_pylist()
+            found += [(row["time"] or 0.0, run.name, row["step"], row["kind"], row["detail"] or "{}") for row in last]
+    return [
+        {"Run": name, "Step": step, "Event": kind.replace("_", " "), "Particulars": particulars(json.loads(detail))}
+        for _, name, step, kind, detail in heapq.nlargest(n, found)
+    ]
+
+
+def particulars(detail: Mapping[str, Any]) -> str:
+    """An event's detail in words: `gradient norm 2.5, limit 1`."""
+    return ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in detail.items())
+
+
+def _plain(value: Any) -> str:
+    return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def event_row(event: Event) -> dict[str, Any]:
+    """An event as a row of a table."""
+    return {"Step": event.step, "Event": event.kind.replace("_", " "), "Particulars": particulars(event.detail)}

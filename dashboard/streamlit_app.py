@@ -1,0 +1,118 @@
+"""`streamlit run dashboard [-- ROOT]`: chooses the sweep, follows it, and shows one of the pages.
+
+ROOT is a results folder, a single sweep folder, or a URI such as s3://bucket/results; otherwise ALTGRAD_RESULTS,
+otherwise `results`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import pyarrow as pa
+import streamlit as st
+
+from altgrad.results import list_sweeps
+from altgrad.storage import Folder
+from dashboard.context import Context, choose_kept
+from dashboard.sweep import Sweep
+from dashboard.views import compare, curves, failures, formats, layers, overview, run, sweep
+
+LOOK_SECONDS = 2.0
+VIEWS: dict[str, tuple[str, Callable[[Context], None]]] = {
+    "overview": ("Overview", overview.show),
+    "sweep": ("Sweep", sweep.show),
+    "curves": ("Curves", curves.show),
+    "compare": ("Compare", compare.show),
+    "failures": ("Failures", failures.show),
+    "layers": ("Layers", layers.show),
+    "formats": ("Formats", formats.show),
+    "run": ("Run", run.show),
+}
+
+
+def main() -> None:
+    """One run of the script: everything that a viewer sees."""
+    st.set_page_config(page_title="altgrad", layout="wide")
+    location = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("ALTGRAD_RESULTS", "results")
+    chosen = _choose_sweep(location)
+    if chosen is None:
+        return
+    current = _open(str(chosen))
+    version = current.refresh()
+    context = Context(current, pages={})
+    pages = {
+        path: st.Page(partial(show, context), title=title, url_path=path, default=path == "overview")
+        for path, (title, show) in VIEWS.items()
+    }
+    object.__setattr__(context, "pages", pages)
+    page = st.navigation(list(pages.values()))
+    _follow(current, version)
+    _say_what_cannot_be_read(current)
+    if current.runs:
+        page.run()
+    else:
+        st.title(page.title)
+        st.info(
+            f"No run has started in {chosen} yet. This page follows the folder and shows the first run when it does."
+        )
+
+
+def _choose_sweep(location: str) -> Folder | None:
+    """The sweep that the sidebar names; None where there is none, which the page then says."""
+    try:
+        root = Folder.at(location)
+        sweeps = [root] if root.has("sweep.json") else list_sweeps(root)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        st.error(f"The results root {location} cannot be opened: {error}")
+        return None
+    if not sweeps:
+        st.title("No sweep yet")
+        st.info(
+            f"There is no sweep in {root}. Start one with `python tune/sweep.py`, or open another folder with "
+            "`streamlit run dashboard -- FOLDER`."
+        )
+        _wait_for_first_sweep(root)
+        return None
+    names = [folder.name for folder in sweeps]
+    with st.sidebar:
+        name = choose_kept("Sweep", names, "sweep")
+    return sweeps[names.index(name)]
+
+
+@st.cache_resource(max_entries=8)
+def _open(location: str) -> Sweep:
+    return Sweep(Folder.at(location))
+
+
+@st.fragment(run_every=LOOK_SECONDS)
+def _follow(current: Sweep, shown_version: int) -> None:
+    """Look for new rows; draw the page again only if there are any."""
+    if current.refresh() != shown_version:
+        st.rerun()
+
+
+@st.fragment(run_every=LOOK_SECONDS)
+def _wait_for_first_sweep(root: Folder) -> None:
+    if list_sweeps(root):
+        st.rerun()
+
+
+def _say_what_cannot_be_read(current: Sweep) -> None:
+    damaged = {run.name: run.tables.broken_parts() for run in current.runs}
+    sentences = [f"`{name}`: {reason}" for name, reason in current.broken.items()]
+    sentences += [
+        f"`{name}`: {len(parts)} damaged part{'s' if len(parts) > 1 else ''} left out ({', '.join(parts[:3])}); "
+        "the rows of the other parts are shown"
+        for name, parts in damaged.items()
+        if parts
+    ]
+    if sentences:
+        with st.sidebar.expander(f"{len(sentences)} not fully readable"):
+            for sentence in sentences:
+                st.caption(sentence)
+
+
+main()

@@ -1,0 +1,129 @@
+"""Compare: who rescues whom, at what cost in bits and loss, and in which settings runs differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from altgrad.compare import Row, by_group, config_difference, paired_gap, rescue_matrix
+from dashboard.charts import CONFIG
+from dashboard.context import Context, choose_many, choose_one, label
+from dashboard.matrix import learning_rate_figure, matrix_figure, pareto, pareto_figure, survival_figure
+
+_PARTS = ["Rescue matrix", "Bits against loss", "Learning rate", "Survival", "Settings", "Significance"]
+
+
+def show(context: Context) -> None:
+    """The page."""
+    st.title("Compare")
+    part = choose_one("Comparison", _PARTS, "part", label_visibility="collapsed")
+    rows = context.rows
+    if part == "Rescue matrix":
+        _matrix(context, rows)
+    elif part == "Bits against loss":
+        _pareto(rows)
+    elif part == "Learning rate":
+        _learning_rate(rows)
+    elif part == "Survival":
+        _survival(rows)
+    elif part == "Settings":
+        _settings(context, rows)
+    else:
+        _significance(rows)
+
+
+def _matrix(context: Context, rows: Sequence[Row]) -> None:
+    cells = rescue_matrix(rows)
+    st.caption(
+        "Survived of ended runs; gap to the BF16 run of the same seed in nats with 95 % interval; median collapse "
+        "step. Hatched: fewer than three ended runs. Click a cell, or choose it below, for its runs."
+    )
+    alt = "Rescue matrix: formats by interventions, the share of runs that did not collapse."
+    picked: Any = st.plotly_chart(
+        matrix_figure(cells), key="matrix", on_select="rerun", selection_mode="points", config=CONFIG, alt=alt
+    )
+    points = picked.selection.points if picked else []
+    names = {" · ".join(part for part in key if part): key for key in sorted(cells)}
+    chosen = st.selectbox("Runs of a cell", list(names), index=None, placeholder="choose a cell", key="cell")
+    key = tuple(points[0]["customdata"].split("\t")) if points else names.get(chosen or "")
+    if key is not None:
+        fmt, variant, intervention = key
+        context.open("sweep", format=fmt, variant=variant or "default", intervention=intervention)
+
+
+def _pareto(rows: Sequence[Row]) -> None:
+    if not pareto(rows):
+        st.info("No group has a gap to a BF16 run of the same seed yet.")
+        return
+    alt = "Mean gap to BF16 against bits per value, one point per group."
+    st.plotly_chart(pareto_figure(rows), key="pareto", config=CONFIG, alt=alt)
+    st.caption("Filled: no group with at most as many bits comes closer to BF16. Bits are those of the run's format.")
+
+
+def _learning_rate(rows: Sequence[Row]) -> None:
+    if not any(row.validation_loss is not None for row in rows):
+        st.info("No validation loss has been measured yet.")
+        return
+    rates = {row.learning_rate for row in rows}
+    alt = "Final validation loss against learning rate, one line per format and intervention."
+    st.plotly_chart(learning_rate_figure(rows), key="learning rate", config=CONFIG, alt=alt)
+    if len(rates) == 1:
+        st.caption(f"All runs have the learning rate {rates.pop():.3g}: nothing can be said about others.")
+    else:
+        st.caption("Lines: mean over seeds. Dots: runs. Runs without a finite validation loss are left out.")
+
+
+def _survival(rows: Sequence[Row]) -> None:
+    if not any(row.collapse_step is not None for row in rows):
+        st.info("No run has collapsed: every survival curve would be a line at 100 %.")
+        return
+    alt = "Share of runs that have not collapsed, by step."
+    st.plotly_chart(survival_figure(rows), key="survival", config=CONFIG, alt=alt)
+    st.caption(
+        "Kaplan-Meier. Ticks: runs that ended or stand there without collapsing. Groups without any collapse are left out."
+    )
+
+
+def _settings(context: Context, rows: Sequence[Row]) -> None:
+    names = choose_many("Runs", sorted(row.run for row in rows), "runs", [row.run for row in rows[:2]])
+    runs = [run for name in names if (run := context.sweep.run(name)) is not None]
+    if len(runs) < 2:
+        st.info("Choose at least two runs.")
+        return
+    different = config_difference(runs)
+    if not different:
+        st.info("These runs have the same config.")
+        return
+    frame = pd.DataFrame(
+        {run.name: [_text(values.get(run.name)) for values in different.values()] for run in runs},
+        index=list(different),
+    )
+    st.dataframe(frame, alt="Config fields in which the chosen runs differ: a row per field, a column per run.")
+    st.caption(f"{len(different)} fields differ; all others are the same.")
+
+
+def _text(value: Any) -> str:
+    return "–" if value is None else str(value)
+
+
+def _significance(rows: Sequence[Row]) -> None:
+    groups = [members for members in by_group(rows).values() if not any(row.is_baseline for row in members)]
+    if not groups:
+        st.info("There is nothing to compare with BF16 yet.")
+        return
+    frame = pd.DataFrame(
+        [
+            {
+                "Group": label(members[0]),
+                "Learning rate": f"{members[0].learning_rate:.3g}",
+                "Runs": len(members),
+                "Paired gap to BF16": paired_gap(members).sentence,
+            }
+            for members in groups
+        ]
+    )
+    st.dataframe(frame, hide_index=True, alt="What may be said about each group's gap to BF16.")
+    st.caption("Paired by seed: both runs saw the same batches from the same initial weights. 95 % t intervals.")

@@ -1,0 +1,198 @@
+"""Curves: any metric of any runs over step, tokens or time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+from altgrad.compare import Row, baseline_of, settings_of
+from altgrad.events import read_events
+from altgrad.metrics import METRICS, columns
+from dashboard.charts import CONFIG, add_moments, bands_figure, curves_figure
+from dashboard.colours import FAINT
+from dashboard.context import Context, choose, choose_many, choose_one, label, metric_label, switch
+from dashboard.lines import AXES, Axis, Line, View, line, non_finite_count, seed_bands
+
+_MOST_LINES = 100
+_MOST_WITH_EVENTS = 4
+
+
+def show(context: Context) -> None:
+    """The page."""
+    st.title("Curves")
+    rows = _chosen_rows(context)
+    view, layout, log_x, log_y = _chosen_view(context)
+    if not rows:
+        st.info("No run matches the filters. Clear one of them.")
+        return
+    if len(rows) > _MOST_LINES:
+        st.caption(f"The first {_MOST_LINES} of {len(rows)} runs by validation loss; filter to see the others.")
+        rows = rows[:_MOST_LINES]
+    lines = lines_of(context, rows, view)
+    if not lines:
+        reason = "or has no BF16 baseline of the same seed " if view.difference else ""
+        st.info(f"{METRICS[view.metric].label} was not measured {reason}in the chosen runs and window.")
+        return
+    if layout == "small multiples":
+        _multiples(lines, view, log_x, log_y)
+    elif layout == "seed bands":
+        runs = {run.name: run for run in context.sweep.runs}
+        _draw(bands_figure(seed_bands(rows, runs, view), lines, view, log_x, log_y), view, lines, "bands")
+        st.caption("Line: mean over seeds. Band: lowest to highest seed. Both end where the first of the seeds ends.")
+    else:
+        figure = curves_figure(lines, view, log_x, log_y)
+        if len(lines) <= _MOST_WITH_EVENTS:
+            for one in lines:
+                run = context.sweep.run(one.row.run)
+                if run is not None:
+                    add_moments(figure, one, read_events(run), one.row.collapse_step)
+        else:
+            st.caption(f"Events and verdicts are drawn for up to {_MOST_WITH_EVENTS} runs; choose fewer to see them.")
+        _draw(figure, view, lines, "overlay")
+    _as_table(lines, view)
+
+
+def lines_of(context: Context, rows: Sequence[Row], view: View) -> list[Line]:
+    """The lines of some rows; runs in which the metric was not measured have none."""
+    runs = {run.name: run for run in context.sweep.runs}
+    wanted = [view.metric] if view.axis == "step" else [view.metric, view.axis]
+    context.sweep.prefetch([runs[row.run] for row in rows], "steps", wanted)
+    baselines = context.sweep.derived("baselines", lambda: baseline_of(context.sweep.runs)) if view.difference else {}
+    found = []
+    for row in rows:
+        run = runs[row.run]
+        baseline = baselines.get(settings_of(run).pair) if view.difference else None
+        found.append(line(row, run, view, baseline))
+    return [one for one in found if one is not None]
+
+
+def _chosen_rows(context: Context) -> list[Row]:
+    rows = context.rows
+    columns_ = st.columns([1, 1, 2])
+    with columns_[0]:
+        formats = choose_many("Formats", sorted({row.format for row in rows}), "format", placeholder="all")
+    with columns_[1]:
+        groups = choose_many("Groups", sorted({label(row) for row in rows}), "group", placeholder="all")
+    with columns_[2]:
+        names = choose_many("Runs", sorted(row.run for row in rows), "run", placeholder="all")
+    return [
+        row
+        for row in rows
+        if (not formats or row.format in formats)
+        and (not groups or label(row) in groups)
+        and (not names or row.run in names)
+    ]
+
+
+def _chosen_view(context: Context) -> tuple[View, str, bool, bool]:
+    first, second, third, fourth = st.columns([2, 1, 2, 1])
+    with first:
+        metric = choose("Metric", columns("step"), "metric", "loss", format_func=metric_label)
+    with second:
+        axis = choose("Over", list(AXES), "over", "step", format_func=_axis_label)
+    with third:
+        layout = choose_one("Layout", ["overlay", "small multiples", "seed bands"], "layout")
+    with fourth:
+        half_life = st.number_input(
+            "Smoothing half-life",
+            min_value=0,
+            value=0,
+            key="smoothing",
+            bind="query-params",
+            help="in measurements; 0 = none",
+        )
+    first, second, third, fourth, fifth = st.columns([1, 1, 1, 1, 2], vertical_alignment="bottom")
+    with first:
+        start = st.number_input("From step", value=None, min_value=0, step=1, key="from", bind="query-params")
+    with second:
+        stop = st.number_input("To step", value=None, min_value=0, step=1, key="to", bind="query-params")
+    with third:
+        log_x = switch("Log x", "log_x")
+    with fourth:
+        log_y = switch("Log y", "log_y")
+    with fifth:
+        to_baseline = switch("Difference to the BF16 run of the same seed", "difference")
+    chosen: Axis = next(name for name in AXES if name == axis)
+    view = View(metric, chosen, float(half_life), _int(start), _int(stop), difference=to_baseline)
+    return view, layout, log_x, log_y
+
+
+def _axis_label(name: str) -> str:
+    return next(title for axis, title in AXES.items() if axis == name)
+
+
+def _int(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _draw(figure: object, view: View, lines: Sequence[Line], key: str) -> None:
+    alt = f"{METRICS[view.metric].label} over {AXES[view.axis].lower()} of {len(lines)} runs."
+    st.plotly_chart(figure, key=f"curves {key}", config=CONFIG, alt=alt)
+    broken = non_finite_count(lines)
+    if broken:
+        runs = sum(bool(one.spans) for one in lines)
+        st.caption(f"{broken} non-finite values in {runs} of the runs: shaded, with the last finite value marked.")
+
+
+def _multiples(lines: Sequence[Line], view: View, log_x: bool, log_y: bool) -> None:
+    """A chart per format on the same scale, the other formats faint behind it."""
+    by_format: dict[str, list[Line]] = {}
+    for one in lines:
+        by_format.setdefault(one.row.format, []).append(one)
+    whole = curves_figure(lines, view, log_x, log_y)
+    cells = st.columns(2)
+    for position, (name, own) in enumerate(sorted(by_format.items())):
+        figure = curves_figure(own, view, log_x, log_y)
+        others = [
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "x": one.x_smoothed,
+                "y": one.smoothed.values,
+                "line": {"color": FAINT, "width": 1},
+                "hoverinfo": "skip",
+                "showlegend": False,
+            }
+            for one in lines
+            if one.row.format != name
+        ]
+        figure.update_layout(
+            height=300, title={"text": name, "x": 0.02}, showlegend=len({o.row.group for o in own}) > 1
+        )
+        figure.update_yaxes(range=whole.layout.yaxis.range)
+        figure.add_traces(others)
+        figure.data = figure.data[-len(others) :] + figure.data[: -len(others)] if others else figure.data
+        with cells[position % 2]:
+            _draw(figure, view, own, f"of {name}")
+
+
+def _as_table(lines: Sequence[Line], view: View) -> None:
+    """The drawn points for reading aloud and for export: the same numbers as on the chart."""
+    with st.expander("The drawn values as a table"):
+        frame = drawn_values(lines, view)
+        st.dataframe(frame, hide_index=True, alt="The drawn points: run, step and value.")
+        st.download_button(
+            "Download as CSV", frame.to_csv(index=False), f"{view.metric}.csv", "text/csv", on_click="ignore"
+        )
+
+
+def drawn_values(lines: Sequence[Line], view: View) -> pd.DataFrame:
+    """Run, step, x and value of every drawn point."""
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "run": one.row.run,
+                    "step": one.smoothed.steps,
+                    view.axis: one.x_smoothed,
+                    view.metric: one.smoothed.values,
+                }
+            )
+            if view.axis != "step"
+            else pd.DataFrame({"run": one.row.run, "step": one.smoothed.steps, view.metric: one.smoothed.values})
+            for one in lines
+        ],
+        ignore_index=True,
+    )

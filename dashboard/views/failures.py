@@ -1,0 +1,132 @@
+"""Failures: which runs collapsed, and for one of them what moved first, where, and what to try."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+from altgrad.compare import Row
+from altgrad.markdown import number
+from altgrad.metrics import METRICS
+from altgrad.report import failure_report
+from altgrad.report.evidence import Evidence
+from altgrad.training.config import ConfigError
+from dashboard.charts import CONFIG
+from dashboard.context import Context, choose_run, label
+from dashboard.forensics import alike, first_layers, signals_of, strips_figure
+from dashboard.progress import event_row
+from dashboard.sweep import WatchedRun
+
+
+def show(context: Context) -> None:
+    """The page."""
+    st.title("Failures")
+    collapsed = [row for row in context.rows if row.collapse_step is not None]
+    other = [row for row in context.rows if row.status in ("failed", "killed") and row.collapse_step is None]
+    if other:
+        names = ", ".join(f"`{row.run}` ({row.status} at step {row.step})" for row in other[:10])
+        st.warning(f"Ended without a verdict: {names}{' and others' if len(other) > 10 else ''}.")
+    if not collapsed:
+        st.info("No run of this sweep has collapsed.")
+        return
+    _triage(collapsed)
+    runs = [run for row in sorted(collapsed, key=_severity) if (run := context.sweep.run(row.run)) is not None]
+    _forensics(context, choose_run(runs), collapsed)
+
+
+def _severity(row: Row) -> tuple[str, int]:
+    return row.collapse_rule or "", row.collapse_step or 0
+
+
+def _triage(collapsed: Sequence[Row]) -> None:
+    frame = pd.DataFrame(
+        [
+            {
+                "Rule": row.collapse_rule,
+                "Run": row.run,
+                "Group": label(row),
+                "Seed": row.seed,
+                "Step": row.collapse_step,
+                "Of": row.max_steps,
+                "Reason": row.reason,
+            }
+            for row in sorted(collapsed, key=_severity)
+        ]
+    )
+    counts = frame.groupby("Rule").size()
+    st.markdown(", ".join(f"**{rule}** {n}" for rule, n in counts.items()))
+    height = min(38 + 35 * len(frame), 300)
+    st.dataframe(frame, hide_index=True, height=height, alt="Collapsed runs by rule: run, group, seed, step, reason.")
+
+
+def _forensics(context: Context, run: WatchedRun, collapsed: Sequence[Row]) -> None:
+    try:
+        evidence = Evidence.of(run)
+    except ConfigError as error:
+        st.warning(f"The forensics of this run cannot be drawn: {error}")
+        return
+    st.error(f"{run.name}: {evidence.verdict.sentence()}")
+    signals = signals_of(evidence)
+    st.subheader("Who moved first")
+    if signals.moved:
+        alt = (
+            f"One strip per signal of {run.name} up to the verdict, in the order in which they left their early level."
+        )
+        st.plotly_chart(strips_figure(evidence, signals), key="strips", config=CONFIG, alt=alt)
+        st.caption(
+            "Band: the signal's own early level. Dot: where it left it. Dashed: the verdict. Dotted: the rule's limit."
+        )
+    else:
+        st.caption("No signal left its own early level before the verdict.")
+    left, right = st.columns(2)
+    with left:
+        _layers(evidence)
+        _alike(context, run, collapsed)
+    with right:
+        st.subheader("Events")
+        if evidence.events:
+            frame = pd.DataFrame([event_row(event) for event in evidence.events])
+            st.dataframe(frame, hide_index=True, height=min(38 + 35 * len(frame), 300), alt="Events of the run.")
+        else:
+            st.caption("No event has been recorded.")
+    st.subheader("Failure report")
+    with st.container(border=True):
+        st.markdown(_report(run))
+
+
+def _layers(evidence: Evidence) -> None:
+    st.subheader("Layers that went first")
+    found = first_layers(evidence)
+    if not found:
+        st.caption("No layer left its own early level before the verdict, or no layer was measured.")
+        return
+    frame = pd.DataFrame(
+        [
+            {
+                "Step": departure.step,
+                "Layer": layer,
+                "Site": site,
+                "Signal": METRICS[departure.metric].label,
+                "Change": f"{departure.how}: {number(departure.baseline)} → {number(departure.value)}",
+            }
+            for layer, site, departure in found
+        ]
+    )
+    st.dataframe(frame, hide_index=True, alt="Layers in the order in which they left their early level.")
+
+
+def _alike(context: Context, run: WatchedRun, collapsed: Sequence[Row]) -> None:
+    st.subheader("Runs that failed alike")
+    found = alike(context.row[run.name], collapsed)
+    if not found:
+        st.caption("No other run collapsed by the same rule.")
+    for row in found[:8]:
+        context.link("failures", f"{row.run}: step {row.collapse_step}", run=row.run)
+
+
+def _report(run: WatchedRun) -> str:
+    if run.folder.has("failure_report.md"):
+        return run.folder.read_bytes("failure_report.md").decode(errors="replace")
+    return failure_report(run)

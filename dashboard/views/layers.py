@@ -1,0 +1,53 @@
+"""Layers: where in the model, and when: a heat map layer x step per metric and site."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import streamlit as st
+
+from altgrad.metrics import METRICS, SITES
+from altgrad.metrics import columns as metric_columns
+from dashboard.charts import CONFIG
+from dashboard.context import Context, choose_many, choose_one, choose_run, metric_label
+from dashboard.heat import heat, heat_figure
+
+_FIRST = ["stall_rate", "overflow_rate", "underflow_rate", "gradient_sparsity"]
+
+
+def show(context: Context) -> None:
+    """The page."""
+    st.title("Layers")
+    run = choose_run(sorted(context.sweep.runs, key=lambda run: run.name))
+    row = context.row[run.name]
+    table = run.table("layers")
+    if not table.num_rows:
+        st.info(
+            "This run has no per-layer measurements: they are written every `diagnostic_interval` steps "
+            f"({run.config.get('diagnostic_interval', 'not set')} here), and it has reached step {row.step}."
+        )
+        return
+    site = choose_one("Site", [name for name in SITES if name in set(table["site"].unique().to_pylist())], "site")
+    measured = measured_metrics(table, site)
+    shown = choose_many("Metrics", measured, "metrics", [n for n in _FIRST if n in measured] or measured[:4],
+                        format_func=metric_label)  # fmt: skip
+    if not shown:
+        st.info("Choose at least one metric.")
+    cells = st.columns(2 if len(shown) > 1 else 1)
+    for position, metric in enumerate(shown):
+        data = heat(table, metric, site)
+        with cells[position % len(cells)]:
+            st.markdown(f"**{METRICS[metric].axis}**", help=METRICS[metric].meaning)
+            if data is None:
+                st.caption("Not measured.")
+                continue
+            alt = f"{METRICS[metric].label} at the {site} of {len(data.layers)} layers over steps."
+            st.plotly_chart(heat_figure(data, metric, row.collapse_step), key=f"heat {metric}", config=CONFIG, alt=alt)
+    if row.collapse_step is not None:
+        st.caption(f"Dashed line: the verdict, {row.reason}.")
+
+
+def measured_metrics(table: pa.Table, site: str) -> list[str]:
+    """Metrics of the layers table that were measured at a site, in the order of `METRICS`."""
+    rows = table.filter(pc.equal(table["site"], site))
+    return [name for name in metric_columns("layer") if rows[name].null_count < rows.num_rows]

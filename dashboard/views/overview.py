@@ -1,0 +1,98 @@
+"""Overview: how far the sweep is, what it has cost and saved, who is best, and what happened last."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+from altgrad.compare import Row, by_group, paired_gap
+from altgrad.markdown import duration, number
+from dashboard.context import Context, label
+from dashboard.progress import Progress, newest_events, progress
+
+_NEWEST = 15
+
+
+def show(context: Context) -> None:
+    """The page."""
+    rows = context.rows
+    st.title(f"Sweep {context.sweep.folder.name}")
+    planned = context.sweep.planned
+    _counts(rows, planned)
+    _work(progress(rows, context.sweep.runs, planned, time.time()))
+    st.subheader("Best format against BF16")
+    st.markdown(best_sentence(rows))
+    left, right = st.columns(2)
+    with left:
+        _collapses(context)
+    with right:
+        _events(context)
+
+
+def _counts(rows: Sequence[Row], planned: int | None) -> None:
+    counts = Counter(row.status for row in rows)
+    columns = st.columns(6)
+    columns[0].metric("Runs", f"{len(rows)} of {planned}" if planned else str(len(rows)))
+    for column, status in zip(columns[1:], ("running", "completed", "collapsed", "failed"), strict=False):
+        column.metric(status.capitalize(), counts[status])
+    columns[5].metric("Stopped or killed", counts["stopped"] + counts["killed"])
+
+
+def _work(state: Progress) -> None:
+    columns = st.columns(4)
+    columns[0].metric("Steps", f"{state.steps:,} of {state.planned_steps:,}")
+    left = (
+        "finished" if state.is_over else duration(state.seconds_left) if state.seconds_left is not None else "unknown"
+    )
+    columns[1].metric("Time left", left, help="from the steps that all runs together made since the sweep began")
+    columns[2].metric("Compute spent", duration(state.spent), help="training time, summed over runs")
+    columns[3].metric(
+        "Saved by early stopping",
+        duration(state.saved),
+        help="the steps that collapsed runs did not train any more, at each run's own pace",
+    )
+
+
+def best_sentence(rows: Sequence[Row]) -> str:
+    """The group with the smallest mean gap to the baseline and what may be said of it."""
+    groups = [
+        (members[0], gap)
+        for members in by_group(rows).values()
+        if not any(row.is_baseline for row in members)
+        for gap in [paired_gap(members)]
+        if gap.mean is not None
+    ]
+    if not groups:
+        return (
+            "No gap can be computed yet: it needs a BF16 run and another run with the same seed, both with a "
+            "validation loss."
+        )
+    row, gap = min(groups, key=lambda group: group[1].mean or 0.0)
+    return f"**{label(row)}**, learning rate {number(row.learning_rate)}: {gap.sentence}"
+
+
+def _collapses(context: Context) -> None:
+    st.subheader("Newest collapses")
+    collapsed = [run for run in context.sweep.runs if run.verdict is not None]
+    if not collapsed:
+        st.caption("No run has collapsed.")
+        return
+    collapsed.sort(key=lambda run: -float((run.end or {}).get("ended", 0.0)))
+    for run in collapsed[:_NEWEST]:
+        verdict = run.verdict
+        if verdict is not None:
+            context.link("failures", f"{run.name}: {verdict.sentence()}", run=run.name)
+
+
+def _events(context: Context) -> None:
+    st.subheader("Newest events")
+    events = context.sweep.derived("newest events", lambda: newest_events(context.sweep.runs, _NEWEST))
+    if not events:
+        st.caption("No event has been recorded.")
+        return
+    frame = pd.DataFrame(events)
+    st.dataframe(frame, hide_index=True, alt="The newest events of all runs: run, step, kind and particulars.")

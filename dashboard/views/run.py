@@ -1,0 +1,133 @@
+"""Run: everything of one run, and the command that makes it again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from altgrad.compare import Row
+from altgrad.compare.pairing import DEFAULTS
+from altgrad.events import read_events
+from altgrad.markdown import duration, number
+from altgrad.metrics import METRICS, columns
+from altgrad.training.config import intervention_fields
+from dashboard.charts import CONFIG, add_moments, curves_figure
+from dashboard.context import Context, choose, choose_run, metric_label
+from dashboard.lines import View, line
+from dashboard.progress import event_row
+from dashboard.sweep import WatchedRun
+
+_FACTS = ("host", "device", "git_commit", "parameters", "vocabulary", "initial_weights_hash", "batches_hash", "attempt")
+
+
+def show(context: Context) -> None:
+    """The page."""
+    st.title("Run")
+    run = choose_run(sorted(context.sweep.runs, key=lambda run: run.name))
+    row = context.row[run.name]
+    _state(context, run, row)
+    _curve(run, row)
+    left, right = st.columns(2)
+    with left:
+        _config(run)
+    with right:
+        _facts(run)
+        _events(run)
+    st.subheader("Make it again")
+    st.code(reproduce(run), language="bash")
+    _report(run)
+
+
+def _state(context: Context, run: WatchedRun, row: Row) -> None:
+    cells = st.columns(5)
+    cells[0].metric("Status", row.status.capitalize())
+    cells[1].metric("Step", f"{row.step:,} of {row.max_steps:,}")
+    cells[2].metric("Validation loss", number(row.validation_loss))
+    cells[3].metric("Gap to BF16", "baseline" if row.is_baseline else "–" if row.gap is None else f"{row.gap:+.4f}")
+    cells[4].metric("Time", duration(row.seconds))
+    if row.status == "killed":
+        st.warning("The run ended without an end record: it was killed. All that it had written until then is shown.")
+    if row.reason is not None:
+        st.error(f"Collapsed: {row.reason}")
+        context.link("failures", "Why it collapsed", run=run.name)
+    for part in run.tables.broken_parts():
+        st.warning(f"`{part}` is damaged and left out; the rows of the other parts are shown.")
+
+
+def _curve(run: WatchedRun, row: Row) -> None:
+    metric = choose("Metric", columns("step"), "metric", "loss", format_func=metric_label)
+    view = View(metric)
+    one = line(row, run, view)
+    if one is None:
+        st.info(f"{METRICS[metric].label} has not been measured in this run.")
+        return
+    figure = curves_figure([one], view)
+    add_moments(figure, one, read_events(run), row.collapse_step)
+    figure.update_layout(height=340)
+    st.plotly_chart(figure, key="run curve", config=CONFIG, alt=f"{METRICS[metric].label} of {run.name} over steps.")
+
+
+def _config(run: WatchedRun) -> None:
+    st.subheader("Config")
+    changed = changed_fields(run.config)
+    frame = pd.DataFrame(
+        [
+            {"Field": name, "Value": _text(value), "Changed": name in changed}
+            for name, value in sorted(run.config.items(), key=lambda item: item[0] not in changed)
+        ]
+    )
+    st.dataframe(frame, hide_index=True, height=420, alt="The run's config: field, value, whether changed.")
+    st.caption("Changed: differs from the default.")
+
+
+def changed_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Config fields whose value is not the default, or that have none."""
+    return {name: value for name, value in config.items() if name not in DEFAULTS or DEFAULTS[name] != value}
+
+
+def _facts(run: WatchedRun) -> None:
+    st.subheader("Where and with what")
+    facts = {name.replace("_", " ").capitalize(): _text(run.info[name]) for name in _FACTS if name in run.info}
+    versions = run.info.get("versions")
+    if isinstance(versions, dict):
+        facts |= {f"{name} version": _text(version) for name, version in versions.items()}
+    frame = pd.DataFrame({"Fact": list(facts), "Value": list(facts.values())})
+    st.dataframe(frame, hide_index=True, alt="Host, device, versions and hashes of the run.")
+
+
+def _events(run: WatchedRun) -> None:
+    st.subheader("Events")
+    events = read_events(run)
+    if not events:
+        st.caption("Nothing happened in this run that is recorded as an event.")
+        return
+    frame = pd.DataFrame([event_row(event) for event in events])
+    st.dataframe(frame, hide_index=True, height=min(38 + 35 * len(frame), 300), alt="Events of the run by step.")
+
+
+def reproduce(run: WatchedRun) -> str:
+    """The command that trains this run again."""
+    changes = changed_fields(run.config)
+    implied = intervention_fields(str(run.info.get("intervention") or "none"))
+    sets = [f"--set {shlex.quote(f'{name}={_yaml(value)}')}" for name, value in changes.items() | implied.items()]
+    return " \\\n    ".join(["python -m altgrad train", *sorted(set(sets))])
+
+
+def _yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _text(value: Any) -> str:
+    return "–" if value is None else str(value)
+
+
+def _report(run: WatchedRun) -> None:
+    if run.folder.has("failure_report.md"):
+        st.subheader("Failure report")
+        with st.container(border=True):
+            st.markdown(run.folder.read_bytes("failure_report.md").decode(errors="replace"))

@@ -1,0 +1,97 @@
+"""Sweep: one row per run or per group of seeds, to be sorted, filtered, exported and opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from altgrad.compare import Row
+from altgrad.metrics import METRICS
+from dashboard.context import Context, choose, choose_many, choose_one, label, switch
+from dashboard.table import COLUMNS, group_frame, run_frame
+
+_SHOWN = ("Format", "Variant", "Intervention", "Seed", "Status", "Progress", "Loss curve", "Validation loss", "Best",
+          "Gap to BF16", "Collapse step", "Rule", "Stall rate", "Overflow rate", "ULPs moved", "Tokens/s", "Time")  # fmt: skip
+_MANY = 200  # rows from which on the small loss curves would take longer than the rest of the page
+
+
+def show(context: Context) -> None:
+    """The page."""
+    st.title("Sweep")
+    rows = filtered(context)
+    per_group = choose_one("One row per", ["run", "group of seeds"], "rows") == "group of seeds"
+    if not rows:
+        st.info("No run matches the filters. Clear one of them.")
+        return
+    frame = group_frame(rows, context.sweep) if per_group else run_frame(rows, context.sweep, len(rows) <= _MANY)
+    frame = _sorted(frame)
+    default = [name for name in frame.columns if name in _SHOWN or name in ("Run", "Group", "n", "Runs")]
+    shown = choose_many("Columns", list(frame.columns), "columns", default)
+    frame = frame[[name for name in frame.columns if name in shown]]
+    _table(context, frame, per_group)
+    st.download_button(
+        "Download as CSV",
+        frame.drop(columns=["Loss curve"], errors="ignore").to_csv(index=False),
+        file_name=f"{context.sweep.folder.name}.csv",
+        mime="text/csv",
+        on_click="ignore",
+    )
+
+
+def filtered(context: Context) -> list[Row]:
+    """The rows that the filter widgets of the page let through."""
+    rows = context.rows
+    columns = st.columns(4)
+    kept: list[Row] = rows
+    fields: Sequence[tuple[str, str]] = (
+        ("Format", "format"),
+        ("Variant", "variant"),
+        ("Intervention", "intervention"),
+        ("Status", "status"),
+    )
+    for column, (title, field) in zip(columns, fields, strict=True):
+        options = sorted({getattr(row, field) or "default" for row in rows})
+        with column:
+            wanted = choose_many(title, options, field, placeholder="all")
+        if wanted:
+            kept = [row for row in kept if (getattr(row, field) or "default") in wanted]
+    return kept
+
+
+def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
+    left, right = st.columns([4, 1], vertical_alignment="bottom")
+    with left:
+        names = [name for name in frame.columns if name != "Loss curve"]
+        by = choose("Sort by", names, "sort", "Validation loss")
+    with right:
+        descending = switch("Descending", "descending")
+    return frame.sort_values(by, ascending=not descending, na_position="last", kind="stable")
+
+
+def _table(context: Context, frame: pd.DataFrame, per_group: bool) -> None:
+    what = "group of seeds" if per_group else "run"
+    picked: Any = st.dataframe(
+        frame,
+        hide_index=True,
+        height=min(38 + 35 * len(frame), 640),
+        column_config={name: column for name, column in COLUMNS.items() if name in frame.columns},
+        on_select="rerun",
+        selection_mode="single-row",
+        key=f"table by {what}",
+        alt=f"One row per {what}: settings, status, losses, gap to the BF16 run of the same seed, collapse, speed.",
+    )
+    chosen = picked.selection.rows if picked else []
+    if not chosen:
+        st.caption(f"{len(frame)} rows. Select a row to open it. Losses and gaps are in {METRICS['loss'].unit}.")
+        return
+    row = frame.iloc[chosen[0]]
+    if per_group:
+        context.open("curves", group=str(row["Group"]))
+    elif "Run" in frame.columns:
+        context.open("run", run=str(row["Run"]))
+
+
+__all__ = ["filtered", "label", "show"]

@@ -40,7 +40,8 @@ def advise(evidence: Evidence) -> list[Advice]:
     found: list[Advice] = []
     for cause in _CAUSES.get(evidence.verdict.rule, _ALL):
         for advice in cause(evidence):
-            if _is_new(evidence, advice) and all(advice.changes != other.changes for other in found):
+            taken = {field for other in found for field in other.changes}  # two values for one field contradict
+            if _is_new(evidence, advice) and not taken & advice.changes.keys():
                 found.append(advice)
     return found
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from altgrad.formats import NumberFormat
+from altgrad.formats import find_format
 from altgrad.markdown import number
 from altgrad.metrics import SITES, Site
 from altgrad.report.alternatives import more_exponent, more_mantissa
@@ -23,6 +23,8 @@ _OVERFLOW = 0.01  # from this share on a rate is evidence
 _UNDERFLOW = 0.5
 _COSINE = 0.5  # below it the gradient points elsewhere
 _DISPLACEMENT = 0.25  # below it most of the intended update is lost
+_RISE = 0.2  # nats of training loss above its best
+_GROWTH = 10.0  # gradient norm over its median
 _CONCENTRATED = 10.0  # a layer this many times worse than the median layer is a case of its own
 
 
@@ -41,18 +43,26 @@ def frozen(evidence: Evidence) -> Iterator[Advice]:
     """Intended updates do not arrive in the stored weights."""
     config = evidence.config
     displacement = evidence.last("realised_displacement")
+    if displacement is None and evidence.verdict.metric == "realised_displacement":
+        displacement = _from_verdict(evidence)
     if displacement is None or not displacement.value < max(config.stalled_displacement, _DISPLACEMENT):
         return
     stall = evidence.worst("stall_rate", "weight") or evidence.last("stall_rate")
     seen = str(displacement) + (f"; {stall}" if stall is not None else "")
     if not config.master_weights:
         yield Advice({"master_weights": True}, f"updates smaller than half an ULP are lost in the store ({seen})")
-        yield Advice({"update_rounding": "stochastic"}, f"then updates arrive on average ({seen})")
+        yield Advice(
+            {"update_rounding": "stochastic"},
+            f"rounds up or down by chance, so that updates arrive on average ({seen})",
+        )
+    if config.scaling == "none":
+        yield Advice({"scaling": "dynamic"}, f"fits the grid to the size of the weights ({seen})")
     fmt = evidence.format_at("weight")
     wider = more_mantissa(fmt)
     if wider is not None:
-        gain = "a smaller ULP" if wider == "BF16" else f"an ULP {_ulp_gain(fmt, wider)} times smaller"
-        yield Advice({"weight_format": wider}, f"{gain} than {fmt}'s for weights within its range ({seen})")
+        gain = 2 ** (find_format(wider).mantissa_bits - fmt.mantissa_bits)
+        reason = f"an ULP {gain} times smaller than {fmt}'s for weights within its range ({seen})"
+        yield Advice({"weight_format": wider}, reason)
     if fmt.bits <= 8:
         yield Advice({"enable_emergency_shift": True}, f"gives {fmt} up for a safer format while it runs ({seen})")
 
@@ -90,11 +100,13 @@ def underflow(evidence: Evidence) -> Iterator[Advice]:
 
 def non_finite(evidence: Evidence) -> Iterator[Advice]:
     """NaN or inf in the loss or the gradients."""
-    config, verdict = evidence.config, evidence.verdict
+    config = evidence.config
     gradients = evidence.worst("non_finite_gradients")
-    if verdict.rule != "non_finite" and (gradients is None or gradients.value == 0):
-        return
-    seen = str(gradients) if gradients is not None else f"{verdict.metric} {number(verdict.value)}, step {verdict.step}"
+    if gradients is None or gradients.value == 0:
+        if evidence.verdict.rule != "non_finite":
+            return
+        gradients = _from_verdict(evidence)
+    seen = str(gradients)
     formats = [evidence.format_at(site) for site in GEMM_SITES]
     to_inf = [fmt.name for fmt in formats if fmt.overflow == "inf"]
     if to_inf:
@@ -110,13 +122,13 @@ def smaller_steps(evidence: Evidence) -> Iterator[Advice]:
     config = evidence.config
     loss, norm = evidence.curve("loss").finite(), evidence.curve("gradient_norm").finite()
     grown = []
-    if len(loss.values) and loss.values[-1] > loss.values.min():
+    if len(loss.values) and loss.values[-1] > loss.values.min() + _RISE:
         at = int(loss.values.argmin())
         grown.append(
             f"training loss {number(loss.values[at])} at step {loss.steps[at]}, "
             f"{number(loss.values[-1])} at step {loss.steps[-1]}"
         )
-    if len(norm.values) and norm.values.max() > 10 * np.median(norm.values):
+    if len(norm.values) and norm.values.max() > _GROWTH * np.median(norm.values):
         at = int(norm.values.argmax())
         grown.append(
             f"gradient norm {number(norm.values[at])} at step {norm.steps[at]}, median {number(np.median(norm.values))}"
@@ -170,6 +182,11 @@ def never_moved(evidence: Evidence) -> Iterator[Advice]:
     yield Advice({"learning_rate": larger}, f"three times {evidence.config.learning_rate:g} ({seen}{arrives})")
 
 
+def _from_verdict(evidence: Evidence) -> Finding:
+    verdict = evidence.verdict
+    return Finding(verdict.metric, verdict.value, verdict.step)
+
+
 def _by_site(evidence: Evidence, metric: str, limit: float) -> list[Finding]:
     """The worst layer of each site at or above the limit, worst site first; the whole model where layers lack."""
     found = [evidence.worst(metric, site) for site in SITES]
@@ -181,13 +198,17 @@ def _by_site(evidence: Evidence, metric: str, limit: float) -> list[Finding]:
 def _safer_site(evidence: Evidence, finding: Finding) -> Iterator[Advice]:
     """More exponent bits for the finding's site; a lone bad layer may be exempted instead."""
     site = finding.site or "weight"
-    if finding.layer is not None and _is_alone(evidence, finding, site):
-        yield _exempt(evidence, finding)
     fmt = evidence.format_at(site, finding.layer)
     wider = more_exponent(fmt)
-    if wider is not None:
-        field = "format" if finding.site is None else _format_field(site)
-        yield Advice({field: wider}, f"more range than {fmt} ({finding})")
+    if finding.layer is not None and fmt.bits <= 8 and _is_alone(evidence, finding, site):
+        yield _exempt(evidence, finding)
+    if wider is None:
+        return
+    reason = f"more range than {fmt} ({finding})"
+    if finding.layer is not None and fmt != evidence.format_at(site):
+        yield Advice({"layer_formats": {**evidence.config.layer_formats, finding.layer: wider}}, reason)
+    else:
+        yield Advice({"format" if finding.site is None else _format_field(site): wider}, reason)
 
 
 def _format_field(site: Site) -> str:
@@ -207,10 +228,6 @@ def _is_alone(evidence: Evidence, finding: Finding, site: Site) -> bool:
 def _exempt(evidence: Evidence, finding: Finding) -> Advice:
     formats = {**evidence.config.layer_formats, str(finding.layer): "BF16"}
     return Advice({"layer_formats": formats}, f"this layer stands out, the others can keep their format ({finding})")
-
-
-def _ulp_gain(fmt: NumberFormat, wider: str) -> str:
-    return number(2.0 ** (int(wider.split("M")[1]) - fmt.mantissa_bits))
 
 
 def _round(value: float) -> float:

@@ -124,6 +124,8 @@ class Evidence:
         for prefix, field in _SWITCHES.items():
             if metric.startswith(prefix) and not getattr(self.config, field):
                 return f"not measured (`{field}: false`)"
+        if metric == "gap_to_baseline":
+            return "not measured (no baseline curve was given)"
         if METRICS[metric].levels == ("step",) or self.config.diagnostic_interval <= self.verdict.step:
             return "not measured"
         return (

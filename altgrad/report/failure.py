@@ -63,18 +63,21 @@ def failure_report(run: Run) -> str:
         "Config": f"```yaml\n{yaml.safe_dump(dict(run.config), sort_keys=False)}```",
     }
     verdict = evidence.verdict
-    lead = f"**{verdict.sentence()}.** {_MEANING.get(verdict.rule, '')} {verdict.detail}".rstrip()
+    sentences = [f"**{verdict.sentence()}.**", _MEANING.get(verdict.rule, ""), _sentence(verdict.detail)]
+    lead = " ".join(sentence for sentence in sentences if sentence)
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
     return f"# Failure report: {run.name}\n\n{lead}\n\n{body}\n"
+
+
+def _sentence(text: str, end: str = ".") -> str:
+    return f"{text[0].upper()}{text[1:].rstrip(end)}{end}" if text else ""
 
 
 def _summary(evidence: Evidence) -> str:
     run, config, verdict = evidence.run, evidence.config, evidence.verdict
     steps = evidence.steps["step"].to_pylist()
     elapsed = evidence.curve("elapsed_seconds").values
-    relation = "limit"
     rows = [
-        ["Run", f"`{run.name}`"],
         ["Format as configured", _configured(evidence)],
         ["Format as shifted", _shifted(evidence)],
         [
@@ -84,14 +87,14 @@ def _summary(evidence: Evidence) -> str:
         ["Scaling", f"{config.scaling}" + ("" if config.scaling == "none" else f", per {config.scale_granularity}")],
         ["Intervention", str(run.info.get("intervention") or "none")],
         ["Rule", f"`{verdict.rule}`, step {verdict.step}"],
-        [f"`{verdict.metric}`", f"{number(verdict.value)} ({relation} {number(verdict.limit)})"],
+        [f"`{verdict.metric}`", f"{number(verdict.value)} (limit {number(verdict.limit)})"],
         ["Training loss", _final_and_best(evidence, "loss")],
         ["Validation loss", _final_and_best(evidence, "validation_loss")],
         ["Steps", f"{steps[-1] if steps else 0} of {config.max_steps}"],
         ["Duration", duration(float(elapsed[-1])) if len(elapsed) else ABSENT],
         ["Seed, learning rate", f"{config.seed}, {config.learning_rate:g}"],
     ]
-    return table(["", ""], rows, "ll")
+    return table(["Run", f"`{run.name}`"], rows, "ll")
 
 
 def _configured(evidence: Evidence) -> str:
@@ -140,14 +143,14 @@ def _moved(evidence: Evidence) -> str:
         "in the order in which they left it."
     ]
     if signals.moved:
-        head = ["", "Signal", "Left at step", "How", "Value there", "Baseline", "Measured at steps"]
+        head = ["", "Signal", "Left at step", "How", "Value there", "At the verdict", "Baseline", "from steps"]
         rows = [[str(place), *_departure_cells(moved)] for place, moved in enumerate(signals.moved, start=1)]
-        parts.append(table(head, rows, "rlrlrrl"))
+        parts.append(table(head, rows, "rlrlrrrl"))
     else:
         parts.append("No signal left its baseline before the verdict.")
     for title, names in (("Stayed at their baseline", signals.still), ("Too few measurements", signals.sparse)):
         if names:
-            parts.append(f"{title}: {', '.join(METRICS[name].label.lower() for name in names)}.")
+            parts.append(f"{title}: {', '.join(f'`{name}`' for name in names)}.")
     return "\n\n".join(parts)
 
 
@@ -157,6 +160,7 @@ def _departure_cells(moved: Departure) -> list[str]:
         str(moved.step),
         moved.how,
         number(moved.value),
+        number(moved.final),
         f"{number(moved.baseline)} ± {number(moved.scale, 2)}" if moved.n else ABSENT,
         f"{moved.first}–{moved.last} (n = {moved.n})",
     ]
@@ -187,13 +191,13 @@ def _trend(evidence: Evidence) -> str:
         if any(step in values for step in steps):
             rows.append([METRICS[name].axis, *(number(values.get(step)) for step in steps)])
         elif not values:
-            absent.setdefault(evidence.absence(name), []).append(METRICS[name].label.lower())
+            absent.setdefault(evidence.absence(name), []).append(f"`{name}`")
     parts = (
         [table(["Metric", *(f"step {step}" for step in steps)], rows)]
         if steps
         else ["No diagnostics before the verdict."]
     )
-    parts += [f"{reason[0].upper()}{reason[1:]}: {', '.join(labels)}." for reason, labels in absent.items()]
+    parts += [f"{_sentence(reason, ':')} {', '.join(metrics)}." for reason, metrics in absent.items()]
     return "\n\n".join(parts)
 
 

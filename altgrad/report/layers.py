@@ -10,7 +10,8 @@ from altgrad.metrics import METRICS, SITES
 from altgrad.report.evidence import Evidence
 
 _SHOWN = 5  # layers per site
-_SHOWN_REGIONS = 12
+_SHOWN_REGIONS = 10
+_DIGITS = 3
 _FROZEN = 0.99  # share of a layer's weights without a stored change from which on it counts as a zero-update region
 
 
@@ -25,7 +26,7 @@ def rates_by_layer(evidence: Evidence, metric: str) -> str:
         if curves and not affected:
             zero.append(f"{site} ({len(curves)} layers)")
         for value, step, name, curve in affected[:_SHOWN]:
-            rows.append([site, f"`{name}`", number(value), str(step), _mean(curve), number(float(curve.values[-1]))])
+            rows.append([site, f"`{name}`", _rate(value), str(step), _mean(curve), _final(curve)])
         if len(affected) > _SHOWN:
             rest = len(affected) - _SHOWN
             rows.append([site, f"{rest} more layer{'s' if rest > 1 else ''} above 0", *4 * [""]])
@@ -53,14 +54,14 @@ def zero_update_regions(evidence: Evidence) -> str:
     frozen = [name for name, curve in ranked if _frozen_since(curve) is not None]
     head = ["Layer", "Last", "Mean", "Frozen since step"]
     rows = [
-        [f"`{name}`", number(float(curve.values[-1])), _mean(curve), _or_absent(_frozen_since(curve))]
+        [f"`{name}`", _final(curve), _mean(curve), _or_absent(_frozen_since(curve))]
         for name, curve in ranked[:_SHOWN_REGIONS]
     ]
     if len(ranked) > _SHOWN_REGIONS:
         rows.append([f"{len(ranked) - _SHOWN_REGIONS} more layers", "", "", ""])
     sentence = (
-        f"{len(frozen)} of {len(curves)} layers were frozen at the last measurement: at least "
-        f"{number(100 * _FROZEN)} % of their weights kept their stored value in a step."
+        f"Frozen at the last measurement (at least {number(100 * _FROZEN)} % of the weights kept their stored value "
+        f"in a step): {len(frozen)} of {len(curves)} layers."
     )
     return f"{sentence}\n\n{table(head, rows)}"
 
@@ -72,10 +73,13 @@ def _weight_table(evidence: Evidence, metric: str) -> str:
         return f"By layer: {evidence.absence(metric)}." if overall is None else f"Whole model: {overall}."
     worst = sorted(((*_peak(curve), name, curve) for name, curve in curves.items()), key=_by_severity)
     rows = [
-        [f"`{name}`", number(value), str(step), _mean(curve), number(float(curve.values[-1]))]
+        [f"`{name}`", _rate(value), str(step), _mean(curve), _final(curve)]
         for value, step, name, curve in worst[:_SHOWN_REGIONS]
     ]
-    return f"{METRICS[metric].meaning}.\n\n" + table(["Layer", "Worst", "at step", "Mean", "Last"], rows)
+    if len(worst) > _SHOWN_REGIONS:
+        rows.append([f"{len(worst) - _SHOWN_REGIONS} more layers", *4 * [""]])
+    meaning = METRICS[metric].meaning
+    return f"{meaning[0].upper()}{meaning[1:]}.\n\n" + table(["Layer", "Worst", "at step", "Mean", "Last"], rows)
 
 
 def _peak(curve: Curve) -> tuple[float, int]:
@@ -89,8 +93,16 @@ def _by_severity(entry: tuple[float, int, str, Curve]) -> tuple[float, float, st
     return -value if np.isfinite(value) else -np.inf, -float(np.mean(curve.values)), name
 
 
+def _rate(value: float) -> str:
+    return number(value, _DIGITS)
+
+
 def _mean(curve: Curve) -> str:
-    return number(float(np.mean(curve.values)))
+    return _rate(float(np.mean(curve.values)))
+
+
+def _final(curve: Curve) -> str:
+    return _rate(float(curve.values[-1]))
 
 
 def _frozen_since(curve: Curve) -> int | None:

@@ -67,8 +67,10 @@ def _scale(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _cells(curve: Curve, at: NDArray[np.int_], scale: tuple[float, float], width: int, height: int) -> list[list[int]]:
-    """Dot patterns, `height` rows of `width` cells: per dot column a bar from its smallest to its largest value,
-    stretched to touch the column before."""
+    """Dot patterns, `height` rows of `width` cells.
+
+    Each dot column is a bar from its smallest to its largest value, stretched to touch the column before.
+    """
     low, high = scale
     cells = [[0] * width for _ in range(height)]
     previous: tuple[int, int] | None = None

@@ -30,6 +30,9 @@ _LOSSES = frozenset({"loss", "validation_loss", "shadow_loss"})
 _FLOORS: Mapping[str, float] = {"share": 0.005, "nats": 0.05, "cos": 0.01, "r": 0.03, "ULP": 0.02, "dB": 0.5}
 _METRIC_FLOORS: Mapping[str, float] = {"non_finite_gradients": 1e-9, "overflow_rate": 0.001}
 _RELATIVE_FLOOR = 0.05
+# Largest scale of a bounded signal whose baseline has fewer than `_FEW` values: two of them tell no noise from trend.
+_CEILINGS: Mapping[str, float] = {"share": 0.03, "ratio": 0.05, "cos": 0.03, "r": 0.05}
+_FEW = 5
 # Beyond these a signal is out of bounds whatever it was before: (limit, whether above it is bad).
 _BOUNDS: Mapping[str, tuple[float, bool]] = {
     "non_finite_gradients": (0.0, True),
@@ -44,11 +47,15 @@ How = Literal["rose", "fell", "became NaN or inf", "out of bounds from the start
 
 @dataclass(frozen=True)
 class Departure:
-    """A signal that left its baseline: at `step` it had `value`; `baseline` ± `scale` over steps `first` to `last`."""
+    """A signal that left its baseline: at `step` it had `value`, at the verdict `final`.
+
+    `baseline` ± `scale` come from `n` finite measurements at steps `first` to `last`.
+    """
 
     metric: str
     step: int
     value: float
+    final: float
     how: How
     baseline: float
     scale: float
@@ -90,39 +97,73 @@ def what_moved(curves: Iterable[tuple[str, Curve]]) -> Signals:
     return Signals(moved, still, sparse)
 
 
-def _departure(metric: str, curve: Curve) -> Departure | None:
-    """The first lasting departure of one signal, or None."""
-    steps, values = curve
+@dataclass(frozen=True)
+class _Baseline:
+    """What a signal is held against: `reference[i]` ± `scale` at measurement i, from the first `window` ones."""
+
+    reference: NDArray[np.float64]
+    center: float
+    scale: float
+    window: int
+    n: int
+
+
+def _baseline(metric: str, values: NDArray[np.float64]) -> _Baseline:
     n = len(values)
-    window = min(max(10, n // 10), 50) if n >= _DENSE else max(2, n // 4)
+    window = min(max(10, n // 10), 50) if n >= _DENSE else min(max(2, n // 4), n)
     early = values[:window][np.isfinite(values[:window])]
     center = float(np.median(early)) if len(early) else float("nan")
     reference = _best_so_far(values) if metric in _LOSSES else np.full(n, center)
-    spread = (values - reference)[:window]
+    with np.errstate(invalid="ignore"):
+        spread = (values - reference)[:window]
     spread = spread[np.isfinite(spread)]
-    mad = float(np.median(np.abs(spread - np.median(spread)))) if len(spread) else 0.0
-    scale = max(_NORMAL * mad, _floor(metric, center))
+    mad = _NORMAL * float(np.median(np.abs(spread - np.median(spread)))) if len(spread) else 0.0
+    if len(spread) < _FEW:
+        mad = min(mad, _CEILINGS.get(METRICS[metric].unit, mad))
+    return _Baseline(reference, center, max(mad, _floor(metric, center)), window, len(early))
 
-    def at(index: int, how: How) -> Departure:
-        baseline = center if not np.isfinite(reference[index]) else float(reference[index])
-        last = int(steps[min(window, n) - 1])
-        return Departure(
-            metric, int(steps[index]), float(values[index]), how, baseline, scale, int(steps[0]), last, len(early)
-        )
 
-    if not np.isfinite(values[0]) or _out_of_bounds(metric, early):
-        return at(0, "out of bounds from the start")
-    out = _outside(metric, values - reference, LIMIT * scale)
-    out[: min(window, n)] = False  # the baseline does not leave itself
+def _departure(metric: str, curve: Curve) -> Departure | None:
+    """The first lasting departure of one signal, or None."""
+    steps, values = curve
+    baseline = _baseline(metric, values)
+    found = _first_out(metric, values, baseline)
+    if found is None:
+        return None
+    index, how = found
+    reference = float(baseline.reference[index])
+    return Departure(
+        metric=metric,
+        step=int(steps[index]),
+        value=float(values[index]),
+        final=float(values[-1]),
+        how=how,
+        baseline=reference if np.isfinite(reference) else baseline.center,
+        scale=baseline.scale,
+        first=int(steps[0]),
+        last=int(steps[baseline.window - 1]),
+        n=baseline.n,
+    )
+
+
+def _first_out(metric: str, values: NDArray[np.float64], baseline: _Baseline) -> tuple[int, How] | None:
+    """Position of the first measurement out of the baseline, and how it left; None where it never did."""
+    if not np.isfinite(values[0]) or _out_of_bounds(metric, baseline.center):
+        return 0, "out of bounds from the start"
+    with np.errstate(invalid="ignore"):
+        deviation = values - baseline.reference
     broken = ~np.isfinite(values)
-    lasting = out & (np.append(out[1:] | broken[1:], True) | _outside(metric, values - reference, 5 * LIMIT * scale))
-    left = np.flatnonzero((out if n < _DENSE else lasting) | broken)
-    if n < _FEWEST or not len(left):
+    out = _outside(metric, deviation, LIMIT * baseline.scale)
+    if len(values) >= _DENSE:  # one measurement alone counts only where it is far out
+        out &= np.append(out[1:] | broken[1:], True) | _outside(metric, deviation, 5 * LIMIT * baseline.scale)
+    out[: baseline.window] = False  # the baseline does not leave itself
+    left = np.flatnonzero(out | broken)
+    if not len(left):
         return None
     index = int(left[0])
     if broken[index]:
-        return at(index, "became NaN or inf")
-    return at(index, "rose" if values[index] > reference[index] else "fell")
+        return index, "became NaN or inf"
+    return index, "rose" if deviation[index] > 0 else "fell"
 
 
 def _outside(metric: str, deviation: NDArray[np.float64], limit: float) -> NDArray[np.bool_]:
@@ -145,9 +186,8 @@ def _floor(metric: str, center: float) -> float:
     return max(_RELATIVE_FLOOR * abs(center), 1e-12) if np.isfinite(center) else 1e-12
 
 
-def _out_of_bounds(metric: str, early: NDArray[np.float64]) -> bool:
-    if metric not in _BOUNDS or not len(early):
+def _out_of_bounds(metric: str, center: float) -> bool:
+    if metric not in _BOUNDS:
         return False
     limit, above = _BOUNDS[metric]
-    center = float(np.median(early))
     return center > limit if above else center < limit

@@ -1,0 +1,401 @@
+"""Failure and sweep reports, from folders written by hand whose story is known."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from altgrad.curves import Curve
+from altgrad.formats import FORMATS, find_format
+from altgrad.report import failure_report, sweep_report, write_failure_report
+from altgrad.report.advice import advise
+from altgrad.report.alternatives import more_exponent, more_mantissa
+from altgrad.report.evidence import Evidence
+from altgrad.report.plot import plot
+from altgrad.report.signals import what_moved
+from altgrad.results import Run, RunWriter, Verdict, read_run
+from altgrad.storage import Folder
+from altgrad.training.config import TrainConfig
+
+NAN = math.nan
+STALLED = Verdict(100, "stalled", "realised_displacement", 0.02, 0.1, "below 0.1 at 3 measurements")
+
+
+def write_run(
+    folder: Folder,
+    verdict: Verdict | None,
+    config: dict[str, Any] | None = None,
+    steps: Iterable[dict[str, float]] = (),
+    layers: Iterable[dict[str, Any]] = (),
+    events: Iterable[tuple[int, str, dict[str, Any]]] = (),
+) -> Run:
+    writer = RunWriter(folder, flush_seconds=1e9)
+    full = TrainConfig(**(config or {})).model_dump()
+    writer.start({"run": folder.name, "sweep": "sweep", "config": full, "intervention": "none"})
+    for record in steps:
+        writer.step(record)
+    writer.layers(layers)
+    for step, kind, detail in events:
+        writer.event(step, kind, **detail)
+    writer.end("collapsed" if verdict else "completed", verdict, {})
+    return read_run(folder)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder.at(tmp_path / "sweep" / "a_run")
+
+
+def section(report: str, title: str) -> str:
+    return re.split(r"^## ", report, flags=re.M)[
+        next(i for i, part in enumerate(re.split(r"^## ", report, flags=re.M)) if part.startswith(title + "\n"))
+    ]
+
+
+def advice_for(run: Run) -> list[dict[str, Any]]:
+    return [dict(advice.changes) for advice in advise(Evidence.of(run))]
+
+
+# --- what moved first
+
+
+def curve(values: Callable[[int], float], steps: Iterable[int]) -> Curve:
+    steps = list(steps)
+    return Curve(np.array(steps, np.int64), np.array([values(step) for step in steps], np.float64))
+
+
+def test_signals_are_ordered_by_the_step_at_which_they_left_their_baseline() -> None:
+    noise = np.random.default_rng(0).standard_normal(301)
+    signals = what_moved(
+        {
+            "loss": curve(lambda s: 5 - s / 100 + 0.02 * noise[s] if s < 250 else NAN, range(1, 300)),
+            "overflow_rate": curve(lambda s: 0.0 if s < 120 else 0.05, range(1, 300)),
+            "gradient_norm": curve(lambda s: 1 + 0.1 * noise[s] + (20 if s >= 180 else 0), range(1, 300)),
+            "gradient_cosine_similarity": curve(lambda s: 0.99 if s < 150 else 0.2, range(25, 300, 25)),
+            "stable_rank": curve(lambda s: 20.0, range(25, 300, 25)),
+            "learning_rate": curve(lambda s: s / 300, range(1, 300)),
+            "validation_loss": curve(lambda s: 5.0, [100, 200]),
+        }.items()
+    )
+    assert [(d.metric, d.step, d.how) for d in signals.moved] == [
+        ("overflow_rate", 120, "rose"),
+        ("gradient_cosine_similarity", 150, "fell"),
+        ("gradient_norm", 180, "rose"),
+        ("loss", 250, "became NaN or inf"),
+    ]
+    assert signals.still == ["stable_rank"]
+    assert signals.sparse == ["validation_loss"]
+
+
+def test_a_falling_loss_and_an_improving_signal_leave_nothing() -> None:
+    signals = what_moved(
+        [
+            ("loss", curve(lambda s: 5.5 * math.exp(-s / 100) + 1, range(1, 300))),
+            ("realised_displacement", curve(lambda s: 0.5 + s / 600, range(25, 300, 25))),
+        ]
+    )
+    assert signals.moved == []
+
+
+def test_a_loss_is_held_against_its_best_and_not_against_its_start() -> None:
+    (departure,) = what_moved([("loss", curve(lambda s: 5 - s / 60 if s < 180 else s / 60 - 1, range(1, 300)))]).moved
+    assert departure.step == 199  # best 2.017 at step 179; six times the floor of 0.05 nats above it
+    assert departure.baseline == pytest.approx(2, abs=0.02)
+    assert departure.value == pytest.approx(2.317, abs=0.01)
+
+
+def test_a_signal_that_was_bad_from_its_first_measurement_comes_first() -> None:
+    signals = what_moved(
+        [
+            ("overflow_rate", curve(lambda s: 0.0 if s < 60 else 0.2, range(1, 100))),
+            ("realised_displacement", curve(lambda s: 0.01, [25, 50, 75])),
+        ]
+    )
+    assert [(d.metric, d.step) for d in signals.moved] == [("realised_displacement", 25), ("overflow_rate", 60)]
+    assert signals.moved[0].how == "out of bounds from the start"
+
+
+def test_a_single_outlier_among_many_measurements_is_no_departure() -> None:
+    noise = np.random.default_rng(0).standard_normal(301)
+    values = curve(lambda s: 1 + 0.1 * noise[s] + (1.5 if s == 150 else 0), range(1, 300))
+    assert what_moved([("gradient_norm", values)]).moved == []
+
+
+# --- the loss curve
+
+
+def test_the_plot_has_axes_and_marks_nan_spans_the_verdict_and_values_above_the_scale() -> None:
+    values = [4.0 - 0.01 * step for step in range(200)]
+    values[150] = 1e6
+    values[120:125] = [NAN] * 5
+    text = plot(Curve(np.arange(200), np.array(values)), {199: "verdict stalled"}, label="Training loss (nats)")
+    lines = text.splitlines()
+    assert lines[0] == "Training loss (nats)"
+    assert "above the scale, up to 1000000" in lines[1] and lines[1].count("↑") == 1
+    assert any(line.lstrip().startswith("2.01 ┤") for line in lines)
+    assert any(re.fullmatch(r"\s+0\s+step 99\s+199", line) for line in lines)
+    assert any("×" in line and "steps 120–124" in line for line in lines)
+    assert any("▲" in line and "verdict stalled, step 199" in line for line in lines)
+    assert max(len(line.split("  ")[0]) for line in lines) < 90
+
+
+def test_every_step_of_a_short_curve_is_drawn_where_it_belongs() -> None:
+    text = plot(Curve(np.array([1, 2]), np.array([1.0, 0.0])), {}, label="x", width=4, height=2)
+    rows = [line.partition("┤")[2] for line in text.splitlines() if "┤" in line]
+    assert rows == ["⠁  ⢸", "   ⢸"]  # the first value at the top left, then down to the last at the bottom right
+
+
+@pytest.mark.parametrize("values", [[NAN, NAN], [2.0], [2.0, 2.0, 2.0], [math.inf, 1.0]])
+def test_curves_without_a_scale_are_drawn_all_the_same(values: list[float]) -> None:
+    text = plot(Curve(np.arange(len(values)), np.array(values)), {5: "verdict"}, label="loss")
+    assert "verdict, step 5" in text
+    assert ("NaN or inf" in text) == (not all(map(math.isfinite, values)))
+
+
+def test_a_loss_that_was_never_measured_is_said_to_be_absent() -> None:
+    assert plot(Curve(np.array([], np.int64), np.array([])), {}, label="loss") == "loss: not measured"
+
+
+# --- the whole report
+
+
+def test_a_run_that_did_not_collapse_has_no_failure_report(folder: Folder) -> None:
+    run = write_run(folder, None)
+    with pytest.raises(ValueError, match=r"'a_run' is completed; a failure report is for a run that collapsed"):
+        failure_report(run)
+    with pytest.raises(ValueError, match="collapsed"):
+        write_failure_report(folder)
+    assert not folder.has("failure_report.md")
+
+
+def test_the_report_is_written_into_the_folder_and_says_the_facts(folder: Folder) -> None:
+    run = write_run(
+        folder,
+        Verdict(120, "stalled", "realised_displacement", 0.021, 0.1, "below 0.1 since step 60"),
+        {"format": "E7M0", "gradient_format": "E5M2", "master_weights": False, "max_steps": 500},
+        steps=[{"step": s, "loss": 3 + 2 / s, "elapsed_seconds": 0.5 * s} for s in range(1, 121)]
+        + [{"step": 121, "validation_loss": 3.5}],
+        events=[
+            (60, "format_shift", {"from": "E7M0", "to": "E6M1", "step": 60, "trigger": "stall", "sites": 9}),
+            *((s, "clip", {"norm": 2.0 + s, "limit": 1.0}) for s in range(70, 90)),
+        ],
+    )
+    text = write_failure_report(folder)
+    assert folder.read_bytes("failure_report.md").decode() == text == failure_report(run)
+    assert text.startswith(
+        "# Failure report: a_run\n\n**stalled at step 120: realised_displacement 0.021, limit 0.1.**"
+    )
+    summary = section(text, "Summary")
+    assert "| Format as configured | E7M0 (gradient E5M2) |" in summary
+    assert "| Format as shifted | E7M0 → E6M1 at step 60 (stall) |" in summary
+    assert "| Rule | `stalled`, step 120 |" in summary
+    assert "| `realised_displacement` | 0.021 (limit 0.1) |" in summary
+    assert "| Training loss | final 3.017 (step 120), best 3.017 (step 120) |" in summary
+    assert "| Validation loss | not measured |" in summary  # what came after the verdict is no evidence
+    assert "| Duration | 1 min 0 s |" in summary
+    events = section(text, "Events")
+    assert "| clip | 20 | first | 70 | norm 72, limit 1 |" in events
+    assert "| last | 89 |" in events
+    assert "trigger stall" in events
+    written = re.search(r"```yaml\n(.*?)```", text, re.S)
+    assert written is not None and yaml.safe_load(written[1]) == dict(run.config)
+
+
+def test_layers_are_ranked_by_their_worst_rate_per_site(folder: Folder) -> None:
+    rates = {"a": [0.0, 0.0], "b": [0.3, 0.1], "c": [0.0, 0.7]}
+    layers = [
+        {"step": step, "layer": name, "site": "gradient", "overflow_rate": rate[i]}
+        for name, rate in rates.items()
+        for i, step in enumerate((50, 100))
+    ] + [{"step": 50, "layer": "a", "site": "weight", "overflow_rate": 0.0}]
+    report = failure_report(write_run(folder, STALLED, layers=layers))
+    lines = [line for line in section(report, "Overflow by layer").splitlines() if line.startswith("| gradient")]
+    assert lines == ["| gradient | `c` | 0.7 | 100 | 0.35 | 0.7 |", "| gradient | `b` | 0.3 | 50 | 0.2 | 0.1 |"]
+    assert "0 at every measurement: weight (1 layers)." in section(report, "Overflow by layer")
+    assert "By layer: not measured." in section(report, "Stall by layer")
+
+
+def test_zero_update_regions_say_since_when_a_layer_is_frozen(folder: Folder) -> None:
+    fractions = {"thawed": [1.0, 1.0, 0.5], "frozen": [0.4, 0.995, 1.0], "alive": [0.1, 0.1, 0.1]}
+    layers = [
+        {"step": step, "layer": name, "site": "weight", "zero_update_fraction": values[i], "gradient_sparsity": 0.25}
+        for name, values in fractions.items()
+        for i, step in enumerate((25, 50, 75))
+    ]
+    report = failure_report(write_run(folder, STALLED, layers=layers))
+    region = section(report, "Zero-update regions")
+    assert "1 of 3 layers." in region
+    assert [line for line in region.splitlines() if line.startswith("| `")] == [
+        "| `frozen` | 1 | 0.798 | 50 |",
+        "| `thawed` | 0.5 | 0.833 | – |",
+        "| `alive` | 0.1 | 0.1 | – |",
+    ]
+    assert "| `alive` | 0.25 | 25 | 0.25 | 0.25 |" in section(report, "Gradient sparsity")
+
+
+def test_the_trend_shows_the_last_five_measurements_before_the_verdict_and_names_what_is_absent(
+    folder: Folder,
+) -> None:
+    steps = [{"step": s, "loss": 4.0, "stall_rate": s / 1000, "stable_rank": NAN} for s in range(10, 130, 10)]
+    report = failure_report(write_run(folder, STALLED, {"log_stiffness": True}, steps=steps))
+    trend = section(report, "Last 5 diagnostic measurements")
+    assert "| Metric | step 60 | step 70 | step 80 | step 90 | step 100 |" in trend
+    assert "| Stall rate (share) | 0.06 | 0.07 | 0.08 | 0.09 | 0.1 |" in trend
+    assert "| Stable rank | NaN | NaN | NaN | NaN | NaN |" in trend
+    absent = [line for line in trend.splitlines() if line.startswith("Not measured (`log_ulp: false`)")]
+    assert len(absent) == 1 and "`ulps_moved_mean`" in absent[0]
+    assert "log_stiffness: false" not in trend
+
+
+def test_a_run_that_measured_nothing_still_has_a_report(folder: Folder) -> None:
+    report = failure_report(write_run(folder, Verdict(3, "non_finite", "loss", NAN, math.inf)))
+    assert "| Training loss | not measured |" in report
+    assert "No signal was measured before the verdict." in report
+    assert "No diagnostics before the verdict." in report
+    assert "(`diagnostic_interval: 50`, the verdict came at step 3)" in report
+
+
+# --- what to try
+
+
+def frozen_steps() -> list[dict[str, float]]:
+    return [{"step": s, "loss": 4.0, "realised_displacement": 0.02, "stall_rate": 0.99} for s in (25, 50, 75, 100)]
+
+
+def test_a_stall_asks_for_master_weights_stochastic_rounding_and_mantissa(folder: Folder) -> None:
+    run = write_run(folder, STALLED, {"format": "E7M0", "master_weights": False}, steps=frozen_steps())
+    assert advice_for(run) == [
+        {"master_weights": True},
+        {"update_rounding": "stochastic"},
+        {"weight_format": "E5M2"},
+        {"enable_emergency_shift": True},
+    ]
+    text = section(failure_report(run), "What to try")
+    assert "1. `master_weights: true`: " in text
+    assert "realised displacement 0.02, step 100; stall rate 0.99, step 100" in text
+
+
+def test_an_overflow_in_one_layer_asks_for_scaling_range_and_that_layer(folder: Folder) -> None:
+    layers = [
+        {"step": 60, "layer": name, "site": "gradient", "overflow_rate": rate}
+        for name, rate in {"h.0": 0.002, "h.1": 0.001, "h.2": 0.0, "lm_head": 0.25}.items()
+    ]
+    verdict = Verdict(80, "diverged", "loss", 5.0, 4.0)
+    run = write_run(folder, verdict, {"format": "E4M3", "scaling": "none"}, layers=layers)
+    assert advice_for(run) == [
+        {"scaling": "dynamic"},
+        {"layer_formats": {"lm_head": "BF16"}},
+        {"gradient_format": "E5M2"},
+        {"enable_partition_clipping": True},
+    ]
+    assert "overflow rate 0.25 at the gradient of `lm_head`, step 60" in section(failure_report(run), "What to try")
+
+
+def test_an_underflow_asks_for_scaling_and_exponent_bits(folder: Folder) -> None:
+    layers = [{"step": 60, "layer": "a", "site": "gradient", "underflow_rate": 0.999}]
+    verdict = Verdict(200, "never_learned", "loss", 5.5, 5.4)
+    run = write_run(folder, verdict, {"format": "E0M7", "scaling": "none"}, layers=layers)
+    assert advice_for(run) == [{"scaling": "dynamic"}, {"gradient_format": "E2M5"}]
+    other = write_run(Folder.at(f"{folder.path}_scaled"), verdict, {"format": "E0M7"}, layers=layers)
+    assert advice_for(other) == [{"scale_granularity": "row"}, {"gradient_format": "E2M5"}]
+
+
+def test_infinities_ask_for_saturation_a_shift_and_smaller_steps(folder: Folder) -> None:
+    steps = [{"step": s, "loss": 3.0 if s < 40 else 9.0, "non_finite_gradients": float(s > 45)} for s in range(1, 51)]
+    verdict = Verdict(50, "non_finite", "non_finite_gradients", 1.0, 0.0)
+    config = {"format": "E5M2", "overflow": "inf", "gradient_clip": 0.0, "learning_rate": 3e-3}
+    assert advice_for(write_run(folder, verdict, config, steps=steps)) == [
+        {"overflow": "saturate"},
+        {"enable_emergency_shift": True},
+        {"gradient_clip": 1.0},
+        {"learning_rate": 1e-3},
+    ]
+
+
+def test_without_evidence_nothing_is_advised_and_the_report_says_so(folder: Folder) -> None:
+    run = write_run(folder, Verdict(80, "gap_to_baseline", "gap_to_baseline", 1.2, 1.0))
+    assert advice_for(run) == []
+    text = section(failure_report(run), "What to try")
+    assert "Nothing that was measured points to a cause" in text
+    assert "`use_shadow: true`" in text and "`diagnostic_interval" not in text
+
+
+CONFIGS = [
+    {"format": fmt, "scaling": scaling, "master_weights": master, **more}
+    for fmt, scaling, master, more in itertools.product(
+        ["E0M7", "E3M4", "E5M2", "E7M0", "BF16", "FP32"],
+        ["none", "dynamic", "delayed"],
+        [True, False],
+        [
+            {},
+            {"update_rounding": "stochastic", "rounding": "stochastic", "enable_partition_clipping": True},
+            {"enable_emergency_shift": True, "amax_factor": 0.5, "layer_formats": {"lm_*": "BF16"}},
+            {"gradient_clip": 0.0, "gradient_format": "BF16", "weight_decay": 0.0},
+        ],
+    )
+]
+
+
+@pytest.mark.parametrize("rule", ["stalled", "non_finite", "diverged", "never_learned", "rank_collapse", "other"])
+def test_advice_is_never_what_the_config_has_and_always_a_config_that_is_accepted(folder: Folder, rule: str) -> None:
+    worst = {"overflow_rate": 0.5, "underflow_rate": 0.9, "stall_rate": 1.0, "stable_rank": 1.0}
+    sites = ("weight", "activation", "gradient", "update")
+    run = write_run(
+        folder,
+        Verdict(100, rule, "loss", 5.0, 4.0),
+        steps=[
+            {"step": s, "loss": 2.0 + s / 50, "realised_displacement": 0.01, "gradient_cosine_similarity": 0.1}
+            for s in range(20, 101, 20)
+        ],
+        layers=[{"step": 60, "layer": "lm_head", "site": site, **worst} for site in sites],
+    )
+    for fields in CONFIGS:
+        config = TrainConfig(**fields)
+        changed = Run(run.folder, {**run.info, "config": config.model_dump()}, run.end)
+        advice = advice_for(changed)
+        assert advice or fields["format"] in ("BF16", "FP32")
+        for changes in advice:
+            assert any(getattr(config, field) != value for field, value in changes.items())
+            assert config.altered(**changes) != config
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_alternatives_exist_have_the_width_and_give_what_they_promise(name: str) -> None:
+    fmt = find_format(name)
+    finer, wider = more_mantissa(fmt), more_exponent(fmt)
+    for other in (finer, wider):
+        assert other is None or find_format(other).bits == fmt.bits or other in ("BF16", "FP32")
+    if finer is not None and finer != "BF16":
+        assert find_format(finer).mantissa_bits > fmt.mantissa_bits
+    if wider is not None:
+        assert find_format(wider).binades > fmt.binades
+        assert find_format(wider).exponent_bits != 1  # the grid of E1 is that of E0, scaled
+
+
+# --- the sweep report
+
+
+def test_the_sweep_report_links_the_collapses_and_names_what_cannot_be_read(folder: Folder) -> None:
+    sweep = Folder.at(folder.path.rsplit("/", 1)[0])
+    write_run(folder, STALLED, {"format": "E7M0", "master_weights": False}, steps=frozen_steps())
+    write_failure_report(folder)
+    write_run(sweep / "bf16", None, steps=[{"step": 1, "validation_loss": 2.0}])
+    (sweep / "odd").write_bytes("run.json", b"{broken")
+    text = sweep_report(sweep)
+    assert "2 runs: 1 completed, 1 collapsed." in text or "2 runs: 1 collapsed, 1 completed." in text
+    assert "- `a_run`, E7M0 (stored): stalled at step 100" in text
+    assert "([failure report](a_run/failure_report.md))" in text
+    assert "- `odd`: " in text and "not JSON" in text
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no run here"):
+        sweep_report(Folder.at(tmp_path))

@@ -58,7 +58,7 @@ class _RoundGradient(torch.autograd.Function):
         (gradient,) = gradients
         spec, history, key = ctx.saved_tensors
         rounded, counts = round_site(gradient.contiguous(), spec, history, key, ctx.mode)
-        bias = gradient.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        bias = gradient.reshape(-1, gradient.shape[-1]).sum(0) if ctx.needs_input_grad[1] else None
         return rounded, bias, counts, None, None, None, None
 
 
@@ -74,9 +74,9 @@ class QuantizedLinear(nn.Linear):
 
     def __init__(self, linear: nn.Linear, recipe: Recipe, name: str, salt: int = 0) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
-        self.train(linear.training)
+        # Parameters, training flag, hooks: also those that compute a weight (torch.nn.utils.spectral_norm).
+        self.__dict__.update(linear.__dict__)
+        self._buffers, self._modules = dict(linear._buffers), dict(linear._modules)
         self.name = name
         self.master_weights = recipe.master_weights
         self.bypass = False
@@ -98,16 +98,20 @@ class QuantizedLinear(nn.Linear):
         return self.site(site).format
 
     def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self._forward(x.float()).to(x.dtype)
+
+    def _forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()
         if self.bypass:
-            return functional.linear(x.float(), self.weight.float(), bias).to(x.dtype)
-        rounded_x = self._operand("activation", x.float())
+            return functional.linear(x, self.weight.float(), bias)
+        rounded_x = self._operand("activation", x)
         rounded_w = self._operand("weight", self.weight.float())
         y = functional.linear(rounded_x, rounded_w, None if bias is None else bias.detach())
         if torch.is_grad_enabled():
             site = self.site("gradient")
             y = _RoundGradient.apply(y, bias, site.slot, site.spec, site.history, self.key, site.mode)
-        return y.to(x.dtype)
+        return y
 
     def _operand(self, name: GemmSite, operand: Tensor) -> Tensor:
         site = self.site(name)
@@ -167,18 +171,27 @@ def quantize_model(model: nn.Module, recipe: Recipe) -> dict[str, QuantizedLinea
     """
     layers: dict[str, QuantizedLinear] = {}
     swapped: dict[nn.Module, QuantizedLinear] = {}
-    for parent_name, parent in list(model.named_modules()):
-        for child_name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                name = f"{parent_name}.{child_name}" if parent_name else child_name
-                if child not in swapped:
-                    swapped[child] = layers[name] = QuantizedLinear(child, recipe, name, salt=len(layers))
-                setattr(parent, child_name, swapped[child])
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if type(module) is nn.Linear and name:
+            if module not in swapped:
+                swapped[module] = layers[name] = QuantizedLinear(module, recipe, name, salt=len(layers))
+            parent_name, _, child_name = name.rpartition(".")
+            setattr(model.get_submodule(parent_name), child_name, swapped[module])
     if not layers:
         raise ValueError(f"quantize_model: {type(model).__name__} has no nn.Linear inside to quantise")
+    _keep_fused_inference_off(model)
     _check_globs(recipe, layers)
     _check_shared_weights(layers)
     return layers
+
+
+def _keep_fused_inference_off(model: nn.Module) -> None:
+    """In evaluation `nn.TransformerEncoderLayer` would hand the bare weights to a fused kernel: nothing is rounded."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
 
 
 def _check_globs(recipe: Recipe, layers: dict[str, QuantizedLinear]) -> None:

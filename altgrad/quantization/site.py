@@ -6,7 +6,8 @@ graph run the same arithmetic and a compiler can fuse it into one pass.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,13 @@ class Site(nn.Module):
         self.format = fmt
         self.spec.copy_(spec_of(fmt))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follow the model to another device; the history stays float32 in a model of another dtype."""
+        super()._apply(fn, recurse)
+        self.history = self.history.float()
+        self.slot = torch.zeros(len(COUNTERS), device=self.spec.device, requires_grad=True)
+        return self
+
     def take_counts(self) -> Tensor | None:
         """Counts of the last forward and backward pass, (len(COUNTERS),); None where the site was not used."""
         counts = self.slot.grad if self.counts is None else self.counts
@@ -80,6 +88,8 @@ def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
 
     Delayed scaling takes the largest amax of `history`, and the current one while the history is empty (all zero).
     """
+    if x.numel() == 0:  # a batch without tokens, as an expert of a mixture may get
+        return x, torch.zeros(len(COUNTERS), device=x.device)
     fmt = FormatTensors.view(spec)
     blocks = to_blocks(x) if mode.granularity == "block" else x
     amax = finite_amax(blocks, mode.granularity)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Protocol
 from altgrad.collapse.smoothing import LossCourse
 from altgrad.results import Verdict
 
-RECOVERY = 0.1  # share of the height that a value must lose to count as recovering
+RECOVERY = 0.06  # share of the height that a value must lose to count as recovering
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Rule(Protocol):
 class Excursion:
     """Time beyond a limit.  The clock restarts while the value falls back, so that what heals is never judged.
 
-    `peak` is the highest value beyond the limit, `floor` the lowest since.  Both move only by a tenth of their
+    `peak` is the highest value beyond the limit, `floor` the lowest since.  Both move only by 6 % of their
     height over the origin, so that noise around a level that does not heal restarts the clock a few times at most.
     """
 

@@ -10,6 +10,7 @@ from altgrad.results import Verdict
 from altgrad.training.config import TrainConfig
 
 RANK_MEASUREMENTS = 2  # in a row
+RANK_TO_LOSE = 2.0  # a matrix below this, as a healthy output head is, has no rank to lose
 EXPLAINING = 0.5  # nats learned between two measurements that explain any fall of the rank between them
 
 
@@ -59,7 +60,7 @@ class Stalled:
             return None
         detail = (
             f"realised displacement below {self._displacement:g} at {self._windows} measurements in a row since step "
-            f"{since}, and the smoothed loss went from {loss_then:.3f} to {smoothed:.3f}: {progress:.3f} nats of "
+            f"{since}, and the smoothed loss went from {loss_then:.3f} to {smoothed:.3f}: {round(progress, 3) + 0:g} nats of "
             f"progress per 100 steps, {self._slope:g} would count"
         )
         return Verdict(seen.step, self.name, "realised_displacement", displacement, self._displacement, detail)
@@ -80,7 +81,7 @@ class RankCollapse:
     """The smallest stable rank fell by `rank_collapse_ratio` without the loss improving meanwhile.
 
     Stable rank always falls while a model learns, in wide layers to a small share of its start, so a level says
-    nothing.  The reference starts at the first measurement and follows the rank down as the loss improves; what
+    nothing.  The reference is the highest measurement so far, but follows the rank down as the loss improves; what
     remains is a fall that learning does not explain.  No matrix has a stable rank below 1: the ratio applies to
     what exceeds 1, or it could never be met by a layer that starts below 1 / ratio.
     """
@@ -102,9 +103,9 @@ class RankCollapse:
             memory.rank, memory.loss = rank, smoothed
             return None
         limit = 1 + self._ratio * (memory.rank - 1)
-        if rank >= limit or (memory.low == 0 and explained):
+        if rank >= limit or memory.rank < RANK_TO_LOSE or (memory.low == 0 and explained):
             memory.low, memory.low_since = 0, None
-            if memory.loss - smoothed >= self._learned:
+            if memory.loss - smoothed >= self._learned or rank > memory.rank:
                 memory.rank, memory.loss = rank, smoothed
             return None
         memory.low += 1

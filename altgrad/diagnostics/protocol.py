@@ -51,36 +51,66 @@ class LayerStep:
         return self.intended - self.weight_before
 
     @cached_property
+    def scaled_weight(self) -> Tensor:
+        """The weight before the step in the units of the grid: what is rounded."""
+        return self.weight_before * self.inverse_scale
+
+    @property
     def index_before(self) -> Tensor:
-        """Grid index of the stored weight before the step (int32)."""
+        """Grid index of the stored weight before the step (int32); anything where it is not finite."""
         return self._index(self.stored_before)
 
-    @cached_property
+    @property
     def index_after(self) -> Tensor:
         """Grid index of the stored weight after the step, on the grid (format and scale) it had before the step."""
         return self._index(self.stored_after)
 
+    @cached_property
+    def ulps_moved(self) -> Tensor:
+        """Signed number of grid positions from `stored_before` to `stored_after`; NaN where one is not finite."""
+        moved = (self.index_after.to(torch.int64) - self.index_before).to(torch.float32)
+        finite = torch.isfinite(self.stored_before) & torch.isfinite(self.stored_after)
+        return torch.where(finite, moved, torch.nan)
+
     def _index(self, stored: Tensor) -> Tensor:
-        return grid_index(round_to_format(stored * self.inverse_scale, self.tensors), self.tensors)
+        rounded = round_to_format(stored * self.inverse_scale, self.tensors)
+        return grid_index(rounded.clamp(-self.tensors.max, self.tensors.max), self.tensors)
+
+
+Ratio = tuple[Tensor, Tensor | int]  # numerator and denominator
 
 
 @dataclass
 class Measured:
-    """What diagnostics found: whole-model values by metric, and per layer (site `weight`) by metric."""
+    """What diagnostics found, as 0-d tensors: whole-model values by metric, and by layer and metric (site `weight`).
 
-    step: dict[str, Tensor | float] = field(default_factory=dict)
-    layers: dict[str, dict[str, Tensor | float]] = field(default_factory=dict)
+    A value that is not defined (a mean over nothing, a correlation with a constant) is left NaN here; see `suite`.
+    """
 
-    def add(self, metric: str, per_layer: Mapping[str, Tensor | float], whole: Tensor | float) -> None:
-        """One metric's values by layer, and its value for the whole model."""
-        self.step[metric] = whole
+    step: dict[str, Tensor] = field(default_factory=dict)
+    layers: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def add(self, metric: str, per_layer: Mapping[str, Tensor], whole: Tensor | None = None) -> None:
+        """One metric's values by layer, and its value for the whole model where it has one."""
+        if whole is not None:
+            self.step[metric] = whole
         for name, value in per_layer.items():
             self.layers.setdefault(name, {})[metric] = value
+
+    def add_ratio(self, metric: str, per_layer: Mapping[str, Ratio]) -> None:
+        """A metric that is a ratio of sums over elements: by layer, and of the sums over all layers."""
+        whole = torch.stack([top for top, _ in per_layer.values()]).sum() / sum(
+            bottom for _, bottom in per_layer.values()
+        )
+        self.add(metric, {name: top / bottom for name, (top, bottom) in per_layer.items()}, whole)
 
 
 @dataclass(frozen=True)
 class Context:
-    """The model around one measured step, before the optimizer moved; `loss_of` runs a forward pass on the batch."""
+    """The model around one measured step, before the optimizer moved, its gradients in `.grad` as backward left them.
+
+    `loss_of` runs the step's forward pass again on the same batch and returns the loss (0-d, with its graph).
+    """
 
     step: int
     model: nn.Module
@@ -89,23 +119,23 @@ class Context:
 
 
 class Diagnostic(Protocol):
-    """One measurement.  `before_step` runs after backward and interventions, `measure` after the optimizer step."""
+    """One measurement, around a step that is taken anyway.
 
-    def before_step(self, context: Context) -> None: ...
+    `before_step` runs right after backward, before interventions and clipping touch a gradient; `measure` after the
+    optimizer step and, without master weights, the write-back.
+    """
+
+    def before_step(self, context: Context) -> None:
+        """Most need nothing here."""
+        return None
 
     def measure(self, steps: Sequence[LayerStep]) -> Measured: ...
 
 
 @dataclass(frozen=True)
 class DiagnosticSnapshot:
-    """The measurements of one step on the host: whole-model values, and rows of the `layers` table."""
+    """The measurements of one step on the host: whole-model values, and rows of the `layers` table (site `weight`)."""
 
     step: int
     values: Mapping[str, float]
     layers: Sequence[Mapping[str, Any]]
-
-
-def pooled_mean(values: Sequence[Tensor]) -> Tensor:
-    """Mean over all elements of several tensors (float32)."""
-    total = torch.stack([value.sum(dtype=torch.float32) for value in values]).sum()
-    return total / max(1, sum(value.numel() for value in values))

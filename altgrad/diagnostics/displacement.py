@@ -1,0 +1,63 @@
+"""Realised displacement: how much of what the optimizer intended over many steps has arrived in the stored weights.
+
+A stall rate speaks of one step; stochastic rounding stalls most weights at every step and still moves each of them
+where it should go on average.  So the changes are summed over a window of steps before they are compared.  Sums of
+changes telescope: only the window's ends are kept, and without master weights the sum of what write-backs took away.
+Values are compared, not grid positions, so that a format or a scale may change within a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from altgrad.diagnostics.moments import total
+from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured
+from altgrad.quantization.layers import QuantizedLinear
+
+
+class Displacement(Diagnostic):
+    """<sum of stored changes, sum of intended updates> / |sum of intended updates|^2 since the last measurement.
+
+    `corrections`: without master weights the sum of Q(w') - w' over the write-backs of the window, by layer; it is
+    set to zero here when a window ends.  None with master weights.
+    """
+
+    def __init__(self, layers: Mapping[str, QuantizedLinear], corrections: Mapping[str, Tensor] | None) -> None:
+        self._corrections = corrections
+        self._stored = {name: layer.rounded_weight() for name, layer in layers.items()}
+        masters = layers if corrections is None else {}
+        self._weight = {name: layer.weight.detach().float().clone() for name, layer in masters.items()}
+
+    def measure(self, steps: Sequence[LayerStep]) -> Measured:
+        parts = {}
+        for step in steps:
+            if self._corrections is not None and step.name not in self._corrections:
+                continue  # shares another layer's weight
+            change = step.stored_after - self._stored[step.name]
+            intent = self._intent(step, change)
+            parts[step.name] = total(change * intent), total(intent * intent)
+            self._stored[step.name].copy_(step.stored_after)
+        found = Measured()
+        found.add_ratio("realised_displacement", parts)
+        return found
+
+    def _intent(self, step: LayerStep, change: Tensor) -> Tensor:
+        """Sum of the updates that the optimizer intended in the window, which ends with it."""
+        if self._corrections is None:
+            intent = step.intended - self._weight[step.name]
+            self._weight[step.name].copy_(step.intended)
+        else:
+            intent = change - self._corrections[step.name]
+            self._corrections[step.name].zero_()
+        return intent
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """The weights at the start of the window, by layer."""
+        return {"weight": self._weight, "stored": self._stored}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for kept, loaded in ((self._weight, state["weight"]), (self._stored, state["stored"])):
+            for name, tensor in kept.items():
+                tensor.copy_(loaded[name])

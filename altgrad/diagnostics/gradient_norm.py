@@ -1,0 +1,27 @@
+"""Gradient norm of each layer's weight.  That of the whole model is in every step's record already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from altgrad.diagnostics.moments import total
+from altgrad.diagnostics.protocol import Context, Diagnostic, LayerStep, Measured
+
+
+class LayerGradientNorm(Diagnostic):
+    """L2 norm of the gradient that backward left, before interventions and clipping."""
+
+    def __init__(self) -> None:
+        self._norms: dict[str, Tensor] = {}
+
+    def before_step(self, context: Context) -> None:
+        gradients = {name: layer.weight.grad for name, layer in context.layers.items()}
+        self._norms = {name: total(g.float() * g).sqrt() for name, g in gradients.items() if g is not None}
+
+    def measure(self, steps: Sequence[LayerStep]) -> Measured:
+        found = Measured()
+        norms = self._norms
+        found.add("gradient_norm", {step.name: norms[step.name] for step in steps if step.name in norms})
+        return found

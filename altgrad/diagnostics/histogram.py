@@ -1,0 +1,63 @@
+"""What a layer's numbers look like: counts by binade, and a few values, for the `tensors` table.
+
+Counts by power of two suffice to say what another format would do to a tensor's range; the sample, always taken at
+the same positions, shows single values on their way.  Site `gradient` is here the gradient of the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from altgrad.diagnostics.protocol import LayerStep
+from altgrad.quantization.layers import QuantizedLinear
+
+SAMPLE = 64
+_LOWEST, _HIGHEST = -149, 127  # floor(log2 |x|) of float32 values, subnormals included
+_BINS = _HIGHEST - _LOWEST + 1
+_ZEROS, _NON_FINITE = _BINS, _BINS + 1  # where these are counted
+
+
+class Histograms:
+    """Histogram and sample of each layer's weight before the step and of the weight's gradient."""
+
+    def __init__(self, layers: Mapping[str, QuantizedLinear]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._positions = {}
+        for name, layer in layers.items():
+            size = layer.weight.numel()
+            positions = torch.randint(size, (SAMPLE,), generator=generator) if size > SAMPLE else torch.arange(size)
+            self._positions[name] = positions.to(layer.weight.device)
+
+    def measure(self, steps: Sequence[LayerStep]) -> dict[tuple[str, str], Tensor]:
+        """By layer and site: exponent counts, zeros, non-finite values, then the sample; float64, 1-d."""
+        return {
+            (step.name, site): torch.cat([counts(x).double(), x.flatten()[self._positions[step.name]].double()])
+            for step in steps
+            for site, x in (("weight", step.weight_before), ("gradient", step.gradient.float()))
+        }
+
+
+def counts(x: Tensor) -> Tensor:
+    """How many float32 values have floor(log2 |x|) = -149 ... 127, are zero, are not finite; (279,) int64."""
+    # in float64 every float32 value but zero is normal: its exponent field is its exponent
+    field = (x.flatten().double().view(torch.int64) >> 52) & 0x7FF
+    place = field - 1023 - _LOWEST
+    place = place.where(field != 0, _ZEROS).where(field != 0x7FF, _NON_FINITE)
+    return torch.zeros(_BINS + 2, dtype=torch.int64, device=x.device).scatter_add_(0, place, torch.ones_like(place))
+
+
+def row(values: Sequence[float]) -> dict[str, Any]:
+    """The columns of the `tensors` table from what `Histograms.measure` gave, on the host."""
+    exponents = [int(value) for value in values[:_BINS]]
+    filled = [place for place, count in enumerate(exponents) if count] or [0]
+    return {
+        "first_exponent": _LOWEST + filled[0],
+        "exponents": exponents[filled[0] : filled[-1] + 1],
+        "zeros": int(values[_ZEROS]),
+        "non_finite": int(values[_NON_FINITE]),
+        "sample": list(values[_NON_FINITE + 1 :]),
+    }

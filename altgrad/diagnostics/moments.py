@@ -1,0 +1,102 @@
+"""Mean, spread and correlation of a layer's values, and of all layers' values together, without gathering them.
+
+Sums are accumulated in float64: over millions of float32 values a correlation is decided by digits that a float32
+sum no longer has, and a constant must have a spread of exactly zero.  All results are 0-d float64 tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum in float64; of booleans their count."""
+    return values.sum(dtype=torch.float64)
+
+
+class Moments(NamedTuple):
+    """Count, sum, sum of squared deviations from the mean, and largest of some values."""
+
+    n: Tensor
+    sum: Tensor
+    deviation: Tensor
+    largest: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor, keep: Tensor | None = None) -> Moments:
+        """Of the values where `keep` (bool, same shape) is true; mean, std and largest are NaN where it is nowhere."""
+        if keep is None:
+            keep = torch.ones_like(values, dtype=torch.bool)
+        n, sum_ = total(keep), total(torch.where(keep, values, 0.0))
+        apart = torch.where(keep, values - (sum_ / n).float(), 0.0)
+        largest = torch.where(keep, values, -torch.inf).amax().double()
+        return cls(n, sum_, total(apart * apart), torch.where(n > 0, largest, torch.nan))
+
+    @classmethod
+    def pool(cls, parts: Iterable[Moments]) -> Moments:
+        """Of the values of all parts together."""
+        n, sum_, deviation, largest = (torch.stack(column) for column in zip(*parts, strict=True))
+        empty = n == 0
+        mean = sum_.sum() / n.sum()
+        between = torch.where(empty, 0.0, n * (sum_ / n - mean) ** 2)
+        largest = torch.where(empty, -torch.inf, largest).amax()
+        return cls(
+            n.sum(),
+            sum_.sum(),
+            (deviation + between).sum(),
+            torch.where(empty.all(), torch.nan, largest),
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        return self.sum / self.n
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of the population (divided by n)."""
+        return (self.deviation / self.n).sqrt()
+
+
+class Comoments(NamedTuple):
+    """Count, sums and sums of products of deviations of pairs (x, y)."""
+
+    n: Tensor
+    x: Tensor
+    y: Tensor
+    xx: Tensor
+    yy: Tensor
+    xy: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, keep: Tensor) -> Comoments:
+        """Of the pairs where `keep` (bool, same shape) is true."""
+        n = total(keep)
+        sum_x, sum_y = total(torch.where(keep, x, 0.0)), total(torch.where(keep, y, 0.0))
+        x = torch.where(keep, x - (sum_x / n).float(), 0.0)
+        y = torch.where(keep, y - (sum_y / n).float(), 0.0)
+        return cls(n, sum_x, sum_y, total(x * x), total(y * y), total(x * y))
+
+    @classmethod
+    def pool(cls, parts: Iterable[Comoments]) -> Comoments:
+        """Of the pairs of all parts together."""
+        n, x, y, xx, yy, xy = (torch.stack(column) for column in zip(*parts, strict=True))
+        empty = n == 0
+        apart_x = torch.where(empty, 0.0, x / n - x.sum() / n.sum())
+        apart_y = torch.where(empty, 0.0, y / n - y.sum() / n.sum())
+        return cls(
+            n.sum(),
+            x.sum(),
+            y.sum(),
+            (xx + n * apart_x * apart_x).sum(),
+            (yy + n * apart_y * apart_y).sum(),
+            (xy + n * apart_x * apart_y).sum(),
+        )
+
+    @property
+    def correlation(self) -> Tensor:
+        """Pearson's r; NaN where x or y is constant or there are no pairs."""
+        return self.xy / (self.xx * self.yy).sqrt()

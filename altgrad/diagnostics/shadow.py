@@ -1,0 +1,88 @@
+"""Shadow: the gradient of the same weights on the same batch without any rounding, next to the one that is used.
+
+It answers whether a run that goes wrong is led astray by its gradients.  A shadow *model* trained apart would soon
+have other weights, and its gradient would say nothing about rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from altgrad.diagnostics.moments import total
+from altgrad.diagnostics.protocol import Context, Diagnostic, LayerStep, Measured
+from altgrad.quantization.layers import unrounded
+
+
+class _Agreement(NamedTuple):
+    """Inner products of a gradient g and its shadow s, in float64."""
+
+    gg: Tensor
+    ss: Tensor
+    gs: Tensor
+    noise: Tensor  # |g - s|^2
+
+    @classmethod
+    def of(cls, gradient: Tensor, shadow: Tensor) -> _Agreement:
+        gradient, shadow = gradient.float(), shadow.float()
+        noise = gradient - shadow
+        return cls(
+            *(total(a * b) for a, b in ((gradient, gradient), (shadow, shadow), (gradient, shadow), (noise, noise)))
+        )
+
+    @property
+    def cosine(self) -> Tensor:
+        return self.gs / (self.gg * self.ss).sqrt()
+
+    @property
+    def snr_db(self) -> Tensor:
+        return 10 * torch.log10(self.ss / self.noise)
+
+
+class Shadow(Diagnostic):
+    """Cosine similarity and SNR (dB; inf where equal) of the gradient against its shadow, and the shadow's loss.
+
+    Per layer over its weight, for the whole model over all parameters with a gradient.  Neither `.grad` nor the
+    random state nor a buffer is changed.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._found = Measured()
+
+    def before_step(self, context: Context) -> None:
+        parameters = [p for p in self._model.parameters() if p.grad is not None]
+        with unrounded(context.layers.values()), _undisturbed(self._model, parameters):
+            loss = context.loss_of()
+            shadows = torch.autograd.grad(loss, parameters, allow_unused=True)
+        agreements: dict[Tensor, _Agreement] = {
+            p: _Agreement.of(p.grad, shadow)
+            for p, shadow in zip(parameters, shadows, strict=True)
+            if p.grad is not None and shadow is not None
+        }
+        whole = _Agreement(*(torch.stack(part).sum() for part in zip(*agreements.values(), strict=True)))
+        by_layer = {
+            name: agreements[layer.weight] for name, layer in context.layers.items() if layer.weight in agreements
+        }
+        self._found = Measured(step={"shadow_loss": loss.detach()})
+        self._found.add("gradient_cosine_similarity", {name: a.cosine for name, a in by_layer.items()}, whole.cosine)
+        self._found.add("gradient_snr_db", {name: a.snr_db for name, a in by_layer.items()}, whole.snr_db)
+
+    def measure(self, steps: Sequence[LayerStep]) -> Measured:
+        return self._found
+
+
+@contextmanager
+def _undisturbed(model: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Put the random state and all buffers (running statistics) back afterwards."""
+    buffers = {buffer: buffer.clone() for buffer in model.buffers()}
+    devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        yield
+    with torch.no_grad():
+        for buffer, kept in buffers.items():
+            buffer.copy_(kept)

@@ -1,0 +1,44 @@
+"""Stiffness: how coarse the format is at each weight, whatever subnormals it has (DIAG-01).
+
+An update much smaller than a weight's stiffness is lost by nearest rounding; formats differ in how stiffness is
+spread over the weights: with E exponent bits it follows their size, in fixed point it is the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from altgrad.diagnostics.moments import Moments
+from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured
+
+_EXPONENT = 0x7F800000  # exponent bits of float32
+
+
+def stiffness_of(step: LayerStep) -> Tensor:
+    """2^(floor(log2 |w|) - M) of each scaled weight, in fixed point 2^-M; (out, in), 0 where w = 0: undefined.
+
+    Weights below 2^-126, which float32 holds as subnormals, count as zero.
+    """
+    power = (step.scaled_weight.view(torch.int32) & _EXPONENT).view(torch.float32)
+    if step.format.exponent_bits == 0:
+        power = (power > 0).to(torch.float32)
+    return power * step.tensors.step
+
+
+class Stiffness(Diagnostic):
+    """Mean, largest and standard deviation of the stiffness over non-zero weights, in scaled units."""
+
+    def measure(self, steps: Sequence[LayerStep]) -> Measured:
+        found = Measured()
+        parts = {}
+        for step in steps:
+            stiffness = stiffness_of(step)
+            parts[step.name] = Moments.of(stiffness, stiffness > 0)
+        whole = Moments.pool(parts.values())
+        found.add("stiffness_mean", {name: part.mean for name, part in parts.items()}, whole.mean)
+        found.add("stiffness_max", {name: part.largest for name, part in parts.items()}, whole.largest)
+        found.add("stiffness_std", {name: part.std for name, part in parts.items()}, whole.std)
+        return found

@@ -1,0 +1,135 @@
+"""All diagnostics that a config asks for, around one step, with one transfer to the host.
+
+A NaN means two things, told apart here: where a layer's own numbers are NaN or inf it is what happened, and is kept;
+where they are finite the quantity is not defined (a correlation with a constant, a ratio to nothing), and is absent.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from altgrad.diagnostics import histogram
+from altgrad.diagnostics.alignment import GridAlignment
+from altgrad.diagnostics.displacement import Displacement
+from altgrad.diagnostics.gradient_norm import LayerGradientNorm
+from altgrad.diagnostics.gradient_stiffness import GradientStiffness
+from altgrad.diagnostics.protocol import Context, Diagnostic, DiagnosticSnapshot, LayerStep
+from altgrad.diagnostics.rank import StableRank
+from altgrad.diagnostics.shadow import Shadow
+from altgrad.diagnostics.stall import Stall
+from altgrad.diagnostics.stiffness import Stiffness
+from altgrad.diagnostics.ulps import UlpsMoved
+from altgrad.diagnostics.updates import GradientSparsity, UpdateSize
+from altgrad.quantization.layers import QuantizedLinear
+from altgrad.training.config import TrainConfig
+
+MIN_HISTOGRAM_INTERVAL = 10  # steps: keeps the `tensors` table of a run of 500 steps within 1 MB
+
+
+class Diagnostics:
+    """The diagnostics of one run.  `before_step` right after backward, `measure` after the optimizer step.
+
+    `corrections` are those of the write-back (see `Displacement`), None with master weights.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: nn.Module,
+        layers: Mapping[str, QuantizedLinear],
+        corrections: Mapping[str, Tensor] | None,
+    ) -> None:
+        self._displacement = Displacement(layers, corrections)
+        self._diagnostics: list[Diagnostic] = [
+            Stall(),
+            self._displacement,
+            UpdateSize(),
+            GradientSparsity(),
+            LayerGradientNorm(),
+            StableRank(),
+        ]
+        if config.log_stiffness:
+            self._diagnostics += [Stiffness(), GradientStiffness()]
+        if config.log_grid_alignment:
+            self._diagnostics.append(GridAlignment())
+        if config.log_ulp:
+            self._diagnostics.append(UlpsMoved())
+        if config.use_shadow:
+            self._diagnostics.append(Shadow(model))
+        self._histograms = histogram.Histograms(layers)
+        self._last_histogram: int | None = None
+        self._finite_gradient: dict[str, Tensor] = {}
+
+    def before_step(self, context: Context) -> None:
+        """Look at the gradients as backward left them."""
+        gradients = {name: layer.weight.grad for name, layer in context.layers.items()}
+        self._finite_gradient = {name: _finite(g) for name, g in gradients.items() if g is not None}
+        for diagnostic in self._diagnostics:
+            diagnostic.before_step(context)
+
+    @torch.no_grad()
+    def measure(self, step: int, steps: Sequence[LayerStep]) -> tuple[DiagnosticSnapshot, list[dict[str, Any]]]:
+        """The measurements of a step, and its rows of the `tensors` table."""
+        found = [diagnostic.measure(steps) for diagnostic in self._diagnostics]
+        finite = {part.name: self._is_finite(part) for part in steps}
+        vectors = self._histograms.measure(steps) if self._wants_histogram(step) else {}
+
+        scalars = [*finite.values()]
+        scalars += [value for part in found for value in part.step.values()]
+        scalars += [value for part in found for row in part.layers.values() for value in row.values()]
+        packed = torch.cat([torch.stack([scalar.double() for scalar in scalars]), *vectors.values()])
+        host = iter(packed.tolist())
+
+        is_finite = {name: bool(next(host)) for name in finite}
+        values = {metric: next(host) for part in found for metric in part.step}
+        rows: dict[str, dict[str, float]] = {name: {} for name in finite}
+        for part in found:
+            for name, metrics in part.layers.items():
+                rows[name] |= {metric: next(host) for metric in metrics}
+        tensors = [
+            {"step": step, "layer": name, "site": site, **histogram.row(list(itertools.islice(host, len(vector))))}
+            for (name, site), vector in vectors.items()
+        ]
+        snapshot = DiagnosticSnapshot(
+            step,
+            _defined(values, all(is_finite.values())),
+            [
+                {"step": step, "layer": name, "site": "weight", **_defined(row, is_finite[name])}
+                for name, row in rows.items()
+            ],
+        )
+        return snapshot, tensors
+
+    def _is_finite(self, part: LayerStep) -> Tensor:
+        finite = _finite(part.weight_before) & _finite(part.intended)
+        return finite & self._finite_gradient.get(part.name, finite)
+
+    def _wants_histogram(self, step: int) -> bool:
+        wanted = self._last_histogram is None or step - self._last_histogram >= MIN_HISTOGRAM_INTERVAL
+        if wanted:
+            self._last_histogram = step
+        return wanted
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next measurement depends on; tensors and numbers only."""
+        return {"displacement": self._displacement.state_dict(), "last_histogram": self._last_histogram}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._displacement.load_state_dict(state["displacement"])
+        self._last_histogram = state["last_histogram"]
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Whether all values are finite (bool, 0-d)."""
+    return torch.isfinite(x.abs().amax())
+
+
+def _defined(values: Mapping[str, float], inputs_finite: bool) -> dict[str, float]:
+    """Without what is NaN though it was computed from finite numbers."""
+    return {metric: value for metric, value in values.items() if not (inputs_finite and math.isnan(value))}

@@ -1,0 +1,41 @@
+"""Size of the intended update next to the weight, and how much of the gradient is exactly zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from altgrad.diagnostics.moments import total
+from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured
+
+
+class UpdateSize(Diagnostic):
+    """RMS of the update that the optimizer intended over RMS of the weight before it."""
+
+    def measure(self, steps: Sequence[LayerStep]) -> Measured:
+        squares = {
+            step.name: torch.stack([total(step.update * step.update), total(step.weight_before * step.weight_before)])
+            for step in steps
+        }
+        found = Measured()
+        whole = torch.stack(list(squares.values())).sum(0)
+        found.add(
+            "update_to_weight_ratio", {name: _rms_ratio(pair) for name, pair in squares.items()}, _rms_ratio(whole)
+        )
+        return found
+
+
+def _rms_ratio(squares: Tensor) -> Tensor:
+    return (squares[0] / squares[1]).sqrt()
+
+
+class GradientSparsity(Diagnostic):
+    """Share of the weights' gradient values that are exactly zero, most often because a rounded operand was."""
+
+    def measure(self, steps: Sequence[LayerStep]) -> Measured:
+        found = Measured()
+        zeros = {step.name: (total(step.gradient == 0), step.gradient.numel()) for step in steps}
+        found.add_ratio("gradient_sparsity", zeros)
+        return found

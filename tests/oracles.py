@@ -147,9 +147,9 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 def power_of_two_scale(amax: float, fmt: NumberFormat) -> float:
     """Smallest power of two that brings amax to at most `fmt.max`, from 2^-126 to 2^126; 1 for amax = 0.
 
-    Smaller where the largest scaled value would not be a float32.
+    Smaller where the largest scaled value would not be a float32; 1 for formats that reach as far as float32.
     """
-    if amax == 0:
+    if amax == 0 or fmt.exponent_bits == 8:
         return 1.0
     exponent = -126
     while (

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from altgrad.compare import (
     Row,
@@ -117,3 +118,271 @@ def test_rows_are_sorted_by_loss_with_non_finite_and_absent_ones_last(sweep: Fol
     for name, losses in {"a": {}, "b": {1: NAN}, "c": {1: 3.0}, "d": {1: math.inf}, "e": {1: 2.0}}.items():
         write_run(sweep, name, losses)
     assert [row.run for row in comparison(list_runs(sweep)[0])] == ["e", "c", "b", "d", "a"]
+
+
+def test_events_of_steps_that_a_restored_run_repeated_count_once(sweep: Folder) -> None:
+    for attempt, steps in ((0, range(1, 31)), (1, range(21, 41))):
+        writer = RunWriter(sweep / "restored", attempt)
+        writer.start({"run": "restored", "config": TrainConfig().model_dump()})
+        if attempt:
+            writer.event(20, "restore", step=20)
+        for step in steps:
+            writer.step({"step": step, "loss": 1.0})
+            if step in (10, 25, 35):
+                writer.event(step, "clip")
+        writer.flush()
+    row = rows_of(sweep)["restored"]
+    assert row.acts == {"clip": 3}  # 10, 25 (of the second attempt) and 35
+    assert row.step == 40
+
+
+# --- pairing
+
+
+def test_every_config_field_that_pairing_sorts_exists_and_is_sorted_once() -> None:
+    kinds = [NUMERICS, RESCUE, MEASURING, RUNNING]
+    assert set().union(*kinds) <= TrainConfig.model_fields.keys()
+    assert sum(len(kind) for kind in kinds) == len(set().union(*kinds))
+    rest = DEFAULTS.keys() - set().union(*kinds)
+    assert {"seed", "learning_rate", "batch_size", "model", "data", "max_steps", "eval_batches"} <= rest
+
+
+def test_a_gap_is_to_the_baseline_of_the_same_seed_and_settings(sweep: Folder) -> None:
+    for seed, loss in ((1, 2.0), (2, 3.0)):
+        write_run(sweep, f"bf16_{seed}", {100: loss}, config={"seed": seed})
+        stored = {
+            "format": "E4M3",
+            "seed": seed,
+            "master_weights": False,
+            "log_ulp": True,
+            "enable_emergency_shift": True,
+        }
+        write_run(sweep, f"e4m3_{seed}", {100: loss + seed / 10}, config=stored, intervention="shift")
+    write_run(sweep, "other_lr", {100: 2.5}, config={"format": "E4M3", "seed": 1, "learning_rate": 1e-3})
+    write_run(sweep, "bf16_stored", {100: 2.25}, config={"seed": 1, "master_weights": False})
+    write_run(sweep, "bf16_but_gradient", {100: 2.5}, config={"seed": 1, "gradient_format": "E5M2"})
+    rows = rows_of(sweep)
+    assert rows["e4m3_1"].gap == pytest.approx(0.1)
+    assert rows["e4m3_2"].gap == pytest.approx(0.2)
+    assert rows["other_lr"].gap is None
+    assert rows["bf16_stored"].gap == pytest.approx(0.25)
+    assert rows["bf16_but_gradient"].gap == pytest.approx(0.5)
+    assert [name for name, row in rows.items() if row.is_baseline] == ["bf16_1", "bf16_2"]
+    assert rows["bf16_1"].gap is None
+
+
+def test_a_baseline_without_intervention_is_preferred(sweep: Folder) -> None:
+    write_run(sweep, "a_bf16_clip", {100: 1.0}, config={"enable_partition_clipping": True}, intervention="clip")
+    write_run(sweep, "b_bf16", {100: 2.0})
+    rows = rows_of(sweep)
+    assert rows["b_bf16"].is_baseline and not rows["a_bf16_clip"].is_baseline
+    assert rows["a_bf16_clip"].gap == -1.0
+
+
+@pytest.mark.parametrize(
+    ("losses", "gap", "step"),
+    [
+        ({100: 3.0, 200: 2.5, 300: 2.25}, 0.25, 300),
+        ({100: 3.0, 200: 2.75}, 0.5, 200),  # collapsed early: held against the baseline's loss of that step
+        ({100: 3.0, 150: 2.75}, 0.375, 150),  # between two measurements of the baseline: linear
+        ({100: 3.0, 400: 1.0}, -1 / 3, 300),  # ahead of a baseline that is still running
+        ({100: 3.0, 200: NAN}, NAN, 200),
+        ({50: 3.0}, None, None),
+        ({}, None, None),
+    ],
+)
+def test_a_gap_is_taken_at_the_last_step_that_both_reached(
+    sweep: Folder, losses: dict[int, float], gap: float | None, step: int | None
+) -> None:
+    write_run(sweep, "bf16", {100: 2.5, 200: 2.25, 300: 2.0})
+    write_run(sweep, "run", losses, config={"format": "E5M2"}, status="collapsed")
+    row = rows_of(sweep)["run"]
+    assert row.gap_step == step
+    assert (row.gap is None) if gap is None else row.gap == pytest.approx(gap, nan_ok=True)
+
+
+def test_groups_differ_in_more_than_the_seed(sweep: Folder) -> None:
+    write_run(sweep, "a1", {}, config={"format": "E4M3", "seed": 1, "threads": 1})
+    write_run(sweep, "a2", {}, config={"format": "E4M3", "seed": 2, "threads": 2})
+    write_run(sweep, "b", {}, config={"format": "E4M3", "seed": 1, "learning_rate": 1e-3})
+    write_run(sweep, "c", {}, config={"format": "E4M3", "seed": 1}, intervention="clip")
+    groups = by_group(comparison(list_runs(sweep)[0])).values()
+    assert sorted([row.run for row in group] for group in groups) == [["a1", "a2"], ["b"], ["c"]]
+
+
+@pytest.mark.parametrize(
+    ("config", "intervention", "variant"),
+    [
+        ({}, "none", ""),
+        ({"master_weights": False}, "none", "stored"),
+        ({"scaling": "none"}, "none", "unscaled"),
+        ({"gradient_format": "E5M2"}, "none", "gradient E5M2"),
+        ({"scaling": "delayed", "amax_history": 4}, "none", "scaling delayed, amax_history 4"),
+        ({"layer_formats": {"lm_head": "BF16"}}, "none", 'layer_formats {"lm_head": "BF16"}'),
+        # an intervention stands in the row of what it rescues
+        ({"master_weights": True}, "master", "stored"),
+        ({"master_weights": False, "update_rounding": "stochastic"}, "stochastic", "stored"),
+        ({"enable_emergency_shift": True, "enable_partition_clipping": True}, "clip+shift", ""),
+    ],
+)
+def test_a_variant_names_what_beside_the_format_was_not_default(
+    sweep: Folder, config: dict[str, Any], intervention: str, variant: str
+) -> None:
+    write_run(sweep, "run", {}, config={"format": "E4M3", **config}, intervention=intervention)
+    assert rows_of(sweep)["run"].variant == variant
+
+
+def test_a_config_difference_shows_only_what_differs(sweep: Folder) -> None:
+    write_run(sweep, "a", {}, config={"format": "E4M3"})
+    write_run(sweep, "b", {}, config={"format": "E5M2", "layer_formats": {"lm_head": "BF16"}})
+    runs, _ = list_runs(sweep)
+    older = Run(runs[0].folder, {"run": "older", "config": {"format": "E4M3", "gone": 1}}, None)
+    assert config_difference(runs) == {
+        "format": {"a": "E4M3", "b": "E5M2"},
+        "layer_formats": {"a": {}, "b": {"lm_head": "BF16"}},
+    }
+    assert config_difference([runs[0], older])["gone"] == {"older": 1}
+    assert config_difference(runs[:1]) == {}
+
+
+# --- statistics
+
+
+def row(seed: int = 0, gap: float | None = None, **fields: Any) -> Row:
+    plain: dict[str, Any] = dict(
+        run=f"r{seed}", group="g", format="E4M3", variant="", intervention="none", seed=seed, learning_rate=1e-3,
+        status="completed", is_baseline=False, validation_loss=None, best_validation_loss=None, gap=gap, gap_step=None,
+        collapse_step=None, collapse_rule=None, reason=None, acts={}, shifted_to=None, tokens_per_second=None,
+        stall_rate=None, overflow_rate=None, step=100, max_steps=100, seconds=None,
+    )  # fmt: skip
+    return Row(**(plain | fields))
+
+
+def test_a_paired_interval_is_the_t_interval_computed_by_hand() -> None:
+    # mean 0.2, standard deviation 0.1, t(0.975, 2) = 4.302653: half width 4.302653 * 0.1 / sqrt(3) = 0.248414
+    gap = paired_gap([row(1, 0.1), row(2, 0.2), row(3, 0.3)])
+    assert (gap.n, gap.lost) == (3, 0)
+    assert (gap.mean, gap.low, gap.high) == pytest.approx((0.2, -0.048414, 0.448414), abs=1e-6)
+    assert gap.sentence == "+0.200 nats [-0.048, +0.448], n = 3: no difference from the baseline can be told."
+
+
+def test_a_paired_interval_agrees_with_scipy() -> None:
+    gaps = np.random.default_rng(0).normal(0.3, 0.05, 8)
+    result = paired_gap([row(seed, float(value)) for seed, value in enumerate(gaps)])
+    expected = stats.t.interval(0.95, 7, loc=gaps.mean(), scale=stats.sem(gaps))
+    assert (result.low, result.high) == pytest.approx(expected)
+    assert result.sentence.endswith("n = 8: behind the baseline.")
+
+
+def test_too_few_seeds_support_no_claim_and_lost_runs_are_counted() -> None:
+    two = paired_gap([row(1, 0.1), row(2, 0.3)])
+    # t(0.975, 1) = 12.7062, standard error 0.1
+    assert (two.low, two.high) == pytest.approx((0.2 - 1.27062, 0.2 + 1.27062), abs=1e-5)
+    assert "too few seeds for any claim" in two.sentence
+    one = paired_gap([row(1, 0.1), row(2, NAN), row(3, None)])
+    assert (one.n, one.lost, one.mean, one.low) == (1, 2, 0.1, None)
+    assert "one seed: no statement" in one.sentence and "2 further runs have no finite gap" in one.sentence
+    assert paired_gap([]).mean is None
+
+
+def test_runs_of_one_seed_count_once() -> None:
+    assert paired_gap([row(1, 0.1), row(1, 0.3), row(2, 0.4)]) == paired_gap([row(1, 0.2), row(2, 0.4)])
+
+
+def test_the_rescue_matrix_counts_survivors_of_the_runs_that_ended() -> None:
+    rows = [
+        row(1, status="collapsed", collapse_step=50),
+        row(2, status="collapsed", collapse_step=80),
+        row(3, 0.5),
+        row(4, status="running"),
+        row(5, 0.25, intervention="clip"),
+        row(6, variant="stored"),
+    ]
+    matrix = rescue_matrix(rows)
+    assert matrix.keys() == {("E4M3", "", "none"), ("E4M3", "", "clip"), ("E4M3", "stored", "none")}
+    cell = matrix["E4M3", "", "none"]
+    assert (cell.survived, cell.ended, cell.unfinished, cell.median_collapse_step) == (1, 3, 1, 65.0)
+    assert (cell.gap.n, cell.gap.mean, cell.runs) == (1, 0.5, ("r1", "r2", "r3", "r4"))
+    assert matrix["E4M3", "", "clip"].median_collapse_step is None
+
+
+def test_survival_is_the_product_of_shares_at_risk() -> None:
+    rows = [
+        row(1, status="collapsed", collapse_step=10),
+        row(2, status="killed", step=20),
+        row(3, status="collapsed", collapse_step=30),
+        row(4, status="collapsed", collapse_step=30),
+        row(5, step=100),
+    ]
+    result = survival(rows)
+    assert result.steps.tolist() == [0, 10, 30]
+    assert result.at_risk.tolist() == [5, 5, 3]  # the run killed at 20 says nothing about step 30
+    assert result.alive.tolist() == pytest.approx([1, 4 / 5, 4 / 5 * 1 / 3])
+    assert result.censored.tolist() == [20, 100]
+    assert survival([]).alive.tolist() == [1.0]
+
+
+def test_a_run_censored_at_the_step_of_a_collapse_was_at_risk_there() -> None:
+    assert survival([row(1, status="collapsed", collapse_step=50), row(2, step=50)]).at_risk.tolist() == [2, 2]
+
+
+def test_hiding_a_run_changes_no_other_groups_statistics(sweep: Folder) -> None:
+    for seed in (1, 2, 3):
+        write_run(sweep, f"bf16_{seed}", {10: 2.0}, config={"seed": seed})
+        for fmt in ("E4M3", "E5M2"):
+            write_run(sweep, f"{fmt}_{seed}", {10: 2.0 + seed / 7}, config={"seed": seed, "format": fmt})
+    rows = comparison(list_runs(sweep)[0])
+    everything = {key: paired_gap(group) for key, group in by_group(rows).items()}
+    for hidden in rows:
+        rest = by_group(row for row in rows if row is not hidden)
+        for key in everything.keys() - {hidden.group}:
+            assert paired_gap(rest[key]) == everything[key]
+
+
+# --- files and terminal
+
+
+@pytest.fixture
+def mixed(sweep: Folder) -> list[Row]:
+    write_run(sweep, "bf16", {50: 2.5, 100: 2.123456789}, tokens_per_second={1: 12345.678})
+    write_run(sweep, "nan", {50: 2.5, 100: NAN}, config={"format": "E7M0"}, status="collapsed",
+              verdict=Verdict(99, "non_finite", "loss", NAN, math.inf))  # fmt: skip
+    write_run(sweep, "shift|ed", {50: 2.6, 100: 2.25}, config={"format": "E4M3", "enable_emergency_shift": True},
+              intervention="shift", events=[(9, "format_shift", {"from": "E4M3", "to": "E5M2"})],
+              overflow_rate={1: 0.0123456})  # fmt: skip
+    write_run(sweep, "empty", {}, config={"format": "E5M2"}, status=None)
+    return comparison(list_runs(sweep)[0])
+
+
+def test_csv_and_markdown_are_the_same_table_and_the_csv_has_every_digit(sweep: Folder, mixed: list[Row]) -> None:
+    write_comparison(sweep, mixed)
+    lines = [line for line in sweep.read_bytes("comparison.md").decode().splitlines() if line.startswith("|")]
+    head, _, *cells = ([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines)
+    records = list(csv.DictReader(io.StringIO(sweep.read_bytes("comparison.csv").decode())))
+    assert [cell[0].replace("\\|", "|") for cell in cells] == [record["run"] for record in records]
+    assert len(head) == len(records[0]) and len(cells) == len(records) == len(mixed)
+    for line, record, row in zip(cells, records, mixed, strict=True):
+        for shown, (name, exact) in zip(line, record.items(), strict=True):
+            if exact == "":
+                assert shown in ("–", "baseline")
+            elif name in ("validation_loss", "best_validation_loss", "gap"):
+                assert math.isclose(float(shown), float(exact), rel_tol=1e-3, abs_tol=1e-4) or shown == "NaN"
+                value = getattr(row, name)
+                assert float(exact) == value or math.isnan(value)
+    assert records[0]["validation_loss"] == "2.123456789"
+
+
+def test_the_terminal_table_says_what_matters_and_moves_what_is_equal_into_the_caption(mixed: list[Row]) -> None:
+    console = Console(width=240, file=io.StringIO(), color_system=None)
+    console.print(comparison_table(mixed))
+    text = console.file.getvalue()
+    for said in ("2.123", "baseline", "+0.1265", "NaN", "format_shift 1 (to E5M2)", "non_finite at step 99", "1.23 %"):
+        assert said in text
+    assert "seed 42" in text and "learning rate 0.0006" in text and "Seed" not in text
+    assert comparison_table([]).row_count == 0
+
+
+def test_an_empty_comparison_is_an_empty_table() -> None:
+    assert comparison([]) == []
+    assert comparison_csv([]).count("\n") == 1
+    assert len(comparison_markdown([]).splitlines()) == 2

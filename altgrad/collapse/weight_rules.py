@@ -60,8 +60,8 @@ class Stalled:
             return None
         detail = (
             f"realised displacement below {self._displacement:g} at {self._windows} measurements in a row since step "
-            f"{since}, and the smoothed loss went from {loss_then:.3f} to {smoothed:.3f}: {round(progress, 3) + 0:g} nats of "
-            f"progress per 100 steps, {self._slope:g} would count"
+            f"{since}, and the smoothed loss went from {loss_then:.3f} to {smoothed:.3f}: {round(progress, 3) + 0:g} "
+            f"nats per 100 steps, {self._slope:g} would count as progress"
         )
         return Verdict(seen.step, self.name, "realised_displacement", displacement, self._displacement, detail)
 

@@ -38,7 +38,7 @@ def read_events(run: Run, steps: pa.Table | None = None) -> list[Event]:
     table = run.table("events", ["kind", "detail"])
     if not table.num_rows:
         return []
-    superseded = _superseded(run.table("steps", []) if steps is None else steps)
+    superseded = _superseded(run.table("steps", []) if steps is None else steps) if run.info.get("attempt") else {}
     found = [
         Event(row["step"], row["attempt"], row["kind"], json.loads(row["detail"] or "{}")) for row in table.to_pylist()
     ]

@@ -6,7 +6,7 @@ filter the rows, never the runs.
 """
 
 from altgrad.compare.pairing import Settings, baseline_of, config_difference, settings_of
-from altgrad.compare.rows import Row, comparison
+from altgrad.compare.rows import Row, Unpaired, comparison, pair, read_row
 from altgrad.compare.statistics import (
     PairedGap,
     RescueCell,
@@ -24,6 +24,7 @@ __all__ = [
     "Row",
     "Settings",
     "Survival",
+    "Unpaired",
     "baseline_of",
     "by_group",
     "comparison",
@@ -31,7 +32,9 @@ __all__ = [
     "comparison_markdown",
     "comparison_table",
     "config_difference",
+    "pair",
     "paired_gap",
+    "read_row",
     "rescue_matrix",
     "settings_of",
     "survival",

@@ -12,11 +12,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from altgrad.formats import BASELINE_FORMAT
 from altgrad.results import Run
 from altgrad.training.config import INTERVENTIONS, TrainConfig
+
+T = TypeVar("T")
 
 DEFAULTS: Mapping[str, Any] = {name: field.get_default() for name, field in TrainConfig.model_fields.items()}
 
@@ -97,11 +99,15 @@ def settings_of(run: Run) -> Settings:
 
 def baseline_of(runs: Iterable[Run]) -> dict[str, Run]:
     """For each `Settings.pair` the BF16 run to compare with: without intervention before with, then by name."""
-    candidates = [(settings_of(run), run) for run in runs]
-    chosen: dict[str, Run] = {}
-    for settings, run in sorted(candidates, key=lambda item: (item[0].intervention != "none", item[1].name)):
+    return choose_baselines((settings_of(run), run.name, run) for run in runs)
+
+
+def choose_baselines(candidates: Iterable[tuple[Settings, str, T]]) -> dict[str, T]:
+    """`baseline_of` for whatever stands for a run: (settings, run name, it)."""
+    chosen: dict[str, T] = {}
+    for settings, _, candidate in sorted(candidates, key=lambda item: (item[0].intervention != "none", item[1])):
         if settings.is_baseline:
-            chosen.setdefault(settings.pair, run)
+            chosen.setdefault(settings.pair, candidate)
     return chosen
 
 

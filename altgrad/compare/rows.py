@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from altgrad.compare.pairing import baseline_of, settings_of
+from altgrad.compare.pairing import Settings, choose_baselines, settings_of
 from altgrad.curves import Curve, difference, measured
 from altgrad.events import acts, format_shifts, read_events
 from altgrad.results import Run, Status
 
 _COLUMNS = ["validation_loss", "tokens_per_second", "stall_rate", "overflow_rate", "elapsed_seconds"]
+_READERS = 8  # threads: reading waits for the disk or the object store, and decoding happens outside the GIL
 
 
 @dataclass(frozen=True)
@@ -54,24 +56,31 @@ class Row:
     seconds: float | None
 
 
+@dataclass(frozen=True)
+class Unpaired:
+    """What one run's folder says; its row lacks the baseline.  Of a run that has ended it never changes again."""
+
+    row: Row
+    settings: Settings
+    loss: Curve  # validation loss
+
+
 def comparison(runs: Iterable[Run]) -> list[Row]:
     """A row for each run, by final validation loss; non-finite losses come last, runs without any at the very end."""
-    runs = list(runs)
-    baselines = baseline_of(runs)
-    rows: list[tuple[Row, Curve, str]] = []
-    losses: dict[str, Curve] = {}
-    for run in runs:
-        row, loss = _row(run)
-        pair = settings_of(run).pair
-        rows.append((row, loss, pair))
-        if baselines.get(pair) is run:
-            losses[pair] = loss
-    paired = [_with_gap(row, loss, losses.get(pair)) for row, loss, pair in rows]
-    return sorted(paired, key=_rank)
+    with ThreadPoolExecutor(_READERS) as pool:
+        return pair(pool.map(read_row, runs))
 
 
-def _row(run: Run) -> tuple[Row, Curve]:
-    """A run's row, not yet paired, and its validation loss."""
+def pair(unpaired: Iterable[Unpaired]) -> list[Row]:
+    """`comparison` of runs that were read before, each row with the gap to its baseline."""
+    members = list(unpaired)
+    baselines = choose_baselines((member.settings, member.row.run, member) for member in members)
+    rows = [_with_gap(member, baselines.get(member.settings.pair)) for member in members]
+    return sorted(rows, key=_rank)
+
+
+def read_row(run: Run) -> Unpaired:
+    """Read what a run's row needs: five columns of its steps, and its events."""
     steps = run.table("steps", _COLUMNS)
     settings, verdict = settings_of(run), run.verdict
     events = read_events(run, steps)
@@ -104,20 +113,21 @@ def _row(run: Run) -> tuple[Row, Curve]:
         max_steps=settings.config["max_steps"],
         seconds=_last(measured(steps, "elapsed_seconds")),
     )
-    return row, loss
+    return Unpaired(row, settings, loss)
 
 
-def _with_gap(row: Row, loss: Curve, baseline: Curve | None) -> Row:
+def _with_gap(member: Unpaired, baseline: Unpaired | None) -> Row:
     """The row with its gap to the baseline's validation loss, where both have one."""
+    row, loss = member.row, member.loss
     if baseline is None:
         return row
-    if baseline is loss:
+    if baseline is member:
         return replace(row, is_baseline=True)
-    if not len(loss.steps) or not len(baseline.steps):
+    if not len(loss.steps) or not len(baseline.loss.steps):
         return row
-    common = min(int(loss.steps[-1]), int(baseline.steps[-1]))
+    common = min(int(loss.steps[-1]), int(baseline.loss.steps[-1]))
     at_common = Curve(np.array([common]), np.array([np.interp(common, loss.steps, loss.values)]))
-    gap = difference(at_common, baseline)
+    gap = difference(at_common, baseline.loss)
     if common < loss.steps[0] or not len(gap.steps):
         return row
     return replace(row, gap=float(gap.values[0]), gap_step=common)

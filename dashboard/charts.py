@@ -232,7 +232,7 @@ def _figure(
 ) -> go.Figure:
     metric = METRICS[view.metric]
     title = f"{metric.label}, difference to baseline" if view.difference else metric.label
-    y: dict[str, Any] = {"title": f"{title} ({metric.unit})" if metric.unit else title, "automargin": True}
+    y: dict[str, Any] = {"title": {"text": f"{title} ({metric.unit})" if metric.unit else title}, "automargin": True}
     if log_y:
         y["type"] = "log"
     elif limits is not None:
@@ -241,7 +241,7 @@ def _figure(
         "height": _HEIGHT,
         "margin": {"l": 10, "r": 10, "t": 30, "b": 10},
         "hovermode": "closest",
-        "xaxis": {"title": AXES[view.axis], "type": "log" if log_x else "linear", "automargin": True},
+        "xaxis": {"title": {"text": AXES[view.axis]}, "type": "log" if log_x else "linear", "automargin": True},
         "yaxis": y,
         "legend": {"groupclick": "togglegroup", "itemsizing": "constant"},
         "shapes": shapes,

@@ -12,11 +12,12 @@ from altgrad.compare import RescueCell, Row, by_group, paired_gap, survival
 from altgrad.compare.statistics import ENOUGH_SEEDS
 from altgrad.formats import find_format
 from altgrad.markdown import number
-from dashboard.colours import NEUTRAL, SEQUENTIAL, format_colour, intervention_dash
+from dashboard.colours import NEUTRAL, format_colour, intervention_dash
 from dashboard.context import label
 
 Key = tuple[str, str, str]  # format, variant, intervention
-_TEXT = {"showarrow": False, "font": {"size": 11}}
+_NONE, _HALF, _ALL = (179, 88, 6), (112, 112, 118), (33, 102, 172)
+_OPEN = "#9a9a9a"
 
 
 def matrix_axes(cells: Mapping[Key, RescueCell]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -41,7 +42,6 @@ def matrix_figure(cells: Mapping[Key, RescueCell]) -> go.Figure:
     """Bars of equal height as cells, because bars can be hatched (fewer than three seeds) and clicked."""
     rows, interventions = matrix_axes(cells)
     places = [(key, rows.index(key[:2]), interventions.index(key[2])) for key in cells]
-    shares = [cells[key].survived / cells[key].ended if cells[key].ended else float("nan") for key, _, _ in places]
     bars = {
         "type": "bar",
         "x": [column for _, _, column in places],
@@ -51,17 +51,13 @@ def matrix_figure(cells: Mapping[Key, RescueCell]) -> go.Figure:
         "text": [cell_text(cells[key]) for key, _, _ in places],
         "textposition": "inside",
         "insidetextanchor": "middle",
-        "insidetextfont": {"color": ["#ffffff" if not share > 0.5 else "#101010" for share in shares]},
+        "insidetextfont": {"color": "#ffffff"},
         "textangle": 0,
         "hoverinfo": "text",
         "hovertext": [_hover(key, cells[key]) for key, _, _ in places],
         "customdata": ["\t".join(key) for key, _, _ in places],
         "marker": {
-            "color": [0.0 if np.isnan(share) else share for share in shares],
-            "colorscale": SEQUENTIAL,
-            "cmin": 0,
-            "cmax": 1,
-            "colorbar": {"title": "survived", "tickformat": ".0%", "thickness": 12},
+            "color": [_share_colour(cells[key]) for key, _, _ in places],
             "line": {"width": 0},
             "pattern": {
                 "shape": ["/" if cells[key].ended < ENOUGH_SEEDS else "" for key, _, _ in places],
@@ -86,6 +82,15 @@ def matrix_figure(cells: Mapping[Key, RescueCell]) -> go.Figure:
         "showlegend": False,
     }  # fmt: skip
     return go.Figure({"data": [bars], "layout": layout})
+
+
+def _share_colour(cell: RescueCell) -> str:
+    """From orange (none survived) over grey to blue (all did); white text is readable on each of them."""
+    if not cell.ended:
+        return _OPEN
+    share = cell.survived / cell.ended
+    low, high, at = (_NONE, _HALF, 2 * share) if share < 0.5 else (_HALF, _ALL, 2 * share - 1)
+    return "rgb({}, {}, {})".format(*(round(a + (b - a) * at) for a, b in zip(low, high, strict=True)))
 
 
 def _hover(key: Key, cell: RescueCell) -> str:
@@ -194,6 +199,6 @@ def _trace(mode: str, x: Any, y: Any, name: str, stroke: dict[str, Any] | None) 
 def _layout(x: str, y: str) -> dict[str, Any]:
     return {
         "margin": {"l": 10, "r": 10, "t": 20, "b": 10},
-        "xaxis": {"title": x, "automargin": True, "zerolinecolor": NEUTRAL},
-        "yaxis": {"title": y, "automargin": True},
+        "xaxis": {"title": {"text": x}, "automargin": True, "zerolinecolor": NEUTRAL},
+        "yaxis": {"title": {"text": y}, "automargin": True},
     }

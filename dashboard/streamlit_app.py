@@ -16,9 +16,10 @@ import streamlit as st
 
 from altgrad.results import list_sweeps
 from altgrad.storage import Folder
-from dashboard.context import Context, choose_kept
+from dashboard.context import Context
 from dashboard.sweep import Sweep
 from dashboard.views import compare, curves, failures, formats, layers, overview, run, sweep
+from dashboard.widgets import choose_kept
 
 LOOK_SECONDS = 2.0
 VIEWS: dict[str, tuple[str, Callable[[Context], None]]] = {

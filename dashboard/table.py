@@ -18,9 +18,9 @@ _SPARK_BUCKETS = 20
 _NUMBER = st.column_config.NumberColumn
 COLUMNS: Mapping[str, Any] = {
     "Learning rate": _NUMBER(format="%.2g"),
-    "Progress": st.column_config.ProgressColumn(format="percent", min_value=0.0, max_value=1.0),
+    "Progress": st.column_config.ProgressColumn(format="%.0f %%", min_value=0, max_value=100),
     "Loss curve": st.column_config.LineChartColumn(width="small", help="training loss; non-finite values left out"),
-    "Training loss": _NUMBER(format="%.4f", help="last finite or non-finite value"),
+    "Training loss": _NUMBER(format="%.4f", help="of the last step"),
     "Validation loss": _NUMBER(format="%.4f"),
     "Best": _NUMBER(format="%.4f", help="smallest validation loss"),
     "Best step": _NUMBER(format="%d"),
@@ -53,7 +53,7 @@ def _run_cells(row: Row, run: WatchedRun, sparklines: bool) -> dict[str, Any]:
         "Seed": row.seed,
         "Learning rate": row.learning_rate,
         "Status": row.status,
-        "Progress": row.step / row.max_steps,
+        "Progress": 100 * row.step / row.max_steps,
         "Loss curve": sparkline(loss),
         "Training loss": _last(loss),
         "Validation loss": row.validation_loss,
@@ -74,7 +74,7 @@ def _run_cells(row: Row, run: WatchedRun, sparklines: bool) -> dict[str, Any]:
     return cells
 
 
-def group_frame(rows: Sequence[Row], sweep: Sweep) -> pd.DataFrame:
+def group_frame(rows: Sequence[Row]) -> pd.DataFrame:
     """One row per group of runs that differ in nothing but the seed; every statistic is the group's own."""
     return pd.DataFrame([_group_cells(members) for members in by_group(rows).values()])
 

@@ -10,8 +10,9 @@ import streamlit as st
 
 from altgrad.compare import Row, by_group, config_difference, paired_gap, rescue_matrix
 from dashboard.charts import CONFIG
-from dashboard.context import Context, choose_many, choose_one, label
+from dashboard.context import Context, label
 from dashboard.matrix import learning_rate_figure, matrix_figure, pareto, pareto_figure, survival_figure
+from dashboard.widgets import choose_many, choose_one, show_table
 
 _PARTS = ["Rescue matrix", "Bits against loss", "Learning rate", "Survival", "Settings", "Significance"]
 
@@ -125,5 +126,5 @@ def _significance(rows: Sequence[Row]) -> None:
             for members in groups
         ]
     )
-    st.dataframe(frame, hide_index=True, alt="What may be said about each group's gap to BF16.")
+    show_table(frame, alt="What may be said about each group's gap to BF16.")
     st.caption("Paired by seed: both runs saw the same batches from the same initial weights. 95 % t intervals.")

@@ -12,8 +12,9 @@ from altgrad.events import read_events
 from altgrad.metrics import METRICS, columns
 from dashboard.charts import CONFIG, add_moments, bands_figure, curves_figure
 from dashboard.colours import FAINT
-from dashboard.context import Context, choose, choose_many, choose_one, label, metric_label, switch
+from dashboard.context import Context, label
 from dashboard.lines import AXES, Axis, Line, View, line, non_finite_count, seed_bands
+from dashboard.widgets import choose, choose_many, choose_one, metric_label, show_table, switch
 
 _MOST_LINES = 100
 _MOST_WITH_EVENTS = 4
@@ -172,7 +173,7 @@ def _as_table(lines: Sequence[Line], view: View) -> None:
     """The drawn points for reading aloud and for export: the same numbers as on the chart."""
     with st.expander("The drawn values as a table"):
         frame = drawn_values(lines, view)
-        st.dataframe(frame, hide_index=True, alt="The drawn points: run, step and value.")
+        show_table(frame, alt="The drawn points: run, step and value.")
         st.download_button(
             "Download as CSV", frame.to_csv(index=False), f"{view.metric}.csv", "text/csv", on_click="ignore"
         )

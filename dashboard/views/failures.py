@@ -14,10 +14,11 @@ from altgrad.report import failure_report
 from altgrad.report.evidence import Evidence
 from altgrad.training.config import ConfigError
 from dashboard.charts import CONFIG
-from dashboard.context import Context, choose_run, label
+from dashboard.context import Context, label
 from dashboard.forensics import alike, first_layers, signals_of, strips_figure
 from dashboard.progress import event_row
 from dashboard.sweep import WatchedRun
+from dashboard.widgets import choose_run, show_table
 
 
 def show(context: Context) -> None:
@@ -31,7 +32,7 @@ def show(context: Context) -> None:
     if not collapsed:
         st.info("No run of this sweep has collapsed.")
         return
-    _triage(collapsed)
+    _triage(context, collapsed)
     runs = [run for row in sorted(collapsed, key=_severity) if (run := context.sweep.run(row.run)) is not None]
     _forensics(context, choose_run(runs), collapsed)
 
@@ -40,7 +41,7 @@ def _severity(row: Row) -> tuple[str, int]:
     return row.collapse_rule or "", row.collapse_step or 0
 
 
-def _triage(collapsed: Sequence[Row]) -> None:
+def _triage(context: Context, collapsed: Sequence[Row]) -> None:
     frame = pd.DataFrame(
         [
             {
@@ -57,8 +58,11 @@ def _triage(collapsed: Sequence[Row]) -> None:
     )
     counts = frame.groupby("Rule").size()
     st.markdown(", ".join(f"**{rule}** {n}" for rule, n in counts.items()))
-    height = min(38 + 35 * len(frame), 300)
-    st.dataframe(frame, hide_index=True, height=height, alt="Collapsed runs by rule: run, group, seed, step, reason.")
+    alt = "Collapsed runs by rule: run, group, seed, step, reason."
+    picked = show_table(frame, alt, on_select="rerun", selection_mode="single-row", key="triage")
+    chosen = picked.selection.rows if picked else []
+    if chosen:
+        context.open("failures", run=str(frame.iloc[chosen[0]]["Run"]))
 
 
 def _forensics(context: Context, run: WatchedRun, collapsed: Sequence[Row]) -> None:
@@ -88,7 +92,7 @@ def _forensics(context: Context, run: WatchedRun, collapsed: Sequence[Row]) -> N
         st.subheader("Events")
         if evidence.events:
             frame = pd.DataFrame([event_row(event) for event in evidence.events])
-            st.dataframe(frame, hide_index=True, height=min(38 + 35 * len(frame), 300), alt="Events of the run.")
+            show_table(frame, alt="Events of the run.")
         else:
             st.caption("No event has been recorded.")
     st.subheader("Failure report")
@@ -114,7 +118,7 @@ def _layers(evidence: Evidence) -> None:
             for layer, site, departure in found
         ]
     )
-    st.dataframe(frame, hide_index=True, alt="Layers in the order in which they left their early level.")
+    show_table(frame, alt="Layers in the order in which they left their early level.")
 
 
 def _alike(context: Context, run: WatchedRun, collapsed: Sequence[Row]) -> None:

@@ -1,6 +1,146 @@
+"""Formats: what each format can hold, what it costs in precision, and what this run's tensors would be in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
 import streamlit as st
+
+from altgrad.formats import FORMATS, NumberFormat, find_format
+from altgrad.markdown import number
+from dashboard.charts import CONFIG
 from dashboard.context import Context
+from dashboard.explorer import codes, equivalences, facts, fits, grid_figure, sample_figure, sqnr_figure, ulp_figure
+from dashboard.rounding import DISTRIBUTIONS, Fit, Weighted, from_distribution, from_histogram
+from dashboard.widgets import choose, choose_many, choose_one, choose_run, show_table, switch
+
+_PARTS = ["Grids", "Precision", "Codes", "This run's tensors"]
 
 
 def show(context: Context) -> None:
+    """The page."""
     st.title("Formats")
+    part = choose_one("View", _PARTS, "view", label_visibility="collapsed")
+    formats = _chosen_formats()
+    if not formats:
+        st.info("Choose at least one format.")
+    elif part == "Grids":
+        _grids(formats)
+    elif part == "Precision":
+        _precision(formats)
+    elif part == "Codes":
+        _codes(formats)
+    else:
+        _tensors(context, formats)
+
+
+def _chosen_formats() -> list[NumberFormat]:
+    known = [name for name, fmt in FORMATS.items() if fmt.bits <= 16]
+    names = choose_many(
+        "Formats",
+        known,
+        "formats",
+        [name for name in known if FORMATS[name].bits == 8],
+        accept_new_options=True,
+        help="Any E<e>M<m> with 1 to 15 bits besides the sign can be typed, such as E3M2 or E4M3b11.",
+    )
+    found = []
+    for name in names:
+        try:
+            found.append(find_format(name))
+        except ValueError as error:
+            st.warning(str(error))
+    return found
+
+
+def _grids(formats: Sequence[NumberFormat]) -> None:
+    alt = f"Positive values of {', '.join(fmt.name for fmt in formats)} on a log2 axis."
+    st.plotly_chart(grid_figure(formats), key="grids", config=CONFIG, alt=alt)
+    st.caption("A tick per value; formats of more than 8 bits only as their range.")
+    frame = pd.DataFrame([facts(fmt) for fmt in formats])
+    show_table(frame, alt="Range, precision and special codes of each format.")
+    for sentence in equivalences({fmt.name: fmt for fmt in formats}):
+        st.info(sentence)
+
+
+def _precision(formats: Sequence[NumberFormat]) -> None:
+    st.subheader("ULP over the range")
+    st.plotly_chart(ulp_figure(formats), key="ulps", config=CONFIG, alt="Relative distance of neighbouring values.")
+    st.subheader("Signal to rounding noise")
+    scaled = switch("Scaled: largest value to the top of the format", "scaled", True)
+    data = {name: from_distribution(name) for name in DISTRIBUTIONS}
+    _fits(formats, data, scaled)
+    st.caption("Unit variance; the largest value is the one that occurs once in 4096. Scales are powers of two.")
+
+
+def _fits(formats: Sequence[NumberFormat], data: Mapping[str, Weighted], scaled: bool) -> None:
+    results = fits(formats, data, scaled)
+    alt = f"Signal to quantization noise ratio of {len(formats)} formats on {', '.join(data)}."
+    st.plotly_chart(sqnr_figure(results), key="sqnr", config=CONFIG, alt=alt)
+    rows = [_fit_row(name, fmt, one) for name, by_format in results.items() for fmt, one in by_format.items()]
+    show_table(pd.DataFrame(rows), alt="SQNR, losses and code usage per format.")
+
+
+def _fit_row(name: str, fmt: str, one: Fit) -> dict[str, Any]:
+    return {
+        "Values": name,
+        "Format": fmt,
+        "SQNR (dB)": number(one.sqnr_db),
+        "Rounded to zero": f"{100 * one.underflow:.2f} %",
+        "Overflow": f"{100 * one.overflow:.2f} %",
+        "Entropy of the codes": f"{one.entropy:.2f} of {one.bits} bits",
+        "Grid values used": f"{100 * one.used:.0f} %",
+    }
+
+
+def _codes(formats: Sequence[NumberFormat]) -> None:
+    name = choose("Format", [fmt.name for fmt in formats], "code_format")
+    fmt = next(fmt for fmt in formats if fmt.name == name)
+    show_table(pd.DataFrame(codes(fmt)), alt=f"Codes of {name}.")
+    special = f"{fmt.reserved_codes} codes of each sign at the top are inf or NaN." if fmt.reserved_codes else ""
+    st.caption(f"Positive half; the sign is the first bit of the code. {special}")
+
+
+def _tensors(context: Context, formats: Sequence[NumberFormat]) -> None:
+    run = choose_run(sorted(context.sweep.runs, key=lambda run: run.name))
+    table = run.table("tensors").to_pylist()
+    if not table:
+        st.info("This run has stored no tensors: they are written at each diagnostic step, and none has come yet.")
+        return
+    cells = st.columns(3)
+    with cells[0]:
+        layer = choose("Layer", list(dict.fromkeys(row["layer"] for row in table)), "layer")
+    with cells[1]:
+        site = choose("Site", list(dict.fromkeys(row["site"] for row in table)), "site")
+    chosen = [row for row in table if row["layer"] == layer and row["site"] == site]
+    if not chosen:
+        st.info(f"Nothing was stored of the {site} of {layer}.")
+        return
+    with cells[2]:
+        step = choose("Step", [str(row["step"]) for row in reversed(chosen)], "at")
+    row = next(row for row in chosen if str(row["step"]) == step)
+    if row["non_finite"]:
+        st.warning(f"{row['non_finite']} values are NaN or inf; what follows is about the others.")
+    _one_tensor(row, formats)
+
+
+def _one_tensor(row: Mapping[str, Any], formats: Sequence[NumberFormat]) -> None:
+    if not sum(row["exponents"]):
+        st.info("The tensor has no finite value other than zero.")
+        return
+    scaled = switch("Scaled: largest value to the top of the format", "scaled", True)
+    name = f"{row['site']} of {row['layer']}"
+    _fits(formats, {name: from_histogram(row["first_exponent"], row["exponents"], row["zeros"])}, scaled)
+    st.caption("From the stored histogram: within a power of two, values count as evenly spread.")
+    st.subheader("Single values in another format")
+    chosen = choose("In format", [fmt.name for fmt in formats], "in")
+    fmt = next(fmt for fmt in formats if fmt.name == chosen)
+    sample = np.array(row["sample"] or [], np.float64)
+    if not np.isfinite(sample).any():
+        st.info("No finite value was sampled.")
+        return
+    alt = f"{len(sample)} sampled values as trained and as {chosen} would hold them."
+    st.plotly_chart(sample_figure(sample, fmt, scaled), key="sample", config=CONFIG, alt=alt)

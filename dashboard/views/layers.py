@@ -9,8 +9,9 @@ import streamlit as st
 from altgrad.metrics import METRICS, SITES
 from altgrad.metrics import columns as metric_columns
 from dashboard.charts import CONFIG
-from dashboard.context import Context, choose_many, choose_one, choose_run, metric_label
+from dashboard.context import Context
 from dashboard.heat import heat, heat_figure
+from dashboard.widgets import choose_many, choose_one, choose_run, metric_label
 
 _FIRST = ["stall_rate", "overflow_rate", "underflow_rate", "gradient_sparsity"]
 

@@ -11,10 +11,13 @@ import streamlit as st
 
 from altgrad.compare import Row, by_group, paired_gap
 from altgrad.markdown import duration, number
+from altgrad.results import Status
 from dashboard.context import Context, label
 from dashboard.progress import Progress, newest_events, progress
+from dashboard.widgets import show_table
 
-_NEWEST = 15
+_NEWEST = 12
+_COUNTED: Sequence[Status] = ("running", "completed", "collapsed", "failed")
 
 
 def show(context: Context) -> None:
@@ -37,7 +40,7 @@ def _counts(rows: Sequence[Row], planned: int | None) -> None:
     counts = Counter(row.status for row in rows)
     columns = st.columns(6)
     columns[0].metric("Runs", f"{len(rows)} of {planned}" if planned else str(len(rows)))
-    for column, status in zip(columns[1:], ("running", "completed", "collapsed", "failed"), strict=False):
+    for column, status in zip(columns[1:], _COUNTED, strict=False):
         column.metric(status.capitalize(), counts[status])
     columns[5].metric("Stopped or killed", counts["stopped"] + counts["killed"])
 
@@ -85,7 +88,9 @@ def _collapses(context: Context) -> None:
     for run in collapsed[:_NEWEST]:
         verdict = run.verdict
         if verdict is not None:
-            context.link("failures", f"{run.name}: {verdict.sentence()}", run=run.name)
+            context.link(
+                "failures", f"{run.name}: {verdict.rule.replace('_', ' ')} at step {verdict.step}", run=run.name
+            )
 
 
 def _events(context: Context) -> None:
@@ -95,4 +100,4 @@ def _events(context: Context) -> None:
         st.caption("No event has been recorded.")
         return
     frame = pd.DataFrame(events)
-    st.dataframe(frame, hide_index=True, alt="The newest events of all runs: run, step, kind and particulars.")
+    show_table(frame, alt="The newest events of all runs: run, step, kind and particulars.")

@@ -17,10 +17,11 @@ from altgrad.markdown import duration, number
 from altgrad.metrics import METRICS, columns
 from altgrad.training.config import intervention_fields
 from dashboard.charts import CONFIG, add_moments, curves_figure
-from dashboard.context import Context, choose, choose_run, metric_label
+from dashboard.context import Context
 from dashboard.lines import View, line
 from dashboard.progress import event_row
 from dashboard.sweep import WatchedRun
+from dashboard.widgets import choose, choose_run, metric_label, show_table
 
 _FACTS = ("host", "device", "git_commit", "parameters", "vocabulary", "initial_weights_hash", "batches_hash", "attempt")
 
@@ -81,7 +82,7 @@ def _config(run: WatchedRun) -> None:
             for name, value in sorted(run.config.items(), key=lambda item: item[0] not in changed)
         ]
     )
-    st.dataframe(frame, hide_index=True, height=420, alt="The run's config: field, value, whether changed.")
+    show_table(frame, alt="The run's config: field, value, whether changed.")
     st.caption("Changed: differs from the default.")
 
 
@@ -97,7 +98,7 @@ def _facts(run: WatchedRun) -> None:
     if isinstance(versions, dict):
         facts |= {f"{name} version": _text(version) for name, version in versions.items()}
     frame = pd.DataFrame({"Fact": list(facts), "Value": list(facts.values())})
-    st.dataframe(frame, hide_index=True, alt="Host, device, versions and hashes of the run.")
+    show_table(frame, alt="Host, device, versions and hashes of the run.")
 
 
 def _events(run: WatchedRun) -> None:
@@ -107,7 +108,7 @@ def _events(run: WatchedRun) -> None:
         st.caption("Nothing happened in this run that is recorded as an event.")
         return
     frame = pd.DataFrame([event_row(event) for event in events])
-    st.dataframe(frame, hide_index=True, height=min(38 + 35 * len(frame), 300), alt="Events of the run by step.")
+    show_table(frame, alt="Events of the run by step.")
 
 
 def reproduce(run: WatchedRun) -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from altgrad.compare import Row
 from altgrad.metrics import METRICS
-from dashboard.context import Context, choose, choose_many, choose_one, label, switch
+from dashboard.context import Context
 from dashboard.table import COLUMNS, group_frame, run_frame
+from dashboard.widgets import choose, choose_many, choose_one, show_table, switch
 
-_SHOWN = ("Format", "Variant", "Intervention", "Seed", "Status", "Progress", "Loss curve", "Validation loss", "Best",
+_SHOWN = ("Run", "Format", "Variant", "Intervention", "Seed", "Status", "Progress", "Loss curve", "Validation loss", "Best",
           "Gap to BF16", "Collapse step", "Rule", "Stall rate", "Overflow rate", "ULPs moved", "Tokens/s", "Time")  # fmt: skip
 _MANY = 200  # rows from which on the small loss curves would take longer than the rest of the page
 
@@ -22,14 +22,21 @@ def show(context: Context) -> None:
     """The page."""
     st.title("Sweep")
     rows = filtered(context)
-    per_group = choose_one("One row per", ["run", "group of seeds"], "rows") == "group of seeds"
+    first, second, third, fourth = st.columns([2, 2, 1, 1], vertical_alignment="bottom")
+    with first:
+        per_group = choose_one("One row per", ["run", "group of seeds"], "rows") == "group of seeds"
     if not rows:
         st.info("No run matches the filters. Clear one of them.")
         return
-    frame = group_frame(rows, context.sweep) if per_group else run_frame(rows, context.sweep, len(rows) <= _MANY)
-    frame = _sorted(frame)
-    default = [name for name in frame.columns if name in _SHOWN or name in ("Run", "Group", "n", "Runs")]
-    shown = choose_many("Columns", list(frame.columns), "columns", default)
+    frame = group_frame(rows) if per_group else run_frame(rows, context.sweep, len(rows) <= _MANY)
+    with second:
+        by = choose("Sort by", [name for name in frame.columns if name != "Loss curve"], "sort", "Validation loss")
+    with third:
+        descending = switch("Descending", "descending")
+    with fourth, st.popover("Columns"):
+        default = [name for name in frame.columns if per_group or name in _SHOWN]
+        shown = choose_many("Columns", list(frame.columns), "columns", default)
+    frame = frame.sort_values(by, ascending=not descending, na_position="last", kind="stable")
     frame = frame[[name for name in frame.columns if name in shown]]
     _table(context, frame, per_group)
     st.download_button(
@@ -61,37 +68,22 @@ def filtered(context: Context) -> list[Row]:
     return kept
 
 
-def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
-    left, right = st.columns([4, 1], vertical_alignment="bottom")
-    with left:
-        names = [name for name in frame.columns if name != "Loss curve"]
-        by = choose("Sort by", names, "sort", "Validation loss")
-    with right:
-        descending = switch("Descending", "descending")
-    return frame.sort_values(by, ascending=not descending, na_position="last", kind="stable")
-
-
 def _table(context: Context, frame: pd.DataFrame, per_group: bool) -> None:
     what = "group of seeds" if per_group else "run"
-    picked: Any = st.dataframe(
+    picked = show_table(
         frame,
-        hide_index=True,
-        height=min(38 + 35 * len(frame), 640),
+        alt=f"One row per {what}: settings, status, losses, gap to the BF16 run of the same seed, collapse, speed.",
         column_config={name: column for name, column in COLUMNS.items() if name in frame.columns},
         on_select="rerun",
         selection_mode="single-row",
         key=f"table by {what}",
-        alt=f"One row per {what}: settings, status, losses, gap to the BF16 run of the same seed, collapse, speed.",
     )
     chosen = picked.selection.rows if picked else []
     if not chosen:
-        st.caption(f"{len(frame)} rows. Select a row to open it. Losses and gaps are in {METRICS['loss'].unit}.")
+        st.caption(f"{len(frame)} rows; select one to open it. Losses and gaps are in {METRICS['loss'].unit}.")
         return
     row = frame.iloc[chosen[0]]
     if per_group:
         context.open("curves", group=str(row["Group"]))
     elif "Run" in frame.columns:
         context.open("run", run=str(row["Run"]))
-
-
-__all__ = ["filtered", "label", "show"]

@@ -1,0 +1,76 @@
+"""Controls and tables as every page uses them.
+
+A view's state lives in the URL: widgets are bound to query parameters, so a link reproduces what is on the screen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from altgrad.metrics import METRICS
+from dashboard.sweep import WatchedRun
+
+_ROWS_WITHOUT_SCROLLING = 12
+_SCROLLED_HEIGHT = 420
+
+
+def choose(title: str, options: Sequence[str], key: str, default: str | None = None, **more: Any) -> str:
+    """One of some options, bound to the URL under `key`."""
+    index = list(options).index(default) if default is not None and default in options else 0
+    return str(st.selectbox(title, options, index=index, key=key, bind="query-params", **more))
+
+
+def choose_many(title: str, options: Sequence[str], key: str, default: Sequence[str] = (), **more: Any) -> list[str]:
+    """Some of some options, bound to the URL under `key`."""
+    kept = [option for option in default if option in options]
+    return list(st.multiselect(title, options, default=kept, key=key, bind="query-params", **more))
+
+
+def choose_one(title: str, options: Sequence[str], key: str, **more: Any) -> str:
+    """One of a few options shown side by side, bound to the URL under `key`."""
+    chosen = st.segmented_control(
+        title, options, default=options[0], key=key, required=True, bind="query-params", **more
+    )
+    return str(chosen)
+
+
+def switch(title: str, key: str, value: bool = False, **more: Any) -> bool:
+    """On or off, bound to the URL under `key`."""
+    return bool(st.toggle(title, value=value, key=key, bind="query-params", **more))
+
+
+def choose_kept(title: str, options: Sequence[str], key: str, **more: Any) -> str:
+    """One of some options that come and go, as runs do: the URL names the choice even where it is the first.
+
+    A bound widget leaves its default out of the URL, and tomorrow's first option may be another one.
+    """
+    widget = f"{key} widget"
+    wanted = st.query_params.get(key)
+    if wanted in options and wanted != st.session_state.get(f"{key} shown"):  # the URL has changed, not the widget
+        st.session_state[widget] = wanted
+    if st.session_state.get(widget) not in options:
+        st.session_state[widget] = options[0]
+    chosen = str(st.selectbox(title, options, key=widget, **more))
+    st.session_state[f"{key} shown"] = st.query_params[key] = chosen
+    return chosen
+
+
+def choose_run(runs: Sequence[WatchedRun], key: str = "run") -> WatchedRun:
+    """One of some runs, named in the URL."""
+    names = [run.name for run in runs]
+    return runs[names.index(choose_kept("Run", names, key))]
+
+
+def metric_label(name: str) -> str:
+    """Sentence-case label with unit."""
+    return METRICS[name].axis
+
+
+def show_table(frame: pd.DataFrame, alt: str, **more: Any) -> Any:
+    """A table as high as its rows, up to a dozen; a dash where there is no value."""
+    height = "content" if len(frame) <= _ROWS_WITHOUT_SCROLLING else _SCROLLED_HEIGHT
+    return st.dataframe(frame, hide_index=True, height=height, placeholder="–", alt=alt, **more)

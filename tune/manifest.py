@@ -9,10 +9,12 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 from pyarrow import fs as pafs
 
 from altgrad.results import SCHEMA, list_sweeps
@@ -43,23 +45,23 @@ class Sweep:
 
 def create_sweep(options: SweepOptions, plan: Plan) -> Sweep:
     """Make the sweep's folder with its `sweep.json`.  Raises SweepError, leaving nothing behind."""
-    results = _location(options.results)
-    name = options.name or _free_name(results)
-    sweep = Sweep(results, name, plan.trials)
     check_new(options)
-    record = {
-        "schema": SCHEMA,
-        "sweep": name,
-        "created": time.time(),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "runs": [trial.to_json() for trial in plan.trials],
-    }
-    existing = _deepest_existing(sweep.folder)
-    try:
-        sweep.folder.write_json("sweep.json", record)
-    except OSError as error:
-        _remove_new(sweep.folder, existing)
-        raise SweepError(f"--results {options.results}: cannot write there: {error}") from error
+    results = _location(options.results)
+    with _storage_errors(options):
+        sweep = Sweep(results, options.name or _free_name(results), plan.trials)
+        record = {
+            "schema": SCHEMA,
+            "sweep": sweep.name,
+            "created": time.time(),
+            "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+            "runs": [trial.to_json() for trial in plan.trials],
+        }
+        existing = _deepest_existing(sweep.folder)
+        try:
+            sweep.folder.write_json("sweep.json", record)
+        except OSError:
+            _remove_new(sweep.folder, existing)
+            raise
     return sweep
 
 
@@ -69,30 +71,31 @@ def check_new(options: SweepOptions) -> None:
         return
     if not _NAME.fullmatch(options.name):
         raise SweepError(f"--name {options.name!r}: letters, digits, '.', '_' and '-', starting with a letter or digit")
-    folder = Folder.at(_location(options.results)) / options.name
-    if folder.list():
+    with _storage_errors(options):
+        folder = Folder.at(_location(options.results)) / options.name
+        taken = bool(folder.list())
+    if taken:
         raise SweepError(f"--name {options.name}: {folder} exists; go on with it by --resume {options.name}, or rename")
 
 
 def open_sweep(options: SweepOptions) -> Sweep:
     """The sweep that `--resume` means.  Raises SweepError where there is none, ConfigError for a damaged record."""
     results = _location(options.results)
-    root = Folder.at(results)
+    with _storage_errors(options):
+        root = Folder.at(results)
+        known = [folder.name for folder in list_sweeps(root)]
     name = options.name if options.resume in (None, NEWEST) else options.resume
-    if name is None:
-        newest = list_sweeps(root)
-        if not newest:
-            raise SweepError(f"--resume: no sweep in {root}; start one without --resume, or point --results to it")
-        name = newest[0].name
-    if options.name is not None and options.name != name:
+    if options.name not in (None, name):
         raise SweepError(f"--resume {name} --name {options.name}: give one name")
-    if not _NAME.fullmatch(name) or not (root / name).has("sweep.json"):
-        known = ", ".join(folder.name for folder in list_sweeps(root)[:5]) or "none"
-        raise SweepError(f"--resume {name}: no such sweep in {root}; there: {known}")
+    if not known:
+        raise SweepError(f"--resume: no sweep in {root}; start one without --resume, or point --results to it")
+    name = name or known[0]
+    if name not in known:
+        raise SweepError(f"--resume {name}: no such sweep in {root}; there: {', '.join(known[:5])}")
     try:
         record = (root / name).read_json("sweep.json")
         trials = [Trial.from_json(fields, str(root / name / "sweep.json")) for fields in record["runs"]]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, OSError) as error:
         raise SweepError(f"--resume {name}: cannot read its plan: {error}") from error
     return Sweep(results, name, tuple(trials))
 
@@ -116,6 +119,16 @@ def check_same_plan(sweep: Sweep, trials: Sequence[Trial], options: SweepOptions
 def is_finished(folder: Folder) -> bool:
     """Whether the run in a folder needs no more training: completed, collapsed or stopped on purpose."""
     return folder.has("end.json") and folder.read_json("end.json").get("status") in _FINISHED
+
+
+@contextmanager
+def _storage_errors(options: SweepOptions) -> Iterator[None]:
+    """A results root that cannot be read, written or understood, in one line that names it."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise SweepError(f"--results {options.results}: {reason}") from error
 
 
 def _location(results: str) -> str:

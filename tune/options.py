@@ -10,6 +10,8 @@ import argparse
 import difflib
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
@@ -80,7 +82,8 @@ class SweepOptions:
 
     def resume_command(self, sweep: str) -> str:
         """The command line that continues a sweep in the same way."""
-        words = ["python", "tune/sweep.py", "--resume", sweep, "--results", self.results]
+        python = "python" if shutil.which("python") == sys.executable else sys.executable
+        words = [python, sys.argv[0], "--resume", sweep, "--results", self.results]
         given = {
             "--cpus-per-trial": self.cpus_per_trial,
             "--gpus-per-trial": self.gpus_per_trial,

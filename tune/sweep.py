@@ -68,12 +68,13 @@ def _sweep(options: SweepOptions, console: Console, stack: ExitStack) -> int:
             check_same_plan(stored, plan.trials, options)
     trials = plan.trials if stored is None else tuple(stored.unfinished())
     resources = share_out(options, machine, trials)
-    _show_plan(console, Plan(trials, plan.notes), resources)
     if options.dry_run:
+        _show_plan(console, Plan(trials, plan.notes), resources)
         return 0
     _check_inputs(trials)
     sweep = create_sweep(options, plan) if stored is None else stored
-    console.print(f"sweep {sweep.name} in {sweep.folder}", soft_wrap=True)
+    _show_plan(console, Plan(trials, plan.notes), resources)
+    console.print(f"sweep {sweep.name} in {sweep.folder}", soft_wrap=True, markup=False, highlight=False)
     if trials and options.cluster is None:
         from tune.cluster import local_ray
 
@@ -110,6 +111,9 @@ def _check_inputs(trials: Sequence[Trial]) -> None:
 
 def _show_plan(console: Console, plan: Plan, resources: Resources) -> None:
     """The trials in the order in which they start, and what each gets."""
+    if not plan.trials:
+        console.print("nothing left to train: every run has ended")
+        return
     table = Table(title=f"{len(plan.trials)} trials")
     for head in ("Trial", "Format", "Weights at rest", "Scaling", "Intervention", "Steps", "Learning rate", "Model"):
         table.add_column(head, no_wrap=True)

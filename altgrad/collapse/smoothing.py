@@ -2,9 +2,10 @@
 
 Batch losses have heavy tails: raw values trip any threshold sooner or later, and an average that one wild step
 can drag away trips it for long after.  So the smoothing is an exponential average that halves a step's weight
-every `HALF_LIFE` steps, corrected for its start, in which one step counts as at most `REACH` nats away from the
-average so far.  NaN and inf are not averaged at all; the rules judge them apart.  Where only every n-th step is
-reported the half-life is that many reports: fewer batches are not less noisy.
+every `HALF_LIFE` steps, corrected for its start, in which one step counts as at most `REACH` nats above the average
+so far; below it zero is bound enough, and a start from hundreds of nats must be left quickly.  NaN and inf are not
+averaged at all; the rules judge them apart.  Where only every n-th step is reported the half-life is that many
+reports: fewer batches are not less noisy.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 HALF_LIFE = 10  # steps
-REACH = 3.0  # nats; one step moves a settled average by at most 0.067 of this
+REACH = 3.0  # nats; one step lifts a settled average by at most 0.067 of this
 _KEEP = 0.5 ** (1 / HALF_LIFE)
 START_STEPS = 5  # finite losses whose median is the initial loss
 
@@ -31,7 +32,7 @@ class Smoothed:
         if not math.isfinite(value):
             return
         if self.value is not None:
-            value = min(max(value, self.value - REACH), self.value + REACH)
+            value = min(value, self.value + REACH)
         self.total = _KEEP * self.total + (1 - _KEEP) * value
         self.weight = _KEEP * self.weight + (1 - _KEEP)
 

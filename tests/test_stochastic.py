@@ -126,6 +126,17 @@ def test_noise_of_successive_draws_and_of_different_salts_is_uncorrelated():
             assert abs(correlation(first, second)) < 5
 
 
+def test_neighbouring_keys_and_salts_give_unrelated_noise_not_a_shifted_or_permuted_copy():
+    number = 200_000
+    chosen = [((0, 0), 0), ((0, 0), 1), ((0, 1), 0), ((1, 0), 0), ((4, 7), 2)]
+    streams = [uniform(torch.tensor(key, dtype=torch.int32), torch.empty(number), salt) for key, salt in chosen]
+    by_chance = number**2 / 2**24
+    for position, first in enumerate(streams):
+        for second in streams[position + 1 :]:
+            assert abs(correlation(first, second)) < 5
+            assert int(torch.isin(first, second).sum()) < 1.2 * by_chance
+
+
 @pytest.mark.parametrize("key", [(0, 0), (1, 0), (0, 1), (2**31 - 2, 2**31 - 2)])
 def test_noise_is_uniform_bit_by_bit_and_in_bins_also_for_weak_keys(key):
     number = 1_048_576

@@ -66,6 +66,7 @@ class QuantizedLinear(nn.Linear):
     """A linear layer that shares the Parameters of the one it replaces and rounds the operands of its GEMMs.
 
     `sites["weight" | "activation" | "gradient"]` hold the formats and the counts of the last step.
+    While `bypass` is set (see `unrounded`) nothing is rounded or counted.
     weight (out, in); input (..., in), output (..., out), computed in float32 whatever the input's dtype.
     """
 

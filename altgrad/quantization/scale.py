@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from altgrad.quantization.round import FormatTensors
+from altgrad.quantization.round import FormatTensors, ulp
 
 Granularity = Literal["tensor", "row", "block"]
 
@@ -54,6 +54,18 @@ def scale_for(amax: Tensor, fmt: FormatTensors, power_of_two: bool) -> tuple[Ten
     """
     amax = amax * fmt.takes_scale
     return _power_of_two_scale(amax, fmt) if power_of_two else _real_scale(amax, fmt)
+
+
+def settled_amax(amax: Tensor, fmt: FormatTensors) -> Tensor:
+    """amax of a stored tensor after a small update: one that would round back to the largest value counts as it.
+
+    Otherwise an update of a thousandth of a ULP to the largest weight doubles the (power-of-two) scale, and every
+    weight is rounded anew to a grid twice as coarse.
+    """
+    scale, inverse = _power_of_two_scale(amax, fmt)
+    half_ulp = ulp(fmt.max, fmt) * 0.5
+    settles = (amax * inverse * 2 < fmt.max + half_ulp) & (fmt.takes_scale > 0)
+    return torch.where(settles, fmt.max * (scale * 0.5), amax)
 
 
 def _power_of_two_scale(amax: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from altgrad.formats import NumberFormat
 from altgrad.quantization.random import uniform
 from altgrad.quantization.round import FormatTensors, Rounding, round_magnitude, saturate, spec_of
-from altgrad.quantization.scale import Granularity, finite_amax, from_blocks, scale_for, to_blocks
+from altgrad.quantization.scale import Granularity, finite_amax, from_blocks, scale_for, settled_amax, to_blocks
 from altgrad.training.config import GemmSite, Recipe
 
 # What a site counts on every step, in this order: values that are not zero; of these those beyond the largest finite
@@ -32,6 +32,7 @@ class Mode(NamedTuple):
     power_of_two: bool
     amax_factor: float
     salt: int
+    at_rest: bool = False  # the write-back of a stored weight, whose scale must not double for a trifle
 
 
 class Site(nn.Module):
@@ -93,6 +94,9 @@ def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
     fmt = FormatTensors.view(spec)
     blocks = to_blocks(x) if mode.granularity == "block" else x
     amax = finite_amax(blocks, mode.granularity)
+    if mode.at_rest and mode.scaling != "none":
+        amax = settled_amax(amax, fmt)
+        blocks = torch.clamp(blocks, -amax, amax)
     noise = uniform(key, blocks, mode.salt) if mode.rounding == "stochastic" else None
     scale, inverse = _scale(amax, fmt, history, mode)
     scaled = blocks if mode.scaling == "none" else blocks * inverse

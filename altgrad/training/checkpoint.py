@@ -32,7 +32,7 @@ def save_checkpoint(folder: Folder, step: int, state: dict[str, Any]) -> str:
 
 def load_checkpoint(folder: Folder) -> tuple[dict[str, Any] | None, list[str]]:
     """(newest state that verifies, or None; names of newer checkpoints that were corrupt)."""
-    corrupt = []
+    corrupt: list[str] = []
     for name in _names(folder):
         content = folder.read_bytes(name)
         match = _NAME.fullmatch(name)

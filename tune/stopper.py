@@ -47,7 +47,10 @@ class CollapseStopper(tune.Stopper):
         records = result.pop("rows", None)
         if records is None:  # Tune repeats the last report when a trial returns
             return False
-        watch = self._watch(result["run"], records)
+        try:
+            watch = self._watch(result["run"], records)
+        except OSError:  # storage out of reach: the next report finds these records there
+            return False
         watch.take(records, self._over)
         if result["status"] != "running":
             self.ended(result["run"])

@@ -55,6 +55,11 @@ class Row:
     max_steps: int
     seconds: float | None
 
+    @property
+    def label(self) -> str:
+        """Format and variant: `E7M0 (stored)`."""
+        return f"{self.format} ({self.variant})" if self.variant else self.format
+
 
 @dataclass(frozen=True)
 class Unpaired:

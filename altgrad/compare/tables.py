@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -14,8 +15,7 @@ from altgrad.compare.rows import Row
 from altgrad.markdown import ABSENT, duration, number, table
 from altgrad.storage import Folder
 
-_FILES_ONLY = frozenset({"best_validation_loss", "gap_step", "collapse_step", "max_steps", "seconds"})
-_OFTEN_EQUAL = frozenset({"variant", "intervention", "seed", "learning_rate"})
+_OFTEN_EQUAL = frozenset({"intervention", "seed", "learning_rate"})
 Value = str | int | float | None
 _STYLE = {"completed": "green", "collapsed": "red", "failed": "bold red", "running": "cyan"}
 
@@ -79,6 +79,25 @@ COLUMNS: Sequence[Column] = (
 )
 
 
+_NAMED = {column.name: column for column in COLUMNS}
+# In order of importance: a terminal that is too narrow cuts at the right.
+_TERMINAL: Sequence[Column] = (
+    _NAMED["run"],
+    _text("format", "Format", lambda row: row.label),
+    _NAMED["status"],
+    _NAMED["validation_loss"],
+    _NAMED["gap"],
+    _text("collapse", "Collapse", lambda row: f"{row.collapse_rule}, step {row.collapse_step}" if row.reason else None),
+    _text("acts", "Acted", acts_text),
+    _NAMED["intervention"],
+    _NAMED["seed"],
+    _NAMED["learning_rate"],
+    _NAMED["tokens_per_second"],
+    _NAMED["stall_rate"],
+    _NAMED["overflow_rate"],
+)
+
+
 def comparison_markdown(rows: Sequence[Row]) -> str:
     """The comparison as a markdown table."""
     align = "".join("r" if column.is_number else "l" for column in COLUMNS)
@@ -96,24 +115,34 @@ def comparison_csv(rows: Sequence[Row]) -> str:
 
 
 def comparison_table(rows: Sequence[Row]) -> Table:
-    """The comparison for a terminal: narrower than the files.
+    """The comparison for a terminal: fewer columns than the files, the reason of a collapse as rule and step.
 
     What is the same for all runs (often the seed) goes from a column into the caption; what none has is left out.
     """
     shown, same = [], []
-    for column in (column for column in COLUMNS if column.name not in _FILES_ONLY):
+    for column in _TERMINAL:
         texts = {column.shown(row) for row in rows}
         if len(rows) > 1 and len(texts) == 1 and column.name in _OFTEN_EQUAL:
             same += [f"{column.head.lower()} {text}" for text in texts - {ABSENT}]
         elif texts != {ABSENT}:
             shown.append(column)
-    result = Table(title="Comparison, by final validation loss", caption=", ".join(same) or None)
+    result = Table(
+        title="Comparison, by final validation loss",
+        title_justify="left",
+        caption=", ".join(same) or None,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for column in shown:
-        result.add_column(column.head, justify="right" if column.is_number else "left")
+        # Numbers and words are never cut in two; texts and heads wrap at spaces.
+        cells = [column.shown(row) for row in rows]
+        pieces = [*(cells if column.is_number else " ".join(cells).split()), *column.head.split()]
+        narrowest = min(max(len(piece) for piece in pieces), 32)
+        result.add_column(column.head, justify="right" if column.is_number else "left", min_width=narrowest)
     for row in rows:
         style = _STYLE.get(row.status, "")
-        cells = [Text(column.shown(row), style if column.name == "status" else "") for column in shown]
-        result.add_row(*cells)
+        result.add_row(*(Text(column.shown(row), style if column.name == "status" else "") for column in shown))
     return result
 
 

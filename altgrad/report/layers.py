@@ -71,15 +71,20 @@ def _weight_table(evidence: Evidence, metric: str) -> str:
     if not curves:
         overall = evidence.last(metric)
         return f"By layer: {evidence.absence(metric)}." if overall is None else f"Whole model: {overall}."
-    worst = sorted(((*_peak(curve), name, curve) for name, curve in curves.items()), key=_by_severity)
+    ranked = sorted(((*_peak(curve), name, curve) for name, curve in curves.items()), key=_by_severity)
+    worst = [entry for entry in ranked if entry[0] != 0]
     rows = [
         [f"`{name}`", _rate(value), str(step), _mean(curve), _final(curve)]
         for value, step, name, curve in worst[:_SHOWN_REGIONS]
     ]
     if len(worst) > _SHOWN_REGIONS:
-        rows.append([f"{len(worst) - _SHOWN_REGIONS} more layers", *4 * [""]])
-    meaning = METRICS[metric].meaning
-    return f"{meaning[0].upper()}{meaning[1:]}.\n\n" + table(["Layer", "Worst", "at step", "Mean", "Last"], rows)
+        rows.append([f"{len(worst) - _SHOWN_REGIONS} more layers above 0", *4 * [""]])
+    parts = [f"{METRICS[metric].label}: {METRICS[metric].meaning}."]
+    if rows:
+        parts.append(table(["Layer", "Worst", "at step", "Mean", "Last"], rows))
+    if len(worst) < len(ranked):
+        parts.append(f"0 at every measurement: {len(ranked) - len(worst)} layers.")
+    return "\n\n".join(parts)
 
 
 def _peak(curve: Curve) -> tuple[float, int]:

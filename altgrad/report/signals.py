@@ -26,10 +26,10 @@ _NO_SIGNALS = frozenset(
     {"learning_rate", "tokens", "elapsed_seconds", "tokens_per_second", "gradient_stiffness_shuffled"}
 )
 _LOSSES = frozenset({"loss", "validation_loss", "shadow_loss"})
-# Smallest scale: absolute by unit or metric, otherwise this share of the median.
-_FLOORS: Mapping[str, float] = {"share": 0.005, "nats": 0.05, "cos": 0.01, "r": 0.03, "ULP": 0.02, "dB": 0.5}
+# Smallest scale: by metric or unit where the unit has a natural size, otherwise this share of the median.
 _METRIC_FLOORS: Mapping[str, float] = {"non_finite_gradients": 1e-9, "overflow_rate": 0.001}
-_RELATIVE_FLOOR = 0.05
+_FLOORS: Mapping[str, float] = {"share": 0.005, "nats": 0.05, "cos": 0.01, "r": 0.03}
+_RELATIVE_FLOOR = 0.1
 # Largest scale of a bounded signal whose baseline has fewer than `_FEW` values: two of them tell no noise from trend.
 _CEILINGS: Mapping[str, float] = {"share": 0.03, "ratio": 0.05, "cos": 0.03, "r": 0.05}
 _FEW = 5

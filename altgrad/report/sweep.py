@@ -40,7 +40,7 @@ def _counts(rows: Sequence[Row]) -> str:
 def _seeds(rows: Sequence[Row]) -> str:
     cells = [
         [
-            _name(group[0]),
+            group[0].label,
             group[0].intervention,
             f"{group[0].learning_rate:g}",
             str(len(group)),
@@ -55,10 +55,10 @@ def _seeds(rows: Sequence[Row]) -> str:
 def _matrix(rows: Sequence[Row]) -> str:
     matrix = rescue_matrix(rows)
     interventions = list(dict.fromkeys(sorted((key[2] for key in matrix), key=lambda name: (name != "none", name))))
-    formats = list(dict.fromkeys((key[0], key[1]) for key in sorted(matrix)))
+    labels = {(row.format, row.variant): row.label for row in rows}
     cells = [
-        [_label(fmt, variant), *(_cell(matrix.get((fmt, variant, name))) for name in interventions)]
-        for fmt, variant in formats
+        [label, *(_cell(matrix.get((fmt, variant, name))) for name in interventions)]
+        for (fmt, variant), label in sorted(labels.items())
     ]
     note = "Survived of ended runs; paired gap to BF16 in nats; median collapse step."
     return f"{note}\n\n{table(['Format', *interventions], cells, 'l' * (1 + len(interventions)))}"
@@ -83,13 +83,5 @@ def _collapses(rows: Sequence[Row], folders: dict[str, str], reported: set[str])
     lines = []
     for row in collapsed:
         link = f" ([failure report]({folders[row.run]}/failure_report.md))" if row.run in reported else ""
-        lines.append(f"- `{row.run}`, {_name(row)}: {row.reason or 'no verdict recorded'}{link}")
+        lines.append(f"- `{row.run}`, {row.label}: {row.reason or 'no verdict recorded'}{link}")
     return "\n".join(lines)
-
-
-def _name(row: Row) -> str:
-    return _label(row.format, row.variant)
-
-
-def _label(fmt: str, variant: str) -> str:
-    return f"{fmt} ({variant})" if variant else fmt

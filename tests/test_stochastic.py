@@ -128,7 +128,7 @@ def test_noise_of_successive_draws_and_of_different_salts_is_uncorrelated():
 
 def test_neighbouring_keys_and_salts_give_unrelated_noise_not_a_shifted_or_permuted_copy():
     number = 200_000
-    chosen = [((0, 0), 0), ((0, 0), 1), ((0, 1), 0), ((1, 0), 0), ((4, 7), 2)]
+    chosen = [((0, 0), 0), ((0, 0), 1), ((0, 1), 0), ((2, 0), 0), ((4, 7), 2)]
     streams = [uniform(torch.tensor(key, dtype=torch.int32), torch.empty(number), salt) for key, salt in chosen]
     by_chance = number**2 / 2**24
     for position, first in enumerate(streams):

@@ -290,7 +290,19 @@ def test_frozen_weights_are_found_through_noise() -> None:
 
 
 def test_little_displacement_with_a_falling_loss_is_no_stall() -> None:
-    assert judge(records(healthy, realised_displacement=lambda step: 0.05)) is None
+    assert judge(records(lambda step: 5.5 - 0.002 * step, realised_displacement=lambda step: 0.05)) is None
+
+
+def test_a_stall_is_found_although_the_parameters_without_a_format_still_learn_a_little() -> None:
+    """E7M0 without master weights, nearest rounding, as measured on a tiny GPT: (loss, realised displacement)."""
+    measured = [(4.98, 0.012), (4.85, 0.008), (4.81, 0.003), (4.77, 2e-5), (4.78, 4e-6), (4.76, 4e-6)]
+
+    def loss(step: int) -> float:
+        before, after = [(5.56, 0.0), *measured][(step - 1) // INTERVAL], measured[(step - 1) // INTERVAL]
+        return before[0] + (after[0] - before[0]) * ((step - 1) % INTERVAL + 1) / INTERVAL
+
+    verdict = judge(records(loss, 300, realised_displacement=lambda step: measured[step // INTERVAL - 1][1]))
+    assert verdict is not None and verdict.rule == "stalled" and verdict.step <= 300
 
 
 def test_a_flat_loss_alone_is_no_stall() -> None:

@@ -139,7 +139,7 @@ class TrainConfig(Recipe):
     never_learned_fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.4, description="share of the run by which the loss must have left its start")
     never_learned_margin: Positive = Field(0.15, description="nats below the initial loss that count as learning")
     stalled_displacement: Fraction = Field(0.1, description="realised displacement below which the weights count as frozen")
-    stalled_slope: Positive = Field(0.03, description="nats per 100 steps of smoothed loss that count as progress")
+    stalled_slope: Positive = Field(0.1, description="nats per 100 steps of smoothed loss that count as progress")
     stalled_windows: int = Field(3, ge=1, description="consecutive diagnostic windows that must be frozen")
     rank_collapse_ratio: Fraction = Field(0.1, description="smallest stable rank relative to its start below which a layer has collapsed")
     gap_limit: Positive = Field(1.0, description="nats of smoothed loss behind the baseline of the same seed")

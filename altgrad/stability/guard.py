@@ -1,7 +1,7 @@
 """A NaN or inf must never reach the weights or the optimizer's moments; if one is there all the same, go back.
 
 The check costs nothing on a good step: it reads the gradient norm, which is needed anyway, and looks at weights and
-moments only when that is not finite.
+moments only when that is not finite, and before it takes a snapshot.
 """
 
 from __future__ import annotations
@@ -33,12 +33,15 @@ class NonFiniteGuard:
         state.skip = True
         state.event("skip", loss=_word(state.loss), gradient_norm=_word(state.gradient_norm))
         if not self._good():
-            self._restore()
-            state.event("rollback", to_step=self._step)
+            self._restore(state)
 
     def after_step(self, state: StepState) -> None:
-        if not state.skip and state.step % self._interval == 0 and self._good():
+        if state.skip or state.step % self._interval:
+            return
+        if self._good():
             self._take(state.step)
+        else:  # a weight that this batch did not use, such as a rare token's embedding
+            self._restore(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: after a restart the restored weights are the last good ones."""
@@ -67,7 +70,7 @@ class NonFiniteGuard:
         ]
 
     @torch.no_grad()
-    def _restore(self) -> None:
+    def _restore(self, state: StepState) -> None:
         for parameter, kept, moments in zip(self._parameters, self._kept_parameters, self._kept_moments, strict=True):
             parameter.copy_(kept)
             self._optimizer.state[parameter] = {
@@ -76,6 +79,7 @@ class NonFiniteGuard:
         for parameter, moments in zip(self._parameters, self._kept_moments, strict=True):
             if not moments:
                 del self._optimizer.state[parameter]
+        state.event("rollback", to_step=self._step)
 
 
 def _word(value: float) -> float | str:

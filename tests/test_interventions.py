@@ -1,0 +1,168 @@
+"""Each intervention changes the next weights when its trigger is met, says so, and is bitwise absent when it is not."""
+
+import math
+
+import pytest
+import torch
+
+from altgrad.formats import FORMATS, find_format
+from altgrad.stability.shift import FALLBACKS
+from altgrad.training.config import GEMM_SITES, TrainConfig
+from altgrad.training.trainer import Trainer
+from tests.test_trainer import MICRO
+
+
+def weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()]).clone()
+
+
+def poison(trainer: Trainer, *steps: int, value: float = math.nan) -> None:
+    """Make the loss's gradient non-finite at some steps, as a broken kernel or a bad batch would."""
+    real = trainer._loss
+
+    def loss(inputs, targets):
+        return real(inputs, targets) * (value if trainer.step_number in steps else 1.0)
+
+    trainer._loss = loss
+
+
+def run(config: TrainConfig, steps: int, *poisoned: int) -> tuple[Trainer, list]:
+    trainer = Trainer(config)
+    poison(trainer, *poisoned)
+    return trainer, [event for _ in range(steps) for event in trainer.step().events]
+
+
+OVERFLOWING = MICRO.altered(format="E5M2", amax_factor=0.05, gradient_clip=0.0)
+
+
+def test_the_clipper_acts_on_a_really_measured_overflow_and_changes_the_next_weights():
+    plain, _ = run(OVERFLOWING, 1)
+    clipped, events = run(OVERFLOWING.altered(enable_partition_clipping=True, partition_clip_base=0.01), 1)
+    (clip,) = [event for event in events if event.kind == "clip"]
+    assert clip.detail["overflow_rate"] >= 0.01
+    assert clip.detail["limit"] == pytest.approx(0.01) and clip.detail["norm"] > clip.detail["limit"]
+    assert not torch.equal(weights(plain), weights(clipped))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OVERFLOWING.altered(partition_clip_overflow_threshold=1.0),  # overflow measured, but below the threshold
+        OVERFLOWING.altered(amax_factor=1.0),  # no overflow
+        OVERFLOWING.altered(partition_clip_base=1e6),  # overflow, but the norm is within the limit
+    ],
+    ids=["below threshold", "no overflow", "small norm"],
+)
+def test_a_clipper_without_its_trigger_is_bitwise_absent(config):
+    without, _ = run(config, 3)
+    armed, events = run(config.altered(enable_partition_clipping=True), 3)
+    assert not [event for event in events if event.kind == "clip"]
+    assert torch.equal(weights(without), weights(armed))
+
+
+def test_the_clip_limit_is_relative_to_the_largest_value_of_e5m2():
+    for name in ("E4M3", "E5M2", "E7M0"):
+        trainer = Trainer(MICRO.altered(format=name, enable_partition_clipping=True, partition_clip_base=2.0))
+        (clipper,) = [i for i in trainer.interventions if type(i).__name__ == "PartitionRelativeClipper"]
+        assert clipper.limit() == 2.0 * FORMATS[name].max / 57344
+
+
+@pytest.mark.parametrize("scaling", [{"scaling": "none", "format": "E0M7"}, {"scaling": "delayed", "format": "E4M3"}])
+def test_overflow_can_be_measured_without_shifting_the_amax(scaling):
+    trainer = Trainer(MICRO.altered(learning_rate=0.05, **scaling))
+    assert max(trainer.step().record["overflow_rate"] for _ in range(12)) > 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_non_finite_gradient_touches_neither_weights_nor_moments(value):
+    trainer = Trainer(MICRO)
+    poison(trainer, 3, value=value)
+    trainer.step(), trainer.step()
+    before, moments = weights(trainer), {k: v["exp_avg"].clone() for k, v in trainer.optimizer.state.items()}
+    outcome = trainer.step()
+    assert [event.kind for event in outcome.events] == ["skip"]
+    assert outcome.record["non_finite_gradients"] > 0 and not math.isfinite(outcome.record["loss"])
+    assert torch.equal(before, weights(trainer))
+    assert all(torch.equal(moments[key], state["exp_avg"]) for key, state in trainer.optimizer.state.items())
+    assert math.isfinite(trainer.step().record["loss"])
+
+
+@pytest.mark.parametrize(("name", "noticed"), [("ln_f.weight", 6), ("wte.weight", 8)])
+def test_poisoned_weights_are_restored_from_the_last_good_snapshot(name, noticed):
+    """At the next step where the loss shows it; at the next snapshot where no batch uses the weight (byte 0)."""
+    trainer = Trainer(MICRO)
+    for _ in range(5):  # a snapshot is taken after step 4
+        trainer.step()
+    dict(trainer.model.named_parameters())[name].data[0] = math.nan
+    events = [event for _ in range(4) for event in trainer.step().events]
+    (rollback,) = [event for event in events if event.kind == "rollback"]
+    assert (rollback.step, rollback.detail["to_step"]) == (noticed, 4)
+    assert torch.isfinite(weights(trainer)).all() and math.isfinite(trainer.step().record["loss"])
+
+
+def test_poisoned_moments_are_restored_too():
+    trainer = Trainer(MICRO)
+    for _ in range(5):
+        trainer.step()
+    next(iter(trainer.optimizer.state.values()))["exp_avg"].fill_(math.nan)
+    kinds = [event.kind for _ in range(3) for event in trainer.step().events]
+    assert "rollback" in kinds
+    assert math.isfinite(trainer.step().record["loss"]) and torch.isfinite(weights(trainer)).all()
+
+
+def test_the_shift_waits_for_its_patience_of_non_finite_steps_and_then_changes_the_formats():
+    config = MICRO.altered(format="E7M0", enable_emergency_shift=True, emergency_shift_nan_patience=3)
+    trainer, events = run(config, 3, 2, 3)
+    assert not [event for event in events if event.kind == "format_shift"]
+    trainer, events = run(config, 4, 2, 3, 4)
+    (shift,) = [event for event in events if event.kind == "format_shift"]
+    assert (shift.detail["from"], shift.detail["to"], shift.step) == ("E7M0", "E5M2", 4)
+    assert {layer.format_of(site).name for layer in trainer.layers.values() for site in GEMM_SITES} == {"E5M2"}
+    assert trainer.config.format == "E7M0"  # the run stays filed under its own format
+    unshifted, _ = run(config.altered(enable_emergency_shift=False), 5, 2, 3, 4)
+    trainer.step()
+    assert not torch.equal(weights(trainer), weights(unshifted))
+
+
+def test_a_shift_without_its_trigger_is_bitwise_absent():
+    config = MICRO.altered(format="E4M3", max_steps=9)
+    without, _ = run(config, 9)
+    armed, events = run(config.altered(enable_emergency_shift=True), 9)
+    assert not events and torch.equal(weights(without), weights(armed))
+
+
+FROZEN = MICRO.altered(
+    format="E7M0", master_weights=False, enable_emergency_shift=True, max_steps=30, diagnostic_interval=5
+)
+
+
+def test_a_frozen_run_without_masters_shifts_after_its_windows_and_not_at_step_one():
+    _, events = run(FROZEN, 30)
+    shifts = [event for event in events if event.kind == "format_shift"]
+    assert [event.step for event in shifts][:1] == [10] and "realised displacement" in shifts[0].detail["trigger"]
+
+
+@pytest.mark.parametrize("changes", [{"update_rounding": "stochastic"}, {"master_weights": True}], ids=str)
+def test_a_high_stall_rate_alone_never_shifts(changes):
+    config = FROZEN.altered(**changes)
+    trainer = Trainer(config)
+    records = [trainer.step() for _ in range(30)]
+    stalls = [r.record["stall_rate"] for r in records if "stall_rate" in r.record]
+    assert min(stalls) > config.emergency_shift_stall_threshold
+    assert not [event for r in records for event in r.events]
+
+
+def test_every_fallback_exists_and_the_chain_ends():
+    for name in FALLBACKS:
+        seen = {name}
+        while name in FALLBACKS:
+            name = find_format(FALLBACKS[name]).name
+            assert name not in seen
+            seen.add(name)
+        assert name == "E5M2"
+
+
+def test_with_nowhere_left_to_shift_the_run_says_so_once():
+    config = MICRO.altered(format="E5M2", enable_emergency_shift=True, emergency_shift_nan_patience=2)
+    _, events = run(config, 9, 2, 3, 4, 5, 6, 7)
+    assert [event.kind for event in events].count("shift_unavailable") == 1

@@ -1,0 +1,69 @@
+"""Liveness: every metric is really measured, every config field is really read."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from altgrad.metrics import METRICS, columns
+from altgrad.results import read_run
+from altgrad.training import TrainConfig, run_format_experiment
+from tests.test_trainer import MICRO
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """Three short runs that between them show every metric moving."""
+    folder = tmp_path_factory.mktemp("liveness")
+    config = MICRO.altered(max_steps=24, learning_rate=3e-3, eval_interval=8, diagnostic_interval=4)
+    first = run_format_experiment(config.altered(format="E4M3", scaling="delayed"), folder / "masters")
+    losses = read_run(first.folder).table("steps", ["loss"])
+    baseline = dict(zip(losses["step"].to_pylist(), losses["loss"].to_pylist(), strict=True))
+    second = run_format_experiment(
+        config.altered(format="E4M3", master_weights=False, learning_rate=0.03), folder / "stored", baseline=baseline
+    )
+    third = run_format_experiment(config.altered(format="E0M7", scaling="none"), folder / "unscaled")
+    fourth = run_format_experiment(
+        config.altered(format="E2M5", learning_rate=1e30, gradient_clip=0.0, stop_on_collapse=False),
+        folder / "explodes",
+    )
+    runs = [read_run(result.folder) for result in (first, second, third, fourth)]
+    return {name: [run.table(name).to_pandas() for run in runs] for name in ("steps", "layers")}
+
+
+@pytest.mark.parametrize("level", ["step", "layer"])
+def test_every_metric_is_filled_finite_and_takes_more_than_one_value(tables, level):
+    dead = []
+    for name in columns(level):
+        values = [v for table in tables["steps" if level == "step" else "layers"] for v in table[name].dropna()]
+        finite = {value for value in values if math.isfinite(value)}
+        if len(finite) < 2:
+            dead.append((name, sorted(finite)[:3], len(values)))
+    assert not dead
+
+
+def test_values_lie_where_their_unit_allows(tables):
+    for name, metric in METRICS.items():
+        tables_of = [t for level in metric.levels for t in tables["steps" if level == "step" else "layers"]]
+        for table in tables_of:
+            values = table[name].dropna()
+            finite = values[values.map(math.isfinite)]
+            if metric.unit == "share":
+                assert ((finite >= 0) & (finite <= 1)).all(), name
+            if metric.unit in ("r", "cos"):
+                assert ((finite >= -1.0001) & (finite <= 1.0001)).all(), name
+
+
+@pytest.mark.parametrize("field", TrainConfig.model_fields)
+def test_every_config_field_is_read_somewhere(field):
+    pattern = re.compile(rf"(config|recipe|self|_config|limits|fields)\.{field}\b")
+    readers = [
+        path
+        for folder in ("altgrad", "tune")
+        for path in (ROOT / folder).rglob("*.py")
+        if pattern.search(path.read_text())
+    ]
+    assert readers, f"{field} is declared and never read"

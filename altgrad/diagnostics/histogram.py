@@ -1,7 +1,8 @@
 """What a layer's numbers look like: counts by binade, and a few values, for the `tensors` table.
 
 Counts by power of two suffice to say what another format would do to a tensor's range; the sample, always taken at
-the same positions, shows single values on their way.  Site `gradient` is here the gradient of the weight.
+the same positions, shows single values on their way.  Site `gradient` is here the gradient of the weight, as the
+optimizer saw it.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured
 
-SQUARINGS = 9  # 2^10 power iterations in the end: the rank is at most 0.5 % too large
+SQUARINGS = 9  # as 2^10 power iterations: the rank comes out 0.1 % too large for a random matrix, below 1 % for any
 
 
 class StableRank(Diagnostic):

@@ -74,7 +74,7 @@ class Diagnostics:
             diagnostic.before_step(context)
 
     @torch.no_grad()
-    def measure(self, step: int, steps: Sequence[LayerStep]) -> tuple[DiagnosticSnapshot, list[dict[str, Any]]]:
+    def measure(self, step: int, steps: Sequence[LayerStep]) -> tuple[DiagnosticSnapshot, list[Mapping[str, Any]]]:
         """The measurements of a step, and its rows of the `tensors` table."""
         found = [diagnostic.measure(steps) for diagnostic in self._diagnostics]
         finite = {part.name: self._is_finite(part) for part in steps}
@@ -92,7 +92,7 @@ class Diagnostics:
         for part in found:
             for name, metrics in part.layers.items():
                 rows[name] |= {metric: next(host) for metric in metrics}
-        tensors = [
+        tensors: list[Mapping[str, Any]] = [
             {"step": step, "layer": name, "site": site, **histogram.row(list(itertools.islice(host, len(vector))))}
             for (name, site), vector in vectors.items()
         ]

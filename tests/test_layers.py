@@ -1,4 +1,4 @@
-"""Quantised linear layers: the three GEMMs against a reference by hand, special values, and one graph for all formats."""
+"""Quantised linear layers: the three GEMMs against a reference by hand, special values, one graph for every format."""
 
 from __future__ import annotations
 

@@ -151,9 +151,9 @@ def _line_traces(one: Line, in_legend: bool, variants: list[str]) -> list[dict[s
     return [faint, trace]
 
 
-def _finite_or_gap(values: np.ndarray) -> list[float | None]:
-    """inf has no place in JSON and NaN breaks the line, which is what both should do."""
-    return [value if np.isfinite(value) else None for value in values.tolist()]
+def _finite_or_gap(values: np.ndarray) -> np.ndarray:
+    """inf would stretch the axis and NaN breaks the line, which is what both should do."""
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _span_shapes(one: Line) -> list[dict[str, Any]]:
@@ -190,7 +190,7 @@ def _last_finite(lines: Sequence[Line]) -> list[dict[str, Any]]:
                 for one, span in marked
             ],
             "hovertemplate": "%{text}<extra></extra>",
-            "marker": {"symbol": "x", "size": 9, "color": ALARM},
+            "marker": {"symbol": "x", "size": 11, "color": ALARM, "line": {"width": 1.5, "color": "#ffffff"}},
             "name": "last finite value before NaN or inf",
         }
     ]

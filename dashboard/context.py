@@ -11,7 +11,7 @@ import streamlit as st
 from altgrad.compare import Row, comparison
 from dashboard.sweep import Sweep
 
-_ROW_COLUMNS = ["validation_loss", "tokens_per_second", "stall_rate", "overflow_rate", "elapsed_seconds", "loss"]
+_ROW_COLUMNS = ["validation_loss", "tokens_per_second", "stall_rate", "overflow_rate", "elapsed_seconds"]
 
 
 @dataclass(frozen=True)

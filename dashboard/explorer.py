@@ -46,7 +46,7 @@ def equivalences(formats: Mapping[str, NumberFormat]) -> list[str]:
 
 
 def codes(fmt: NumberFormat) -> list[dict[str, Any]]:
-    """Every finite magnitude: code without sign in binary, index, value, ULP above it."""
+    """Every finite magnitude: its index, its code with the sign bit 0, its value and the distance to the next one."""
     values = grid(fmt)
     width = fmt.exponent_bits + fmt.mantissa_bits
     return [
@@ -60,7 +60,7 @@ def codes(fmt: NumberFormat) -> list[dict[str, Any]]:
             else "",
             "Code": f"0{index:0{width}b}",
             "Value": float(value),
-            "Next value after": float(values[index + 1] - value) if index < fmt.max_index else None,
+            "Distance to the next": float(values[index + 1] - value) if index < fmt.max_index else None,
         }
         for index, value in enumerate(values)
     ]

@@ -73,7 +73,7 @@ def strips_figure(evidence: Evidence, signals: Signals) -> go.Figure:
         axis = "y" if position == 0 else f"y{position + 1}"
         top = 1 - position / len(metrics)
         layout[f"yaxis{'' if position == 0 else position + 1}"] = {
-            "domain": [top - 1 / len(metrics) + gap, top - gap * 0.35],
+            "domain": [top - 1 / len(metrics), top - gap],
             "automargin": True,
             "nticks": 3,
             "tickformat": ".3~g",
@@ -93,7 +93,7 @@ def _title(metric: str, top: float, departure: Departure | None) -> dict[str, An
         "xanchor": "left",
         "y": top,
         "yref": "paper",
-        "yanchor": "middle",
+        "yanchor": "top",
         "showarrow": False,
         "font": {"size": 12},
     }

@@ -48,11 +48,11 @@ class Line:
     x_raw: NDArray[np.float64]
     x_smoothed: NDArray[np.float64]
     spans: list[Span]
-    position: Curve  # step -> x, to place spans and events
+    position: Curve | None  # step -> x, to place spans and events; None where x is the step
 
     def x(self, step: float) -> float:
         """Where a step is on the x-axis."""
-        return float(np.interp(step, self.position.steps, self.position.values))
+        return step if self.position is None else float(np.interp(step, self.position.steps, self.position.values))
 
 
 def line(row: Row, run: Run, view: View, baseline: Run | None = None) -> Line | None:
@@ -73,8 +73,8 @@ def line(row: Row, run: Run, view: View, baseline: Run | None = None) -> Line | 
         row=row,
         raw=raw,
         smoothed=over,
-        x_raw=np.interp(raw.steps, position.steps, position.values),
-        x_smoothed=np.interp(over.steps, position.steps, position.values),
+        x_raw=_x(raw.steps, position),
+        x_smoothed=_x(over.steps, position),
         spans=non_finite_spans(*shown),
         position=position,
     )
@@ -89,12 +89,13 @@ def _window(curve: Curve, view: View) -> Curve:
     return Curve(curve.steps[keep], curve.values[keep])
 
 
-def _position(run: Run, axis: Axis) -> Curve:
-    """Step -> x."""
-    if axis == "step":
-        steps = run.table("steps", [])["step"].to_numpy().astype(np.int64)
-        return Curve(steps, steps.astype(np.float64))
-    return measured(run.table("steps", [axis]), axis)
+def _position(run: Run, axis: Axis) -> Curve | None:
+    """Step -> x; None where x is the step."""
+    return None if axis == "step" else measured(run.table("steps", [axis]), axis)
+
+
+def _x(steps: NDArray[np.int64], position: Curve | None) -> NDArray[np.float64]:
+    return steps.astype(np.float64) if position is None else np.interp(steps, position.steps, position.values)
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _band(members: Sequence[Row], runs: Mapping[str, Run], view: View) -> Band |
         row=members[0],
         n=len(curves),
         steps=mean.steps,
-        x=np.interp(mean.steps, position.steps, position.values),
+        x=_x(mean.steps, position),
         mean=mean.values,
         low=values.min(axis=0)[kept],
         high=values.max(axis=0)[kept],

@@ -70,7 +70,13 @@ def matrix_figure(cells: Mapping[Key, RescueCell]) -> go.Figure:
     layout = {
         "height": 90 + 62 * len(rows),
         "margin": {"l": 10, "r": 10, "t": 30, "b": 10},
-        "xaxis": {"tickvals": list(range(len(interventions))), "ticktext": interventions, "side": "top", "showgrid": False, "automargin": True},
+        "xaxis": {
+            "tickvals": list(range(len(interventions))),
+            "ticktext": interventions,
+            "side": "top",
+            "showgrid": False,
+            "automargin": True,
+        },
         "yaxis": {
             "tickvals": list(range(len(rows))),
             "ticktext": [f"{fmt} {variant}".strip() for fmt, variant in rows],
@@ -133,8 +139,7 @@ def pareto_figure(rows: Sequence[Row]) -> go.Figure:
             "textposition": "middle right",
             "name": label(row),
             "marker": {"size": 11, "color": format_colour(row.format), "symbol": "circle" if best else "circle-open"},
-            "hovertemplate": f"{label(row)}, learning rate {row.learning_rate:.3g}<br>%{{x}} bits, %{{y:+.4f}} nats<extra></extra>",
-            "showlegend": False,
+            "hovertemplate": f"{label(row)}, learning rate {row.learning_rate:.3g}<br>%{{y:+.4f}} nats<extra></extra>",
         }
         for row, bits, gap, best in points
     ]
@@ -164,7 +169,8 @@ def learning_rate_figure(rows: Sequence[Row]) -> go.Figure:
             dots | {"marker": {"color": colour, "size": 6}, "showlegend": False, "text": [r.run for r in members]}
         )
     layout = _layout("Learning rate", "Validation loss (nats)") | {"height": 380}
-    layout["xaxis"] |= {"type": "log"}
+    rates = sorted({row.learning_rate for members in lines.values() for row in members})
+    layout["xaxis"] |= {"type": "log", "tickvals": rates, "ticktext": [f"{rate:.3g}" for rate in rates]}
     return go.Figure({"data": traces, "layout": layout})
 
 

@@ -6,8 +6,10 @@ written against `Run` work on them unchanged.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,7 +25,8 @@ from dashboard.tables import RunTables
 Result = TypeVar("Result")
 _LOOK_AGAIN_SECONDS = 0.5  # several viewers share one look at the folder
 _STATUS_SECONDS = 5.0  # how often to ask whether a silent run has been killed
-_READERS = 8
+_READERS_OF_REMOTE = 16  # an object store answers slowly but many at a time; a disk feeds as many as there are cores
+_MOST_REMEMBERED = 5000
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Sweep:
         self._runs: dict[str, WatchedRun] = {}
         self._signatures: dict[str, object] = {}
         self._derived: dict[object, tuple[int, Any]] = {}
+        self._remembered: OrderedDict[object, tuple[WatchedRun, Any]] = OrderedDict()
+        self._readers = (os.cpu_count() or 2) if folder.is_local else _READERS_OF_REMOTE
         self._lock = threading.RLock()
         self._looked = float("-inf")
         self._asked_status = float("-inf")
@@ -83,7 +88,7 @@ class Sweep:
             gone = self._signatures.keys() - signatures.keys()
             self._signatures = signatures
             self._drop(gone)
-            with ThreadPoolExecutor(_READERS) as pool:
+            with ThreadPoolExecutor(self._readers) as pool:
                 loaded = list(pool.map(self._load, changed))
             if self._take_in(changed, loaded) or gone or self._status_changed():
                 self.version += 1
@@ -99,9 +104,23 @@ class Sweep:
                 self._derived[key] = held
             return held[1]
 
+    def remembered(self, run: WatchedRun, key: object, compute: Callable[[], Result]) -> Result:
+        """`compute()` for one run, remembered under `key` until that run changes; the longest unused are forgotten."""
+        with self._lock:
+            held = self._remembered.get((run.name, key))
+            if held is not None and held[0] is run:
+                self._remembered.move_to_end((run.name, key))
+                return held[1]
+        result = compute()
+        with self._lock:
+            self._remembered[run.name, key] = (run, result)
+            while len(self._remembered) > _MOST_REMEMBERED:
+                self._remembered.popitem(last=False)
+        return result
+
     def prefetch(self, runs: Iterable[WatchedRun], name: TableName, columns: Sequence[str]) -> None:
         """Read columns of many runs at once, so that reading them one by one afterwards is quick."""
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(self._readers) as pool:
             list(pool.map(lambda run: run.table(name, columns), runs))
 
     def _look(self) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -17,6 +18,8 @@ from dashboard.sweep import Sweep, WatchedRun
 _SPARK_BUCKETS = 20
 _NUMBER = st.column_config.NumberColumn
 COLUMNS: Mapping[str, Any] = {
+    "Group": st.column_config.TextColumn(width="medium"),
+    "What can be said": st.column_config.TextColumn(width="large"),
     "Learning rate": _NUMBER(format="%.2g"),
     "Progress": st.column_config.ProgressColumn(format="%.0f %%", min_value=0, max_value=100),
     "Loss curve": st.column_config.LineChartColumn(width="small", help="training loss; non-finite values left out"),
@@ -39,13 +42,25 @@ def run_frame(rows: Sequence[Row], sweep: Sweep, sparklines: bool = True) -> pd.
     """One row per run."""
     runs = {run.name: run for run in sweep.runs}
     sweep.prefetch(runs.values(), "steps", ["loss", "validation_loss", "ulps_moved_mean"])
-    return pd.DataFrame([_run_cells(row, runs[row.run], sparklines) for row in rows])
+    found = [(row, sweep.remembered(runs[row.run], "cells", partial(_measured_cells, runs[row.run]))) for row in rows]
+    frame = pd.DataFrame([_run_cells(row, cells) for row, cells in found])
+    return frame if sparklines else frame.drop(columns="Loss curve")
 
 
-def _run_cells(row: Row, run: WatchedRun, sparklines: bool) -> dict[str, Any]:
+def _measured_cells(run: WatchedRun) -> dict[str, Any]:
+    """What takes reading whole curves, so that it is done once per run."""
     loss, validation, ulps = (_curve(run, name) for name in ("loss", "validation_loss", "ulps_moved_mean"))
     finite = validation.finite()
-    cells = {
+    return {
+        "Loss curve": sparkline(loss),
+        "Training loss": _last(loss),
+        "Best step": int(finite.steps[finite.values.argmin()]) if len(finite.steps) else None,
+        "ULPs moved": _last(ulps),
+    }
+
+
+def _run_cells(row: Row, measured_cells: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         "Run": row.run,
         "Format": row.format,
         "Variant": row.variant,
@@ -54,24 +69,21 @@ def _run_cells(row: Row, run: WatchedRun, sparklines: bool) -> dict[str, Any]:
         "Learning rate": row.learning_rate,
         "Status": row.status,
         "Progress": 100 * row.step / row.max_steps,
-        "Loss curve": sparkline(loss),
-        "Training loss": _last(loss),
+        "Loss curve": measured_cells["Loss curve"],
+        "Training loss": measured_cells["Training loss"],
         "Validation loss": row.validation_loss,
         "Best": row.best_validation_loss,
-        "Best step": int(finite.steps[finite.values.argmin()]) if len(finite.steps) else None,
+        "Best step": measured_cells["Best step"],
         "Gap to BF16": row.gap,
         "At step": row.gap_step,
         "Collapse step": row.collapse_step,
         "Rule": row.collapse_rule,
         "Stall rate": row.stall_rate,
         "Overflow rate": row.overflow_rate,
-        "ULPs moved": _last(ulps),
+        "ULPs moved": measured_cells["ULPs moved"],
         "Tokens/s": row.tokens_per_second,
         "Time": row.seconds,
     }
-    if not sparklines:
-        del cells["Loss curve"]
-    return cells
 
 
 def group_frame(rows: Sequence[Row]) -> pd.DataFrame:

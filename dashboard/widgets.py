@@ -6,7 +6,7 @@ A view's state lives in the URL: widgets are bound to query parameters, so a lin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import streamlit as st
@@ -72,5 +72,5 @@ def metric_label(name: str) -> str:
 
 def show_table(frame: pd.DataFrame, alt: str, **more: Any) -> Any:
     """A table as high as its rows, up to a dozen; a dash where there is no value."""
-    height = "content" if len(frame) <= _ROWS_WITHOUT_SCROLLING else _SCROLLED_HEIGHT
+    height: int | Literal["content"] = "content" if len(frame) <= _ROWS_WITHOUT_SCROLLING else _SCROLLED_HEIGHT
     return st.dataframe(frame, hide_index=True, height=height, placeholder="–", alt=alt, **more)

@@ -83,9 +83,7 @@ def _survival(rows: Sequence[Row]) -> None:
         return
     alt = "Share of runs that have not collapsed, by step."
     st.plotly_chart(survival_figure(rows), key="survival", config=CONFIG, alt=alt)
-    st.caption(
-        "Kaplan-Meier. Ticks: runs that ended or stand there without collapsing. Groups without any collapse are left out."
-    )
+    st.caption("Kaplan-Meier. Ticks: runs that ended or stand there without collapse. Groups without any are left out.")
 
 
 def _settings(context: Context, rows: Sequence[Row]) -> None:
@@ -103,7 +101,7 @@ def _settings(context: Context, rows: Sequence[Row]) -> None:
         index=list(different),
     )
     st.dataframe(frame, alt="Config fields in which the chosen runs differ: a row per field, a column per run.")
-    st.caption(f"{len(different)} fields differ; all others are the same.")
+    st.caption(f"Fields that differ: {len(different)}. All others are the same.")
 
 
 def _text(value: Any) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -17,6 +20,8 @@ from dashboard.lines import AXES, Axis, Line, View, line, non_finite_count, seed
 from dashboard.widgets import choose, choose_many, choose_one, metric_label, show_table, switch
 
 _MOST_LINES = 100
+_MANY_LINES = 20  # from which on a line gets fewer buckets: its extremes stay, the chart draws faster
+_FEW_BUCKETS = 150
 _MOST_WITH_EVENTS = 4
 
 
@@ -31,6 +36,7 @@ def show(context: Context) -> None:
     if len(rows) > _MOST_LINES:
         st.caption(f"The first {_MOST_LINES} of {len(rows)} runs by validation loss; filter to see the others.")
         rows = rows[:_MOST_LINES]
+    view = replace(view, buckets=_FEW_BUCKETS if len(rows) > _MANY_LINES else view.buckets)
     lines = lines_of(context, rows, view)
     if not lines:
         reason = "or has no BF16 baseline of the same seed " if view.difference else ""
@@ -52,6 +58,7 @@ def show(context: Context) -> None:
         else:
             st.caption(f"Events and verdicts are drawn for up to {_MOST_WITH_EVENTS} runs; choose fewer to see them.")
         _draw(figure, view, lines, "overlay")
+        _say_non_finite(lines)
     _as_table(lines, view)
 
 
@@ -65,7 +72,8 @@ def lines_of(context: Context, rows: Sequence[Row], view: View) -> list[Line]:
     for row in rows:
         run = runs[row.run]
         baseline = baselines.get(settings_of(run).pair) if view.difference else None
-        found.append(line(row, run, view, baseline))
+        key = (view, None if baseline is None else (baseline.name, context.sweep.version))
+        found.append(context.sweep.remembered(run, key, partial(line, row, run, view, baseline)))
     return [one for one in found if one is not None]
 
 
@@ -131,6 +139,9 @@ def _int(value: float | None) -> int | None:
 def _draw(figure: object, view: View, lines: Sequence[Line], key: str) -> None:
     alt = f"{METRICS[view.metric].label} over {AXES[view.axis].lower()} of {len(lines)} runs."
     st.plotly_chart(figure, key=f"curves {key}", config=CONFIG, alt=alt)
+
+
+def _say_non_finite(lines: Sequence[Line]) -> None:
     broken = non_finite_count(lines)
     if broken:
         runs = sum(bool(one.spans) for one in lines)
@@ -143,7 +154,7 @@ def _multiples(lines: Sequence[Line], view: View, log_x: bool, log_y: bool) -> N
     for one in lines:
         by_format.setdefault(one.row.format, []).append(one)
     whole = curves_figure(lines, view, log_x, log_y)
-    cells = st.columns(2)
+    cells: Sequence[Any] = []
     for position, (name, own) in enumerate(sorted(by_format.items())):
         figure = curves_figure(own, view, log_x, log_y)
         others = [
@@ -160,18 +171,26 @@ def _multiples(lines: Sequence[Line], view: View, log_x: bool, log_y: bool) -> N
             if one.row.format != name
         ]
         figure.update_layout(
-            height=300, title={"text": name, "x": 0.02}, showlegend=len({o.row.group for o in own}) > 1
+            height=320,
+            title={"text": name, "x": 0.02},
+            showlegend=len({one.row.group for one in own}) > 1,
+            legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 1, "xanchor": "right"},
         )
         figure.update_yaxes(range=whole.layout.yaxis.range)
+        if not log_x:
+            figure.update_xaxes(range=[min(one.x_raw.min() for one in lines), max(one.x_raw.max() for one in lines)])
         figure.add_traces(others)
         figure.data = figure.data[-len(others) :] + figure.data[: -len(others)] if others else figure.data
+        if position % 2 == 0:
+            cells = st.columns(2)
         with cells[position % 2]:
             _draw(figure, view, own, f"of {name}")
+    _say_non_finite(lines)
 
 
 def _as_table(lines: Sequence[Line], view: View) -> None:
     """The drawn points for reading aloud and for export: the same numbers as on the chart."""
-    with st.expander("The drawn values as a table"):
+    if switch("Show the drawn values as a table", "values"):
         frame = drawn_values(lines, view)
         show_table(frame, alt="The drawn points: run, step and value.")
         st.download_button(

@@ -99,7 +99,8 @@ def _fit_row(name: str, fmt: str, one: Fit) -> dict[str, Any]:
 def _codes(formats: Sequence[NumberFormat]) -> None:
     name = choose("Format", [fmt.name for fmt in formats], "code_format")
     fmt = next(fmt for fmt in formats if fmt.name == name)
-    show_table(pd.DataFrame(codes(fmt)), alt=f"Codes of {name}.")
+    exact = {name: st.column_config.NumberColumn(format="%.8g") for name in ("Value", "Distance to the next")}
+    show_table(pd.DataFrame(codes(fmt)), alt=f"Codes of {name}.", column_config=exact)
     special = f"{fmt.reserved_codes} codes of each sign at the top are inf or NaN." if fmt.reserved_codes else ""
     st.caption(f"Positive half; the sign is the first bit of the code. {special}")
 

@@ -13,8 +13,7 @@ from dashboard.context import Context
 from dashboard.table import COLUMNS, group_frame, run_frame
 from dashboard.widgets import choose, choose_many, choose_one, show_table, switch
 
-_SHOWN = ("Run", "Format", "Variant", "Intervention", "Seed", "Status", "Progress", "Loss curve", "Validation loss", "Best",
-          "Gap to BF16", "Collapse step", "Rule", "Stall rate", "Overflow rate", "ULPs moved", "Tokens/s", "Time")  # fmt: skip
+_HIDDEN = ("Learning rate", "Training loss", "Best step", "At step")  # until asked for
 _MANY = 200  # rows from which on the small loss curves would take longer than the rest of the page
 
 
@@ -34,7 +33,7 @@ def show(context: Context) -> None:
     with third:
         descending = switch("Descending", "descending")
     with fourth, st.popover("Columns"):
-        default = [name for name in frame.columns if per_group or name in _SHOWN]
+        default = [name for name in frame.columns if per_group or name not in _HIDDEN]
         shown = choose_many("Columns", list(frame.columns), "columns", default)
     frame = frame.sort_values(by, ascending=not descending, na_position="last", kind="stable")
     frame = frame[[name for name in frame.columns if name in shown]]

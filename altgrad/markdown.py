@@ -29,7 +29,7 @@ def duration(seconds: float | None) -> str:
     """Seconds as `48 s`, `12 min 5 s`, `3 h 20 min`."""
     if seconds is None or not math.isfinite(seconds):
         return number(seconds)
-    if seconds < 60:
+    if seconds < 59.95:  # from there on it would read 60 s
         return f"{number(seconds, 3)} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -195,6 +195,8 @@ def read_run(folder: Folder) -> Run:
     info = folder.read_json("run.json")
     if info.get("schema") != SCHEMA:
         raise ValueError(f"{folder / 'run.json'}: schema {info.get('schema')!r}; this version reads schema {SCHEMA}")
+    if not isinstance(info.get("config"), dict):
+        raise ValueError(f"{folder / 'run.json'}: config={info.get('config')!r}; expected an object of config fields")
     return Run(folder, info, folder.read_json("end.json") if folder.has("end.json") else None)
 
 

@@ -22,7 +22,9 @@ from altgrad.compare import (
     comparison_markdown,
     comparison_table,
     config_difference,
+    pair,
     paired_gap,
+    read_row,
     rescue_matrix,
     survival,
     write_comparison,
@@ -134,6 +136,29 @@ def test_events_of_steps_that_a_restored_run_repeated_count_once(sweep: Folder) 
     row = rows_of(sweep)["restored"]
     assert row.acts == {"clip": 3}  # 10, 25 (of the second attempt) and 35
     assert row.step == 40
+
+
+def test_a_folder_without_a_config_is_named_and_the_others_are_compared(sweep: Folder) -> None:
+    write_run(sweep, "good", {1: 2.0})
+    (sweep / "odd").write_json("run.json", {"schema": 1, "run": "odd"})
+    runs, broken = list_runs(sweep)
+    assert [row.run for row in comparison(runs)] == ["good"]
+    assert "config=None; expected an object of config fields" in broken["odd"]
+
+
+def test_a_part_that_cannot_be_read_costs_its_own_rows_only(sweep: Folder) -> None:
+    write_run(sweep, "run", {1: 3.0, 2: 2.0})
+    (sweep / "run" / "steps").write_bytes("part-000-000099.parquet", b"PAR1 cut off")
+    assert rows_of(sweep)["run"].validation_loss == 2.0
+
+
+def test_rows_read_before_pair_as_if_read_now(sweep: Folder) -> None:
+    write_run(sweep, "e4m3", {10: 2.5}, config={"format": "E4M3"})
+    kept = [read_row(run) for run in list_runs(sweep)[0]]
+    assert pair(kept)[0].gap is None
+    write_run(sweep, "bf16", {10: 2.0})
+    late = [read_row(run) for run in list_runs(sweep)[0] if run.name == "bf16"]
+    assert pair([*kept, *late]) == comparison(list_runs(sweep)[0])
 
 
 # --- pairing

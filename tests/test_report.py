@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +65,13 @@ def section(report: str, title: str) -> str:
 
 def advice_for(run: Run) -> list[dict[str, Any]]:
     return [dict(advice.changes) for advice in advise(Evidence.of(run))]
+
+
+def test_comparison_and_reports_need_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys, altgrad.compare, altgrad.report; sys.exit(any(name in sys.modules for name in ('torch', 'ray')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # --- what moved first

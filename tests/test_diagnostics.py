@@ -29,6 +29,7 @@ from tests import slow_diagnostics as slow
 
 EVERYTHING = {"log_stiffness": True, "log_grid_alignment": True, "log_ulp": True, "use_shadow": True}
 DEAD_INPUT = 3  # an input that is always zero, with weights that are: no gradient, no update, no stiffness
+DEAD_UNIT = 2  # a unit that never fires: weights without a gradient
 
 
 def plain_model() -> nn.Module:
@@ -36,6 +37,7 @@ def plain_model() -> nn.Module:
     model = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 33), nn.LayerNorm(33), nn.Linear(33, 5))
     with torch.no_grad():
         model[0].weight[:, DEAD_INPUT] = 0.0
+        model[0].bias[DEAD_UNIT] = -100.0
     return model
 
 

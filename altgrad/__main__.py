@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options))
-    except (ConfigError, FileNotFoundError, PermissionError, ValueError) as error:
+    except (ValueError, OSError) as error:
         print(f"altgrad: {error}", file=sys.stderr)
         return _EXIT_BAD_INPUT
 

@@ -130,11 +130,11 @@ def test_events_of_steps_that_a_restored_run_repeated_count_once(sweep: Folder) 
             writer.event(20, "restore", step=20)
         for step in steps:
             writer.step({"step": step, "loss": 1.0})
-            if step in (10, 25, 35):
+            if step in (10, 20, 21, 25, 35):
                 writer.event(step, "clip")
         writer.flush()
     row = rows_of(sweep)["restored"]
-    assert row.acts == {"clip": 3}  # 10, 25 (of the second attempt) and 35
+    assert row.acts == {"clip": 5}  # 10 and 20 of the first attempt, 21, 25 and 35 of the second
     assert row.step == 40
 
 

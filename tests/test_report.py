@@ -139,6 +139,11 @@ def test_a_single_outlier_among_many_measurements_is_no_departure() -> None:
     assert what_moved([("gradient_norm", values)]).moved == []
 
 
+def test_the_measurements_that_make_the_baseline_do_not_leave_it() -> None:
+    values = curve(lambda s: 30.0 if s == 3 else 1.0, range(1, 100))
+    assert what_moved([("gradient_norm", values)]).moved == []
+
+
 # --- the loss curve
 
 
@@ -225,7 +230,9 @@ def test_layers_are_ranked_by_their_worst_rate_per_site(folder: Folder) -> None:
         {"step": step, "layer": name, "site": "gradient", "overflow_rate": rate[i]}
         for name, rate in rates.items()
         for i, step in enumerate((50, 100))
-    ] + [{"step": 50, "layer": "a", "site": "weight", "overflow_rate": 0.0}]
+    ]
+    layers += [{"step": 50, "layer": "a", "site": "weight", "overflow_rate": 0.0}]
+    layers += [{"step": 150, "layer": "a", "site": "gradient", "overflow_rate": 1.0}]  # after the verdict: no evidence
     report = failure_report(write_run(folder, STALLED, layers=layers))
     lines = [line for line in section(report, "Overflow by layer").splitlines() if line.startswith("| gradient")]
     assert lines == ["| gradient | `c` | 0.7 | 100 | 0.35 | 0.7 |", "| gradient | `b` | 0.3 | 50 | 0.2 | 0.1 |"]
@@ -291,6 +298,16 @@ def test_a_stall_asks_for_master_weights_stochastic_rounding_and_mantissa(folder
     text = section(failure_report(run), "What to try")
     assert "1. `master_weights: true`: " in text
     assert "realised displacement 0.02, step 100; stall rate 0.99, step 100" in text
+
+
+def test_the_format_at_the_verdict_counts_with_the_shifts_before_it_and_not_those_after(folder: Folder) -> None:
+    shifts = [
+        (50, "format_shift", {"from": "E7M0", "to": "E5M2", "trigger": "stall"}),
+        (150, "format_shift", {"from": "E5M2", "to": "E4M3", "trigger": "stall"}),
+    ]
+    config = {"format": "E7M0", "master_weights": False, "enable_emergency_shift": True, "stop_on_collapse": False}
+    run = write_run(folder, STALLED, config, steps=frozen_steps(), events=shifts)
+    assert {"weight_format": "E3M4"} in advice_for(run)  # E5M2 with two exponent bits turned into mantissa
 
 
 def test_an_overflow_in_one_layer_asks_for_scaling_range_and_that_layer(folder: Folder) -> None:
@@ -372,6 +389,8 @@ def test_advice_is_never_what_the_config_has_and_always_a_config_that_is_accepte
         config = TrainConfig(**fields)
         advice = [dict(advice.changes) for advice in advise(replace(evidence, config=config))]
         assert advice or fields["format"] in ("BF16", "FP32")
+        fields_set = [field for changes in advice for field in changes]
+        assert len(fields_set) == len(set(fields_set)), "two values for one field contradict each other"
         for changes in advice:
             assert any(getattr(config, field) != value for field, value in changes.items())
             assert config.altered(**changes) != config

@@ -308,6 +308,7 @@ def test_too_few_seeds_support_no_claim_and_lost_runs_are_counted() -> None:
     assert (one.n, one.lost, one.mean, one.low) == (1, 2, 0.1, None)
     assert "one seed: no statement" in one.sentence and "2 further runs have no finite gap" in one.sentence
     assert paired_gap([]).mean is None
+    assert paired_gap([row(1, NAN), row(2, NAN)]).sentence == "No finite gap to a baseline was measured."
 
 
 def test_runs_of_one_seed_count_once() -> None:

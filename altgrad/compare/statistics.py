@@ -40,7 +40,7 @@ class PairedGap:
         """What may be said of it."""
         lost = f" {self.lost} further run{'s have' if self.lost > 1 else ' has'} no finite gap." if self.lost else ""
         if self.mean is None:
-            return "No gap to a baseline was measured." + lost
+            return "No finite gap to a baseline was measured."
         if self.low is None or self.high is None:
             return f"{self.mean:+.3f} nats with one seed: no statement about other seeds." + lost
         interval = f"{self.mean:+.3f} nats [{self.low:+.3f}, {self.high:+.3f}], n = {self.n}"

@@ -9,10 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
-from scipy import stats
 
 from altgrad.compare import (
     Row,
@@ -25,8 +23,6 @@ from altgrad.compare import (
     pair,
     paired_gap,
     read_row,
-    rescue_matrix,
-    survival,
     write_comparison,
 )
 from altgrad.compare.pairing import DEFAULTS, MEASURING, NUMERICS, RESCUE, RUNNING
@@ -268,88 +264,6 @@ def test_a_config_difference_shows_only_what_differs(sweep: Folder) -> None:
     }
     assert config_difference([runs[0], older])["gone"] == {"older": 1}
     assert config_difference(runs[:1]) == {}
-
-
-# --- statistics
-
-
-def row(seed: int = 0, gap: float | None = None, **fields: Any) -> Row:
-    plain: dict[str, Any] = dict(
-        run=f"r{seed}", group="g", format="E4M3", variant="", intervention="none", seed=seed, learning_rate=1e-3,
-        status="completed", is_baseline=False, validation_loss=None, best_validation_loss=None, gap=gap, gap_step=None,
-        collapse_step=None, collapse_rule=None, reason=None, acts={}, shifted_to=None, tokens_per_second=None,
-        stall_rate=None, overflow_rate=None, step=100, max_steps=100, seconds=None,
-    )  # fmt: skip
-    return Row(**(plain | fields))
-
-
-def test_a_paired_interval_is_the_t_interval_computed_by_hand() -> None:
-    # mean 0.2, standard deviation 0.1, t(0.975, 2) = 4.302653: half width 4.302653 * 0.1 / sqrt(3) = 0.248414
-    gap = paired_gap([row(1, 0.1), row(2, 0.2), row(3, 0.3)])
-    assert (gap.n, gap.lost) == (3, 0)
-    assert (gap.mean, gap.low, gap.high) == pytest.approx((0.2, -0.048414, 0.448414), abs=1e-6)
-    assert gap.sentence == "+0.200 nats [-0.048, +0.448], n = 3: no difference from the baseline can be told."
-
-
-def test_a_paired_interval_agrees_with_scipy() -> None:
-    gaps = np.random.default_rng(0).normal(0.3, 0.05, 8)
-    result = paired_gap([row(seed, float(value)) for seed, value in enumerate(gaps)])
-    expected = stats.t.interval(0.95, 7, loc=gaps.mean(), scale=stats.sem(gaps))
-    assert (result.low, result.high) == pytest.approx(expected)
-    assert result.sentence.endswith("n = 8: behind the baseline.")
-
-
-def test_too_few_seeds_support_no_claim_and_lost_runs_are_counted() -> None:
-    two = paired_gap([row(1, 0.1), row(2, 0.3)])
-    # t(0.975, 1) = 12.7062, standard error 0.1
-    assert (two.low, two.high) == pytest.approx((0.2 - 1.27062, 0.2 + 1.27062), abs=1e-5)
-    assert "too few seeds for any claim" in two.sentence
-    one = paired_gap([row(1, 0.1), row(2, NAN), row(3, None)])
-    assert (one.n, one.lost, one.mean, one.low) == (1, 2, 0.1, None)
-    assert "one seed: no statement" in one.sentence and "2 further runs have no finite gap" in one.sentence
-    assert paired_gap([]).mean is None
-    assert paired_gap([row(1, NAN), row(2, NAN)]).sentence == "No finite gap to a baseline was measured."
-
-
-def test_runs_of_one_seed_count_once() -> None:
-    assert paired_gap([row(1, 0.1), row(1, 0.3), row(2, 0.4)]) == paired_gap([row(1, 0.2), row(2, 0.4)])
-
-
-def test_the_rescue_matrix_counts_survivors_of_the_runs_that_ended() -> None:
-    rows = [
-        row(1, status="collapsed", collapse_step=50),
-        row(2, status="collapsed", collapse_step=80),
-        row(3, 0.5),
-        row(4, status="running"),
-        row(5, 0.25, intervention="clip"),
-        row(6, variant="stored"),
-    ]
-    matrix = rescue_matrix(rows)
-    assert matrix.keys() == {("E4M3", "", "none"), ("E4M3", "", "clip"), ("E4M3", "stored", "none")}
-    cell = matrix["E4M3", "", "none"]
-    assert (cell.survived, cell.ended, cell.unfinished, cell.median_collapse_step) == (1, 3, 1, 65.0)
-    assert (cell.gap.n, cell.gap.mean, cell.runs) == (1, 0.5, ("r1", "r2", "r3", "r4"))
-    assert matrix["E4M3", "", "clip"].median_collapse_step is None
-
-
-def test_survival_is_the_product_of_shares_at_risk() -> None:
-    rows = [
-        row(1, status="collapsed", collapse_step=10),
-        row(2, status="killed", step=20),
-        row(3, status="collapsed", collapse_step=30),
-        row(4, status="collapsed", collapse_step=30),
-        row(5, step=100),
-    ]
-    result = survival(rows)
-    assert result.steps.tolist() == [0, 10, 30]
-    assert result.at_risk.tolist() == [5, 5, 3]  # the run killed at 20 says nothing about step 30
-    assert result.alive.tolist() == pytest.approx([1, 4 / 5, 4 / 5 * 1 / 3])
-    assert result.censored.tolist() == [20, 100]
-    assert survival([]).alive.tolist() == [1.0]
-
-
-def test_a_run_censored_at_the_step_of_a_collapse_was_at_risk_there() -> None:
-    assert survival([row(1, status="collapsed", collapse_step=50), row(2, step=50)]).at_risk.tolist() == [2, 2]
 
 
 def test_hiding_a_run_changes_no_other_groups_statistics(sweep: Folder) -> None:

@@ -272,6 +272,14 @@ def test_resume_with_other_wishes_names_the_difference(tmp_path: Path) -> None:
         check_same_plan(sweep, plan_sweep(longer, CPU_BOX).trials, longer)
 
 
+def test_resume_may_name_its_sweep_by_name_too(tmp_path: Path) -> None:
+    create_sweep(SweepOptions(results=str(tmp_path), name="one"), Plan(()))
+    create_sweep(SweepOptions(results=str(tmp_path), name="two"), Plan(()))
+    assert open_sweep(SweepOptions(results=str(tmp_path), resume="newest", name="one")).name == "one"
+    assert open_sweep(SweepOptions(results=str(tmp_path), resume="one")).name == "one"
+    assert main(["--resume", "--name", "one", "--results", str(tmp_path), "--dry-run"]) == 0
+
+
 def test_only_runs_that_ended_well_are_finished(tmp_path: Path) -> None:
     options = SweepOptions(results=str(tmp_path), name="one", formats=("E4M3", "E5M2", "E7M0"))
     sweep = create_sweep(options, plan_sweep(options, CPU_BOX))

@@ -50,6 +50,7 @@ def local_ray(machine: Machine) -> Iterator[None]:
             logging_level=logging.ERROR,
             runtime_env={"env_vars": _WORKER_ENVIRONMENT},
             _temp_dir=folder,
+            _node_ip_address="127.0.0.1",  # nothing listens on the network
         )
         yield
     finally:

@@ -73,12 +73,17 @@ class TrialState:
             self.trial.config.format,
             f"{self.step}/{self.trial.config.max_steps}",
             number(self.loss, 4),
-            ABSENT if self.gap is None else f"{self.gap:+.3f}",
+            self._gap_text(),
             _percent(self.stall_rate),
             _percent(self.overflow_rate),
             self.reason if self.status == "collapsed" and self.reason else str(self.status),
             ABSENT if self.eta is None else duration(round(self.eta)),
         )
+
+    def _gap_text(self) -> str:
+        if self.trial.is_baseline:
+            return "baseline"
+        return ABSENT if self.gap is None else f"{self.gap:+.3f}"
 
 
 @dataclass

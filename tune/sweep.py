@@ -51,8 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _sweep(options: SweepOptions, console: Console, stack: ExitStack) -> int:
-    stored = None if options.resume is None else open_sweep(options)
-    check_new(options)
+    stored = None
+    if options.resume is not None:
+        stored = open_sweep(options)
+    else:
+        check_new(options)
     if options.wandb == "online":
         check_account()
     machine = this_machine()
@@ -136,15 +139,17 @@ def _show_results(sweep: Sweep, options: SweepOptions, console: Console) -> int:
     console.print(comparison_table(rows))
     lines = [f"results: {sweep.folder} (comparison.md, comparison.csv)"]
     lines += [f"failure report: {run.folder}/{REPORT}" for run in runs if run.folder.has(REPORT)]
-    failed = [run for run in runs if run.status == "failed"]
-    lines += [f"failed: {run.name}: {(run.end or {})['summary']['error']}" for run in failed]
+    failed = {run.name: run.end["summary"]["error"] for run in runs if run.end and run.status == "failed"}
+    lines += [f"failed: {name}: {reason}" for name, reason in failed.items()]
     lines += [f"cannot be read: {name}: {reason}" for name, reason in broken.items()]
-    if failed:
-        lines.append(f"try the failed ones again: {options.resume_command(sweep.name)}")
+    unfinished = [trial.run for trial in sweep.unfinished()]
+    lines += [f"not finished: {name}" for name in unfinished if name not in failed]
+    if unfinished:
+        lines.append(f"try again: {options.resume_command(sweep.name)}")
     lines.append(f"dashboard: streamlit run dashboard -- {shlex.quote(options.results)}")
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
-    return 1 if failed or broken or sweep.unfinished() else 0
+    return 1 if unfinished or broken else 0
 
 
 if __name__ == "__main__":

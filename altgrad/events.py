@@ -17,7 +17,9 @@ import pyarrow as pa
 from altgrad.results import Run
 
 # Kinds that record something else than an intervention's act; every other kind is an act.
-NO_ACTS = frozenset({"verdict", "restore", "checkpoint_fallback", "shift_unavailable"})
+NO_ACTS = frozenset(
+    {"verdict", "restore", "checkpoint_fallback", "shift_unavailable", "storage_outage", "checkpoint_skipped"}
+)
 
 
 @dataclass(frozen=True)

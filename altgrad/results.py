@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from altgrad.metrics import columns
+from altgrad.outage import PATIENCE, Outage
 from altgrad.storage import Folder
 
 SCHEMA = 1
@@ -82,7 +83,11 @@ class Verdict:
 
 
 class RunWriter:
-    """Writes one run's folder.  Rows are buffered and flushed as a part at least every `flush_seconds`."""
+    """Writes one run's folder.  Rows are buffered and flushed as a part at least every `flush_seconds`.
+
+    Storage that refuses, once the run has started, does not stop it: parts stay in memory and are tried again, up to
+    the limit of an `Outage`.  A part is tried under its one name, so that an upload whose answer was lost does no harm.
+    """
 
     def __init__(self, folder: Folder, attempt: int = 0, flush_seconds: float = 2.0) -> None:
         self.folder = folder
@@ -90,12 +95,18 @@ class RunWriter:
         self._flush_seconds = flush_seconds
         self._rows: dict[TableName, list[dict[str, Any]]] = {name: [] for name in SCHEMAS}
         self._part = 0
+        self._unwritten: dict[str, pa.Buffer] = {}  # parts by file name
+        self._outage = Outage(folder)
+        self._last_step = 0
         self._last_flush = time.monotonic()
 
     def start(self, info: Mapping[str, Any]) -> None:
-        """Write `run.json` from `info` (see `Run`); removes an earlier attempt's end record."""
+        """Write `run.json` from `info` (see `Run`); removes an earlier attempt's end record.
+
+        Raises OSError where the folder cannot be written: what was never possible is not waited for.
+        """
         if self.folder.has("end.json"):
-            self.folder.filesystem.delete_file(f"{self.folder.path}/end.json")
+            self.folder.delete("end.json")
         self.folder.write_json("run.json", {"schema": SCHEMA, "attempt": self.attempt, "started": time.time(), **info})
 
     def step(self, record: Mapping[str, float]) -> None:
@@ -121,25 +132,52 @@ class RunWriter:
         if unknown:
             raise KeyError(f"{table}: no column {sorted(unknown)}; metrics are declared in altgrad/metrics.py")
         self._rows[table].append({"attempt": self.attempt, **row})
-        if time.monotonic() - self._last_flush >= self._flush_seconds:
+        if time.monotonic() - self._last_flush >= self._flush_seconds and self._outage.due:
             self.flush()
 
-    def flush(self) -> None:
-        """Write the buffered rows as new parts."""
+    def flush(self) -> bool:
+        """Write the buffered rows as new parts; whether storage has taken all of them.
+
+        What it refuses stays here for the next flush.  Raises OSError once it has refused for an outage's limit.
+        """
+        self._to_parts()
+        try:
+            self._write_parts(self.folder.patient(0))
+        except OSError as error:
+            self._outage.refused(error)
+            return False
+        lasted = self._outage.over()
+        if lasted is not None:
+            self.event(self._last_step, "storage_outage", seconds=lasted)
+        return True
+
+    def _to_parts(self) -> None:
+        """Turn the buffered rows into parts, compressed."""
         for table, rows in self._rows.items():
             if rows:
+                self._last_step = int(rows[-1]["step"])
                 sink = pa.BufferOutputStream()
                 pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMAS[table]), sink, compression="zstd")
-                name = f"{table}/part-{self.attempt:03d}-{self._part:06d}.parquet"
-                self.folder.write_bytes(name, sink.getvalue())
+                self._unwritten[f"{table}/part-{self.attempt:03d}-{self._part:06d}.parquet"] = sink.getvalue()
                 self._rows[table] = []
         self._part += 1
         self._last_flush = time.monotonic()
 
-    def end(self, status: Status, verdict: Verdict | None, summary: Mapping[str, Any]) -> None:
-        """Flush and write `end.json`: after this the run is over."""
+    def _write_parts(self, folder: Folder) -> None:
+        while self._unwritten:
+            name, content = next(iter(self._unwritten.items()))
+            folder.write_bytes(name, content)
+            del self._unwritten[name]
+
+    def end(
+        self, status: Status, verdict: Verdict | None, summary: Mapping[str, Any], patience: float = PATIENCE
+    ) -> None:
+        """Write what is left and `end.json`: after this the run is over.  Waits `patience` seconds for storage."""
+        folder = self.folder.patient(patience)
         self.flush()
-        write_end(self.folder, status, verdict, summary)
+        self._to_parts()  # the event of an outage just over
+        self._write_parts(folder)
+        write_end(folder, status, verdict, summary)
 
 
 def write_end(folder: Folder, status: Status, verdict: Verdict | None, summary: Mapping[str, Any]) -> None:

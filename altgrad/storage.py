@@ -1,6 +1,8 @@
 """A folder on a local disk, NFS or an object store, through pyarrow's filesystems: one spelling for all.
 
-Writes are whole-file and atomic: a reader sees a file complete or not at all.
+Writes are whole-file and atomic: a reader sees a file complete or not at all.  Credentials come from the environment
+(`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `GOOGLE_APPLICATION_CREDENTIALS`, ...), never from a location: locations are
+printed and stored.
 """
 
 from __future__ import annotations
@@ -8,36 +10,69 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from altgrad.outage import PATIENCE, Outage
+
+T = TypeVar("T")
+_S3_OPTIONS = ("endpoint_override", "region", "scheme")
+# An address that does not answer is known after 2 x 5 s.  Longer outages are the business of `Folder.patient`.
+_CONNECT_SECONDS, _REQUEST_SECONDS, _TRIES = 5.0, 30.0, 2
+_GCS_RETRY_SECONDS = 10
+_NOT_AN_OUTAGE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder and its filesystem.  `Folder.at("results")`, `Folder.at("s3://bucket/prefix")`."""
+    """A folder and its filesystem.  `Folder.at("results")`, `Folder.at("s3://bucket/prefix")`.
+
+    `query`: options of its URI.  `patience`: seconds for which an operation that storage refuses is tried again.
+    """
 
     filesystem: pafs.FileSystem
     path: str
+    query: str = ""
+    patience: float = 0.0
 
     @classmethod
     def at(cls, location: str | os.PathLike[str]) -> Folder:
-        """The folder at a local path or a URI (`s3://`, `gs://`, `file://`).  It need not exist."""
+        """The folder at a local path or a URI (`s3://`, `gs://`, `file://`).  It need not exist.
+
+        Another server than AWS: `s3://bucket/prefix?endpoint_override=HOST:PORT&scheme=http`, or AWS_ENDPOINT_URL.
+        Raises ValueError for a URI with credentials or unknown options.
+        """
         text = os.fspath(location)
-        if "://" in text:
-            filesystem, path = pafs.FileSystem.from_uri(text)
-            return cls(filesystem, path.rstrip("/"))
-        return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
+        if "://" not in text:
+            return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
+        uri = urlsplit(text)
+        if "@" in uri.netloc:
+            raise ValueError(f"{uri.scheme}://...: credentials in a location; give them in the environment")
+        if uri.scheme == "s3":
+            return cls(_s3(uri), f"{uri.netloc}{uri.path}".rstrip("/"), uri.query)
+        if uri.scheme in ("gs", "gcs") and "retry_limit_seconds" not in uri.query:
+            text += f"{'&' if uri.query else '?'}retry_limit_seconds={_GCS_RETRY_SECONDS}"
+        filesystem, path = pafs.FileSystem.from_uri(text)
+        return cls(filesystem, path.rstrip("/"), uri.query)
+
+    def patient(self, seconds: float = PATIENCE) -> Folder:
+        """The same folder, whose operations outlast that many seconds of refusal.  0: none, for the first contact."""
+        return replace(self, patience=seconds)
 
     def __truediv__(self, name: str) -> Folder:
-        return Folder(self.filesystem, f"{self.path}/{name}")
+        return replace(self, path=f"{self.path}/{name}")
 
     def __str__(self) -> str:
+        """The location, from which `at` makes the same folder."""
         scheme = self.filesystem.type_name
-        return self.path if scheme == "local" else f"{'gs' if scheme == 'gcs' else scheme}://{self.path}"
+        if scheme == "local":
+            return self.path
+        return f"{'gs' if scheme == 'gcs' else scheme}://{self.path}" + (f"?{self.query}" if self.query else "")
 
     @property
     def name(self) -> str:
@@ -50,24 +85,49 @@ class Folder:
     def list(self, *, recursive: bool = False) -> list[pafs.FileInfo]:
         """What is in the folder, sorted by path; empty where the folder does not exist."""
         selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
-        return sorted(self.filesystem.get_file_info(selector), key=lambda info: info.path)
+        found = self._insist(lambda: self.filesystem.get_file_info(selector))
+        return sorted(found, key=lambda info: info.path)
 
     def has(self, name: str) -> bool:
-        return self.filesystem.get_file_info(f"{self.path}/{name}").type == pafs.FileType.File
+        return self._insist(lambda: self.filesystem.get_file_info(f"{self.path}/{name}")).type == pafs.FileType.File
 
     def read_bytes(self, name: str) -> bytes:
         """Content of a file in the folder.  Raises FileNotFoundError."""
-        with self.filesystem.open_input_file(f"{self.path}/{name}") as file:
-            return bytes(file.read())
+
+        def read() -> bytes:
+            with self.filesystem.open_input_file(f"{self.path}/{name}") as file:
+                return bytes(file.read())
+
+        return self._insist(read)
 
     def write_bytes(self, name: str, content: bytes | pa.Buffer) -> None:
         """Write a file whole: complete or absent, also when the process dies.  Creates the folder."""
-        target = f"{self.path}/{name}"
-        self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
-        if not self.is_local:
+        self._insist(lambda: self._write(f"{self.path}/{name}", content))
+
+    def delete(self, name: str) -> None:
+        """Delete a file in the folder.  Raises FileNotFoundError."""
+        self._insist(lambda: self.filesystem.delete_file(f"{self.path}/{name}"))
+
+    def _insist(self, action: Callable[[], T]) -> T:
+        """Do it, trying again for `patience` seconds where storage refuses."""
+        if not self.patience:
+            return action()
+        outage = Outage(self, self.patience)
+        while True:
+            try:
+                return action()
+            except _NOT_AN_OUTAGE:
+                raise
+            except OSError as error:
+                outage.refused(error)
+            outage.wait()
+
+    def _write(self, target: str, content: bytes | pa.Buffer) -> None:
+        if not self.is_local:  # object stores need no folder, and an object appears when its upload is complete
             with self.filesystem.open_output_stream(target) as stream:
                 stream.write(content)
             return
+        os.makedirs(os.path.dirname(target), exist_ok=True)
         temporary = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{uuid.uuid4().hex[:8]}"
         try:
             with open(temporary, "wb") as file:
@@ -92,6 +152,27 @@ class Folder:
         """Write a JSON object; NaN and inf, which JSON lacks, become the strings "NaN", "Infinity", "-Infinity"."""
         text = json.dumps(_strict(content), indent=2, allow_nan=False)
         self.write_bytes(name, (text + "\n").encode())
+
+
+def _s3(uri: SplitResult) -> pafs.S3FileSystem:
+    """The store of an `s3://` URI; its region from the URI, the environment or, for AWS, the bucket itself."""
+    options = dict(parse_qsl(uri.query))
+    unknown = sorted(options.keys() - set(_S3_OPTIONS))
+    if unknown:
+        raise ValueError(f"s3://{uri.netloc}: unknown option {', '.join(unknown)}; known: {', '.join(_S3_OPTIONS)}")
+    elsewhere = "endpoint_override" in options or {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & os.environ.keys()
+    region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region is None:
+        region = "us-east-1" if elsewhere else pafs.resolve_s3_region(uri.netloc)
+    return pafs.S3FileSystem(
+        region=region,
+        endpoint_override=options.get("endpoint_override"),
+        scheme=options.get("scheme", "https"),
+        connect_timeout=_CONNECT_SECONDS,
+        request_timeout=_REQUEST_SECONDS,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_TRIES),
+        allow_delayed_open=True,  # a small file is one request, not three
+    )
 
 
 def _strict(value: Any) -> Any:

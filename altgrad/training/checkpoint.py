@@ -26,7 +26,7 @@ def save_checkpoint(folder: Folder, step: int, state: dict[str, Any]) -> str:
     name = f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:12]}.pt"
     folder.write_bytes(name, content)
     for old in _names(folder)[KEPT:]:
-        folder.filesystem.delete_file(f"{folder.path}/{old}")
+        folder.delete(old)
     return name
 
 

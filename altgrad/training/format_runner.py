@@ -12,6 +12,7 @@ import socket
 import subprocess
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 from altgrad.collapse import BaselineGap, CollapseDetector
+from altgrad.outage import Outage
 from altgrad.report import write_failure_report
 from altgrad.results import RunWriter, Status, Verdict
 from altgrad.storage import Folder
@@ -85,6 +87,7 @@ class FormatExperimentRunner:
         self._gap = BaselineGap(baseline) if baseline is not None else None
         self._model, self._batches = model, batches
         self._checkpoints = folder / "checkpoints"
+        self._outage = Outage(self._checkpoints)
         self._rows: list[Mapping[str, float]] = []
         self._losses = LossSummary()
 
@@ -105,9 +108,14 @@ class FormatExperimentRunner:
         except Exception as error:  # recorded for the reader of the folder, then raised for the caller
             reason = " ".join(str(error).split()) or type(error).__name__
             summary = {"error": f"{type(error).__name__}: {reason}", "traceback": traceback.format_exc()}
-            if self.folder.has("run.json"):
-                writer.end("failed", None, summary)
+            self._record_failure(writer, summary)
             raise
+
+    def _record_failure(self, writer: RunWriter, summary: Mapping[str, Any]) -> None:
+        """The end record of a failed run, at once or not at all: it may be its storage that failed."""
+        with suppress(OSError):
+            if self.folder.patient(0).has("run.json"):
+                writer.end("failed", None, summary, patience=0)
 
     def _next_attempt(self) -> int:
         if not self.folder.has("run.json"):
@@ -165,15 +173,25 @@ class FormatExperimentRunner:
             writer.event(event.step, event.kind, **event.detail)
 
     def _checkpoint(self, trainer: Trainer, detector: CollapseDetector, writer: RunWriter) -> None:
-        """Flush first: a checkpoint must not be ahead of the rows that a restored run will not write again."""
-        writer.flush()
+        """Flush first: a checkpoint must not be ahead of the rows that a restored run will not write again.
+
+        Storage that refuses costs this checkpoint, not the run; one that keeps refusing fails it.
+        """
+        if not writer.flush():
+            return
         state = {
             "trainer": trainer.state_dict(),
             "detector": detector.state_dict(),
             "losses": self._losses.state_dict(),
             "gap": self._gap.state_dict() if self._gap is not None else None,
         }
-        save_checkpoint(self._checkpoints, trainer.step_number, state)
+        try:
+            save_checkpoint(self._checkpoints.patient(0), trainer.step_number, state)
+        except OSError as error:
+            self._outage.refused(error)
+            writer.event(trainer.step_number, "checkpoint_skipped", reason=" ".join(str(error).split()))
+        else:
+            self._outage.over()
 
     def _finish(self, trainer: Trainer, detector: CollapseDetector, writer: RunWriter) -> ExperimentResult:
         verdict = detector.verdict
@@ -199,7 +217,7 @@ class FormatExperimentRunner:
         }
         writer.end(status, verdict, summary)
         if verdict is not None:
-            write_failure_report(self.folder)
+            write_failure_report(self.folder.patient())
         if self._report is not None:
             self._send(status, verdict)
         return result

@@ -1,0 +1,47 @@
+"""One answer to storage that refuses for a while: a full disk, an object store that answers 503, a network away.
+
+Waiting longer each time, up to a limit, then giving up with one line.  Whoever writes decides whether to wait
+(`Folder.patient`) or to keep working meanwhile (`RunWriter.flush`); how long is decided here.
+"""
+
+from __future__ import annotations
+
+import time
+
+PATIENCE = 300.0  # seconds of refusal that a run or a sweep survives
+_FIRST_DELAY, _LONGEST_DELAY = 0.5, 10.0
+
+
+class Outage:
+    """Refusals of one place in a row.  `limit`: seconds from the first one to giving up."""
+
+    def __init__(self, place: object, limit: float = PATIENCE) -> None:
+        self._place, self._limit = place, limit
+        self._since: float | None = None
+        self._delay = _FIRST_DELAY
+        self._retry_at = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to try (again)."""
+        return time.monotonic() >= self._retry_at
+
+    def refused(self, error: OSError) -> None:
+        """Note a refusal and when to try again.  Raises OSError, naming the place, once the limit is reached."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since, self._delay = now, _FIRST_DELAY
+        if now - self._since >= self._limit:
+            reason = " ".join(str(error).split())
+            raise OSError(f"{self._place}: storage refused for {now - self._since:.0f} s: {reason}") from error
+        self._retry_at = now + self._delay
+        self._delay = min(2 * self._delay, _LONGEST_DELAY)
+
+    def wait(self) -> None:
+        """Sleep until it is time to try again."""
+        time.sleep(max(0.0, self._retry_at - time.monotonic()))
+
+    def over(self) -> float | None:
+        """Note a success; the seconds that the refusals before it lasted, None where there were none."""
+        since, self._since, self._retry_at = self._since, None, 0.0
+        return None if since is None else time.monotonic() - since

@@ -1,0 +1,198 @@
+"""Runs and sweeps on an object store: a real S3 server on loopback, also one that refuses writes for a while."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+import altgrad.outage
+from altgrad.compare import comparison
+from altgrad.events import read_events
+from altgrad.results import Run, RunWriter, list_runs, list_sweeps, read_run
+from altgrad.storage import Folder
+from altgrad.training import TrainConfig, run_format_experiment
+from altgrad.training.format_runner import Report
+from tests.object_store import ENVIRONMENT, ObjectStore, object_store
+
+ROOT = Path(__file__).parents[1]
+SMALL: dict[str, Any] = {
+    "model": "micro", "batch_size": 4, "max_steps": 20, "eval_interval": 10, "eval_batches": 2,
+    "diagnostic_interval": 10, "checkpoint_interval": 5, "warmup_steps": 5, "threads": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ObjectStore]:
+    with object_store() as store:
+        yield store
+
+
+@pytest.fixture
+def store(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+def losses(run: Run) -> list[Any]:
+    return run.table("steps", ["loss", "validation_loss"]).select(["step", "loss", "validation_loss"]).to_pylist()
+
+
+def test_a_location_survives_being_printed_and_read_again(store: ObjectStore) -> None:
+    folder = Folder.at(store.uri("a/b")) / "c"
+    folder.write_bytes("x", b"content")
+    again = Folder.at(str(folder))
+    assert again.path == "bucket/a/b/c" and again.read_bytes("x") == b"content"
+    assert [info.base_name for info in (Folder.at(store.uri("a")) / "b").list()] == ["c"]
+
+
+def test_credentials_in_a_location_are_refused_without_being_repeated() -> None:
+    with pytest.raises(ValueError, match="credentials") as caught:
+        Folder.at("s3://AKIAKEY:hunter2@bucket/prefix")
+    assert "hunter2" not in str(caught.value) and "AKIAKEY" not in str(caught.value)
+
+
+def test_an_unknown_option_of_a_location_is_named() -> None:
+    with pytest.raises(ValueError, match=r"unknown option endpoint; known: endpoint_override"):
+        Folder.at("s3://bucket/prefix?endpoint=127.0.0.1")
+
+
+def test_a_run_on_s3_is_bit_for_bit_the_run_on_disk_and_resumes_there(store: ObjectStore, tmp_path: Path) -> None:
+    config = TrainConfig(format="E4M3", **SMALL)
+    folder = Folder.at(store.uri("sweep")) / "run"
+
+    def interrupt(report: Report) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_format_experiment(config, folder, report=interrupt, report_interval=7)
+    run_format_experiment(config, folder)
+    run_format_experiment(config, tmp_path / "disk")
+    runs, broken = list_runs(Folder.at(store.uri("sweep")))
+    assert not broken and [run.name for run in runs] == ["run"]
+    assert runs[0].status == "completed" and runs[0].info["attempt"] == 1
+    restore = [event for event in read_events(runs[0]) if event.kind == "restore"]
+    assert [event.detail["from_step"] for event in restore] == [5]
+    assert losses(runs[0]) == losses(read_run(Folder.at(tmp_path / "disk")))
+    assert comparison(runs)[0].step == 20
+
+
+def sweep(store: ObjectStore, home: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--results", store.uri("sweeps"), *options]
+    keep = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
+    return subprocess.run(
+        command, cwd=home, env=keep | ENVIRONMENT | {"HOME": str(home)}, capture_output=True, text=True, timeout=240
+    )
+
+
+def test_a_sweep_writes_to_s3_and_is_resumed_there(store: ObjectStore, tmp_path: Path) -> None:
+    settings = [f"{name}={value}" for name, value in SMALL.items() if name not in ("threads", "model", "max_steps")]
+    options = ["--name", "s", "--formats", "E4M3", "--model", "micro", "--max-steps", "20", "--wandb", "disabled"]
+    done = sweep(store, tmp_path, *options, "--set", *settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = Folder.at(store.uri("sweeps")) / "s"
+    assert [found.name for found in list_sweeps(Folder.at(store.uri("sweeps")))] == ["s"]
+    runs, broken = list_runs(folder)
+    assert not broken and {run.name: run.status for run in runs} == {
+        "bf16_baseline-s42": "completed",
+        "e4m3-s42": "completed",
+    }
+    before = losses(runs[1])
+    (folder / "e4m3-s42").delete("end.json")
+    again = sweep(store, tmp_path, "--resume", "s", "--wandb", "disabled")
+    assert again.returncode == 0, again.stdout + again.stderr
+    run = read_run(folder / "e4m3-s42")
+    assert run.status == "completed" and run.info["attempt"] == 1 and losses(run) == before
+    assert "bf16_baseline-s42  starts" not in again.stdout
+    assert folder.has("comparison.md") and not (folder / ".ray").list()
+
+
+def test_a_run_trains_on_while_s3_refuses_writes_and_loses_nothing(store: ObjectStore, tmp_path: Path) -> None:
+    config = TrainConfig(format="E4M3", **SMALL | {"max_steps": 60})
+    folder = Folder.at(store.uri("refused")) / "run"
+    during: list[int] = []
+
+    def report(news: Report) -> None:
+        if news.step == 10:
+            store.refusing = True
+        if store.refusing:
+            during.append(news.step)
+        if news.step == 40:
+            threading.Timer(3.0, setattr, (store, "refusing", False)).start()
+
+    run_format_experiment(config, folder, report=report, report_interval=10)
+    run_format_experiment(config, tmp_path / "disk")
+    run = read_run(folder)
+    assert store.refused > 0 and during[:4] == [10, 20, 30, 40]
+    assert run.status == "completed"
+    assert losses(run) == losses(read_run(Folder.at(tmp_path / "disk")))
+    assert "storage_outage" in [event.kind for event in read_events(run)]
+
+
+def test_storage_that_refuses_for_good_fails_the_run_with_one_line(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(altgrad.outage, "_FIRST_DELAY", 0.1)
+    folder = Folder.at(store.uri("dead")) / "run"
+    writer = RunWriter(folder, flush_seconds=0.0)
+    writer.start({"run": "run", "config": {}})
+    writer._outage = altgrad.outage.Outage(folder, limit=1.0)
+    store.refusing = True
+    try:
+        with pytest.raises(OSError, match=r"dead/run.*: storage refused for [12] s: .*") as caught:
+            for step in range(1, 200):
+                writer.step({"step": step, "loss": 1.0})
+                time.sleep(0.02)
+    finally:
+        store.refusing = False
+    assert "\n" not in str(caught.value)
+    assert not read_run(folder).table("steps").num_rows  # nothing half-written
+
+
+def test_a_full_disk_costs_no_row_and_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = RunWriter(Folder.at(tmp_path / "run"), flush_seconds=0.0)
+    writer.start({"run": "run", "config": {}})
+    replace, full = os.replace, [True]
+
+    def disk(source: str, target: str) -> None:
+        if full[0]:
+            raise OSError(errno.ENOSPC, "No space left on device", target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", disk)
+    for step in range(1, 6):
+        writer.step({"step": step, "loss": float(step)})
+    assert not writer.flush()
+    assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()] == ["run.json"]
+    full[0] = False
+    writer.end("completed", None, {})
+    assert read_run(Folder.at(tmp_path / "run")).table("steps")["loss"].to_pylist() == [1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere.invalid"])
+def test_an_unreachable_store_is_one_line_within_15_seconds(address: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--formats", "E4M3", "--name", "x"]
+    results = f"s3://bucket/prefix?endpoint_override={address}&scheme=http"
+    started = time.monotonic()
+    done = subprocess.run(
+        [*command, "--results", results], cwd=tmp_path, env=os.environ | ENVIRONMENT, capture_output=True, text=True
+    )
+    assert time.monotonic() - started < 15
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1 and address.split(":")[0] in done.stderr
+
+
+def test_a_missing_bucket_is_an_error_not_a_new_bucket(store: ObjectStore) -> None:
+    nowhere = Folder.at(store.uri("x").replace("s3://bucket", "s3://no-such-bucket"))
+    with pytest.raises((OSError, pa.ArrowException), match=r"(?i)bucket"):
+        nowhere.write_bytes("x", b"")

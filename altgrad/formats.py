@@ -154,6 +154,17 @@ FORMATS: Mapping[str, NumberFormat] = {
 
 BASELINE_FORMAT = "BF16"
 
+# Where an emergency shift (STAB-06) goes from a format that fails; E5M2 has nowhere to go.
+FALLBACKS: Mapping[str, str] = {
+    "E7M0": "E5M2",
+    "E6M1": "E5M2",
+    "E4M3": "E5M2",
+    "E1M6": "E3M4",
+    "E0M7": "E3M4",
+    "E2M5": "E3M4",
+    "E3M4": "E5M2",
+}
+
 _SPLIT_NAME = re.compile(r"E(\d{1,2})M(\d{1,2})(?:b(-?\d{1,3}))?", re.ASCII)
 
 

@@ -19,6 +19,7 @@ No torch, no ray: the dashboard reads through this module alone.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -79,7 +80,8 @@ class Verdict:
 
     def sentence(self) -> str:
         """One line for tables and reports."""
-        return f"{self.rule} at step {self.step}: {self.metric} {self.value:.4g}, limit {self.limit:.4g}"
+        limit = f", limit {self.limit:.4g}" if math.isfinite(self.limit) else ""
+        return f"{self.rule} at step {self.step}: {self.metric} {self.value:.4g}{limit}"
 
 
 class RunWriter:

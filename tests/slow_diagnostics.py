@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import median_low
 
 import numpy as np
 import torch
@@ -135,7 +136,7 @@ def measure(steps: Sequence[SlowStep]) -> dict[str, float | None]:
         "ulps_moved_median": moves[(len(moves) - 1) // 2],
         "ulps_moved_max": moves[-1],
         "ulps_moved_zero_fraction": _mean([float(moved == 0) for moved in moves]),
-        "stable_rank": min(stable_rank(step.weight) for step in steps),
+        "stable_rank": median_low(stable_rank(step.weight) for step in steps),
     }
 
 

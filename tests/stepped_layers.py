@@ -61,7 +61,7 @@ class Bench:
         self.loss().backward()
 
     def before_step(self) -> None:
-        self.diagnostics.before_step(Context(self.number, self.model, self.layers, self.loss))
+        self.diagnostics.before_step(Context(self.number, self.layers, self.loss))
 
     def finish(self) -> list[LayerStep]:
         """Clip, move, write back."""

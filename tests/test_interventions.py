@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from altgrad.formats import FORMATS, find_format
-from altgrad.stability.shift import FALLBACKS
+from altgrad.formats import FALLBACKS, FORMATS, find_format
 from altgrad.training.config import GEMM_SITES, TrainConfig
 from altgrad.training.trainer import Trainer
 from tests.test_trainer import MICRO

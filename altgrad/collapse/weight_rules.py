@@ -78,7 +78,7 @@ class RankReference:
 
 
 class RankCollapse:
-    """The smallest stable rank fell by `rank_collapse_ratio` without the loss improving meanwhile.
+    """The median stable rank fell by `rank_collapse_ratio` without the loss improving meanwhile.
 
     Stable rank always falls while a model learns, in wide layers to a small share of its start, so a level says
     nothing.  The reference is the highest measurement so far, but follows the rank down as the loss improves; what
@@ -114,7 +114,7 @@ class RankCollapse:
         if memory.low < RANK_MEASUREMENTS:
             return None
         detail = (
-            f"smallest stable rank below {limit:.3g} since step {memory.low_since}; it was {memory.rank:.3g} when the "
+            f"median stable rank below {limit:.3g} since step {memory.low_since}; it was {memory.rank:.3g} when the "
             f"smoothed loss was {memory.loss:.3f}, now {smoothed:.3f}"
         )
         return Verdict(seen.step, self.name, "stable_rank", rank, limit, detail)

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from altgrad.formats import NumberFormat
 from altgrad.quantization.layers import QuantizedLinear
@@ -113,7 +113,6 @@ class Context:
     """
 
     step: int
-    model: nn.Module
     layers: Mapping[str, QuantizedLinear]
     loss_of: Callable[[], Tensor]
 

@@ -6,7 +6,7 @@ moments only when that is not finite, and before it takes a snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +19,14 @@ class NonFiniteGuard:
     """Skips steps with a non-finite loss or gradient; restores the last good snapshot of poisoned weights or moments.
 
     A snapshot of parameters and optimizer state is taken every `interval` steps, in memory, once checked.
+    `companions`: tensors that tell of the weights' past and go back with them.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, interval: int) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, interval: int, companions: Sequence[Tensor] = ()) -> None:
         self._optimizer = optimizer
         self._interval = interval
         self._parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+        self._companions = companions
         self._take(step=0)
 
     def on_gradients(self, state: StepState) -> None:
@@ -64,6 +66,7 @@ class NonFiniteGuard:
     def _take(self, step: int) -> None:
         self._step = step
         self._kept_parameters = [parameter.detach().clone() for parameter in self._parameters]
+        self._kept_companions = [companion.clone() for companion in self._companions]
         self._kept_moments = [
             {key: value.clone() if torch.is_tensor(value) else value for key, value in moments.items()}
             for moments in self._moments()
@@ -76,6 +79,8 @@ class NonFiniteGuard:
             self._optimizer.state[parameter] = {
                 key: value.clone() if torch.is_tensor(value) else value for key, value in moments.items()
             }
+        for companion, kept in zip(self._companions, self._kept_companions, strict=True):
+            companion.copy_(kept)
         for parameter, moments in zip(self._parameters, self._kept_moments, strict=True):
             if not moments:
                 del self._optimizer.state[parameter]

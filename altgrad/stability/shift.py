@@ -11,21 +11,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from altgrad.formats import find_format
+from altgrad.formats import FALLBACKS, find_format
 from altgrad.quantization.layers import QuantizedLinear
 from altgrad.stability.protocol import StepState
 from altgrad.training.config import GEMM_SITES, TrainConfig
 from altgrad.training.optim import WriteBack
-
-FALLBACKS: Mapping[str, str] = {
-    "E7M0": "E5M2",
-    "E6M1": "E5M2",
-    "E4M3": "E5M2",
-    "E1M6": "E3M4",
-    "E0M7": "E3M4",
-    "E2M5": "E3M4",
-    "E3M4": "E5M2",
-}
 
 
 class EmergencyMantissaShift:

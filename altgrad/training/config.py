@@ -141,7 +141,7 @@ class TrainConfig(Recipe):
     stalled_displacement: Fraction = Field(0.1, description="realised displacement below which the weights count as frozen")
     stalled_slope: Positive = Field(0.1, description="nats per 100 steps of smoothed loss that count as progress")
     stalled_windows: int = Field(3, ge=1, description="consecutive diagnostic windows that must be frozen")
-    rank_collapse_ratio: Fraction = Field(0.1, description="smallest stable rank relative to its start below which a layer has collapsed")
+    rank_collapse_ratio: Fraction = Field(0.1, description="median stable rank relative to its start below which the weights have collapsed")
     gap_limit: Positive = Field(1.0, description="nats of smoothed loss behind the baseline of the same seed")
     gap_patience: int = Field(100, ge=1, description="steps in a row behind by that much")
     # running

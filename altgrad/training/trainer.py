@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from altgrad.diagnostics.protocol import Context, LayerStep
+from altgrad.diagnostics.protocol import Context
 from altgrad.diagnostics.suite import Diagnostics
 from altgrad.quantization.layers import QuantizedLinear, quantize_model
 from altgrad.stability.clipper import PartitionRelativeClipper
@@ -30,6 +30,7 @@ from altgrad.training.counts import SiteCounts
 from altgrad.training.data import Batches, TextBatches, load_corpus
 from altgrad.training.model import build_gpt, gpt_shape
 from altgrad.training.optim import WriteBack, build_optimizer, learning_rate
+from altgrad.training.watch import RandomState, WeightWatch
 
 
 @dataclass
@@ -73,6 +74,8 @@ class Trainer:
             self._write_back()
             self._write_back.forget()
         self._counts = SiteCounts(self.layers)
+        self._watch = WeightWatch(self.layers)
+        self._random = RandomState(self.device)
         self._loss = compiled_loss(model, config, self.device)
         corrections = None if self._write_back is None else self._write_back.corrections
         self._diagnostics = Diagnostics(config, model, self.layers, corrections)
@@ -82,7 +85,8 @@ class Trainer:
         self.tokens = 0
 
     def _build_interventions(self) -> list[Intervention]:
-        chosen: list[Intervention] = [NonFiniteGuard(self.optimizer, self.config.diagnostic_interval)]
+        corrections = [] if self._write_back is None else list(self._write_back.corrections.values())
+        chosen: list[Intervention] = [NonFiniteGuard(self.optimizer, self.config.diagnostic_interval, corrections)]
         if self.config.enable_emergency_shift:
             chosen.append(EmergencyMantissaShift(self.config, self.layers, self._write_back))
         if self.config.enable_partition_clipping:
@@ -100,24 +104,30 @@ class Trainer:
             group["lr"] = rate
         self._key.copy_(torch.tensor([config.seed & 0x7FFFFFFF, step & 0x7FFFFFFF], dtype=torch.int32))
 
+        measuring = step % config.diagnostic_interval == 0 or step == config.max_steps
+        before_forward = self._random.take() if measuring else []
         loss = self._forward_backward(inputs, targets)
         state = self._read(step, loss)
         state.measured["learning_rate"] = rate
-        measuring = (step % config.diagnostic_interval == 0 or step == config.max_steps) and state.finite
-        if measuring:
-            context = Context(step, self.model, self.layers, lambda: self.model(inputs, targets))
-            self._diagnostics.before_step(context)
+        if measuring and state.finite:
+
+            def loss_again() -> Tensor:
+                self._random.put(before_forward)  # the same dropout masks
+                return self.model(inputs, targets)
+
+            self._diagnostics.before_step(Context(step, self.layers, loss_again))
         outcome = StepOutcome(state.measured, events=state.events)
         for intervention in self.interventions:
             intervention.on_gradients(state)
         if not state.skip:
-            self._update(state, measuring, outcome)
+            self._update(state, outcome, measuring=measuring and state.finite)
         for intervention in self.interventions:
             intervention.after_step(state)
 
         if step % config.eval_interval == 0 or step == config.max_steps:
             state.measured["validation_loss"] = self.validation_loss()
-        self._account(outcome.record, inputs.numel(), time.perf_counter() - started)
+        tokens = len(inputs) if inputs.is_floating_point() else inputs.numel()
+        self._account(outcome.record, tokens, time.perf_counter() - started)
         return outcome
 
     def _forward_backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -138,35 +148,22 @@ class Trainer:
         record["non_finite_gradients"] = 0.0 if state.finite else _non_finite_share(gradients)
         return state
 
-    def _update(self, state: StepState, measuring: bool, outcome: StepOutcome) -> None:
+    def _update(self, state: StepState, outcome: StepOutcome, *, measuring: bool) -> None:
         """Clip, move the optimizer, write back, and measure around it."""
         limit = self.config.gradient_clip
         if limit and state.gradient_norm > limit:
             state.scale_gradients(limit / state.gradient_norm)
-        before = self._weights() if measuring else {}
+        if measuring:
+            self._watch.before_step()
         self.optimizer.step()
-        intended = {name: layer.weight.detach().clone() for name, layer in self.layers.items()} if measuring else {}
+        if measuring:
+            self._watch.after_optimizer()
         if self._write_back is not None:
             self._write_back()
         if measuring:
-            steps = [self._layer_step(layer, before[name], intended[name]) for name, layer in self.layers.items()]
-            snapshot, outcome.tensors = self._diagnostics.measure(state.step, steps)
+            snapshot, outcome.tensors = self._diagnostics.measure(state.step, self._watch.steps())
             outcome.record.update(snapshot.values)
             outcome.layers = self._counts.rows(state.step, snapshot.layers, self._write_back)
-
-    def _weights(self) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Per layer: weight, stored weight, scale and inverse scale, copied."""
-        return {
-            name: (layer.weight.detach().clone(), layer.rounded_weight(), *layer.weight_scale())
-            for name, layer in self.layers.items()
-        }
-
-    def _layer_step(
-        self, layer: QuantizedLinear, before: tuple[Tensor, Tensor, Tensor, Tensor], intended: Tensor
-    ) -> LayerStep:
-        weight, stored, scale, inverse = before
-        gradient = layer.weight.grad if layer.weight.grad is not None else torch.zeros_like(layer.weight)
-        return LayerStep(layer.name, layer, gradient, weight, stored, intended, layer.rounded_weight(), scale, inverse)
 
     @torch.no_grad()
     def validation_loss(self) -> float:
@@ -197,7 +194,7 @@ class Trainer:
             "corrections": dict(self._write_back.corrections) if self._write_back is not None else {},
             "diagnostics": self._diagnostics.state_dict(),
             "interventions": [intervention.state_dict() for intervention in self.interventions],
-            "random": [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [])],
+            "random": self._random.take(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -214,9 +211,7 @@ class Trainer:
         self._diagnostics.load_state_dict(state["diagnostics"])
         for intervention, kept in zip(self.interventions, state["interventions"], strict=True):
             intervention.load_state_dict(kept)
-        torch.set_rng_state(state["random"][0])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state_all(state["random"][1:])
+        self._random.put(state["random"])
 
 
 def _device(name: str) -> torch.device:

@@ -42,7 +42,7 @@ def main() -> None:
     if chosen is None:
         return
     current = _open(str(chosen))
-    version = current.refresh()
+    version = _look(current)
     context = Context(current, pages={})
     pages = {
         path: st.Page(partial(show, context), title=title, url_path=path, default=path == "overview")
@@ -91,13 +91,26 @@ def _open(location: str) -> Sweep:
 @st.fragment(run_every=LOOK_SECONDS)
 def _follow(current: Sweep, shown_version: int) -> None:
     """Look for new rows; draw the page again only if there are any."""
-    if current.refresh() != shown_version:
+    if _look(current) != shown_version:
         st.rerun()
+
+
+def _look(current: Sweep) -> int:
+    """Refresh; storage that does not answer leaves what is known on the screen."""
+    try:
+        return current.refresh()
+    except OSError as error:
+        st.sidebar.warning(f"{current.folder} does not answer: {error}. Shown is what was read before.")
+        return current.version
 
 
 @st.fragment(run_every=LOOK_SECONDS)
 def _wait_for_first_sweep(root: Folder) -> None:
-    if list_sweeps(root):
+    try:
+        found = bool(list_sweeps(root))
+    except OSError:
+        return
+    if found:
         st.rerun()
 
 
@@ -116,4 +129,5 @@ def _say_what_cannot_be_read(current: Sweep) -> None:
                 st.caption(sentence)
 
 
-main()
+if __name__ == "__main__":
+    main()

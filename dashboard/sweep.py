@@ -190,12 +190,11 @@ class Sweep:
 
 def _check(run: Run) -> None:
     """Raise ValueError where a record lacks what every page needs."""
-    config = run.info.get("config")
-    if not isinstance(config, dict) or "started" not in run.info:
-        raise ValueError(f"{run.folder / 'run.json'}: incomplete: it needs `config` and `started`")
-    missing = {"format", "seed", "max_steps", "learning_rate"} - config.keys()
+    missing = {"format", "seed", "max_steps", "learning_rate"} - run.config.keys()
     if missing:
         raise ValueError(f"{run.folder / 'run.json'}: config lacks {', '.join(sorted(missing))}")
+    if "started" not in run.info:
+        raise ValueError(f"{run.folder / 'run.json'}: incomplete: it needs `started`")
     if run.end is not None and "status" not in run.end:
         raise ValueError(f"{run.folder / 'end.json'}: incomplete: it needs `status`")
     _ = run.verdict

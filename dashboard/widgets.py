@@ -43,17 +43,18 @@ def switch(title: str, key: str, value: bool = False, **more: Any) -> bool:
     return bool(st.toggle(title, value=value, key=key, bind="query-params", **more))
 
 
-def choose_kept(title: str, options: Sequence[str], key: str, **more: Any) -> str:
-    """One of some options that come and go, as runs do: the URL names the choice even where it is the first.
+def choose_kept(title: str, options: Sequence[str], key: str, default: str | None = None, **more: Any) -> str:
+    """One of some options, always named in the URL, and kept when the viewer goes to another page and back.
 
-    A bound widget leaves its default out of the URL, and tomorrow's first option may be another one.
+    For options that come and go, as runs do (a bound widget leaves its default out of the URL, and tomorrow's
+    first option may be another one), and for options shown under a label (a bound widget puts that into the URL).
     """
-    widget = f"{key} widget"
+    widget, last = f"{key} widget", st.session_state.get(f"{key} shown")
     wanted = st.query_params.get(key)
-    if wanted in options and wanted != st.session_state.get(f"{key} shown"):  # the URL has changed, not the widget
+    if wanted in options and wanted != last:  # the URL has changed, not the widget
         st.session_state[widget] = wanted
     if st.session_state.get(widget) not in options:
-        st.session_state[widget] = options[0]
+        st.session_state[widget] = next((name for name in (last, default) if name in options), options[0])
     chosen = str(st.selectbox(title, options, key=widget, **more))
     st.session_state[f"{key} shown"] = st.query_params[key] = chosen
     return chosen

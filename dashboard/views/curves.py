@@ -17,7 +17,7 @@ from dashboard.charts import CONFIG, add_moments, bands_figure, curves_figure
 from dashboard.colours import FAINT
 from dashboard.context import Context, label
 from dashboard.lines import AXES, Axis, Line, View, line, non_finite_count, seed_bands
-from dashboard.widgets import choose, choose_many, choose_one, metric_label, show_table, switch
+from dashboard.widgets import choose_kept, choose_many, choose_one, metric_label, show_table, switch
 
 _MOST_LINES = 100
 _MANY_LINES = 20  # from which on a line gets fewer buckets: its extremes stay, the chart draws faster
@@ -98,9 +98,9 @@ def _chosen_rows(context: Context) -> list[Row]:
 def _chosen_view(context: Context) -> tuple[View, str, bool, bool]:
     first, second, third, fourth = st.columns([2, 1, 2, 1])
     with first:
-        metric = choose("Metric", columns("step"), "metric", "loss", format_func=metric_label)
+        metric = choose_kept("Metric", columns("step"), "metric", "loss", format_func=metric_label)
     with second:
-        axis = choose("Over", list(AXES), "over", "step", format_func=_axis_label)
+        axis = choose_kept("Over", list(AXES), "over", "step", format_func=_axis_label)
     with third:
         layout = choose_one("Layout", ["overlay", "small multiples", "seed bands"], "layout")
     with fourth:

@@ -23,7 +23,7 @@ _COUNTED: Sequence[Status] = ("running", "completed", "collapsed", "failed")
 def show(context: Context) -> None:
     """The page."""
     rows = context.rows
-    st.title(f"Sweep {context.sweep.folder.name}")
+    st.title(f"Overview of {context.sweep.folder.name}")
     planned = context.sweep.planned
     _counts(rows, planned)
     _work(progress(rows, context.sweep.runs, planned, time.time()))

@@ -21,7 +21,7 @@ from dashboard.context import Context
 from dashboard.lines import View, line
 from dashboard.progress import event_row
 from dashboard.sweep import WatchedRun
-from dashboard.widgets import choose, choose_run, metric_label, show_table
+from dashboard.widgets import choose_kept, choose_run, metric_label, show_table
 
 _FACTS = ("host", "device", "git_commit", "parameters", "vocabulary", "initial_weights_hash", "batches_hash", "attempt")
 
@@ -61,7 +61,7 @@ def _state(context: Context, run: WatchedRun, row: Row) -> None:
 
 
 def _curve(run: WatchedRun, row: Row) -> None:
-    metric = choose("Metric", columns("step"), "metric", "loss", format_func=metric_label)
+    metric = choose_kept("Metric", columns("step"), "metric", "loss", format_func=metric_label)
     view = View(metric)
     one = line(row, run, view)
     if one is None:

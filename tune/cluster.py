@@ -15,6 +15,18 @@ from tune.machine import Machine
 from tune.options import SweepError
 
 ROOT = Path(__file__).resolve().parents[1]
+# What a cluster does not need of the working tree; what git ignores is not sent either.
+NOT_SENT = (
+    "/.git/",
+    "/.venv/",
+    "/results/",
+    "/wandb/",
+    "/artifacts/",
+    "/dist/",
+    "/build/",
+    "__pycache__/",
+    ".*_cache/",
+)
 _OBJECT_STORE_BYTES = 100 * 1024**2  # trials exchange records only
 # Read by Ray's processes.  A reused worker waits for the previous trial's thread to end, e.g. its last upload, before
 # it takes the next trial; with Ray's 2 s the next, innocent trial fails.
@@ -27,14 +39,17 @@ _DRIVER_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
 }
+# Ray's switch for "no cluster", whose name comes from where it is the default: its processes then listen on 127.0.0.1
+# instead of on every interface.
+_LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @contextmanager
 def local_ray(machine: Machine) -> Iterator[None]:
     """A Ray of our own with the machine's cores and GPUs, whatever cluster may be running here; gone afterwards."""
-    import ray
+    os.environ.update(_DRIVER_ENVIRONMENT | _LOOPBACK_ONLY)
+    import ray  # reads its environment when imported
 
-    os.environ.update(_DRIVER_ENVIRONMENT)
     _use_own_token()
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # workers do not see this process's sys.path
@@ -50,7 +65,6 @@ def local_ray(machine: Machine) -> Iterator[None]:
             logging_level=logging.ERROR,
             runtime_env={"env_vars": _WORKER_ENVIRONMENT},
             _temp_dir=folder,
-            _node_ip_address="127.0.0.1",  # nothing listens on the network
         )
         yield
     finally:
@@ -70,7 +84,7 @@ def connected_ray(address: str) -> Iterator[Machine]:
     environment: dict[str, object] = {"env_vars": _WORKER_ENVIRONMENT}
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         environment["working_dir"] = str(ROOT)
-        environment["excludes"] = ["/results/", "/.venv/", "/.git/", "__pycache__/"]
+        environment["excludes"] = list(NOT_SENT)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
     except (ConnectionError, ValueError, RuntimeError) as error:

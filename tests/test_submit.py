@@ -1,0 +1,183 @@
+"""Sweeps as Ray jobs, on a real cluster of one node on loopback with token authentication."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from altgrad.results import list_runs
+from altgrad.storage import Folder
+from tune.options import SweepError, parse_options
+from tune.submit import check_sweep
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 180.0
+SMALL = ["--formats", "E4M3", "--no-baseline", "--model", "micro", "--max-steps", "20", "--wandb", "disabled"]
+SMALL += ["--set", "batch_size=4", "eval_interval=20", "eval_batches=1", "diagnostic_interval=20"]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    address: str
+    home: Path
+    token: str
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    keep = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{keep['PATH']}"
+    return keep | {"HOME": str(home), "PATH": path, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"} | more
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    home = tmp_path_factory.mktemp("cluster")
+    scratch = tempfile.mkdtemp(prefix="altgrad-head-", dir="/tmp")  # short: sockets have a limit of 107 characters
+    token, port = secrets.token_hex(32), free_port()
+    command = [
+        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1",
+        f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}", f"--temp-dir={scratch}",
+        "--num-cpus=2", "--num-gpus=0", "--object-store-memory=100000000", "--disable-usage-stats",
+    ]  # fmt: skip
+    log = (home / "head.log").open("w")
+    head = subprocess.Popen(
+        command, env=environment(home, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token), stdout=log,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + PATIENCE
+        while not answers(address):
+            assert head.poll() is None and time.monotonic() < end, (home / "head.log").read_text()
+            time.sleep(0.3)
+        yield Cluster(address, home, token)
+    finally:
+        children = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
+        head.send_signal(signal.SIGTERM)
+        _, left = psutil.wait_procs([*children, psutil.Process(head.pid)] if children else [], timeout=30)
+        for process in left:
+            process.kill()
+        head.wait()
+        log.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{address}/api/version", timeout=2)
+    except urllib.error.HTTPError as error:
+        return error.code == 401
+    except OSError:
+        return False
+    return True
+
+
+def submit(cluster: Cluster, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tune" / "submit.py"), "--address", cluster.address, *arguments]
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token} | variables
+    home = environment(cluster.home, **{name: value for name, value in variables.items() if value})
+    return subprocess.run(command, env=home, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def test_a_submitted_sweep_shows_its_log_and_leaves_its_results(cluster: Cluster, tmp_path: Path) -> None:
+    done = submit(cluster, "--results", str(tmp_path / "shared"), "--name", "job", *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    job = done.stdout.split()[1]
+    for what in ("status", "logs", "stop"):
+        assert f"ray job {what} --address {cluster.address} {job}" in done.stdout
+    assert "e4m3-s42  completed" in done.stdout and f"job {job}: SUCCEEDED" in done.stdout
+    runs, broken = list_runs(Folder.at(tmp_path / "shared" / "job"))
+    assert not broken and [(run.name, run.status) for run in runs] == [("e4m3-s42", "completed")]
+    assert cluster.token not in done.stdout + done.stderr
+
+    again = submit(cluster, "--results", str(tmp_path / "shared"), "--resume", "job", "--wandb", "disabled")
+    assert again.returncode == 0 and "nothing left to train" in again.stdout, again.stdout + again.stderr
+
+
+def test_without_waiting_it_returns_and_the_job_s_failure_is_its_own(cluster: Cluster, tmp_path: Path) -> None:
+    done = submit(cluster, "--no-wait", "--results", str(tmp_path), "--resume", "absent")
+    assert done.returncode == 0 and "ray job status" in done.stdout
+    waited = submit(cluster, "--results", str(tmp_path), "--resume", "absent")
+    assert waited.returncode == 2 and "no sweep in" in waited.stdout and "FAILED" in waited.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"RAY_AUTH_MODE": "", "RAY_AUTH_TOKEN": ""}, "wants a token (401)"),
+        ({"RAY_AUTH_TOKEN": "f" * 64}, "refuses this token (403)"),
+    ],
+)
+def test_a_missing_or_wrong_token_is_explained_in_one_line(
+    cluster: Cluster, tmp_path: Path, variables: dict[str, str], words: str
+) -> None:
+    started = time.monotonic()
+    done = submit(cluster, "--results", str(tmp_path), *SMALL, **variables)
+    assert time.monotonic() - started < 15
+    assert done.returncode == 2 and words in done.stderr and "RAY_AUTH_TOKEN" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+class Other(http.server.BaseHTTPRequestHandler):
+    """A cluster of another version."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"version": "4", "ray_version": "2.10.0"}).encode())
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_a_cluster_of_another_version_is_refused_with_both_versions(tmp_path: Path) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        other = Cluster(f"http://127.0.0.1:{server.server_port}", tmp_path, "0" * 64)
+        done = submit(other, "--results", str(tmp_path), *SMALL)
+        server.shutdown()
+    assert done.returncode == 2 and "runs Ray 2.10.0, this is 2.6" in done.stderr
+
+
+def test_an_address_where_nothing_answers_is_one_line_within_15_seconds(tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = submit(Cluster(f"http://127.0.0.1:{free_port()}", tmp_path, "0" * 64), "--results", str(tmp_path), *SMALL)
+    assert time.monotonic() - started < 15
+    assert done.returncode == 2 and "no answer" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--results", "results"], "an absolute path that all nodes share"),
+        (["--results", "/shared", "--configs", "/etc"], "which is what the job sees"),
+        (["--results", "/shared", "--configs", "configs/absent.yaml"], "which is what the job sees"),
+    ],
+)
+def test_what_a_job_cannot_see_is_refused_before_it_is_sent(arguments: list[str], words: str) -> None:
+    with pytest.raises(SweepError, match=words):
+        check_sweep(parse_options(arguments))

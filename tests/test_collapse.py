@@ -95,7 +95,7 @@ COLLAPSES: dict[str, list[Record]] = {
     "stalled": records(lambda step: CAP, 160, realised_displacement=lambda step: 0.0),
     "never_learned": records(lambda step: CAP, 210),
     "rank_collapse": records(healthy, 260, stable_rank=lambda step: 9.0 if step < 140 else 1.01),
-    "gap_to_baseline": records(healthy, 180, gap_to_baseline=lambda step: 1.5),
+    "gap_to_baseline": records(healthy, 240, gap_to_baseline=lambda step: 1.5),
 }
 
 

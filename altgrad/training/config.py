@@ -143,7 +143,7 @@ class TrainConfig(Recipe):
     stalled_windows: int = Field(3, ge=1, description="consecutive diagnostic windows that must be frozen")
     rank_collapse_ratio: Fraction = Field(0.1, description="median stable rank relative to its start below which the weights have collapsed")
     gap_limit: Positive = Field(1.0, description="nats of smoothed loss behind the baseline of the same seed")
-    gap_patience: int = Field(100, ge=1, description="steps in a row behind by that much")
+    gap_patience: int = Field(160, ge=1, description="steps in a row behind by that much")
     # running
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | None = Field(None, ge=1, description="CPU threads; None: what torch finds, or the trial's CPUs in a sweep")

@@ -27,7 +27,7 @@ class EndRecords(tune.Callback):
 
     def __init__(self, stopper: CollapseStopper, sweep: Folder, scheduler: str) -> None:
         self._stopper = stopper
-        self._sweep = sweep
+        self._sweep = sweep.patient()  # an end record is written once
         self._scheduler = scheduler
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:

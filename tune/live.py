@@ -120,7 +120,7 @@ class Progress(tune.Callback):
     """
 
     def __init__(self, trials: Sequence[Trial], sweep: Folder, console: Console) -> None:
-        self._sweep = sweep
+        self._sweep = sweep.patient()
         self._console = console
         self._board = _Board({trial.run: TrialState(trial) for trial in trials})
         self._lines: dict[str, float] = {}

@@ -47,7 +47,7 @@ def train_trial(parameters: dict[str, Any]) -> None:
     """Train one trial (`parameters["job"]`, see `Job`) to its end, reporting to Tune on the way."""
     job = Job.from_parameters(parameters["job"])
     trial = job.trial
-    sweep = Folder.at(job.results) / job.sweep
+    sweep = (Folder.at(job.results) / job.sweep).patient()
     if is_finished(sweep / trial.run):  # its process died between the end record and the last report
         return
     torch.set_num_threads(job.threads)

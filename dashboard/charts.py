@@ -14,11 +14,11 @@ import plotly.graph_objects as go
 
 from altgrad.compare import Row
 from altgrad.events import Event
+from altgrad.lines import AXES, Band, Line, View, off_scale, scale
 from altgrad.markdown import number
 from altgrad.metrics import METRICS
-from dashboard.colours import ALARM, NEUTRAL, format_colour, intervention_dash, variant_marker, with_alpha
-from dashboard.context import label
-from dashboard.lines import AXES, Band, Line, View, off_scale, scale
+from altgrad.palette import ALARM, NEUTRAL, format_colour, intervention_dash, variant_marker
+from dashboard.colours import with_alpha
 
 CONFIG = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
 _HEIGHT = 520
@@ -66,7 +66,7 @@ def bands_figure(bands: Sequence[Band], lines: Sequence[Line], view: View, log_x
             "x": band.x,
             "y": band.mean,
             "line": _stroke(band.row),
-            "name": f"{label(band.row)} (n = {band.n})",
+            "name": f"{band.row.group_label} (n = {band.n})",
             "legendgroup": band.row.group,
             "hovertemplate": "%{y:.4g} at %{x}<extra>%{fullData.name}</extra>",
         }
@@ -127,7 +127,7 @@ def _line_traces(one: Line, in_legend: bool, variants: list[str]) -> list[dict[s
         "x": one.x_smoothed,
         "y": _finite_or_gap(one.smoothed.values),
         "line": _stroke(one.row),
-        "name": label(one.row),
+        "name": one.row.group_label,
         "legendgroup": one.row.group,
         "showlegend": in_legend,
         "hovertemplate": f"%{{y:.4g}} at %{{x}}<extra>{one.row.run}</extra>",
@@ -135,7 +135,7 @@ def _line_traces(one: Line, in_legend: bool, variants: list[str]) -> list[dict[s
     if len(one.smoothed.steps) == 1 or marker:
         every = max(len(one.smoothed.steps) // 8, 1)
         size = np.where(np.arange(len(one.smoothed.steps)) % every == 0, 8, 0)
-        trace |= {"mode": "lines+markers", "marker": {"symbol": marker or "circle", "size": size}}
+        trace |= {"mode": "lines+markers", "marker": {"symbol": f"{marker}-open" if marker else "circle", "size": size}}
     if one.raw is one.smoothed:
         return [trace]
     faint = trace | {

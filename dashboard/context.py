@@ -44,9 +44,3 @@ def _rows(sweep: Sweep) -> list[Row]:
     sweep.prefetch(sweep.runs, "steps", _ROW_COLUMNS)
     sweep.prefetch(sweep.runs, "events", ["kind", "detail", "time"])
     return comparison(sweep.runs)
-
-
-def label(row: Row) -> str:
-    """What distinguishes a row's group in a legend: `E7M0 stored, clip`."""
-    name = f"{row.format} {row.variant}".strip()
-    return name if row.intervention == "none" else f"{name} · {row.intervention}"

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from altgrad.formats import NumberFormat, equal_up_to_scale
 from altgrad.markdown import number
-from dashboard.colours import format_colour
+from altgrad.palette import format_colour
 from dashboard.rounding import Fit, Weighted, fit, grid, power_of_two_scale, rounded
 
 _LISTED_BITS = 8  # wider formats have too many values to draw one by one

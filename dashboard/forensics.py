@@ -11,10 +11,11 @@ import plotly.graph_objects as go
 from altgrad.compare import Row
 from altgrad.curves import buckets, non_finite_spans
 from altgrad.metrics import METRICS, SITES, Site, columns
+from altgrad.palette import ALARM, NEUTRAL, format_colour
 from altgrad.report.evidence import Evidence
 from altgrad.report.signals import Departure, Signals, what_moved
 from dashboard.charts import vertical
-from dashboard.colours import ALARM, NEUTRAL, format_colour, with_alpha
+from dashboard.colours import with_alpha
 
 _MOST_STRIPS = 8
 _MOST_LAYERS = 12

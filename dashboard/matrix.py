@@ -8,34 +8,18 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from altgrad.compare import RescueCell, Row, by_group, paired_gap, survival
+from altgrad.compare import RescueCell, Row, by_group, matrix_axes, paired_gap, survival
 from altgrad.compare.statistics import ENOUGH_SEEDS
 from altgrad.formats import find_format
-from altgrad.markdown import number
-from dashboard.colours import NEUTRAL, format_colour, intervention_dash
-from dashboard.context import label
+from altgrad.palette import NEUTRAL, format_colour, intervention_dash, share_colour
 
 Key = tuple[str, str, str]  # format, variant, intervention
-_NONE, _HALF, _ALL = (179, 88, 6), (112, 112, 118), (33, 102, 172)
-_OPEN = "#9a9a9a"
-
-
-def matrix_axes(cells: Mapping[Key, RescueCell]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Rows (format, variant) and columns (intervention, `none` first) of the rescue matrix."""
-    rows = sorted({(fmt, variant) for fmt, variant, _ in cells})
-    interventions = sorted({name for _, _, name in cells}, key=lambda name: (name != "none", name.count("+"), name))
-    return rows, interventions
 
 
 def cell_text(cell: RescueCell) -> str:
-    """What a cell says: survived of ended, paired gap with interval, median collapse step."""
-    said = [f"<b>{cell.survived} of {cell.ended}</b>" + (f" (+{cell.unfinished} open)" if cell.unfinished else "")]
-    gap = cell.gap
-    if gap.mean is not None:
-        said.append(f"{gap.mean:+.3f}" + ("" if gap.low is None else f" [{gap.low:+.3f}, {gap.high:+.3f}]"))
-    if cell.median_collapse_step is not None:
-        said.append(f"collapse at {number(cell.median_collapse_step)}")
-    return "<br>".join(said)
+    """What a cell says, for a Plotly text."""
+    first, *others = cell.lines
+    return "<br>".join([f"<b>{first}</b>", *others])
 
 
 def matrix_figure(cells: Mapping[Key, RescueCell]) -> go.Figure:
@@ -57,7 +41,7 @@ def matrix_figure(cells: Mapping[Key, RescueCell]) -> go.Figure:
         "hovertext": [_hover(key, cells[key]) for key, _, _ in places],
         "customdata": ["\t".join(key) for key, _, _ in places],
         "marker": {
-            "color": [_share_colour(cells[key]) for key, _, _ in places],
+            "color": [share_colour(cells[key].share) for key, _, _ in places],
             "line": {"width": 0},
             "pattern": {
                 "shape": ["/" if cells[key].ended < ENOUGH_SEEDS else "" for key, _, _ in places],
@@ -88,15 +72,6 @@ def matrix_figure(cells: Mapping[Key, RescueCell]) -> go.Figure:
         "showlegend": False,
     }  # fmt: skip
     return go.Figure({"data": [bars], "layout": layout})
-
-
-def _share_colour(cell: RescueCell) -> str:
-    """From orange (none survived) over grey to blue (all did); white text is readable on each of them."""
-    if not cell.ended:
-        return _OPEN
-    share = cell.survived / cell.ended
-    low, high, at = (_NONE, _HALF, 2 * share) if share < 0.5 else (_HALF, _ALL, 2 * share - 1)
-    return "rgb({}, {}, {})".format(*(round(a + (b - a) * at) for a, b in zip(low, high, strict=True)))
 
 
 def _hover(key: Key, cell: RescueCell) -> str:
@@ -135,11 +110,12 @@ def pareto_figure(rows: Sequence[Row]) -> go.Figure:
             "mode": "markers+text",
             "x": [bits],
             "y": [gap],
-            "text": [label(row) if best else ""],
+            "text": [row.group_label if best else ""],
             "textposition": "middle right",
-            "name": label(row),
+            "name": row.group_label,
             "marker": {"size": 11, "color": format_colour(row.format), "symbol": "circle" if best else "circle-open"},
-            "hovertemplate": f"{label(row)}, learning rate {row.learning_rate:.3g}<br>%{{y:+.4f}} nats<extra></extra>",
+            "customdata": [f"{row.group_label}, learning rate {row.learning_rate:.3g}"],
+            "hovertemplate": "%{customdata}<br>%{y:+.4f} nats<extra></extra>",
         }
         for row, bits, gap, best in points
     ]
@@ -154,7 +130,7 @@ def learning_rate_figure(rows: Sequence[Row]) -> go.Figure:
     lines: dict[str, list[Row]] = {}
     for row in rows:
         if row.validation_loss is not None and np.isfinite(row.validation_loss):
-            lines.setdefault(label(row), []).append(row)
+            lines.setdefault(row.group_label, []).append(row)
     traces: list[dict[str, Any]] = []
     for name, members in sorted(lines.items()):
         rates = sorted({row.learning_rate for row in members})
@@ -178,7 +154,7 @@ def survival_figure(rows: Sequence[Row]) -> go.Figure:
     """Kaplan-Meier share of runs alive by step, per format, variant and intervention; ticks are censored runs."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(label(row), []).append(row)
+        groups.setdefault(row.group_label, []).append(row)
     traces: list[dict[str, Any]] = []
     for name, members in sorted(groups.items()):
         curve = survival(members)

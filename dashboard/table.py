@@ -12,7 +12,6 @@ import streamlit as st
 from altgrad.compare import Row, by_group, paired_gap
 from altgrad.curves import Curve, buckets, measured
 from altgrad.markdown import number
-from dashboard.context import label
 from dashboard.sweep import Sweep, WatchedRun
 
 _SPARK_BUCKETS = 20
@@ -96,7 +95,7 @@ def _group_cells(members: Sequence[Row]) -> dict[str, Any]:
     losses = [member.validation_loss for member in members if member.validation_loss is not None]
     collapsed = [member for member in members if member.status == "collapsed"]
     return {
-        "Group": label(row),
+        "Group": row.group_label,
         "Learning rate": row.learning_rate,
         "Runs": len(members),
         "Collapsed": len(collapsed),

@@ -60,6 +60,12 @@ class Row:
         """Format and variant: `E7M0 (stored)`."""
         return f"{self.format} ({self.variant})" if self.variant else self.format
 
+    @property
+    def group_label(self) -> str:
+        """What distinguishes the row's group in a legend: `E7M0 stored · clip`."""
+        name = f"{self.format} {self.variant}".strip()
+        return name if self.intervention == "none" else f"{name} · {self.intervention}"
+
 
 @dataclass(frozen=True)
 class Unpaired:

@@ -7,7 +7,7 @@ covers about 75 % where it says 95 %, and with one or two seeds no method suppor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import mean, median, stdev
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from altgrad.compare.rows import Row
+from altgrad.markdown import number
 
 CONFIDENCE = 0.95
 ENOUGH_SEEDS = 3
@@ -91,6 +92,22 @@ class RescueCell:
     gap: PairedGap
     median_collapse_step: float | None
 
+    @property
+    def lines(self) -> list[str]:
+        """What it says: survived of ended, paired gap in nats with interval, median collapse step."""
+        said = [f"{self.survived} of {self.ended}" + (f" (+{self.unfinished} open)" if self.unfinished else "")]
+        if self.gap.mean is not None:
+            interval = "" if self.gap.low is None else f" [{self.gap.low:+.3f}, {self.gap.high:+.3f}]"
+            said.append(f"{self.gap.mean:+.3f}{interval}")
+        if self.median_collapse_step is not None:
+            said.append(f"collapse at {number(self.median_collapse_step)}")
+        return said
+
+    @property
+    def share(self) -> float | None:
+        """Share of the ended runs that survived; None where none has ended."""
+        return self.survived / self.ended if self.ended else None
+
 
 def rescue_matrix(rows: Iterable[Row]) -> dict[tuple[str, str, str], RescueCell]:
     """(format, variant, intervention) -> what became of its runs."""
@@ -98,6 +115,13 @@ def rescue_matrix(rows: Iterable[Row]) -> dict[tuple[str, str, str], RescueCell]
     for row in rows:
         cells.setdefault((row.format, row.variant, row.intervention), []).append(row)
     return {key: _cell(members) for key, members in cells.items()}
+
+
+def matrix_axes(cells: Mapping[tuple[str, str, str], RescueCell]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Rows (format, variant) and columns (intervention, `none` first) of a rescue matrix."""
+    rows = sorted({(fmt, variant) for fmt, variant, _ in cells})
+    interventions = sorted({name for _, _, name in cells}, key=lambda name: (name != "none", name.count("+"), name))
+    return rows, interventions
 
 
 def _cell(rows: list[Row]) -> RescueCell:

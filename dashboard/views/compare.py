@@ -10,7 +10,7 @@ import streamlit as st
 
 from altgrad.compare import Row, by_group, config_difference, paired_gap, rescue_matrix
 from dashboard.charts import CONFIG
-from dashboard.context import Context, label
+from dashboard.context import Context
 from dashboard.matrix import learning_rate_figure, matrix_figure, pareto, pareto_figure, survival_figure
 from dashboard.widgets import choose_many, choose_one, show_table
 
@@ -116,7 +116,7 @@ def _significance(rows: Sequence[Row]) -> None:
     frame = pd.DataFrame(
         [
             {
-                "Group": label(members[0]),
+                "Group": members[0].group_label,
                 "Learning rate": f"{members[0].learning_rate:.3g}",
                 "Runs": len(members),
                 "Paired gap to BF16": paired_gap(members).sentence,

@@ -12,11 +12,11 @@ import streamlit as st
 
 from altgrad.compare import Row, baseline_of, settings_of
 from altgrad.events import read_events
+from altgrad.lines import AXES, Axis, Line, View, line, non_finite_count, seed_bands
 from altgrad.metrics import METRICS, columns
 from dashboard.charts import CONFIG, add_moments, bands_figure, curves_figure
 from dashboard.colours import FAINT
-from dashboard.context import Context, label
-from dashboard.lines import AXES, Axis, Line, View, line, non_finite_count, seed_bands
+from dashboard.context import Context
 from dashboard.widgets import choose_kept, choose_many, choose_one, metric_label, show_table, switch
 
 _MOST_LINES = 100
@@ -83,14 +83,14 @@ def _chosen_rows(context: Context) -> list[Row]:
     with columns_[0]:
         formats = choose_many("Formats", sorted({row.format for row in rows}), "format", placeholder="all")
     with columns_[1]:
-        groups = choose_many("Groups", sorted({label(row) for row in rows}), "group", placeholder="all")
+        groups = choose_many("Groups", sorted({row.group_label for row in rows}), "group", placeholder="all")
     with columns_[2]:
         names = choose_many("Runs", sorted(row.run for row in rows), "run", placeholder="all")
     return [
         row
         for row in rows
         if (not formats or row.format in formats)
-        and (not groups or label(row) in groups)
+        and (not groups or row.group_label in groups)
         and (not names or row.run in names)
     ]
 

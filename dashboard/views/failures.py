@@ -10,13 +10,13 @@ import streamlit as st
 from altgrad.compare import Row
 from altgrad.markdown import number
 from altgrad.metrics import METRICS
+from altgrad.progress import event_row
 from altgrad.report import failure_report
 from altgrad.report.evidence import Evidence
 from altgrad.training.config import ConfigError
 from dashboard.charts import CONFIG
-from dashboard.context import Context, label
+from dashboard.context import Context
 from dashboard.forensics import alike, first_layers, signals_of, strips_figure
-from dashboard.progress import event_row
 from dashboard.sweep import WatchedRun
 from dashboard.widgets import choose_run, show_table
 
@@ -47,7 +47,7 @@ def _triage(context: Context, collapsed: Sequence[Row]) -> None:
             {
                 "Rule": row.collapse_rule,
                 "Run": row.run,
-                "Group": label(row),
+                "Group": row.group_label,
                 "Seed": row.seed,
                 "Step": row.collapse_step,
                 "Of": row.max_steps,

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from altgrad.compare import Row, by_group, paired_gap
-from altgrad.markdown import duration, number
+from altgrad.compare import Row
+from altgrad.markdown import duration
+from altgrad.progress import Progress, best_sentence, newest_events, progress
 from altgrad.results import Status
-from dashboard.context import Context, label
-from dashboard.progress import Progress, newest_events, progress
+from dashboard.context import Context
 from dashboard.widgets import show_table
 
 _NEWEST = 12
@@ -58,24 +58,6 @@ def _work(state: Progress) -> None:
         duration(state.saved),
         help="the steps that collapsed runs did not train any more, at each run's own pace",
     )
-
-
-def best_sentence(rows: Sequence[Row]) -> str:
-    """The group with the smallest mean gap to the baseline and what may be said of it."""
-    groups = [
-        (members[0], gap)
-        for members in by_group(rows).values()
-        if not any(row.is_baseline for row in members)
-        for gap in [paired_gap(members)]
-        if gap.mean is not None
-    ]
-    if not groups:
-        return (
-            "No gap can be computed yet: it needs a BF16 run and another run with the same seed, both with a "
-            "validation loss."
-        )
-    row, gap = min(groups, key=lambda group: group[1].mean or 0.0)
-    return f"**{label(row)}**, learning rate {number(row.learning_rate)}: {gap.sentence}"
 
 
 def _collapses(context: Context) -> None:

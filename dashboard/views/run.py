@@ -13,13 +13,13 @@ import streamlit as st
 from altgrad.compare import Row
 from altgrad.compare.pairing import DEFAULTS
 from altgrad.events import read_events
+from altgrad.lines import View, line
 from altgrad.markdown import duration, number
 from altgrad.metrics import METRICS, columns
+from altgrad.progress import event_row
 from altgrad.training.config import intervention_fields
 from dashboard.charts import CONFIG, add_moments, curves_figure
 from dashboard.context import Context
-from dashboard.lines import View, line
-from dashboard.progress import event_row
 from dashboard.sweep import WatchedRun
 from dashboard.widgets import choose_kept, choose_run, metric_label, show_table
 

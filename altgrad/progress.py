@@ -1,4 +1,4 @@
-"""How far a sweep is and what it has cost: sums over the rows of a comparison."""
+"""How a sweep stands: how far it is, what it has cost, who is best, what happened last."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from altgrad.compare import Row
+from altgrad.compare import Row, by_group, paired_gap
 from altgrad.events import Event
 from altgrad.markdown import number
 from altgrad.results import Run
@@ -54,6 +54,24 @@ def _saved(row: Row) -> float:
     if row.status != "collapsed" or not row.seconds or not row.step:
         return 0.0
     return max(row.max_steps - row.step, 0) * row.seconds / row.step
+
+
+def best_sentence(rows: Sequence[Row]) -> str:
+    """The group with the smallest mean gap to the baseline and what may be said of it, as markdown."""
+    groups = [
+        (members[0], gap)
+        for members in by_group(rows).values()
+        if not any(row.is_baseline for row in members)
+        for gap in [paired_gap(members)]
+        if gap.mean is not None
+    ]
+    if not groups:
+        return (
+            "No gap can be computed yet: it needs a BF16 run and another run with the same seed, both with a "
+            "validation loss."
+        )
+    row, gap = min(groups, key=lambda group: group[1].mean or 0.0)
+    return f"**{row.group_label}**, learning rate {number(row.learning_rate)}: {gap.sentence}"
 
 
 def newest_events(runs: Iterable[Run], n: int) -> list[dict[str, Any]]:

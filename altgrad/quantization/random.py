@@ -11,8 +11,8 @@ from torch import Tensor
 
 # Multipliers of a 32-bit finaliser with low bias, found by search (C. Wellons, "Prospecting for hash functions").
 _FIRST, _SECOND = 0x21F0AAAD, 0x735A2D97
-
-
+# Odd multipliers that spread keys and salts over 32 bits; any without a simple relation will do.
+_OUTER, _INNER = (0x1E3779B9, 0x5EBCA6B3, 0x42B2AE35), (0x3C6EF35F, 0x19660D25, 0x27D4EB2F)
 def draw_key(generator: torch.Generator | None, device: torch.device | str) -> Tensor:
     """A fresh key (2 int32) from a torch generator, on `device`."""
     source = generator.device if generator is not None else "cpu"
@@ -20,17 +20,41 @@ def draw_key(generator: torch.Generator | None, device: torch.device | str) -> T
 
 
 def uniform(key: Tensor, like: Tensor, salt: int = 0) -> Tensor:
-    """Uniform float32 in [0, 1), multiples of 2^-24, in the shape of `like`; `salt` tells tensors of one key apart."""
-    counter = torch.arange(like.numel(), dtype=torch.int32, device=like.device).view(like.shape)
-    word = _mix(_mix(counter ^ _mix(key[0] + salt)) + key[1])
-    return ((word >> 8) & 0xFFFFFF).to(torch.float32) * 2.0**-24
+    """Uniform float32 in [0, 1), multiples of 2^-24, in the shape of `like`; `salt` tells tensors of one key apart.
 
-
-def _mix(word: Tensor) -> Tensor:
-    """Mix 32 bits so that each input bit flips each output bit half of the time; int32 arithmetic wraps."""
+    The key enters twice, before and between the two rounds of mixing: streams are no shifted copies of each other.
+    """
+    # A value that is read twice is computed twice where a compiler inlines it: few such uses, none for the keys.
+    word = _counter(like, start=_spread(key, salt, _OUTER))
     word = (word ^ _logical_shift(word, 16)) * _FIRST
+    word = word + materialised(_spread(key, salt, _INNER))
     word = (word ^ _logical_shift(word, 15)) * _SECOND
-    return word ^ _logical_shift(word, 15)
+    word = word ^ _logical_shift(word, 16)
+    return _logical_shift(word, 8).to(torch.float32) * 2.0**-24
+
+
+def _counter(like: Tensor, start: Tensor) -> Tensor:
+    """start + index of the element, in the shape of `like` (int32).
+
+    As row start + column, both stored: an index within a vector loop costs more than the whole hash.
+    """
+    if like.ndim < 2:
+        return start + torch.arange(like.numel(), dtype=torch.int32, device=like.device).view(like.shape)
+    columns = like.shape[-1]
+    rows = torch.arange(like.numel() // columns, dtype=torch.int32, device=like.device).view(*like.shape[:-1], 1)
+    within = torch.arange(columns, dtype=torch.int32, device=like.device)
+    return materialised(start + rows * columns) + materialised(within)
+
+
+def materialised(x: Tensor) -> Tensor:
+    """x itself; a compiler that would compute it anew for each of its readers (Inductor) stores it instead."""
+    return torch.as_strided(x, x.shape, x.stride())
+
+
+def _spread(key: Tensor, salt: int, multipliers: tuple[int, int, int]) -> Tensor:
+    """A 32-bit combination of key and salt (int32, 0-d); int32 arithmetic wraps."""
+    constant = salt * multipliers[2] & 0x7FFFFFFF
+    return key[0] * multipliers[0] + key[1] * multipliers[1] + constant
 
 
 def _logical_shift(word: Tensor, places: int) -> Tensor:

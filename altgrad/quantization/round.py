@@ -20,6 +20,7 @@ Rounding = Literal["nearest", "toward_zero", "stochastic"]
 
 _EXPONENT = 0x7F800000  # exponent bits of float32
 _LARGEST_POWER = 0x7F000000  # 2^127
+_SIGN = -0x80000000  # sign bit of float32
 
 
 class FormatTensors(NamedTuple):
@@ -107,7 +108,9 @@ def round_magnitude(x: Tensor, fmt: FormatTensors, rounding: Rounding, noise: Te
 
 def saturate(magnitude: Tensor, x: Tensor, fmt: FormatTensors) -> Tensor:
     """Give rounded magnitudes their overflow rule and the sign of x."""
-    return torch.copysign(torch.where(magnitude > fmt.max, fmt.overflow, magnitude), x)
+    magnitude = torch.where(magnitude > fmt.max, fmt.overflow, magnitude)
+    # Not `copysign`: Inductor makes a library call of it, which spills every register of the vector loop.
+    return ((magnitude.view(torch.int32) & ~_SIGN) | (x.view(torch.int32) & _SIGN)).view(torch.float32)
 
 
 def grid_index(x: Tensor, fmt: FormatTensors) -> Tensor:

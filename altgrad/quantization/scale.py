@@ -18,6 +18,10 @@ Granularity = Literal["tensor", "row", "block"]
 BLOCK = 32  # values per scale with granularity "block", as in OCP MX v1.0
 _FIELD = 23  # float32: bits below the exponent field
 _FRACTION = 0x7FFFFF
+_MAGNITUDE = 0x7FFFFFFF
+_NEXT_EXPONENT = 1 << _FIELD
+_ONE = 127 << _FIELD  # bits of 1.0
+_LARGEST_SCALE = 126 << _FIELD  # an exponent of 126, in place
 _LARGEST_AMAX = 2.0**128 * (1 - 2.0**-20)  # leaves the roundings of 1 / inverse room below infinity
 
 
@@ -26,9 +30,13 @@ def finite_amax(x: Tensor, granularity: Granularity) -> Tensor:
 
     "block" wants x already in the shape of `to_blocks`.
     """
-    magnitude = x.abs()
-    magnitude = torch.where(magnitude < torch.inf, magnitude, 0.0)
-    return magnitude.amax() if granularity == "tensor" else magnitude.amax(dim=-1, keepdim=True)
+    if granularity == "block":  # vectors of integers are slow to reduce to one number, and blocks are short
+        magnitude = x.abs()
+        return torch.where(magnitude < torch.inf, magnitude, 0.0).amax(dim=-1, keepdim=True)
+    # The bits of magnitudes are ordered like their values; one exponent more makes inf and NaN negative.
+    bits = (x.view(torch.int32) & _MAGNITUDE) + _NEXT_EXPONENT
+    largest = bits.amax() if granularity == "tensor" else bits.amax(dim=-1, keepdim=True)
+    return (largest.clamp(min=_NEXT_EXPONENT) - _NEXT_EXPONENT).view(torch.float32)
 
 
 def to_blocks(x: Tensor) -> Tensor:
@@ -69,13 +77,16 @@ def settled_amax(amax: Tensor, fmt: FormatTensors) -> Tensor:
 
 
 def _power_of_two_scale(amax: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:
-    amax_bits, max_bits = amax.view(torch.int32), fmt.max.view(torch.int32)
-    larger_fraction = (amax_bits & _FRACTION) > (max_bits & _FRACTION)
-    exponent = (amax_bits >> _FIELD) - (max_bits >> _FIELD) + larger_fraction.to(torch.int32)
-    exponent = torch.where(amax > 0, exponent, 0).clamp(-126, 126)
-    exponent = torch.minimum(exponent, 254 - (max_bits >> _FIELD))
-    scale = ((127 + exponent) << _FIELD).view(torch.float32)
-    return scale, ((127 - exponent) << _FIELD).view(torch.float32)
+    """On the bits: their difference, rounded up to whole exponents, is ceil(log2(amax / max)) in the exponent field.
+
+    Few operations matter: with one scale per block they are half of the work.
+    """
+    max_bits = fmt.max.view(torch.int32)
+    ceiling = torch.clamp((254 << _FIELD) - (max_bits & ~_FRACTION), max=_LARGEST_SCALE)
+    exponent = (amax.view(torch.int32) - max_bits + _FRACTION) & ~_FRACTION
+    exponent = torch.minimum(exponent.clamp(min=-_LARGEST_SCALE), ceiling)
+    exponent = torch.where(amax > 0, exponent, 0)
+    return (_ONE + exponent).view(torch.float32), (_ONE - exponent).view(torch.float32)
 
 
 def _real_scale(amax: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.formats import NumberFormat
-from altgrad.quantization.random import uniform
+from altgrad.quantization.random import materialised, uniform
 from altgrad.quantization.round import FormatTensors, Rounding, round_magnitude, saturate, spec_of
 from altgrad.quantization.scale import Granularity, finite_amax, from_blocks, scale_for, settled_amax, to_blocks
 from altgrad.training.config import GemmSite, Recipe
@@ -123,14 +123,27 @@ def _scale(amax: Tensor, fmt: FormatTensors, history: Tensor, mode: Mode) -> tup
     if mode.scaling == "delayed":
         remembered = history.max()
         amax = torch.where(remembered > 0, remembered, amax)
-    return scale_for(amax * mode.amax_factor, fmt, mode.power_of_two)
+    amax = amax * mode.amax_factor if mode.amax_factor != 1 else amax
+    scale, inverse = scale_for(amax, fmt, mode.power_of_two)
+    return materialised(scale), materialised(inverse)
 
 
 def _count(x: Tensor, scaled: Tensor, magnitude: Tensor, fmt: FormatTensors, amax: Tensor, scale: Tensor) -> Tensor:
-    nonzero = torch.count_nonzero(x)
-    overflow = (scaled.abs() > fmt.max).sum()
-    underflow = nonzero - torch.count_nonzero(magnitude)
-    saturated = (magnitude >= fmt.max).sum()
+    nonzero = _nonzero(x)
+    overflow = _number_of(scaled.abs() > fmt.max)
+    underflow = nonzero - _nonzero(magnitude)
+    saturated = _number_of(magnitude >= fmt.max)
     return torch.stack(
         [n.to(torch.float32) for n in (nonzero, overflow, underflow, saturated)] + [amax.max(), scale.max()]
     )
+
+
+def _nonzero(x: Tensor) -> Tensor:
+    """How many are not zero, NaN included.  Compiled: on the bits, in 32 bits, which are few vector instructions."""
+    if not torch.compiler.is_compiling():
+        return torch.count_nonzero(x)
+    return (x.view(torch.int32) & 0x7FFFFFFF).clamp(max=1).sum(dtype=torch.int32)
+
+
+def _number_of(mask: Tensor) -> Tensor:
+    return mask.sum(dtype=torch.int32) if torch.compiler.is_compiling() else torch.count_nonzero(mask)

@@ -6,21 +6,22 @@ test holds against that kernel value by value.  It serves the explorer and nothi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 from altgrad.formats import NumberFormat
 
 Floats = NDArray[np.float64]
-DISTRIBUTIONS: Mapping[str, stats.rv_continuous] = {
-    "Gaussian": stats.norm,
-    "Laplace": stats.laplace,
-    "Student-t, 3 degrees": stats.t(3),
+# Quantile function of |x| at unit variance; scipy.stats has them too but takes a second to import.
+DISTRIBUTIONS: Mapping[str, Callable[[Floats], Floats]] = {
+    "Gaussian": lambda p: ndtri((1 + p) / 2),
+    "Laplace": lambda p: -np.log1p(-p) / np.sqrt(2),
+    "Student-t, 3 degrees": lambda p: stdtrit(3, (1 + p) / 2) / np.sqrt(3),
 }
 _PER_BINADE = 64  # points that stand for a binade of a histogram
 _QUANTILES = 4096  # points that stand for a distribution
@@ -70,10 +71,8 @@ def power_of_two_scale(amax: float, fmt: NumberFormat) -> float:
 
 def from_distribution(name: str) -> Weighted:
     """Magnitudes of one of `DISTRIBUTIONS` with unit variance, by its quantiles."""
-    distribution = DISTRIBUTIONS[name]
     shares = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
-    magnitudes = np.abs(distribution.ppf(0.5 + shares / 2)) / distribution.std()
-    return Weighted(magnitudes, np.full(_QUANTILES, 1 / _QUANTILES))
+    return Weighted(DISTRIBUTIONS[name](shares), np.full(_QUANTILES, 1 / _QUANTILES))
 
 
 def from_histogram(first_exponent: int, exponents: Sequence[int], zeros: int) -> Weighted:

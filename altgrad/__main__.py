@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -48,6 +49,16 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="rebuild a failure report, or a sweep's report, from its folder alone")
     report.add_argument("folder", help="run folder or sweep folder (local path or URI)")
     report.set_defaults(command=_report)
+
+    status = commands.add_parser("status", help="the state of a sweep, from its folder alone")
+    status.add_argument("folder", help="sweep folder (local path or URI)")
+    status.add_argument("--every", type=float, metavar="SECONDS", help="show it again until no run is running")
+    status.set_defaults(command=_status)
+
+    stop = commands.add_parser("stop", help="ask a run, or all runs of a sweep, to stop at the next report, for good")
+    stop.add_argument("folder", help="run folder or sweep folder (local path or URI)")
+    stop.add_argument("--reason", default="", help="goes into the end records")
+    stop.set_defaults(command=_stop)
 
     formats = commands.add_parser("formats", help="the table of number formats")
     formats.add_argument(
@@ -102,6 +113,29 @@ def _report(options: argparse.Namespace) -> int:
         print(sweep_report(folder))
     else:
         raise FileNotFoundError(f"{folder}: neither run.json nor sweep.json in it; give a run folder or a sweep folder")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from altgrad.status import status_table, sweep_state
+
+    console = Console()
+    console.width = max(console.width, _TABLE_WIDTH)
+    folder = Folder.at(options.folder)
+    while True:
+        states = sweep_state(folder)
+        console.print(status_table(states))
+        if options.every is None or not any(state.status == "running" for state in states):
+            return 0
+        time.sleep(options.every)
+
+
+def _stop(options: argparse.Namespace) -> int:
+    from altgrad.control import request_stop
+
+    folder = Folder.at(options.folder)
+    what = request_stop(folder, options.reason)
+    print(f"{folder}: the {what} stops at its next report; `python -m altgrad status` shows when")
     return 0
 
 

@@ -79,6 +79,10 @@ class Folder:
         return self.path.rsplit("/", 1)[-1]
 
     @property
+    def parent(self) -> Folder:
+        return replace(self, path=self.path.rpartition("/")[0])
+
+    @property
     def is_local(self) -> bool:
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from altgrad.collapse import BaselineGap, CollapseDetector
+from altgrad.control import stop_request, stop_sentence
 from altgrad.outage import Outage
 from altgrad.report import write_failure_report
 from altgrad.results import RunWriter, Status, Verdict
@@ -90,6 +91,7 @@ class FormatExperimentRunner:
         self._outage = Outage(self._checkpoints)
         self._rows: list[Mapping[str, float]] = []
         self._losses = LossSummary()
+        self._stop: Mapping[str, Any] | None = None
 
     def run(self) -> ExperimentResult:
         """Train to the end, to a collapse, or to an exception, which is recorded (status `failed`) and raised."""
@@ -102,7 +104,8 @@ class FormatExperimentRunner:
             detector = CollapseDetector(self.config, trainer.batches.vocabulary)
             writer.start(self._info(trainer))
             self._resume(trainer, detector, writer)
-            while trainer.step_number < self.config.max_steps and not self._collapsed(detector):
+            self._stop = self._stop_request()
+            while not self._over(trainer, detector):
                 self._one_step(trainer, detector, writer)
             return self._finish(trainer, detector, writer)
         except Exception as error:  # recorded for the reader of the folder, then raised for the caller
@@ -158,12 +161,14 @@ class FormatExperimentRunner:
         self._write(outcome, writer)
         if verdict is not None and known is None:
             writer.event(step, "verdict", rule=verdict.rule, sentence=verdict.sentence())
-        last = step >= self.config.max_steps or self._collapsed(detector)
+        last = self._over(trainer, detector)
         if step % self.config.checkpoint_interval == 0 or last:
             self._checkpoint(trainer, detector, writer)
         self._rows.append(record)
-        if self._report is not None and not last and step % self._report_interval == 0:
-            self._send("running", detector.verdict)
+        if not last and step % self._report_interval == 0:
+            if self._report is not None:
+                self._send(step, "running", detector.verdict)
+            self._stop = self._stop_request()
 
     def _write(self, outcome: StepOutcome, writer: RunWriter) -> None:
         writer.step(outcome.record)
@@ -195,7 +200,8 @@ class FormatExperimentRunner:
 
     def _finish(self, trainer: Trainer, detector: CollapseDetector, writer: RunWriter) -> ExperimentResult:
         verdict = detector.verdict
-        status: Status = "completed" if verdict is None else "collapsed"
+        cut_short = trainer.step_number < self.config.max_steps and not self._collapsed(detector)
+        status: Status = "stopped" if cut_short else "completed" if verdict is None else "collapsed"
         result = ExperimentResult(
             self.run_name,
             self.folder,
@@ -215,18 +221,30 @@ class FormatExperimentRunner:
             "seconds": result.seconds,
             "formats": {name: layer.format_names() for name, layer in trainer.layers.items()},
         }
+        if cut_short and self._stop is not None:
+            summary["reason"] = stop_sentence(self._stop)
         writer.end(status, verdict, summary)
         if verdict is not None:
             write_failure_report(self.folder.patient())
         if self._report is not None:
-            self._send(status, verdict)
+            self._send(result.steps, status, verdict)
         return result
 
-    def _send(self, status: Status, verdict: Verdict | None) -> None:
+    def _send(self, step: int, status: Status, verdict: Verdict | None) -> None:
         rows, self._rows = self._rows, []
-        step = int(rows[-1]["step"]) if rows else self.config.max_steps
         assert self._report is not None
         self._report(Report(step, self.config.max_steps, rows, status, verdict))
+
+    def _over(self, trainer: Trainer, detector: CollapseDetector) -> bool:
+        return trainer.step_number >= self.config.max_steps or self._collapsed(detector) or self._stop is not None
+
+    def _stop_request(self) -> Mapping[str, Any] | None:
+        """A request to stop this run or its sweep; one that storage hides for the moment is found later."""
+        folder = self.folder.patient(0)
+        try:
+            return stop_request(folder, None if self._sweep is None else folder.parent)
+        except OSError:
+            return None
 
     def _collapsed(self, detector: CollapseDetector) -> bool:
         return self.config.stop_on_collapse and detector.verdict is not None

@@ -1,0 +1,101 @@
+"""The state of a sweep from its folder alone, on any machine that sees the storage: no Ray, no driver needed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from altgrad.markdown import ABSENT, duration, number
+from altgrad.results import Run, latest_rows, list_parts, list_runs, read_parts
+from altgrad.storage import Folder
+
+_COLUMNS = ("loss", "gap_to_baseline", "stall_rate", "overflow_rate", "elapsed_seconds")
+_NEWEST_PARTS = 4  # the table wants the present, not the history
+_READERS = 16
+_HEADS = ("Run", "Format", "Step", "Loss", "Gap to BF16", "Stalled", "Overflow", "Status", "ETA")
+_STYLE = {"running": "cyan", "completed": "green", "collapsed": "red", "failed": "bold red", "killed": "yellow"}
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The newest that a run has written; None = not measured, or not in its newest parts."""
+
+    run: str
+    format: str
+    status: str
+    step: int
+    max_steps: int
+    newest: Mapping[str, float]
+    reason: str = ""
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds to the last step at the pace so far; None where there is no pace."""
+        seconds = self.newest.get("elapsed_seconds")
+        if self.status != "running" or seconds is None or not self.step:
+            return None
+        return (self.max_steps - self.step) * seconds / self.step
+
+    def cells(self) -> tuple[str, ...]:
+        """The row under the table's heads."""
+        gap = self.newest.get("gap_to_baseline")
+        return (
+            self.run,
+            self.format,
+            f"{self.step}/{self.max_steps}",
+            number(self.newest.get("loss"), 4),
+            ABSENT if gap is None else f"{gap:+.3f}",
+            _percent(self.newest.get("stall_rate")),
+            _percent(self.newest.get("overflow_rate")),
+            f"{self.status}: {self.reason}" if self.reason else self.status,
+            ABSENT if self.eta is None else duration(round(self.eta)),
+        )
+
+
+def sweep_state(sweep: Folder) -> list[RunState]:
+    """Every planned run of a sweep in the planned order.  Raises FileNotFoundError where there is no sweep.json."""
+    planned = sweep.read_json("sweep.json")["runs"]
+    runs, broken = list_runs(sweep)
+    found = {run.name: run for run in runs}
+    with ThreadPoolExecutor(_READERS) as pool:
+        states = dict(zip(found, pool.map(_state, found.values()), strict=True))
+    return [states.get(plan["run"]) or _waiting(plan, broken.get(plan["run"])) for plan in planned]
+
+
+def status_table(states: list[RunState]) -> Table:
+    """One row per run, and how many are in which state."""
+    counts = Counter(state.status for state in states)
+    caption = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    table = Table(caption=caption, caption_justify="left")
+    for index, head in enumerate(_HEADS):
+        table.add_column(head, justify="right" if index in (2, 3, 4, 5, 6, 8) else "left", no_wrap=index != 7)
+    for state in states:
+        table.add_row(*state.cells(), style=_STYLE.get(state.status, ""))
+    return table
+
+
+def _state(run: Run) -> RunState:
+    parts = list_parts(run.folder, "steps")
+    table, _ = read_parts(run.folder, "steps", parts[-_NEWEST_PARTS:], _COLUMNS)
+    newest: dict[str, float] = {}
+    for row in latest_rows(table, "steps").to_pylist() if table.num_rows else []:
+        newest |= {name: value for name, value in row.items() if value is not None}
+    summary = {} if run.end is None else run.end["summary"]
+    reason = run.verdict.sentence() if run.verdict is not None else summary.get("error") or summary.get("reason") or ""
+    step, config = int(newest.get("step", 0)), run.config
+    return RunState(run.name, config["format"], run.status, step, config["max_steps"], newest, reason)
+
+
+def _waiting(plan: Mapping[str, Any], broken: str | None) -> RunState:
+    config = plan["config"]
+    status = "waiting" if broken is None else "unreadable"
+    return RunState(plan["run"], config["format"], status, 0, config["max_steps"], {}, broken or "")
+
+
+def _percent(share: float | None) -> str:
+    return ABSENT if share is None else f"{number(100 * share, 3)} %"

@@ -213,7 +213,7 @@ class FormatExperimentRunner:
             self._losses.validation,
             trainer.elapsed_seconds,
         )
-        summary = {
+        summary: dict[str, Any] = {
             "steps": result.steps,
             "final_loss": result.final_loss,
             "best_loss": result.best_loss,

@@ -11,7 +11,7 @@ from altgrad.results import read_run
 from altgrad.storage import Folder
 from altgrad.training import FormatExperimentRunner, TrainConfig, run_format_experiment
 from altgrad.training.data import TextBatches, load_corpus
-from altgrad.training.model import build_gpt, gpt_shape
+from altgrad.training.model import build_gpt
 from altgrad.training.optim import build_optimizer, learning_rate
 from altgrad.training.trainer import Trainer
 
@@ -53,7 +53,7 @@ def test_training_in_fp32_is_bitwise_training_the_plain_model():
     trainer = Trainer(config)
     plain = build_gpt(config, 256)
     optimizer = build_optimizer(plain, config)
-    batches = TextBatches(load_corpus(config), config, gpt_shape(config).block_size)
+    batches = TextBatches(load_corpus(config), config, config.shape.block_size)
     for step in range(1, 6):
         loss = plain(*batches.training(step))
         optimizer.zero_grad()

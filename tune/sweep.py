@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from altgrad.compare import comparison, comparison_table, write_comparison
+from altgrad.notify import check_address
 from altgrad.results import list_runs
 from altgrad.training.config import ConfigError
 from tune.machine import Resources, share_out, this_machine
@@ -58,6 +59,8 @@ def _sweep(options: SweepOptions, console: Console, stack: ExitStack) -> int:
         check_new(options)
     if options.wandb == "online":
         check_account()
+    if options.notify is not None:
+        check_address(options.notify)
     machine = this_machine()
     if options.cluster is not None:
         from tune.cluster import connected_ray
@@ -88,28 +91,26 @@ def _sweep(options: SweepOptions, console: Console, stack: ExitStack) -> int:
 def _run(sweep: Sweep, trials: Sequence[Trial], options: SweepOptions, resources: Resources, console: Console) -> int:
     """Train what is to be trained, then say what came out."""
     if trials:
-        from tune.execution import remove_scratch, run_trials  # Ray and torch, seconds
+        from tune.execution import run_trials  # Ray and torch, seconds
 
         interrupted = run_trials(sweep, trials, options, resources, console)
         if interrupted is not None:
             console.print(f"stopped by {interrupted.name}; everything is kept.  Go on with:", soft_wrap=True)
             console.print(f"  {options.resume_command(sweep.name)}", soft_wrap=True, markup=False, highlight=False)
             return 128 + interrupted
-        remove_scratch(sweep)
     return _show_results(sweep, options, console)
 
 
 def _check_inputs(trials: Sequence[Trial]) -> None:
     """Refuse models and texts that cannot be trained on, before anything is created.  Raises ConfigError."""
     from altgrad.training.data import TextBatches, load_corpus
-    from altgrad.training.model import gpt_shape
 
     checked: set[str] = set()
     for config in (trial.config for trial in trials):
         key = config.model_dump_json(include={*_MODEL_FIELDS, "data", "validation_fraction"})
         if key not in checked:
             checked.add(key)
-            TextBatches(load_corpus(config), config, gpt_shape(config).block_size)
+            TextBatches(load_corpus(config), config, config.shape.block_size)
 
 
 def _show_plan(console: Console, plan: Plan, resources: Resources) -> None:

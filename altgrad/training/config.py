@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from altgrad.formats import NumberFormat, find_format
+from altgrad.training.shape import PRESETS, GPTShape
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -151,6 +152,19 @@ class TrainConfig(Recipe):
     checkpoint_interval: int = Field(100, ge=1, description="steps between checkpoints")
     default_sweep: bool = Field(True, description="part of `python tune/sweep.py` without arguments")
     # fmt: on
+
+    @model_validator(mode="after")
+    def _buildable(self) -> Self:
+        if self.model not in PRESETS:
+            raise ValueError(f"model={self.model!r}; known: {', '.join(PRESETS)}")
+        _ = self.shape
+        return self
+
+    @property
+    def shape(self) -> GPTShape:
+        """Sizes of the built-in GPT: the preset's, with this config's overrides."""
+        given = {name: getattr(self, name) for name in ("n_layer", "n_head", "n_embd", "block_size")}
+        return dataclasses.replace(PRESETS[self.model], **{k: v for k, v in given.items() if v is not None})
 
     def altered(self, **changes: Any) -> TrainConfig:
         """A validated copy with some fields changed."""

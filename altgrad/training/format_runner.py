@@ -167,6 +167,7 @@ class FormatExperimentRunner:
         self._rows.append(record)
         if not last and step % self._report_interval == 0:
             if self._report is not None:
+                writer.flush()  # the caller may end this process in its report
                 self._send(step, "running", detector.verdict)
             self._stop = self._stop_request()
 

@@ -6,54 +6,12 @@ other model, so that the FP32 run is this model and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from altgrad.training.config import ConfigError, TrainConfig
-
-
-@dataclass(frozen=True)
-class GPTShape:
-    """Sizes of a GPT."""
-
-    n_layer: int
-    n_head: int
-    n_embd: int
-    block_size: int
-
-
-PRESETS: Mapping[str, GPTShape] = {
-    "micro": GPTShape(2, 2, 32, 32),  # for tests
-    "tiny": GPTShape(4, 4, 96, 64),  # 0.5M parameters: a laptop
-    "small": GPTShape(6, 6, 384, 256),  # 11M: one GPU, minutes
-    "medium": GPTShape(8, 8, 512, 512),  # 26M
-    "gpt2": GPTShape(12, 12, 768, 1024),  # 86M and the embeddings
-}
-
-
-def gpt_shape(config: TrainConfig) -> GPTShape:
-    """The preset with the config's overrides.  Raises ConfigError for an unknown preset or heads that do not divide."""
-    if config.model not in PRESETS:
-        raise ConfigError(f"model={config.model!r}; known: {', '.join(PRESETS)}")
-    preset = PRESETS[config.model]
-    shape = GPTShape(
-        *(
-            given if given is not None else default
-            for given, default in (
-                (config.n_layer, preset.n_layer),
-                (config.n_head, preset.n_head),
-                (config.n_embd, preset.n_embd),
-                (config.block_size, preset.block_size),
-            )
-        )
-    )
-    if shape.n_embd % shape.n_head:
-        raise ConfigError(f"n_embd={shape.n_embd} is not a multiple of n_head={shape.n_head}")
-    return shape
+from altgrad.training.config import TrainConfig
+from altgrad.training.shape import GPTShape
 
 
 class Attention(nn.Module):
@@ -137,4 +95,4 @@ def build_gpt(config: TrainConfig, vocabulary: int) -> GPT:
     """The config's GPT on the CPU, its weights a function of `config.seed` alone, whatever the format."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return GPT(gpt_shape(config), vocabulary, config.tied_head)
+        return GPT(config.shape, vocabulary, config.tied_head)

@@ -28,7 +28,7 @@ from altgrad.training.compiling import compiled_loss
 from altgrad.training.config import TrainConfig
 from altgrad.training.counts import SiteCounts
 from altgrad.training.data import Batches, TextBatches, load_corpus
-from altgrad.training.model import build_gpt, gpt_shape
+from altgrad.training.model import build_gpt
 from altgrad.training.optim import WriteBack, build_optimizer, learning_rate
 from altgrad.training.watch import RandomState, WeightWatch
 
@@ -54,7 +54,7 @@ class Trainer:
         self.config = config
         self.device = _device(config.device)
         if batches is None:
-            block_size = gpt_shape(config).block_size
+            block_size = config.shape.block_size
             batches = TextBatches(load_corpus(config), config, block_size)
         self.batches = batches
         if model is None:

@@ -75,16 +75,30 @@ def best_sentence(rows: Sequence[Row]) -> str:
 
 
 def newest_events(runs: Iterable[Run], n: int) -> list[dict[str, Any]]:
-    """The `n` events written last over all runs, newest first, as rows of a table."""
-    found: list[tuple[float, str, int, str, str]] = []
+    """The `n` kinds of event that happened last, newest first: one row per run and kind with its last occurrence.
+
+    A run that clips at every step has one row, or nothing else would be seen.
+    """
+    found: list[tuple[float, str, int, str, str, int]] = []
     for run in runs:
         table = run.table("events", ["time", "kind", "detail"])
-        if table.num_rows:
-            last = table.slice(max(table.num_rows - n, 0)).to_pylist()
-            found += [(row["time"] or 0.0, run.name, row["step"], row["kind"], row["detail"] or "{}") for row in last]
+        if not table.num_rows:
+            continue
+        kinds: dict[str, list[dict[str, Any]]] = {}
+        for row in table.to_pylist():
+            kinds.setdefault(row["kind"], []).append(row)
+        for kind, rows in kinds.items():
+            last = rows[-1]
+            found.append((last["time"] or 0.0, run.name, last["step"], kind, last["detail"] or "{}", len(rows)))
     return [
-        {"Run": name, "Step": step, "Event": kind.replace("_", " "), "Particulars": particulars(json.loads(detail))}
-        for _, name, step, kind, detail in heapq.nlargest(n, found)
+        {
+            "Run": name,
+            "Event": kind.replace("_", " "),
+            "Times": times,
+            "Last step": step,
+            "Then": particulars(json.loads(detail)),
+        }
+        for _, name, step, kind, detail, times in heapq.nlargest(n, found)
     ]
 
 

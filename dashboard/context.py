@@ -8,10 +8,8 @@ from typing import Any
 
 import streamlit as st
 
-from altgrad.compare import Row, comparison
+from altgrad.compare import STEP_COLUMNS, Row, comparison
 from dashboard.sweep import Sweep
-
-_ROW_COLUMNS = ["validation_loss", "tokens_per_second", "stall_rate", "overflow_rate", "elapsed_seconds"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,6 @@ class Context:
 
 
 def _rows(sweep: Sweep) -> list[Row]:
-    sweep.prefetch(sweep.runs, "steps", _ROW_COLUMNS)
+    sweep.prefetch(sweep.runs, "steps", STEP_COLUMNS)
     sweep.prefetch(sweep.runs, "events", ["kind", "detail", "time"])
     return comparison(sweep.runs)

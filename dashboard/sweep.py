@@ -151,7 +151,7 @@ class Sweep:
             run = read_run(self.folder / name)
             known = self._runs.get(name)
             tables = known.tables if known is not None else RunTables(run.folder)
-            tables.expect_more()
+            tables.expect_more(is_over=run.end is not None)
             _check(run)
             return WatchedRun(run.folder, run.info, run.end, tables, run.status)
         except FileNotFoundError:

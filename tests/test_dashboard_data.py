@@ -109,6 +109,63 @@ def test_part_completed_later_is_read_then(tmp_path: Path) -> None:
     assert tables.broken_parts() == []
 
 
+@pytest.fixture
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "altgrad"
+
+
+def finished_tables(folder: Folder) -> RunTables:
+    tables = RunTables(folder)
+    tables.expect_more(is_over=True)
+    return tables
+
+
+def test_finished_run_of_many_parts_is_opened_as_one_file(tmp_path: Path, cache: Path, opened_parts: list[str]) -> None:
+    run = generated.write_run(Folder.at(tmp_path), generated.InventedRun(steps=60), rows_per_part=3)
+    expected = read_table(run, "steps", ["loss", "overflow_rate"])
+    opened_parts.clear()
+    assert finished_tables(run).read("steps", ["loss", "overflow_rate"]).equals(expected)
+    assert len(opened_parts) == 20 + 1  # the cache is tried first
+    opened_parts.clear()
+    tables = finished_tables(run)
+    assert tables.read("steps", ["loss"]).num_rows == 60
+    assert tables.read("steps", ["loss", "overflow_rate"]).equals(expected)
+    assert len(opened_parts) == 2 and len(list(cache.glob("*"))) == 1
+
+
+def test_run_that_goes_on_after_its_end_is_not_taken_from_the_cache(tmp_path: Path, cache: Path) -> None:
+    run = generated.write_run(Folder.at(tmp_path), generated.InventedRun(steps=60), rows_per_part=3)
+    tables = finished_tables(run)
+    tables.read("steps", ["loss"])
+    write_steps(run, 61, 70, attempt=1)
+    tables.expect_more(is_over=False)
+    assert tables.read("steps", ["loss"]).num_rows == 70
+    assert tables.read("steps", ["learning_rate"]).num_rows == 70
+    assert finished_tables(run).read("steps", ["loss"]).num_rows == 70
+
+
+def test_damaged_cache_is_read_past_and_damaged_results_are_not_hidden(tmp_path: Path, cache: Path) -> None:
+    run = generated.write_run(Folder.at(tmp_path), generated.InventedRun(steps=60), rows_per_part=3)
+    finished_tables(run).read("steps", ["loss"])
+    (file,) = cache.glob("*")
+    file.write_bytes(b"PAR1")
+    assert finished_tables(run).read("steps", ["loss"]).num_rows == 60
+    file.unlink()
+    generated.corrupt_part(run)
+    for _ in range(2):
+        tables = finished_tables(run)
+        assert tables.read("steps", ["loss"]).num_rows == 57
+        assert len(tables.broken_parts()) == 1
+
+
+def test_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/nowhere")
+    run = generated.write_run(Folder.at(tmp_path), generated.InventedRun(steps=60), rows_per_part=3)
+    assert finished_tables(run).read("steps", ["loss"]).num_rows == 60
+
+
 def test_version_rises_with_news_and_only_then(tmp_path: Path) -> None:
     folder = generated.running_sweep(tmp_path)
     sweep = Sweep(folder)
@@ -206,19 +263,22 @@ def test_progress_counts_steps_time_and_savings(tmp_path: Path) -> None:
     assert not state.is_over
 
 
-def test_newest_events_are_the_last_written(tmp_path: Path) -> None:
+def test_newest_events_come_first_and_repeated_ones_once(tmp_path: Path) -> None:
     folder = Folder.at(tmp_path)
     writer = RunWriter(folder / "a", flush_seconds=1e9)
     writer.start(generated.InventedRun().info("s") | {"run": "a"})
     for step in range(5):
+        writer.event(step, "clip", norm=2.0)
+    for step in (5, 6):
         writer.event(step, "format_shift", to="E5M2", rate=0.123456789)
     writer.flush()
     sweep = Sweep(folder)
     look(sweep)
-    found = newest_events(sweep.runs, 2)
-    assert [event["Step"] for event in found] == [4, 3]
-    assert found[0]["Event"] == "format shift"
-    assert found[0]["Particulars"] == "to E5M2, rate 0.1235"
+    assert newest_events(sweep.runs, 9) == [
+        {"Run": "a", "Event": "format shift", "Times": 2, "Last step": 6, "Then": "to E5M2, rate 0.1235"},
+        {"Run": "a", "Event": "clip", "Times": 5, "Last step": 4, "Then": "norm 2"},
+    ]
+    assert len(newest_events(sweep.runs, 1)) == 1
     assert particulars({"gradient_norm": float("inf")}) == "gradient norm inf"
 
 

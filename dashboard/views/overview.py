@@ -29,7 +29,7 @@ def show(context: Context) -> None:
     _work(progress(rows, context.sweep.runs, planned, time.time()))
     st.subheader("Best format against BF16")
     st.markdown(best_sentence(rows))
-    left, right = st.columns(2)
+    left, right = st.columns([2, 3])
     with left:
         _collapses(context)
     with right:
@@ -82,4 +82,4 @@ def _events(context: Context) -> None:
         st.caption("No event has been recorded.")
         return
     frame = pd.DataFrame(events)
-    show_table(frame, alt="The newest events of all runs: run, step, kind and particulars.")
+    show_table(frame, alt="The newest events of all runs: run, kind, how often, last step, particulars.")

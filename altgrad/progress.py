@@ -12,6 +12,7 @@ from altgrad.compare import Row, by_group, paired_gap
 from altgrad.events import Event
 from altgrad.markdown import number
 from altgrad.results import Run
+from altgrad.storage import Folder
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,15 @@ def _saved(row: Row) -> float:
     if row.status != "collapsed" or not row.seconds or not row.step:
         return 0.0
     return max(row.max_steps - row.step, 0) * row.seconds / row.step
+
+
+def planned_runs(sweep: Folder) -> int | None:
+    """How many runs the sweep was started with, where its `sweep.json` says so."""
+    try:
+        runs = sweep.read_json("sweep.json").get("runs")
+    except (ValueError, OSError):
+        return None
+    return len(runs) if isinstance(runs, list) else None
 
 
 def best_sentence(rows: Sequence[Row]) -> str:

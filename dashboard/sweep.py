@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from altgrad.progress import planned_runs
 from altgrad.results import Run, Status, TableName, read_run
 from altgrad.storage import Folder
 from dashboard.tables import RunTables
@@ -68,11 +69,7 @@ class Sweep:
     @property
     def planned(self) -> int | None:
         """How many runs the sweep was started with, where it says so."""
-        try:
-            runs = self.folder.read_json("sweep.json").get("runs")
-        except (ValueError, OSError):
-            return None
-        return len(runs) if isinstance(runs, list) else None
+        return planned_runs(self.folder)
 
     def run(self, name: str) -> WatchedRun | None:
         """The run with that name."""

@@ -6,7 +6,7 @@ filter the rows, never the runs.
 """
 
 from altgrad.compare.pairing import Settings, baseline_of, config_difference, settings_of
-from altgrad.compare.rows import Row, Unpaired, comparison, pair, read_row
+from altgrad.compare.rows import STEP_COLUMNS, Row, Unpaired, comparison, pair, read_row
 from altgrad.compare.statistics import (
     PairedGap,
     RescueCell,
@@ -20,6 +20,7 @@ from altgrad.compare.statistics import (
 from altgrad.compare.tables import comparison_csv, comparison_markdown, comparison_table, write_comparison
 
 __all__ = [
+    "STEP_COLUMNS",
     "PairedGap",
     "RescueCell",
     "Row",

@@ -17,7 +17,7 @@ from altgrad.curves import Curve, difference, measured
 from altgrad.events import acts, format_shifts, read_events
 from altgrad.results import Run, Status
 
-_COLUMNS = ["validation_loss", "tokens_per_second", "stall_rate", "overflow_rate", "elapsed_seconds"]
+STEP_COLUMNS = ["validation_loss", "tokens_per_second", "stall_rate", "overflow_rate", "elapsed_seconds"]
 _READERS = 8  # threads: reading waits for the disk or the object store, and decoding happens outside the GIL
 
 
@@ -92,7 +92,7 @@ def pair(unpaired: Iterable[Unpaired]) -> list[Row]:
 
 def read_row(run: Run) -> Unpaired:
     """Read what a run's row needs: five columns of its steps, and its events."""
-    steps = run.table("steps", _COLUMNS)
+    steps = run.table("steps", STEP_COLUMNS)
     settings, verdict = settings_of(run), run.verdict
     events = read_events(run, steps)
     shifts = format_shifts(events)

@@ -1,1 +1,5 @@
-"""The static page of a sweep."""
+"""A sweep as one self-contained HTML page: overview, comparison, loss curves, rescues and failure reports."""
+
+from altgrad.html.page import html_report
+
+__all__ = ["html_report"]

@@ -69,6 +69,13 @@ def failure_report(run: Run) -> str:
     return f"# Failure report: {run.name}\n\n{lead}\n\n{body}\n"
 
 
+def stored_report(run: Run) -> str:
+    """The report in the run's folder, or one made now where there is none.  Raises ValueError where neither is."""
+    if run.folder.has("failure_report.md"):
+        return run.folder.read_bytes("failure_report.md").decode(errors="replace")
+    return failure_report(run)
+
+
 def _sentence(text: str, end: str = ".") -> str:
     return f"{text[0].upper()}{text[1:].rstrip(end)}{end}" if text else ""
 

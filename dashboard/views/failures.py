@@ -11,7 +11,7 @@ from altgrad.compare import Row
 from altgrad.markdown import number
 from altgrad.metrics import METRICS
 from altgrad.progress import event_row
-from altgrad.report import failure_report
+from altgrad.report import stored_report
 from altgrad.report.evidence import Evidence
 from altgrad.training.config import ConfigError
 from dashboard.charts import CONFIG
@@ -97,7 +97,7 @@ def _forensics(context: Context, run: WatchedRun, collapsed: Sequence[Row]) -> N
             st.caption("No event has been recorded.")
     st.subheader("Failure report")
     with st.container(border=True):
-        st.markdown(_report(run))
+        st.markdown(stored_report(run))
 
 
 def _layers(evidence: Evidence) -> None:
@@ -128,9 +128,3 @@ def _alike(context: Context, run: WatchedRun, collapsed: Sequence[Row]) -> None:
         st.caption("No other run collapsed by the same rule.")
     for row in found[:8]:
         context.link("failures", f"{row.run}: step {row.collapse_step}", run=row.run)
-
-
-def _report(run: WatchedRun) -> str:
-    if run.folder.has("failure_report.md"):
-        return run.folder.read_bytes("failure_report.md").decode(errors="replace")
-    return failure_report(run)

@@ -1,0 +1,216 @@
+"""Loss curves as SVG: all runs on one scale, a panel per format, and one collapsed run by itself.
+
+Each line is written once, in the units of `_SPACE`, and shown again wherever it is needed (`<use>`), so that a
+page of hundreds of runs stays small.  The scale is that of the healthy runs; what leaves it is marked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from altgrad.compare import Row
+from altgrad.curves import Curve
+from altgrad.events import Event
+from altgrad.html import marks
+from altgrad.html.frame import Frame, axes, margin, ticks
+from altgrad.html.markup import Html, element, join
+from altgrad.lines import Line, non_finite_count, scale
+from altgrad.markdown import number
+from altgrad.metrics import METRICS
+from altgrad.palette import format_colour, intervention_dash, variant_marker
+
+_SPACE = (4000, 2000)  # units of a line: finer than any screen shows
+_VIEW_BOX = "0 0 4000 2000"
+_MOST_VERDICT_LINES = 6
+_MOST_WITH_EVENTS = 4
+Events = Mapping[str, Sequence[Event]]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Lines of one metric on one scale.  `number_of` names each line's shared path."""
+
+    lines: Sequence[Line]
+    events: Events
+    metric: str
+
+    @cached_property
+    def values(self) -> tuple[float, float]:
+        """Lowest and highest value shown; any interval where no value is finite."""
+        return scale(self.lines) or (0.0, 1.0)
+
+    @cached_property
+    def steps(self) -> tuple[float, float]:
+        first = min(int(one.raw.steps[0]) for one in self.lines)
+        last = max(max(int(one.raw.steps[-1]), one.row.collapse_step or 0) for one in self.lines)
+        return float(first), float(max(last, first + 1))
+
+    @cached_property
+    def number_of(self) -> dict[str, int]:
+        return {one.row.run: place for place, one in enumerate(self.lines)}
+
+    @cached_property
+    def variants(self) -> list[str]:
+        return list(dict.fromkeys(one.row.variant for one in self.lines))
+
+    def shared(self) -> Html:
+        """The lines' paths, to be put into the page once."""
+        frame = Frame(0, 0, *_SPACE, self.steps, self.values)
+        paths = (
+            element("path", id=f"curve-{self.number_of[one.row.run]}", d=_path(one.raw, frame), class_="curve")
+            for one in self.lines
+        )
+        return element("svg", element("defs", join(paths)), width=0, height=0, aria_hidden="true", class_="shared")
+
+    def spark(self, row: Row) -> Html:
+        """The row's line in a table cell, on the common scale; a dash where it has none."""
+        if row.run not in self.number_of:
+            return Html("–")
+        said = element("title", f"{METRICS[self.metric].label} of {row.run}")
+        line = _use(self.number_of[row.run], row, width=1.2)
+        return element("svg", said, line, viewBox=_VIEW_BOX, preserveAspectRatio="none", width=96, height=26,
+                       role="img", class_="spark")  # fmt: skip
+
+
+def overlay(curves: Curves) -> Html:
+    """All lines over each other."""
+    return _chart(curves, curves.lines, 1040, 420, label=f"{METRICS[curves.metric].label} of all runs")
+
+
+def panel(curves: Curves, name: str) -> Html:
+    """The lines of one format, with all others faint behind them, on the scale of all."""
+    own = [one for one in curves.lines if one.row.format == name]
+    others = join(
+        element("use", href=f"#curve-{curves.number_of[one.row.run]}", class_="other")
+        for one in curves.lines
+        if one.row.format != name
+    )
+    return _chart(curves, own, 510, 240, label=f"{METRICS[curves.metric].label}, {name}", behind=others)
+
+
+def alone(curves: Curves, one: Line) -> Html:
+    """One run on its own scale, with its events and verdict."""
+    single = replace(curves, lines=[one])
+    space = Frame(0, 0, *_SPACE, single.steps, single.values)
+    line = element("path", d=_path(one.raw, space), class_="curve", **_stroke(one.row, 1.6))
+    return _drawn(single, [one], line, 760, 220, f"{METRICS[curves.metric].label} of {one.row.run}")
+
+
+def legend(curves: Curves, kinds: Iterable[str] = ()) -> Html:
+    """Groups by line, and the kinds of marks, as a list."""
+    groups: dict[str, Row] = {}
+    for one in curves.lines:
+        groups.setdefault(one.row.group_label, one.row)
+    items = [element("li", _sample(row, curves.variants), name) for name, row in groups.items()]
+    return element("ul", join(items), marks.event_key(kinds), class_="legend")
+
+
+def describe(curves: Curves, lines: Sequence[Line]) -> str:
+    """What the chart shows, in words."""
+    ends = {one.row.run: float(one.raw.finite().values[-1]) for one in lines if len(one.raw.finite().values)}
+    said = [f"{len(lines)} run{'s' if len(lines) != 1 else ''} over {int(curves.steps[1])} steps."]
+    if ends:
+        best = min(ends, key=lambda name: ends[name])
+        last = "lowest last finite value" if len(lines) > 1 else "last finite value"
+        said.append(f"{last.capitalize()}: {number(ends[best])}" + (f" ({best})." if len(lines) > 1 else "."))
+    broken = non_finite_count(lines)
+    if broken:
+        said.append(f"{broken} non-finite values in {sum(bool(one.spans) for one in lines)} of the runs.")
+    collapsed = sum(one.row.collapse_step is not None for one in lines)
+    if collapsed:
+        said.append(f"{collapsed} collapsed.")
+    return " ".join(said)
+
+
+def _chart(curves: Curves, lines: Sequence[Line], width: int, height: int, *, label: str, behind: str = Html()) -> Html:
+    drawn = (
+        element("g", element("title", f"{one.row.run}: {one.row.group_label}, {one.row.status}"),
+                _use(curves.number_of[one.row.run], one.row, width=1.6))
+        for one in lines
+    )  # fmt: skip
+    return _drawn(curves, lines, join([behind, *drawn]), width, height, label)
+
+
+def _drawn(curves: Curves, lines: Sequence[Line], plot: Html, width: int, height: int, label: str) -> Html:
+    """Axes, what is shaded behind the lines, the lines (`plot`, in the units of `_SPACE`), and the marks on them."""
+    left = margin(ticks(*curves.values, max(height // 60, 2)))
+    frame = Frame(left, 30, width - left - 14, height - 30, curves.steps, curves.values)
+    non_finite = [marks.non_finite(one, frame) for one in lines]
+    parts = [
+        element("title", label),
+        element("desc", describe(curves, lines)),
+        axes(frame, METRICS[curves.metric].axis),
+        *(stretches for stretches, _ in non_finite),
+    ]
+    if len({one.row.collapse_step for one in lines} - {None}) <= _MOST_VERDICT_LINES:
+        parts.append(marks.verdict_lines(lines, frame))
+    box = {"x": frame.left, "y": frame.top, "width": frame.width, "height": frame.height}
+    parts.append(element("svg", plot, viewBox=_VIEW_BOX, preserveAspectRatio="none", **box))
+    parts += [_markers(one, curves.variants, frame) for one in lines]
+    parts += [marks.beyond(one, frame) for one in lines]
+    if len(lines) <= _MOST_WITH_EVENTS:
+        parts += [marks.events(one, curves.events.get(one.row.run, ()), frame) for one in lines]
+    parts += [crosses for _, crosses in non_finite] + [marks.verdict(one, frame) for one in lines]
+    return element("svg", *parts, viewBox=f"0 0 {width} {frame.bottom + 40:.6g}", role="img", class_="chart")
+
+
+def _path(curve: Curve, frame: Frame) -> str:
+    """The curve as path data, broken where it is not finite; values off the scale are left as they are."""
+    (first, last), (low, high) = frame.steps, frame.values
+    x = np.rint(frame.left + frame.width * (curve.steps - first) / (last - first)).astype(int).tolist()
+    with np.errstate(invalid="ignore"):
+        heights = frame.bottom - frame.height * (curve.values - low) / (high - low)
+    limit = 10 * frame.height  # far outside is far enough
+    y = np.rint(np.clip(np.nan_to_num(heights, posinf=limit, neginf=-limit), -limit, limit)).astype(int).tolist()
+    finite = np.isfinite(curve.values).tolist()
+    parts: list[str] = []
+    for place, here in enumerate(finite):
+        if not here:
+            continue
+        if place == 0 or not finite[place - 1]:
+            alone = place + 1 == len(finite) or not finite[place + 1]
+            parts.append(f"M{x[place]} {y[place]}" + ("h0" if alone else ""))  # a round cap makes it a dot
+        else:
+            parts.append(f"l{x[place] - x[place - 1]} {y[place] - y[place - 1]}")
+    return "".join(parts)
+
+
+def _stroke(row: Row, width: float) -> dict[str, str | float | None]:
+    dash = intervention_dash(row.intervention)
+    return {
+        "stroke": format_colour(row.format),
+        "stroke_width": width,
+        "stroke_dasharray": None if dash == "solid" else dash,
+    }
+
+
+def _use(place: int, row: Row, width: float) -> Html:
+    return element("use", href=f"#curve-{place}", **_stroke(row, width))
+
+
+def _markers(one: Line, variants: Sequence[str], frame: Frame) -> Html:
+    """Markers of the run's variant along its line."""
+    marker, finite = variant_marker(one.row.variant, variants), one.raw.finite()
+    if marker is None or not len(finite.steps):
+        return Html()
+    places = np.linspace(0, len(finite.steps) - 1, 8).astype(int)
+    inside = [
+        (step, value)
+        for step, value in zip(finite.steps[places].tolist(), finite.values[places].tolist(), strict=True)
+        if frame.values[0] <= value <= frame.values[1]
+    ]
+    d = "".join(f"M{frame.x(step):.1f} {frame.y(value):.1f}{marks.GLYPHS[marker]}" for step, value in inside)
+    return element("path", d=d, stroke=format_colour(one.row.format), class_="marker")
+
+
+def _sample(row: Row, variants: Sequence[str]) -> Html:
+    marker = variant_marker(row.variant, variants)
+    line = element("path", d="M1 8h34", class_="curve", **_stroke(row, 2.2))
+    glyph = marker and element(
+        "path", d="M18 8" + marks.GLYPHS[marker], stroke=format_colour(row.format), class_="marker"
+    )
+    return element("svg", line, glyph or Html(), viewBox="0 0 36 16", width=36, height=16, aria_hidden="true")

@@ -1,0 +1,78 @@
+"""One sweep as one file: to be mailed, archived or put next to a paper, and read without altgrad.
+
+It asks nothing of the outside (its content policy forbids it) and runs no script; its numbers are those of the
+dashboard at the moment of writing.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from importlib import metadata, resources
+
+from altgrad.events import read_events
+from altgrad.html.charts import Curves
+from altgrad.html.contents import METRIC, Contents, read_contents
+from altgrad.html.failures import failures_section, links_of
+from altgrad.html.markup import Html, element, join
+from altgrad.html.sections import comparison_section, curves_section, overview, rescues_section, unreadable
+from altgrad.storage import Folder
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def html_report(sweep: Folder, now: float) -> str:
+    """A sweep folder's page as HTML.  `now`: seconds since 1970, the time that the page gives as its own."""
+    contents = read_contents(sweep)
+    title = f"Sweep {sweep.name}"
+    parts = [_header(contents, title, now)]
+    if contents.rows:
+        parts.append(_main(contents, now))
+    else:
+        parts.append(element("main", element("p", _NO_RUN), unreadable(contents)))
+    head = [
+        Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+        element("title", title),
+        element("style", Html(resources.files("altgrad.html").joinpath("style.css").read_text())),
+    ]
+    page = element("html", element("head", *head), "\n", element("body", join(parts, "\n")), lang="en")
+    return f"<!doctype html>\n{page}\n"
+
+
+_NO_RUN = "No run can be shown: a sweep is a folder of run folders, each with a run.json."
+
+
+def _header(contents: Contents, title: str, now: float) -> Html:
+    at = f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M} UTC"
+    said = f"As of {at}, by altgrad {metadata.version('altgrad')}, from {contents.sweep}"
+    links = (element("a", name, href=f"#{place}") for name, place in _SECTIONS.items()) if contents.rows else ()
+    menu = element("nav", join(links, " "), aria_label="Sections")
+    return element("header", element("h1", title), element("p", said), menu)
+
+
+_SECTIONS = {
+    "Overview": "overview",
+    "Comparison": "comparison",
+    "Loss curves": "curves",
+    "Rescues": "rescues",
+    "Failures": "failures",
+}
+
+
+def _main(contents: Contents, now: float) -> Html:
+    lines = [contents.lines[row.run] for row in contents.rows if row.run in contents.lines]
+    events = {one.row.run: read_events(contents.runs[one.row.run]) for one in lines}
+    curves = Curves(lines, events, METRIC) if lines else None
+    links = links_of(contents.rows)
+    content = [
+        overview(contents, links, now),
+        comparison_section(contents.rows, curves, links, contents.sweep.name),
+        curves_section(curves),
+        rescues_section(contents.rows),
+        failures_section(contents, curves),
+    ]
+    sections = [
+        element("section", element("h2", name, id=place), part, aria_labelledby=place)
+        for (name, place), part in zip(_SECTIONS.items(), content, strict=True)
+    ]
+    return element("main", unreadable(contents), join(sections, "\n"))

@@ -1,0 +1,189 @@
+"""The page's sections but the failures: overview, comparison, curves, rescues.
+
+Numbers come from the functions that the dashboard and the CSV use; here they only become HTML.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from urllib.parse import quote
+
+from altgrad.compare import RescueCell, Row, by_group, comparison_csv, matrix_axes, paired_gap, rescue_matrix
+from altgrad.compare.statistics import ENOUGH_SEEDS
+from altgrad.compare.tables import COLUMNS, Column
+from altgrad.html.charts import Curves, describe, legend, overlay, panel
+from altgrad.html.contents import METRIC, Contents
+from altgrad.html.markup import Html, element, join, scrolling, table
+from altgrad.html.prose import sentence
+from altgrad.lines import non_finite_count
+from altgrad.markdown import ABSENT, duration
+from altgrad.metrics import METRICS
+from altgrad.palette import format_colour, share_colour
+from altgrad.progress import best_sentence, newest_events, planned_runs, progress
+
+_NEWEST = 12
+Links = Mapping[str, str]  # run -> where on the page its failure is explained
+
+
+def overview(contents: Contents, links: Links, now: float) -> Html:
+    """How far the sweep is, what it has cost and saved, who is best, what happened last, what cannot be read."""
+    rows, runs, planned = contents.rows, list(contents.runs.values()), planned_runs(contents.sweep)
+    state = progress(rows, runs, planned, now)
+    counts = Counter(row.status for row in rows)
+    left = "finished" if state.is_over else "unknown" if state.seconds_left is None else duration(state.seconds_left)
+    facts = {
+        "Runs": f"{len(rows)} of {planned}" if planned else str(len(rows)),
+        "Running": str(counts["running"]),
+        "Completed": str(counts["completed"]),
+        "Collapsed": str(counts["collapsed"]),
+        "Failed": str(counts["failed"]),
+        "Stopped or killed": str(counts["stopped"] + counts["killed"]),
+        "Steps": f"{state.steps:,} of {state.planned_steps:,}",
+        "Time left": left,
+        "Compute spent": duration(state.spent),
+        "Saved by early stopping": duration(state.saved),
+    }
+    cards = join(element("div", element("dt", name), element("dd", value)) for name, value in facts.items())
+    return join(
+        [
+            element("dl", cards, class_="facts"),
+            element("h3", "Best format against BF16"),
+            element("p", sentence(best_sentence(rows))),
+            *_collapses(contents, links),
+            *_events(contents),
+        ]
+    )
+
+
+def unreadable(contents: Contents) -> Html:
+    """What the folder holds and the page cannot show, sentence by sentence; nothing where all is well."""
+    said = [join([element("code", name), f": {reason}"]) for name, reason in contents.broken.items()]
+    for name, parts in contents.damaged.items():
+        shown = ", ".join(parts[:3]) + (f" and {len(parts) - 3} more" if len(parts) > 3 else "")
+        said.append(join([element("code", name), f": damaged parts are left out: {shown}"]))
+    if not said:
+        return Html()
+    listed = element("ul", join(element("li", one) for one in said))
+    title = element("h2", "What cannot be read", id="unreadable")
+    return element("section", title, listed, class_="warning", aria_labelledby="unreadable")
+
+
+def comparison_section(rows: Sequence[Row], curves: Curves | None, links: Links, name: str) -> Html:
+    """The comparison, one row per run, with each cell's exact value; and the same as a CSV file to keep."""
+    head = [COLUMNS[0].head, *(["Loss curve"] if curves else []), *(column.head for column in COLUMNS[1:])]
+    align = "l" + "l" * bool(curves) + "".join("r" if column.is_number else "l" for column in COLUMNS[1:])
+    body = []
+    for row in rows:
+        first, *others = (_cell(column, row, links) for column in COLUMNS)
+        body.append([first, *([curves.spark(row)] if curves else []), *others])
+    where = "data:text/csv;charset=utf-8," + quote(comparison_csv(rows), safe="")
+    download = element("a", "Download as CSV", href=where, download=f"{name}.csv")
+    said = "One row per run, by final validation loss. Gaps are to the BF16 run of the same seed, in nats."
+    return join([element("p", said), table(head, body, "Comparison of the runs", align), element("p", download)])
+
+
+def curves_section(curves: Curves | None) -> Html:
+    """All loss curves on one scale, then a panel per format."""
+    if curves is None:
+        return element("p", f"{METRICS[METRIC].label} has not been measured in any run yet.")
+    formats = sorted({one.row.format for one in curves.lines})
+    said = "The scale is that of the healthy runs; triangles mark where a line leaves it, diamonds a collapse."
+    broken = non_finite_count(curves.lines)
+    if broken:
+        in_runs = sum(bool(one.spans) for one in curves.lines)
+        said += f" {broken} non-finite values in {in_runs} of the runs: shaded, with a cross at the last finite value."
+    whole = element("figure", scrolling(overlay(curves), "Loss curves"), legend(curves), element("figcaption", said))
+    if len(formats) < 2:
+        return join([curves.shared(), whole])
+    panels = (
+        element("figure", panel(curves, name), element("figcaption", _panel_caption(curves, name))) for name in formats
+    )
+    multiples = element("div", join(panels), class_="panels")
+    return join([curves.shared(), whole, element("h3", "By format"), multiples])
+
+
+def rescues_section(rows: Sequence[Row]) -> Html:
+    """The rescue matrix and what may be said about each group over its seeds."""
+    cells = rescue_matrix(rows)
+    sites, interventions = matrix_axes(cells)
+    head = [Html("Format"), *interventions]
+    body = [
+        [_format(fmt, variant), *(_matrix_cell(cells.get((fmt, variant, name))) for name in interventions)]
+        for fmt, variant in sites
+    ]
+    said = (
+        "Survived of ended runs; gap to the BF16 run of the same seed in nats with 95 % interval; median collapse "
+        f"step. Hatched: fewer than {ENOUGH_SEEDS} ended runs."
+    )
+    matrix = element("div", table(head, body, "Rescue matrix: format by intervention"), class_="matrix")
+    return join([element("p", said), matrix, element("h3", "Over seeds"), _seeds(rows)])
+
+
+def _seeds(rows: Sequence[Row]) -> Html:
+    groups = [members for members in by_group(rows).values() if not any(row.is_baseline for row in members)]
+    if not groups:
+        return element("p", "There is nothing to compare with BF16 yet.")
+    body = [
+        [members[0].group_label, f"{members[0].learning_rate:.3g}", str(len(members)), paired_gap(members).sentence]
+        for members in groups
+    ]
+    head = ["Group", "Learning rate", "Runs", "Gap to BF16, paired by seed"]
+    said = "Paired by seed: both runs saw the same batches from the same initial weights. 95 % t intervals."
+    return join([table(head, body, "What may be said about each group", "lrrl"), element("p", said)])
+
+
+def _collapses(contents: Contents, links: Links) -> list[Html]:
+    title = element("h3", "Newest collapses")
+    collapsed = [run for run in contents.runs.values() if run.verdict is not None]
+    if not collapsed:
+        return [title, element("p", "No run has collapsed.")]
+    collapsed.sort(key=lambda run: -float((run.end or {}).get("ended", 0.0)))
+    items = []
+    for run in collapsed[:_NEWEST]:
+        verdict = run.verdict
+        if verdict is not None:
+            said = f"{run.name}: {verdict.rule.replace('_', ' ')} at step {verdict.step}"
+            items.append(element("li", element("a", said, href=links.get(run.name))))
+    return [title, element("ul", join(items))]
+
+
+def _events(contents: Contents) -> list[Html]:
+    title, found = element("h3", "Newest events"), newest_events(contents.runs.values(), _NEWEST)
+    if not found:
+        return [title, element("p", "No event has been recorded.")]
+    rows = [[str(cell) for cell in event.values()] for event in found]
+    return [title, table(list(found[0]), rows, "Newest events of all runs", "lrll")]
+
+
+def _cell(column: Column, row: Row, links: Links) -> Html:
+    shown, exact = column.shown(row), column.value(row)
+    if column.name == "run" and row.run in links:
+        return element("a", shown, href=links[row.run])
+    if column.name == "format":
+        return _format(row.format, "")
+    if column.name == "status":
+        return element("span", shown, class_=f"status {row.status}")
+    if column.name == "reason":
+        return element("span", shown, class_="reason")
+    return element("data", shown, value=str(exact)) if column.is_number and exact is not None else join([shown])
+
+
+def _format(fmt: str, variant: str) -> Html:
+    swatch = element("span", style=f"background:{format_colour(fmt)}", class_="swatch")
+    return join([swatch, f"{fmt} {variant}".strip()])
+
+
+def _panel_caption(curves: Curves, name: str) -> Html:
+    own = [one for one in curves.lines if one.row.format == name]
+    return join([element("strong", name), " ", describe(curves, own)])
+
+
+def _matrix_cell(cell: RescueCell | None) -> Html:
+    if cell is None:
+        return element("span", ABSENT, class_="none")
+    first, *others = cell.lines
+    few = " few" if cell.ended < ENOUGH_SEEDS else ""
+    said = join([element("strong", first), *(element("span", other) for other in others)])
+    colour = f"background-color:{share_colour(cell.share)}"
+    return element("div", said, class_=f"cell{few}", style=colour, title=", ".join(cell.runs))

@@ -172,3 +172,18 @@ def test_one_compiled_graph_serves_every_format_shift():
         for site in GEMM_SITES:
             assert torch.equal(compiled.site(site).take_counts(), eager.site(site).take_counts())
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("uses", [1, 2, 3])
+def test_a_layer_used_several_times_counts_every_use(uses: int) -> None:
+    (layer,) = quantize_model(nn.Sequential(nn.Linear(8, 8)), Recipe(format="E4M3")).values()
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    y = x
+    for _ in range(uses):
+        y = layer(y)
+    y.sum().backward()
+    for site, values in (("weight", 64), ("activation", 40), ("gradient", 40)):
+        counts = dict(zip(COUNTERS, layer.site(site).take_counts().tolist(), strict=True))
+        assert counts["uses"] == uses and counts["nonzero"] == values * uses
+        assert math.log2(counts["scale"]) < 0  # a mean or a largest, not a sum
+    assert layer.site("weight").take_counts() is None

@@ -99,6 +99,8 @@ class QuantizedLinear(nn.Linear):
         return self.site(site).format
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(x.device.type):  # asked first: a graph that enters autocast is never cached
+            return self._forward(x.float()).to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             return self._forward(x.float()).to(x.dtype)
 
@@ -118,7 +120,7 @@ class QuantizedLinear(nn.Linear):
         site = self.site(name)
         rounded, counts = _RoundOperand.apply(operand, site.spec, site.history, self.key, site.mode)
         if torch.is_grad_enabled():
-            site.counts = counts
+            site.add_counts(counts)
         return rounded
 
     def rounded_weight(self, weight: Tensor | None = None) -> Tensor:

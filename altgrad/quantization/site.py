@@ -19,8 +19,10 @@ from altgrad.quantization.scale import Granularity, finite_amax, from_blocks, sc
 from altgrad.training.config import GemmSite, Recipe
 
 # What a site counts on every step, in this order: values that are not zero; of these those beyond the largest finite
-# value, those rounded to zero, those that landed on the largest finite value; the finite amax; the largest scale.
-COUNTERS = ("nonzero", "overflow", "underflow", "saturated", "amax", "scale")
+# value, those rounded to zero, those that landed on the largest finite value; the uses (1); the finite amax; the largest
+# scale.  The first five add up over several uses.
+COUNTERS = ("nonzero", "overflow", "underflow", "saturated", "uses", "amax", "scale")
+_SUMS = 5
 
 
 class Mode(NamedTuple):
@@ -72,10 +74,23 @@ class Site(nn.Module):
         self.slot = torch.zeros(len(COUNTERS), device=self.spec.device, requires_grad=True)
         return self
 
+    def add_counts(self, counts: Tensor) -> None:
+        """Counts of one more use in a forward pass."""
+        if self.counts is not None:
+            sums, largest = counts[:_SUMS] + self.counts[:_SUMS], torch.maximum(counts[_SUMS:], self.counts[_SUMS:])
+            counts = torch.cat([sums, largest])
+        self.counts = counts
+
     def take_counts(self) -> Tensor | None:
-        """Counts of the last forward and backward pass, (len(COUNTERS),); None where the site was not used."""
-        counts = self.slot.grad if self.counts is None else self.counts
-        self.slot.grad, self.counts = None, None
+        """Counts since they were last taken, (len(COUNTERS),); None where the site was not used.
+
+        Of a layer used several times the output gradient's amax and scale are means over its uses: what comes out of a
+        backward pass adds up.
+        """
+        counts, self.counts = self.counts, None
+        if self.slot.grad is not None:
+            gradient, self.slot.grad = self.slot.grad, None
+            counts = torch.cat([gradient[:_SUMS], gradient[_SUMS:] / gradient[_SUMS - 1].clamp(min=1)])
         return counts
 
     def remember(self, amax: Tensor) -> None:
@@ -134,7 +149,8 @@ def _count(x: Tensor, scaled: Tensor, magnitude: Tensor, fmt: FormatTensors, ama
     underflow = nonzero - _nonzero(magnitude)
     saturated = _number_of(magnitude >= fmt.max)
     return torch.stack(
-        [n.to(torch.float32) for n in (nonzero, overflow, underflow, saturated)] + [amax.max(), scale.max()]
+        [n.to(torch.float32) for n in (nonzero, overflow, underflow, saturated)]
+        + [torch.ones_like(amax.max()), amax.max(), scale.max()]
     )
 
 

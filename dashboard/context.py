@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import streamlit as st
 
-from altgrad.compare import STEP_COLUMNS, Row, comparison
+from altgrad.compare import STEP_COLUMNS, Row, pair, read_row
 from dashboard.sweep import Sweep
 
 
@@ -21,7 +22,7 @@ class Context:
 
     @property
     def rows(self) -> list[Row]:
-        """The comparison of all runs; pages filter the rows, never the runs."""
+        """The comparison of all runs; pages filter the rows, never the runs.  Only changed runs are read again."""
         return self.sweep.derived("rows", lambda: _rows(self.sweep))
 
     @property
@@ -41,4 +42,4 @@ class Context:
 def _rows(sweep: Sweep) -> list[Row]:
     sweep.prefetch(sweep.runs, "steps", STEP_COLUMNS)
     sweep.prefetch(sweep.runs, "events", ["kind", "detail", "time"])
-    return comparison(sweep.runs)
+    return pair([sweep.remembered(run, "row", partial(read_row, run)) for run in sweep.runs])

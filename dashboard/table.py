@@ -14,6 +14,7 @@ from altgrad.curves import Curve, buckets, measured
 from altgrad.markdown import number
 from dashboard.sweep import Sweep, WatchedRun
 
+CELL_COLUMNS = ("loss", "validation_loss", "ulps_moved_mean")  # besides those of the comparison
 _SPARK_BUCKETS = 20
 _NUMBER = st.column_config.NumberColumn
 COLUMNS: Mapping[str, Any] = {
@@ -40,18 +41,21 @@ COLUMNS: Mapping[str, Any] = {
 def run_frame(rows: Sequence[Row], sweep: Sweep, sparklines: bool = True) -> pd.DataFrame:
     """One row per run."""
     runs = {run.name: run for run in sweep.runs}
-    sweep.prefetch(runs.values(), "steps", ["loss", "validation_loss", "ulps_moved_mean"])
-    found = [(row, sweep.remembered(runs[row.run], "cells", partial(_measured_cells, runs[row.run]))) for row in rows]
-    frame = pd.DataFrame([_run_cells(row, cells) for row, cells in found])
+    sweep.prefetch(runs.values(), "steps", CELL_COLUMNS)
+    cells = []
+    for row in rows:
+        compute = partial(_measured_cells, runs[row.run], sparklines)
+        cells.append(_run_cells(row, sweep.remembered(runs[row.run], ("cells", sparklines), compute)))
+    frame = pd.DataFrame(cells)
     return frame if sparklines else frame.drop(columns="Loss curve")
 
 
-def _measured_cells(run: WatchedRun) -> dict[str, Any]:
+def _measured_cells(run: WatchedRun, with_sparkline: bool) -> dict[str, Any]:
     """What takes reading whole curves, so that it is done once per run."""
-    loss, validation, ulps = (_curve(run, name) for name in ("loss", "validation_loss", "ulps_moved_mean"))
+    loss, validation, ulps = (_curve(run, name) for name in CELL_COLUMNS)
     finite = validation.finite()
     return {
-        "Loss curve": sparkline(loss),
+        "Loss curve": sparkline(loss) if with_sparkline else None,
         "Training loss": _last(loss),
         "Best step": int(finite.steps[finite.values.argmin()]) if len(finite.steps) else None,
         "ULPs moved": _last(ulps),

@@ -53,8 +53,8 @@ class RunTables:
 
     def read(self, name: TableName, columns: Sequence[str] | None = None) -> pa.Table:
         """As `altgrad.results.read_table`: rows in order of step, the latest attempt of each."""
-        wanted = [c for c in SCHEMAS[name].names if c in ("step", "attempt", "layer", "site")]
-        wanted += [c for c in (SCHEMAS[name].names if columns is None else columns) if c not in wanted]
+        keys = [column for column in SCHEMAS[name].names if column in ("step", "attempt", "layer", "site")]
+        wanted = list(dict.fromkeys([*keys, *(SCHEMAS[name].names if columns is None else columns)]))
         with self._lock:
             held = self._held[name]
             if not held.is_current:

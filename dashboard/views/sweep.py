@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from altgrad.compare import Row
+from altgrad.compare import STEP_COLUMNS, Row
 from altgrad.metrics import METRICS
 from dashboard.context import Context
-from dashboard.table import COLUMNS, group_frame, run_frame
+from dashboard.table import CELL_COLUMNS, COLUMNS, group_frame, run_frame
 from dashboard.widgets import choose, choose_many, choose_one, show_table, switch
 
 _HIDDEN = ("Learning rate", "Training loss", "Best step", "At step")  # until asked for
@@ -20,6 +20,7 @@ _MANY = 200  # rows from which on the small loss curves would take longer than t
 def show(context: Context) -> None:
     """The page."""
     st.title("Sweep")
+    context.sweep.prefetch(context.sweep.runs, "steps", [*STEP_COLUMNS, *CELL_COLUMNS])  # in one pass over the files
     rows = filtered(context)
     first, second, third, fourth = st.columns([2, 2, 1, 1], vertical_alignment="bottom")
     with first:

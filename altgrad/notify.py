@@ -22,14 +22,19 @@ _ANSWER_SECONDS = 10
 _WAITING = 1000  # messages; beyond that the newest are dropped: the results folder has everything
 
 
+def check_address(address: str) -> str:
+    """The host of a webhook's address.  Raises ValueError, without repeating it, where it is none."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("a webhook: expected an http:// or https:// address")
+    return parts.hostname
+
+
 class Webhook:
     """Posts messages to an http(s) address in order.  Raises ValueError for another kind of address."""
 
     def __init__(self, address: str) -> None:
-        parts = urlsplit(address)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("--notify: expected an http:// or https:// address")
-        self._address, self._host = address, parts.hostname
+        self._address, self._host = address, check_address(address)
         self._messages: queue.Queue[Mapping[str, Any] | None] = queue.Queue(_WAITING)
         self._thread = threading.Thread(target=self._work, name="webhook", daemon=True)
         self._thread.start()

@@ -6,6 +6,7 @@ knows why, so it writes `end.json`; a run that already has one is left alone.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,17 @@ from ray import cloudpickle, tune
 from ray.exceptions import RayActorError, RayTaskError
 
 from altgrad.report import write_failure_report
-from altgrad.results import RunWriter, Verdict, write_end
+from altgrad.results import Verdict, write_end
 from altgrad.storage import Folder
+from tune.manifest import write_never_started
 from tune.plan import Trial
 from tune.stopper import CollapseStopper
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial
+
+
+_MEMORY = re.compile(r"^(MemoryError|OutOfMemoryError)\b|out of memory|can't allocate memory|low on memory")
 
 
 class EndRecords(tune.Callback):
@@ -45,6 +50,11 @@ class EndRecords(tune.Callback):
         elif verdict is not None:
             _add_verdict(folder, verdict)
 
+    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """The trial died and starts again; one that ran out of memory does so once, for it would for ever."""
+        if out_of_memory(trial):
+            trial.max_failures = min(trial.max_failures, trial.run_metadata.num_failures)
+
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """The trial died and has no retry left."""
         run = run_of(trial)
@@ -54,12 +64,6 @@ class EndRecords(tune.Callback):
             write_never_started(folder, plan_of(trial), self._sweep.name)
         if not folder.has("end.json"):  # the runner records an exception itself; a dead process cannot
             write_end(folder, "failed", None, {"error": why_failed(trial), "steps": _steps(trial)})
-
-
-def write_never_started(folder: Folder, trial: Trial, sweep: str) -> None:
-    """The `run.json` of a run that died before it could write one, so that it is not missing from the comparison."""
-    info = {"run": trial.run, "sweep": sweep, "config": trial.config.model_dump(), "intervention": trial.intervention}
-    RunWriter(folder).start(info)
 
 
 def run_of(trial: TuneTrial) -> str:
@@ -80,8 +84,15 @@ def why_failed(trial: TuneTrial) -> str:
         first = (str(cause).strip().splitlines() or [""])[0]
         return f"{type(cause).__name__}: {first}"
     if isinstance(error, RayActorError):
-        return "the trial's process died (killed, or out of memory)"
+        if "memory" in str(error):  # Ray's memory monitor explains itself
+            return "the trial's process was killed: its node ran low on memory"
+        return "the trial's process died"
     return "unknown" if error is None else f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def out_of_memory(trial: TuneTrial) -> bool:
+    """Whether the trial's last failure was a want of memory: Python's, CUDA's, or Ray's memory monitor."""
+    return bool(_MEMORY.search(why_failed(trial)))
 
 
 def _steps(trial: TuneTrial) -> int | None:

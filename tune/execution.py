@@ -1,14 +1,16 @@
 """Runs planned trials through Ray Tune and says how that ended.
 
-Tune schedules, restarts and stops; it keeps no checkpoint and no result of ours, so its own state is scratch.
+Tune schedules, restarts and stops; it keeps no checkpoint and no result of ours, so its own state is scratch that no
+other node needs: a folder of this process.
 """
 
 from __future__ import annotations
 
 import signal
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -22,12 +24,13 @@ from tune.ending import EndRecords, plan_of, run_of
 from tune.live import Progress
 from tune.machine import Resources
 from tune.manifest import Sweep
+from tune.notices import Notices
 from tune.options import SweepOptions
 from tune.plan import Trial
+from tune.stalls import StallWatch
 from tune.stopper import CollapseStopper
 from tune.trainable import Job, train_trial
 
-_SCRATCH = ".ray"  # in the sweep's folder: every node must reach it
 _GRACE_PERIOD = 100  # steps before asha may stop a trial
 
 
@@ -43,41 +46,41 @@ def run_trials(
     sweep: Sweep, trials: Sequence[Trial], options: SweepOptions, resources: Resources, console: Console
 ) -> signal.Signals | None:
     """Run the trials of a sweep to their ends.  Returns the signal that interrupted them, None where none did."""
-    stopper = CollapseStopper(sweep.trials, sweep.folder)
-    ends = EndRecords(stopper, sweep.folder, options.scheduler)
+    folder = sweep.folder.patient()
+    stopper = CollapseStopper(sweep.trials, folder)
+    progress = Progress(sweep.trials, folder, console)
+    callbacks: list[tune.Callback] = [EndRecords(stopper, folder, options.scheduler), progress]
+    if options.stall_timeout is not None:
+        callbacks.append(StallWatch(options.stall_timeout, console))
     jobs = [Job(trial, sweep.results, sweep.name, resources.threads, options.wandb) for trial in trials]
     bundle: dict[str, float] = {"CPU": resources.cpus}
     if resources.gpus:
         bundle["GPU"] = resources.gpus
-    progress = Progress(sweep.trials, sweep.folder, console)
-    tuner = tune.Tuner(
-        tune.with_resources(train_trial, PlacementGroupFactory([bundle])),
-        param_space={"job": tune.grid_search([job.to_parameters() for job in jobs])},
-        tune_config=tune.TuneConfig(
-            scheduler=_scheduler(options, trials),
-            max_concurrent_trials=resources.concurrent,
-            reuse_actors=True,
-            trial_name_creator=run_of,
-            trial_dirname_creator=run_of,
-        ),
-        run_config=tune.RunConfig(
-            name=time.strftime("%Y%m%d-%H%M%S"),
-            storage_path=str(sweep.folder / _SCRATCH),
-            stop=stopper,
-            callbacks=[ends, progress],
-            failure_config=tune.FailureConfig(max_failures=options.retries),
-            verbose=0,
-        ),
-    )
-    with _interruptible(stopper), progress:
-        tuner.fit()
+    with ExitStack() as stack:
+        if options.notify is not None:
+            callbacks.append(stack.enter_context(Notices(options.notify, folder)))
+        tuner = tune.Tuner(
+            tune.with_resources(train_trial, PlacementGroupFactory([bundle])),
+            param_space={"job": tune.grid_search([job.to_parameters() for job in jobs])},
+            tune_config=tune.TuneConfig(
+                scheduler=_scheduler(options, trials),
+                max_concurrent_trials=resources.concurrent,
+                reuse_actors=True,
+                trial_name_creator=run_of,
+                trial_dirname_creator=run_of,
+            ),
+            run_config=tune.RunConfig(
+                name=time.strftime("%Y%m%d-%H%M%S"),
+                storage_path=stack.enter_context(tempfile.TemporaryDirectory(prefix="altgrad-tune-")),
+                stop=stopper,
+                callbacks=callbacks,
+                failure_config=tune.FailureConfig(max_failures=options.retries),
+                verbose=0,
+            ),
+        )
+        with _interruptible(stopper), progress:
+            tuner.fit()
     return stopper.interrupted
-
-
-def remove_scratch(sweep: Sweep) -> None:
-    """Delete what Tune left in the sweep's folder."""
-    if (sweep.folder / _SCRATCH).list():
-        sweep.folder.filesystem.delete_dir((sweep.folder / _SCRATCH).path)
 
 
 def _scheduler(options: SweepOptions, trials: Sequence[Trial]) -> TrialScheduler:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from altgrad.results import SCHEMA, list_sweeps
+from altgrad.results import SCHEMA, RunWriter, list_sweeps
 from altgrad.storage import Folder
 from tune.options import NEWEST, SweepError, SweepOptions
 from tune.plan import Plan, Trial
@@ -53,7 +53,7 @@ def create_sweep(options: SweepOptions, plan: Plan) -> Sweep:
             "schema": SCHEMA,
             "sweep": sweep.name,
             "created": time.time(),
-            "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+            "command": shlex.join([Path(sys.executable).name, *_without_secrets(sys.argv)]),
             "runs": [trial.to_json() for trial in plan.trials],
         }
         existing = _deepest_existing(sweep.folder)
@@ -121,6 +121,12 @@ def is_finished(folder: Folder) -> bool:
     return folder.has("end.json") and folder.read_json("end.json").get("status") in _FINISHED
 
 
+def write_never_started(folder: Folder, trial: Trial, sweep: str) -> None:
+    """The `run.json` of a run that died before it could write one, so that it is not missing from the comparison."""
+    info = {"run": trial.run, "sweep": sweep, "config": trial.config.model_dump(), "intervention": trial.intervention}
+    RunWriter(folder).start(info)
+
+
 @contextmanager
 def _storage_errors(options: SweepOptions) -> Iterator[None]:
     """A results root that cannot be read, written or understood, in one line that names it."""
@@ -129,6 +135,12 @@ def _storage_errors(options: SweepOptions) -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise SweepError(f"--results {options.results}: {reason}") from error
+
+
+def _without_secrets(words: Sequence[str]) -> list[str]:
+    """A command line whose webhook address, which is a secret, is masked."""
+    kept = ["--notify=***" if word.startswith("--notify=") else word for word in words]
+    return ["***" if before == "--notify" else word for before, word in zip(["", *kept], kept, strict=False)]
 
 
 def _location(results: str) -> str:

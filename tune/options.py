@@ -13,14 +13,16 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 import yaml
 
+from altgrad.notify import check_address
 from altgrad.training.config import INTERVENTIONS, parse_value
 
 NEWEST = "newest"  # `--resume` without a name
+NOTIFY = "ALTGRAD_NOTIFY"  # the webhook's address, where other users must not see it on the command line
 
 
 WandbMode = Literal["offline", "online", "disabled"]
@@ -56,6 +58,8 @@ class SweepOptions:
     max_concurrent: int | None = None
     scheduler: str = "none"
     retries: int = 2
+    stall_timeout: float | None = None
+    notify: str | None = field(default=None, repr=False)
     wandb: WandbMode = "offline"
     address: str | None = None
 
@@ -81,7 +85,7 @@ class SweepOptions:
         return [option for option, value in wishes.items() if value is not None]
 
     def resume_command(self, sweep: str) -> str:
-        """The command line that continues a sweep in the same way."""
+        """The command line that continues a sweep in the same way; without the webhook, whose address is a secret."""
         python = "python" if shutil.which("python") == sys.executable else sys.executable
         words = [python, sys.argv[0], "--resume", sweep, "--results", self.results]
         given = {
@@ -90,6 +94,7 @@ class SweepOptions:
             "--max-concurrent": self.max_concurrent,
             "--scheduler": self.scheduler if self.scheduler != "none" else None,
             "--retries": self.retries if self.retries != 2 else None,
+            "--stall-timeout": self.stall_timeout,
             "--wandb": self.wandb if self.wandb != "offline" else None,
             "--address": self.address,
         }
@@ -181,9 +186,30 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         "--retries", type=_count_or_zero, default=2, metavar="N", help="restarts of a trial that died (default: 2)"
     )
     group.add_argument(
+        "--stall-timeout",
+        type=_positive,
+        metavar="SECONDS",
+        help="kill and restart a trial that reports nothing for that long, start included (default: never)",
+    )
+    group.add_argument(
+        "--notify",
+        type=_webhook,
+        default=os.environ.get(NOTIFY),
+        metavar="URL",
+        help=f"POST JSON there on collapse, failure and end (default: ${NOTIFY})",
+    )
+    group.add_argument(
         "--wandb", choices=("offline", "online", "disabled"), default="offline", help="default: offline, no account"
     )
     group.add_argument("--address", help="an existing Ray cluster, such as auto or ray://HEAD:10001")
+
+
+def _webhook(text: str) -> str:
+    try:
+        check_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def _count(text: str) -> int:

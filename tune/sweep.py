@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 
 from altgrad.compare import comparison, comparison_table, write_comparison
-from altgrad.notify import check_address
 from altgrad.results import list_runs
 from altgrad.training.config import ConfigError
 from tune.machine import Resources, share_out, this_machine
@@ -59,8 +58,6 @@ def _sweep(options: SweepOptions, console: Console, stack: ExitStack) -> int:
         check_new(options)
     if options.wandb == "online":
         check_account()
-    if options.notify is not None:
-        check_address(options.notify)
     machine = this_machine()
     if options.cluster is not None:
         from tune.cluster import connected_ray

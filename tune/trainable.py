@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from ray import tune
 
-from altgrad.results import read_table
+from altgrad.control import stop_request, stop_sentence
+from altgrad.results import read_table, write_end
 from altgrad.storage import Folder
 from altgrad.training.format_runner import FormatExperimentRunner, Report
-from tune.manifest import is_finished
+from tune.manifest import is_finished, write_never_started
 from tune.options import WandbMode
 from tune.plan import Trial
 from tune.tracking import Tracker
@@ -49,6 +50,12 @@ def train_trial(parameters: dict[str, Any]) -> None:
     trial = job.trial
     sweep = (Folder.at(job.results) / job.sweep).patient()
     if is_finished(sweep / trial.run):  # its process died between the end record and the last report
+        return
+    request = stop_request(sweep / trial.run, sweep)
+    if request is not None:
+        if not (sweep / trial.run).has("run.json"):
+            write_never_started(sweep / trial.run, trial, job.sweep)
+        write_end(sweep / trial.run, "stopped", None, {"reason": stop_sentence(request)})
         return
     torch.set_num_threads(job.threads)
     tracker = Tracker(trial, job.sweep, sweep / trial.run, job.wandb)

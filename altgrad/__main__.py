@@ -48,6 +48,10 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="rebuild a failure report, or a sweep's report, from its folder alone")
     report.add_argument("folder", help="run folder or sweep folder (local path or URI)")
+    report.add_argument("--html", action="store_true", help="a sweep as one self-contained HTML file")
+    report.add_argument(
+        "--out", metavar="FILE", help="where to write the HTML; default: report.html in the sweep folder"
+    )
     report.set_defaults(command=_report)
 
     status = commands.add_parser("status", help="the state of a sweep, from its folder alone")
@@ -107,12 +111,25 @@ def _report(options: argparse.Namespace) -> int:
     from altgrad.report import sweep_report, write_failure_report
 
     folder = Folder.at(options.folder)
+    if options.html:
+        return _html(folder, options.out)
+    if options.out:
+        raise ValueError(f"--out {options.out}: only with --html; without it the report is printed")
     if folder.has("run.json"):
         print(write_failure_report(folder))
     elif folder.has("sweep.json"):
         print(sweep_report(folder))
     else:
         raise FileNotFoundError(f"{folder}: neither run.json nor sweep.json in it; give a run folder or a sweep folder")
+    return 0
+
+
+def _html(sweep: Folder, out: str | None) -> int:
+    from altgrad.html import write_html_report
+
+    if not sweep.has("sweep.json"):
+        raise FileNotFoundError(f"{sweep}: no sweep.json in it; --html needs a sweep folder")
+    print(write_html_report(sweep, out))
     return 0
 
 

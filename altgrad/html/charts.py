@@ -16,7 +16,7 @@ from altgrad.compare import Row
 from altgrad.curves import Curve
 from altgrad.events import Event
 from altgrad.html import marks
-from altgrad.html.frame import Frame, axes, margin, ticks
+from altgrad.html.frame import Frame, axes, margin, most_values, ticks
 from altgrad.html.markup import Html, element, join
 from altgrad.lines import Line, non_finite_count, scale
 from altgrad.markdown import number
@@ -78,7 +78,7 @@ class Curves:
 
 def overlay(curves: Curves) -> Html:
     """All lines over each other."""
-    return _chart(curves, curves.lines, 1040, 420, label=f"{METRICS[curves.metric].label} of all runs")
+    return _chart(curves, curves.lines, 1200, 450, label=f"{METRICS[curves.metric].label} of all runs")
 
 
 def panel(curves: Curves, name: str) -> Html:
@@ -89,7 +89,7 @@ def panel(curves: Curves, name: str) -> Html:
         for one in curves.lines
         if one.row.format != name
     )
-    return _chart(curves, own, 510, 240, label=f"{METRICS[curves.metric].label}, {name}", behind=others)
+    return _chart(curves, own, 590, 250, label=f"{METRICS[curves.metric].label}, {name}", behind=others)
 
 
 def alone(curves: Curves, one: Line) -> Html:
@@ -97,7 +97,7 @@ def alone(curves: Curves, one: Line) -> Html:
     single = replace(curves, lines=[one])
     space = Frame(0, 0, *_SPACE, single.steps, single.values)
     line = element("path", d=_path(one.raw, space), class_="curve", **_stroke(one.row, 1.6))
-    return _drawn(single, [one], line, 760, 220, f"{METRICS[curves.metric].label} of {one.row.run}")
+    return _drawn(single, [one], line, 860, 230, f"{METRICS[curves.metric].label} of {one.row.run}")
 
 
 def legend(curves: Curves, kinds: Iterable[str] = ()) -> Html:
@@ -112,17 +112,19 @@ def legend(curves: Curves, kinds: Iterable[str] = ()) -> Html:
 def describe(curves: Curves, lines: Sequence[Line]) -> str:
     """What the chart shows, in words."""
     ends = {one.row.run: float(one.raw.finite().values[-1]) for one in lines if len(one.raw.finite().values)}
-    said = [f"{len(lines)} run{'s' if len(lines) != 1 else ''} over {int(curves.steps[1])} steps."]
+    last = max(int(one.raw.steps[-1]) for one in lines)
+    said = [f"{len(lines)} run{'s' if len(lines) != 1 else ''}, up to step {last}."]
     if ends:
         best = min(ends, key=lambda name: ends[name])
-        last = "lowest last finite value" if len(lines) > 1 else "last finite value"
-        said.append(f"{last.capitalize()}: {number(ends[best])}" + (f" ({best})." if len(lines) > 1 else "."))
+        many = len(lines) > 1
+        value = f"{'Lowest last' if many else 'Last'} finite value: {number(ends[best])}"
+        said.append(f"{value} ({best})." if many else f"{value}.")
     broken = non_finite_count(lines)
     if broken:
-        said.append(f"{broken} non-finite values in {sum(bool(one.spans) for one in lines)} of the runs.")
-    collapsed = sum(one.row.collapse_step is not None for one in lines)
+        said.append(f"{broken} non-finite values in {sum(bool(one.spans) for one in lines)} of {len(lines)}.")
+    collapsed = [one for one in lines if one.row.collapse_step is not None]
     if collapsed:
-        said.append(f"{collapsed} collapsed.")
+        said.append(f"{len(collapsed)} of {len(lines)} collapsed.")
     return " ".join(said)
 
 
@@ -137,7 +139,7 @@ def _chart(curves: Curves, lines: Sequence[Line], width: int, height: int, *, la
 
 def _drawn(curves: Curves, lines: Sequence[Line], plot: Html, width: int, height: int, label: str) -> Html:
     """Axes, what is shaded behind the lines, the lines (`plot`, in the units of `_SPACE`), and the marks on them."""
-    left = margin(ticks(*curves.values, max(height // 60, 2)))
+    left = margin(ticks(*curves.values, most_values(height)))
     frame = Frame(left, 30, width - left - 14, height - 30, curves.steps, curves.values)
     non_finite = [marks.non_finite(one, frame) for one in lines]
     parts = [
@@ -155,7 +157,8 @@ def _drawn(curves: Curves, lines: Sequence[Line], plot: Html, width: int, height
     if len(lines) <= _MOST_WITH_EVENTS:
         parts += [marks.events(one, curves.events.get(one.row.run, ()), frame) for one in lines]
     parts += [crosses for _, crosses in non_finite] + [marks.verdict(one, frame) for one in lines]
-    return element("svg", *parts, viewBox=f"0 0 {width} {frame.bottom + 40:.6g}", role="img", class_="chart")
+    return element("svg", *parts, viewBox=f"0 0 {width} {frame.bottom + 40:.6g}", role="img", class_="chart",
+                   style=f"max-width:{width}px")  # fmt: skip
 
 
 def _path(curve: Curve, frame: Frame) -> str:

@@ -45,12 +45,12 @@ class Frame:
 def axes(frame: Frame, y_title: str) -> Html:
     """Grid lines, tick labels and titles; the title of the y-axis stands above it, where it can be read upright."""
     parts = []
-    for value in ticks(*frame.values, max(int(frame.height // 60), 2)):
+    for value in ticks(*frame.values, most_values(frame.height)):
         y = frame.y(value)
         parts.append(element("path", d=f"M{frame.left:.6g} {y:.1f}h{frame.width:.6g}", class_="grid"))
         parts.append(element("text", number(value), x=frame.left - 6, y=y + 4, text_anchor="end"))
     widest = _CHARACTER * len(f"{int(frame.steps[1]):d}")
-    for step in ticks(*frame.steps, max(int(frame.width // (2.5 * widest + 30)), 2), whole=True):
+    for step in ticks(*frame.steps, max(int(frame.width // (widest + 34)), 2), whole=True):
         x = frame.x(step)
         parts.append(element("path", d=f"M{x:.1f} {frame.bottom:.6g}v4", class_="axis"))
         parts.append(element("text", f"{int(step):d}", x=x, y=frame.bottom + 17, text_anchor="middle"))
@@ -58,6 +58,11 @@ def axes(frame: Frame, y_title: str) -> Html:
     parts.append(element("text", "Step", x=frame.right, y=frame.bottom + 33, text_anchor="end"))
     parts.append(element("text", y_title, x=4, y=frame.top - 10))
     return join(parts)
+
+
+def most_values(height: float) -> int:
+    """How many ticks a y-axis of that height has room for."""
+    return max(int(height // 42), 2)
 
 
 def ticks(low: float, high: float, n: int, *, whole: bool = False) -> list[float]:

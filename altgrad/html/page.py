@@ -6,6 +6,7 @@ dashboard at the moment of writing.
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from importlib import metadata, resources
 
@@ -18,6 +19,19 @@ from altgrad.html.sections import comparison_section, curves_section, overview, 
 from altgrad.storage import Folder
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def write_html_report(sweep: Folder, out: str | None = None) -> str:
+    """Write the sweep's page as it is now; returns where.
+
+    `out`: a file (local path or URI); default `report.html` in the sweep's folder.  Raises ValueError for a folder.
+    """
+    place, _, name = (out or "report.html").rpartition("/")
+    if not name:
+        raise ValueError(f"{out}: expected a file, such as {out}report.html")
+    folder = sweep if out is None else Folder.at(place or ("/" if out.startswith("/") else "."))
+    folder.write_bytes(name, html_report(sweep, time.time()).encode())
+    return str(folder / name)
 
 
 def html_report(sweep: Folder, now: float) -> str:

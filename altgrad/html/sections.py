@@ -71,15 +71,18 @@ def unreadable(contents: Contents) -> Html:
 
 def comparison_section(rows: Sequence[Row], curves: Curves | None, links: Links, name: str) -> Html:
     """The comparison, one row per run, with each cell's exact value; and the same as a CSV file to keep."""
-    head = [COLUMNS[0].head, *(["Loss curve"] if curves else []), *(column.head for column in COLUMNS[1:])]
-    align = "l" + "l" * bool(curves) + "".join("r" if column.is_number else "l" for column in COLUMNS[1:])
+    filled = [column for column in COLUMNS if any(column.value(row) not in (None, "") for row in rows)]
+    head = [filled[0].head, *(["Loss curve"] if curves else []), *(column.head for column in filled[1:])]
+    align = "l" + "l" * bool(curves) + "".join("r" if column.is_number else "l" for column in filled[1:])
     body = []
     for row in rows:
-        first, *others = (_cell(column, row, links) for column in COLUMNS)
+        first, *others = (_cell(column, row, links) for column in filled)
         body.append([first, *([curves.spark(row)] if curves else []), *others])
     where = "data:text/csv;charset=utf-8," + quote(comparison_csv(rows), safe="")
     download = element("a", "Download as CSV", href=where, download=f"{name}.csv")
     said = "One row per run, by final validation loss. Gaps are to the BF16 run of the same seed, in nats."
+    empty = [column.head.lower() for column in COLUMNS if column not in filled]
+    said += f" Nothing to show for any run: {', '.join(empty)}." if empty else ""
     return join([element("p", said), table(head, body, "Comparison of the runs", align), element("p", download)])
 
 
@@ -153,7 +156,8 @@ def _events(contents: Contents) -> list[Html]:
     if not found:
         return [title, element("p", "No event has been recorded.")]
     rows = [[str(cell) for cell in event.values()] for event in found]
-    return [title, table(list(found[0]), rows, "Newest events of all runs", "lrll")]
+    align = "".join("l" if isinstance(cell, str) else "r" for cell in found[0].values())
+    return [title, table(list(found[0]), rows, "Newest events of all runs", align)]
 
 
 def _cell(column: Column, row: Row, links: Links) -> Html:
@@ -176,7 +180,7 @@ def _format(fmt: str, variant: str) -> Html:
 
 def _panel_caption(curves: Curves, name: str) -> Html:
     own = [one for one in curves.lines if one.row.format == name]
-    return join([element("strong", name), " ", describe(curves, own)])
+    return join([element("strong", name), ": ", describe(curves, own)])
 
 
 def _matrix_cell(cell: RescueCell | None) -> Html:

@@ -326,3 +326,16 @@ def test_an_empty_comparison_is_an_empty_table() -> None:
     assert comparison([]) == []
     assert comparison_csv([]).count("\n") == 1
     assert len(comparison_markdown([]).splitlines()) == 2
+
+
+def test_a_run_that_failed_or_was_stopped_says_why(tmp_path: Path) -> None:
+    for name, status, summary in (
+        ("a", "failed", {"error": "OSError: full"}),
+        ("b", "stopped", {"reason": "asked to"}),
+    ):
+        writer = RunWriter(Folder.at(tmp_path) / name)
+        writer.start({"run": name, "config": TrainConfig().model_dump(mode="json")})
+        writer.end(status, None, summary)  # type: ignore[arg-type]
+    rows = {row.run: row for row in comparison(list_runs(Folder.at(tmp_path))[0])}
+    assert (rows["a"].reason, rows["b"].reason) == ("OSError: full", "asked to")
+    assert rows["a"].collapse_rule is None

@@ -114,7 +114,7 @@ def read_row(run: Run) -> Unpaired:
         gap_step=None,
         collapse_step=None if verdict is None else verdict.step,
         collapse_rule=None if verdict is None else verdict.rule,
-        reason=None if verdict is None else verdict.sentence(),
+        reason=_reason(run),
         acts=acts(events),
         shifted_to=str(shifts[-1].detail["to"]) if shifts else None,
         tokens_per_second=_over_steps(np.median, steps, "tokens_per_second"),
@@ -142,6 +142,14 @@ def _with_gap(member: Unpaired, baseline: Unpaired | None) -> Row:
     if common < loss.steps[0] or not len(gap.steps):
         return row
     return replace(row, gap=float(gap.values[0]), gap_step=common)
+
+
+def _reason(run: Run) -> str | None:
+    """Why the run ended before its last step: its verdict, its error, or who stopped it."""
+    if run.verdict is not None:
+        return run.verdict.sentence()
+    summary = run.end["summary"] if run.end is not None else {}
+    return summary.get("error") or summary.get("reason")
 
 
 def _last(curve: Curve) -> float | None:

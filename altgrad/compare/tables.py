@@ -87,7 +87,11 @@ _TERMINAL: Sequence[Column] = (
     _NAMED["status"],
     _NAMED["validation_loss"],
     _NAMED["gap"],
-    _text("collapse", "Collapse", lambda row: f"{row.collapse_rule}, step {row.collapse_step}" if row.reason else None),
+    _text(
+        "collapse",
+        "Collapse",
+        lambda row: f"{row.collapse_rule}, step {row.collapse_step}" if row.collapse_rule else None,
+    ),
     _text("acts", "Acted", acts_text),
     _NAMED["intervention"],
     _NAMED["seed"],

@@ -6,8 +6,11 @@ graph run the same arithmetic and a compiler can fuse it into one pass.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +22,8 @@ from altgrad.quantization.scale import Granularity, finite_amax, from_blocks, sc
 from altgrad.training.config import GemmSite, Recipe
 
 # What a site counts on every step, in this order: values that are not zero; of these those beyond the largest finite
-# value, those rounded to zero, those that landed on the largest finite value; the uses (1); the finite amax; the largest
-# scale.  The first five add up over several uses.
+# value, those rounded to zero, those that landed on the largest finite value; the uses (1); the finite amax; the
+# largest scale.  The first five add up over several uses.
 COUNTERS = ("nonzero", "overflow", "underflow", "saturated", "uses", "amax", "scale")
 _SUMS = 5
 
@@ -106,6 +109,14 @@ def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
     """
     if x.numel() == 0:  # a batch without tokens, as an expert of a mixture may get
         return x, torch.zeros(len(COUNTERS), device=x.device)
+    if torch.compiler.is_dynamo_compiling():
+        return torch.ops.altgrad.round_site(x, spec, history, key, *mode, source_hash())
+    return _round_site(x, spec, history, key, mode, in_bits=False)
+
+
+def _round_site(
+    x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode, in_bits: bool
+) -> tuple[Tensor, Tensor]:
     fmt = FormatTensors.view(spec)
     blocks = to_blocks(x) if mode.granularity == "block" else x
     amax = finite_amax(blocks, mode.granularity)
@@ -117,7 +128,7 @@ def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
     scaled = blocks if mode.scaling == "none" else blocks * inverse
     magnitude = round_magnitude(scaled, fmt, mode.rounding, noise)
     rounded = saturate(magnitude, scaled, fmt)
-    counts = _count(blocks, scaled, magnitude, fmt, amax, scale)
+    counts = _count(blocks, scaled, magnitude, fmt, amax, scale, in_bits)
     if mode.scaling != "none":
         rounded = rounded * scale
     return (from_blocks(rounded, x) if mode.granularity == "block" else rounded), counts
@@ -143,23 +154,50 @@ def _scale(amax: Tensor, fmt: FormatTensors, history: Tensor, mode: Mode) -> tup
     return materialised(scale), materialised(inverse)
 
 
-def _count(x: Tensor, scaled: Tensor, magnitude: Tensor, fmt: FormatTensors, amax: Tensor, scale: Tensor) -> Tensor:
-    nonzero = _nonzero(x)
-    overflow = _number_of(scaled.abs() > fmt.max)
-    underflow = nonzero - _nonzero(magnitude)
-    saturated = _number_of(magnitude >= fmt.max)
+def _count(
+    x: Tensor, scaled: Tensor, magnitude: Tensor, fmt: FormatTensors, amax: Tensor, scale: Tensor, in_bits: bool
+) -> Tensor:
+    nonzero = _nonzero(x, in_bits)
+    overflow = _number_of(scaled.abs() > fmt.max, in_bits)
+    underflow = nonzero - _nonzero(magnitude, in_bits)
+    saturated = _number_of(magnitude >= fmt.max, in_bits)
     return torch.stack(
         [n.to(torch.float32) for n in (nonzero, overflow, underflow, saturated)]
         + [torch.ones_like(amax.max()), amax.max(), scale.max()]
     )
 
 
-def _nonzero(x: Tensor) -> Tensor:
-    """How many are not zero, NaN included.  Compiled: on the bits, in 32 bits, which are few vector instructions."""
-    if not torch.compiler.is_compiling():
-        return torch.count_nonzero(x)
-    return (x.view(torch.int32) & 0x7FFFFFFF).clamp(max=1).sum(dtype=torch.int32)
+def _nonzero(x: Tensor, in_bits: bool) -> Tensor:
+    """How many are not zero, NaN included.  `in_bits`: in 32-bit integers, which compile to few vector instructions."""
+    if in_bits:
+        return (x.view(torch.int32) & 0x7FFFFFFF).clamp(max=1).sum(dtype=torch.int32)
+    return torch.count_nonzero(x)
 
 
-def _number_of(mask: Tensor) -> Tensor:
-    return mask.sum(dtype=torch.int32) if torch.compiler.is_compiling() else torch.count_nonzero(mask)
+def _number_of(mask: Tensor, in_bits: bool) -> Tensor:
+    return mask.sum(dtype=torch.int32) if in_bits else torch.count_nonzero(mask)
+
+
+# While Dynamo traces a model, a site is one operator: traces stay short, and a graph without an autograd function's
+# body can be cached on disk.  The compiler behind it gets to see the arithmetic itself.
+torch.library.define(
+    "altgrad::round_site",
+    "(Tensor x, Tensor spec, Tensor history, Tensor key, str rounding, str scaling, str granularity, "
+    "bool power_of_two, float amax_factor, int salt, str source) -> (Tensor, Tensor)",
+)
+
+
+@torch.library.impl("altgrad::round_site", "CompositeImplicitAutograd")
+def _operator(
+    x: Tensor, spec: Tensor, history: Tensor, key: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    *mode, _ = rest
+    return _round_site(x, spec, history, key, Mode(*mode), in_bits=True)
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def source_hash() -> str:
+    """Hash of this folder's sources: a cached graph knows the operator by its arguments alone."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]

@@ -17,11 +17,12 @@ from typing import Any
 from altgrad.compare import Settings
 from altgrad.compare.pairing import NUMERICS, RESCUE
 from altgrad.formats import BASELINE_FORMAT, find_format
-from altgrad.training.config import TrainConfig, intervention_fields, load_config, make_config
+from altgrad.training.config import ConfigError, TrainConfig, intervention_fields, load_config, make_config
 from tune.machine import Machine
 from tune.options import SweepError, SweepOptions
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+_RUN = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*", re.ASCII)
 TEMPLATE = "bf16_baseline.yaml"  # what --formats starts from
 _NUMERIC_DEFAULTS = TrainConfig(format=BASELINE_FORMAT).model_dump(include=set(NUMERICS | RESCUE))
 
@@ -58,6 +59,9 @@ class Trial:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any], source: str) -> Trial:
         """The trial of `to_json`; `source` names its origin in errors.  Raises ConfigError."""
+        for name in (fields["run"], fields["baseline"]):
+            if name is not None and not _RUN.fullmatch(name):  # it becomes a folder's name
+                raise ConfigError(f"{source}: run={name!r}: letters, digits, '.', '_', '+' and '-', no '.' in front")
         config = make_config(fields["config"], source=f"{source}: {fields['run']}")
         return cls(fields["run"], config, fields["intervention"], fields["baseline"])
 

@@ -136,7 +136,7 @@ def _show_results(sweep: Sweep, options: SweepOptions, console: Console) -> int:
     write_comparison(sweep.folder, rows)
     console.print(comparison_table(rows))
     lines = [f"results: {sweep.folder} (comparison.md, comparison.csv)"]
-    lines += [f"failure report: {run.folder}/{REPORT}" for run in runs if run.folder.has(REPORT)]
+    lines += [f"failure report: {run.folder / REPORT}" for run in runs if run.folder.has(REPORT)]
     failed = {run.name: run.end["summary"]["error"] for run in runs if run.end and run.status == "failed"}
     lines += [f"failed: {name}: {reason}" for name, reason in failed.items()]
     lines += [f"cannot be read: {name}: {reason}" for name, reason in broken.items()]

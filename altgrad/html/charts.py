@@ -27,21 +27,26 @@ _SPACE = (4000, 2000)  # units of a line: finer than any screen shows
 _VIEW_BOX = "0 0 4000 2000"
 _MOST_VERDICT_LINES = 6
 _MOST_WITH_EVENTS = 4
+_FAR = 4.0
 Events = Mapping[str, Sequence[Event]]
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines of one metric on one scale.  `number_of` names each line's shared path."""
+    """Lines of one metric on one scale: `limits`, or that of the healthy runs.
+
+    `number_of` names each line's shared path.
+    """
 
     lines: Sequence[Line]
     events: Events
     metric: str
+    limits: tuple[float, float] | None = None
 
     @cached_property
     def values(self) -> tuple[float, float]:
         """Lowest and highest value shown; any interval where no value is finite."""
-        return scale(self.lines) or (0.0, 1.0)
+        return self.limits or scale(self.lines) or (0.0, 1.0)
 
     @cached_property
     def steps(self) -> tuple[float, float]:
@@ -93,8 +98,11 @@ def panel(curves: Curves, name: str) -> Html:
 
 
 def alone(curves: Curves, one: Line) -> Html:
-    """One run on its own scale, with its events and verdict."""
+    """One run with its events and verdict, on its own scale; on that of all where it went far beyond."""
     single = replace(curves, lines=[one])
+    (low, high), (lowest, highest) = single.values, curves.values
+    if high - low > _FAR * (highest - lowest):
+        single = replace(single, limits=curves.values)
     space = Frame(0, 0, *_SPACE, single.steps, single.values)
     line = element("path", d=_path(one.raw, space), class_="curve", **_stroke(one.row, 1.6))
     return _drawn(single, [one], line, 860, 230, f"{METRICS[curves.metric].label} of {one.row.run}")
@@ -113,18 +121,21 @@ def describe(curves: Curves, lines: Sequence[Line]) -> str:
     """What the chart shows, in words."""
     ends = {one.row.run: float(one.raw.finite().values[-1]) for one in lines if len(one.raw.finite().values)}
     last = max(int(one.raw.steps[-1]) for one in lines)
-    said = [f"{len(lines)} run{'s' if len(lines) != 1 else ''}, up to step {last}."]
+    many = len(lines) > 1
+    said = [f"{len(lines)} run{'s' if many else ''}, up to step {last}."]
     if ends:
         best = min(ends, key=lambda name: ends[name])
-        many = len(lines) > 1
         value = f"{'Lowest last' if many else 'Last'} finite value: {number(ends[best])}"
         said.append(f"{value} ({best})." if many else f"{value}.")
     broken = non_finite_count(lines)
     if broken:
-        said.append(f"{broken} non-finite values in {sum(bool(one.spans) for one in lines)} of {len(lines)}.")
+        affected = f" in {sum(bool(one.spans) for one in lines)} of {len(lines)} runs" if many else ""
+        said.append(f"{broken} non-finite value{'s' if broken > 1 else ''}{affected}.")
     collapsed = [one for one in lines if one.row.collapse_step is not None]
-    if collapsed:
+    if collapsed and many:
         said.append(f"{len(collapsed)} of {len(lines)} collapsed.")
+    elif collapsed:
+        said.append(f"Collapsed at step {collapsed[0].row.collapse_step}.")
     return " ".join(said)
 
 

@@ -62,19 +62,19 @@ def _without_verdict(rows: Sequence[Row]) -> Html:
 def _failure(run: HeldRun, row: Row, link: str, curves: Curves | None) -> Html:
     """Folded up until asked for; a link to the content inside unfolds it."""
     summary = element("summary", element("h3", row.run), " ", element("span", row.reason or "", class_="reason"))
-    figure = Html()
+    figure = None
     line = next((one for one in curves.lines if one.row.run == row.run), None) if curves else None
     if curves is not None and line is not None:
         kinds = dict.fromkeys(event.kind for event in curves.events.get(row.run, ()) if event.kind != "verdict")
         key = legend(Curves([line], curves.events, curves.metric), kinds)
         caption = element("figcaption", describe(Curves([line], {}, curves.metric), [line]))
         figure = element("figure", alone(curves, line), key, caption)
-    report = element("article", _report(run), class_="report")
-    return element("details", summary, element("div", figure, report, id=link.removeprefix("#")))
+    report = element("article", _report(run, figure), class_="report", id=link.removeprefix("#"))
+    return element("details", summary, report)
 
 
-def _report(run: HeldRun) -> Html:
+def _report(run: HeldRun, figure: Html | None) -> Html:
     try:
-        return prose(stored_report(run), _REPORT_LEVEL)
+        return prose(stored_report(run), _REPORT_LEVEL, figure)
     except (ValueError, KeyError, OSError) as error:
-        return element("p", f"The failure report of this run cannot be written: {error}")
+        return join([figure or Html(), element("p", f"The failure report of this run cannot be written: {error}")])

@@ -15,9 +15,17 @@ from altgrad.html.markup import Html
 _REACHING_OUT = ["html_block", "html_inline", "link", "image", "autolink", "reference"]
 
 
-def prose(markdown: str, level: int) -> Html:
-    """A document as HTML whose top heading is `<h{level}>`; what is no plain markdown is shown as it is written."""
+def prose(markdown: str, level: int, plot: Html | None = None) -> Html:
+    """A document as HTML whose top heading is `<h{level}>`; what is no plain markdown is shown as it is written.
+
+    `plot` takes the place of the document's plot in characters, whose columns need a font that has them all; a
+    document without one has it in front.
+    """
     tokens = _parser().parse(markdown)
+    if plot is not None:
+        place = next((at for at, token in enumerate(tokens) if token.type == "fence" and token.info == "text"), None)
+        drawn = Token("html_block", "", 0, content=plot)
+        tokens[place or 0 : 0 if place is None else place + 1] = [drawn]
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(int(token.tag[1]) + level - 1, 6)}"

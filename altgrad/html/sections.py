@@ -81,7 +81,7 @@ def comparison_section(rows: Sequence[Row], curves: Curves | None, links: Links,
     where = "data:text/csv;charset=utf-8," + quote(comparison_csv(rows), safe="")
     download = element("a", "Download as CSV", href=where, download=f"{name}.csv")
     said = "One row per run, by final validation loss. Gaps are to the BF16 run of the same seed, in nats."
-    empty = [column.head.lower() for column in COLUMNS if column not in filled]
+    empty = [column.head for column in COLUMNS if column not in filled]
     said += f" Nothing to show for any run: {', '.join(empty)}." if empty else ""
     return join([element("p", said), table(head, body, "Comparison of the runs", align), element("p", download)])
 

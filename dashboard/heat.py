@@ -16,6 +16,7 @@ from dashboard.charts import vertical
 from dashboard.colours import SEQUENTIAL
 
 _MOST_STEPS = 400
+_SMALL_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,6 @@ def heat(table: pa.Table, metric: str, site: str) -> Heat | None:
 def heat_figure(data: Heat, metric: str, collapse_step: int | None) -> go.Figure:
     """Layers downwards in order, steps to the right, the collapse step drawn through, non-finite values crossed."""
     title = METRICS[metric]
-    shares = title.unit in ("share", "cos")
     finite = data.values[np.isfinite(data.values)]
     trace: dict[str, Any] = {
         "type": "heatmap",
@@ -62,10 +62,9 @@ def heat_figure(data: Heat, metric: str, collapse_step: int | None) -> go.Figure
         "hovertemplate": f"%{{y}}<br>step %{{x}}<br>{title.label} %{{z:.4g}}<extra></extra>",
         "hoverongaps": False,
     }
-    if shares and len(finite):
-        trace |= {"zmin": 0, "zmax": 1 if finite.max() > 0.25 else None}
-        if trace["zmax"] is None:
-            del trace["zmin"], trace["zmax"]
+    if title.unit in ("share", "cos") and len(finite) and finite.min() >= 0:
+        # shares are compared from 0; small ones up to their largest, or nothing would be seen
+        trace |= {"zmin": 0, "zmax": finite.max() if 0 < finite.max() <= _SMALL_SHARE else 1}
     traces = [trace]
     rows, columns = np.nonzero(data.non_finite)
     if len(rows):

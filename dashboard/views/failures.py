@@ -84,9 +84,9 @@ def _forensics(context: Context, run: WatchedRun, collapsed: Sequence[Row]) -> N
         )
     else:
         st.caption("No signal left its own early level before the verdict.")
-    left, right = st.columns(2)
+    _layers(evidence)
+    left, right = st.columns([1, 2])
     with left:
-        _layers(evidence)
         _alike(context, run, collapsed)
     with right:
         st.subheader("Events")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import streamlit as st
+import yaml
 
 from altgrad.compare import Row
 from altgrad.compare.pairing import DEFAULTS
@@ -17,12 +16,13 @@ from altgrad.lines import View, line
 from altgrad.markdown import duration, number
 from altgrad.metrics import METRICS, columns
 from altgrad.progress import event_row
-from altgrad.training.config import intervention_fields
 from dashboard.charts import CONFIG, add_moments, curves_figure
 from dashboard.context import Context
 from dashboard.sweep import WatchedRun
-from dashboard.widgets import choose_kept, choose_run, metric_label, show_table
+from dashboard.widgets import choose_many, choose_run, metric_label, show_table
 
+_FIRST = ("loss", "validation_loss", "stall_rate", "overflow_rate")
+_LEGEND = {"orientation": "h", "y": -0.3, "yanchor": "top"}  # above is the verdict's rule
 _FACTS = ("host", "device", "git_commit", "parameters", "vocabulary", "initial_weights_hash", "batches_hash", "attempt")
 
 
@@ -32,13 +32,14 @@ def show(context: Context) -> None:
     run = choose_run(sorted(context.sweep.runs, key=lambda run: run.name))
     row = context.row[run.name]
     _state(context, run, row)
-    _curve(run, row)
+    _curves(run, row)
     left, right = st.columns(2)
     with left:
         _config(run)
     with right:
         _facts(run)
         _events(run)
+        _checkpoints(run)
     st.subheader("Make it again")
     st.code(reproduce(run), language="bash")
     _report(run)
@@ -60,17 +61,25 @@ def _state(context: Context, run: WatchedRun, row: Row) -> None:
         st.warning(f"`{part}` is damaged and left out; the rows of the other parts are shown.")
 
 
-def _curve(run: WatchedRun, row: Row) -> None:
-    metric = choose_kept("Metric", columns("step"), "metric", "loss", format_func=metric_label)
-    view = View(metric)
-    one = line(row, run, view)
-    if one is None:
-        st.info(f"{METRICS[metric].label} has not been measured in this run.")
-        return
-    figure = curves_figure([one], view)
-    add_moments(figure, one, read_events(run), row.collapse_step)
-    figure.update_layout(height=340)
-    st.plotly_chart(figure, key="run curve", config=CONFIG, alt=f"{METRICS[metric].label} of {run.name} over steps.")
+def _curves(run: WatchedRun, row: Row) -> None:
+    names = columns("step")
+    shown = choose_many("Metrics", names, "metrics", _FIRST, format_func=metric_label)
+    events = read_events(run)
+    cells: Sequence[Any] = []
+    for position, metric in enumerate(shown):
+        if position % 2 == 0:
+            cells = st.columns(2 if len(shown) > 1 else 1)
+        with cells[position % 2]:
+            view = View(metric)
+            one = line(row, run, view)
+            if one is None:
+                st.caption(f"{METRICS[metric].label} has not been measured in this run.")
+                continue
+            figure = curves_figure([one], view)
+            add_moments(figure, one, events, row.collapse_step)
+            figure.update_layout(height=280, legend=_LEGEND, showlegend=len(figure.data) > 1)
+            alt = f"{METRICS[metric].label} of {run.name} over steps."
+            st.plotly_chart(figure, key=f"run {metric}", config=CONFIG, alt=alt)
 
 
 def _config(run: WatchedRun) -> None:
@@ -112,15 +121,27 @@ def _events(run: WatchedRun) -> None:
 
 
 def reproduce(run: WatchedRun) -> str:
-    """The command that trains this run again."""
-    changes = changed_fields(run.config)
-    implied = intervention_fields(str(run.info.get("intervention") or "none"))
-    sets = [f"--set {shlex.quote(f'{name}={_yaml(value)}')}" for name, value in changes.items() | implied.items()]
-    return " \\\n    ".join(["python -m altgrad train", *sorted(set(sets))])
+    """The shell commands that train this run again, its config included."""
+    config = yaml.safe_dump(changed_fields(run.config), sort_keys=False, default_flow_style=False)
+    commit = run.info.get("git_commit")
+    lines = [f"git checkout {commit}"] if commit else []
+    lines += [f"cat > {run.name}.yaml <<'END'", config.rstrip(), "END"]
+    return "\n".join([*lines, f"python -m altgrad train {run.name}.yaml --out reproduced/{run.name}"])
 
 
-def _yaml(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _checkpoints(run: WatchedRun) -> None:
+    st.subheader("Checkpoints")
+    try:
+        found = (run.folder / "checkpoints").list()
+    except OSError as error:
+        st.caption(f"Cannot be listed: {error}")
+        return
+    if not found:
+        st.caption("None has been written.")
+        return
+    frame = pd.DataFrame([{"File": info.base_name, "Size (MB)": (info.size or 0) / 1e6} for info in found])
+    size = {"Size (MB)": st.column_config.NumberColumn(format="%.2f")}
+    show_table(frame, alt="Checkpoints of the run with their size.", column_config=size)
 
 
 def _text(value: Any) -> str:

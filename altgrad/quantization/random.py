@@ -13,6 +13,8 @@ from torch import Tensor
 _FIRST, _SECOND = 0x21F0AAAD, 0x735A2D97
 # Odd multipliers that spread keys and salts over 32 bits; any without a simple relation will do.
 _OUTER, _INNER = (0x1E3779B9, 0x5EBCA6B3, 0x42B2AE35), (0x3C6EF35F, 0x19660D25, 0x27D4EB2F)
+
+
 def draw_key(generator: torch.Generator | None, device: torch.device | str) -> Tensor:
     """A fresh key (2 int32) from a torch generator, on `device`."""
     source = generator.device if generator is not None else "cpu"

@@ -6,7 +6,6 @@ graph run the same arithmetic and a compiler can fuse it into one pass.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,10 @@ from altgrad.training.config import GemmSite, Recipe
 # largest scale.  The first five add up over several uses.
 COUNTERS = ("nonzero", "overflow", "underflow", "saturated", "uses", "amax", "scale")
 _SUMS = 5
+
+
+# Hash of this folder's sources: a graph cached on disk knows the operator below by its arguments alone.
+_SOURCE = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 
 
 class Mode(NamedTuple):
@@ -110,7 +113,7 @@ def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
     if x.numel() == 0:  # a batch without tokens, as an expert of a mixture may get
         return x, torch.zeros(len(COUNTERS), device=x.device)
     if torch.compiler.is_dynamo_compiling():
-        return torch.ops.altgrad.round_site(x, spec, history, key, *mode, source_hash())
+        return torch.ops.altgrad.round_site(x, spec, history, key, *mode, _SOURCE)
     return _round_site(x, spec, history, key, mode, in_bits=False)
 
 
@@ -183,7 +186,7 @@ def _number_of(mask: Tensor, in_bits: bool) -> Tensor:
 torch.library.define(
     "altgrad::round_site",
     "(Tensor x, Tensor spec, Tensor history, Tensor key, str rounding, str scaling, str granularity, "
-    "bool power_of_two, float amax_factor, int salt, str source) -> (Tensor, Tensor)",
+    "bool power_of_two, float amax_factor, int salt, bool at_rest, str source) -> (Tensor, Tensor)",
 )
 
 
@@ -193,11 +196,3 @@ def _operator(
 ) -> tuple[Tensor, Tensor]:
     *mode, _ = rest
     return _round_site(x, spec, history, key, Mode(*mode), in_bits=True)
-
-
-@torch.compiler.assume_constant_result
-@functools.cache
-def source_hash() -> str:
-    """Hash of this folder's sources: a cached graph knows the operator by its arguments alone."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]

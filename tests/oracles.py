@@ -180,7 +180,10 @@ def quantise_by_hand(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Scale by powers of two, round and scale back, group by group; with what a site counts on the way."""
     flat, result = x.reshape(-1), np.empty(x.size, np.float32)
-    counts = dict.fromkeys(("nonzero", "overflow", "underflow", "saturated", "amax"), 0.0) | {"scale": -math.inf, "uses": 1.0}
+    counts = dict.fromkeys(("nonzero", "overflow", "underflow", "saturated", "amax"), 0.0) | {
+        "scale": -math.inf,
+        "uses": 1.0,
+    }
     for group in groups(x.shape, granularity):
         values = flat[group]
         amax = max((abs(float(value)) for value in values if math.isfinite(value)), default=0.0)

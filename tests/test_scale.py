@@ -183,7 +183,15 @@ def test_delayed_scaling_uses_the_largest_remembered_amax_and_the_current_one_at
     later, counts = site_round(x, FORMATS["E4M3"], (0.5, 7.0, 0.0), scaling="delayed")
     scale = power_of_two_scale(7.0, FORMATS["E4M3"])
     assert later.tolist() == [1.0, 3.0, 448 * scale]
-    assert counts == {"nonzero": 3, "overflow": 1, "underflow": 0, "saturated": 1, "uses": 1, "amax": 1000, "scale": scale}
+    assert counts == {
+        "nonzero": 3,
+        "overflow": 1,
+        "underflow": 0,
+        "saturated": 1,
+        "uses": 1,
+        "amax": 1000,
+        "scale": scale,
+    }
 
 
 def test_the_history_forgets_after_its_length():

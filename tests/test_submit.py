@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import http.server
 import json
-import os
 import secrets
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.error
@@ -20,11 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
 from altgrad.results import list_runs
 from altgrad.storage import Folder
+from tests.ray_nodes import environment, free_port, ray_node
 from tune.options import SweepError, parse_options
 from tune.submit import check_sweep
 
@@ -41,49 +36,19 @@ class Cluster:
     token: str
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def environment(home: Path, **more: str) -> dict[str, str]:
-    keep = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{keep['PATH']}"
-    return keep | {"HOME": str(home), "PATH": path, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"} | more
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     home = tmp_path_factory.mktemp("cluster")
-    scratch = tempfile.mkdtemp(prefix="altgrad-head-", dir="/tmp")  # short: sockets have a limit of 107 characters
     token, port = secrets.token_hex(32), free_port()
-    command = [
-        str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1",
-        f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}", f"--temp-dir={scratch}",
-        "--num-cpus=2", "--num-gpus=0", "--object-store-memory=100000000", "--disable-usage-stats",
-    ]  # fmt: skip
-    log = (home / "head.log").open("w")
-    head = subprocess.Popen(
-        command, env=environment(home, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token), stdout=log,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
-    try:
+    options = ["--head", f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
+    variables = environment(home, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+    with ray_node(variables, home / "head.log", *options, "--num-cpus=2") as head:
         end = time.monotonic() + PATIENCE
         while not answers(address):
-            assert head.poll() is None and time.monotonic() < end, (home / "head.log").read_text()
+            assert head.process.poll() is None and time.monotonic() < end, head.log.read_text()
             time.sleep(0.3)
         yield Cluster(address, home, token)
-    finally:
-        children = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
-        head.send_signal(signal.SIGTERM)
-        _, left = psutil.wait_procs([*children, psutil.Process(head.pid)] if children else [], timeout=30)
-        for process in left:
-            process.kill()
-        head.wait()
-        log.close()
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def answers(address: str) -> bool:

@@ -95,9 +95,8 @@ def curves_section(curves: Curves | None) -> Html:
     broken = non_finite_count(curves.lines)
     if broken:
         in_runs = sum(bool(one.spans) for one in curves.lines)
-        said += (
-            f" {broken} non-finite values in {in_runs} of {len(curves.lines)} runs: shaded, a cross at the last finite."
-        )
+        said += f" {broken} non-finite values in {in_runs} of {len(curves.lines)} runs"
+        said += ": shaded, with a cross at the last finite value."
     whole = element("figure", scrolling(overlay(curves), "Loss curves"), legend(curves), element("figcaption", said))
     if len(formats) < 2:
         return join([curves.shared(), whole])

@@ -31,7 +31,8 @@ SMALL += ["--set", "batch_size=4", "eval_interval=20", "eval_batches=1", "diagno
 
 @dataclass(frozen=True)
 class Cluster:
-    address: str
+    address: str  # of the job server
+    head: str
     home: Path
     token: str
 
@@ -39,16 +40,16 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     home = tmp_path_factory.mktemp("cluster")
-    token, port = secrets.token_hex(32), free_port()
+    token, port, head_port = secrets.token_hex(32), free_port(), free_port()
     address = f"http://127.0.0.1:{port}"
-    options = ["--head", f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
+    options = ["--head", f"--port={head_port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
     variables = environment(home, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
     with ray_node(variables, home / "head.log", *options, "--num-cpus=2") as head:
         end = time.monotonic() + PATIENCE
         while not answers(address):
             assert head.process.poll() is None and time.monotonic() < end, head.log.read_text()
             time.sleep(0.3)
-        yield Cluster(address, home, token)
+        yield Cluster(address, f"127.0.0.1:{head_port}", home, token)
 
 
 def answers(address: str) -> bool:
@@ -122,7 +123,7 @@ class Other(http.server.BaseHTTPRequestHandler):
 def test_a_cluster_of_another_version_is_refused_with_both_versions(tmp_path: Path) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        other = Cluster(f"http://127.0.0.1:{server.server_port}", tmp_path, "0" * 64)
+        other = Cluster(f"http://127.0.0.1:{server.server_port}", "", tmp_path, "0" * 64)
         done = submit(other, "--results", str(tmp_path), *SMALL)
         server.shutdown()
     assert done.returncode == 2 and "runs Ray 2.10.0, this is 2.6" in done.stderr
@@ -130,7 +131,9 @@ def test_a_cluster_of_another_version_is_refused_with_both_versions(tmp_path: Pa
 
 def test_an_address_where_nothing_answers_is_one_line_within_15_seconds(tmp_path: Path) -> None:
     started = time.monotonic()
-    done = submit(Cluster(f"http://127.0.0.1:{free_port()}", tmp_path, "0" * 64), "--results", str(tmp_path), *SMALL)
+    done = submit(
+        Cluster(f"http://127.0.0.1:{free_port()}", "", tmp_path, "0" * 64), "--results", str(tmp_path), *SMALL
+    )
     assert time.monotonic() - started < 15
     assert done.returncode == 2 and "no answer" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
@@ -146,3 +149,24 @@ def test_an_address_where_nothing_answers_is_one_line_within_15_seconds(tmp_path
 def test_what_a_job_cannot_see_is_refused_before_it_is_sent(arguments: list[str], words: str) -> None:
     with pytest.raises(SweepError, match=words):
         check_sweep(parse_options(arguments))
+
+
+@pytest.mark.parametrize(("address", "words"), [("127.0.0.1:1", "no answer"), ("ray://nowhere.invalid:1", "no answer")])
+def test_a_sweep_that_cannot_reach_its_cluster_says_so_within_15_seconds(
+    address: str, words: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--address", address, *SMALL]
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
+    assert time.monotonic() - started < 15
+    assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_with_a_wrong_token_names_the_token_within_15_seconds(cluster: Cluster, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--address", cluster.head, *SMALL]
+    variables = environment(cluster.home, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="f" * 64)
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert time.monotonic() - started < 15
+    assert done.returncode == 2 and "RAY_AUTH_TOKEN" in done.stderr.strip().splitlines()[-1]

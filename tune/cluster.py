@@ -6,10 +6,12 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tune.machine import Machine
 from tune.options import SweepError
@@ -42,6 +44,8 @@ _DRIVER_ENVIRONMENT = {
 # Ray's switch for "no cluster", whose name comes from where it is the default: its processes then listen on 127.0.0.1
 # instead of on every interface.
 _LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_GIVE_UP_SOON = {"RAY_NUM_REDIS_GET_RETRIES": "5"}  # Ray tries 20 times to connect, a second each
+_ANSWER_SECONDS = 5.0
 
 
 @contextmanager
@@ -78,9 +82,10 @@ def connected_ray(address: str) -> Iterator[Machine]:
 
     Inside a Ray job the cluster already has this code; from elsewhere it is sent along.
     """
-    import ray
+    _check_reachable(address)
+    os.environ.update(_DRIVER_ENVIRONMENT | _GIVE_UP_SOON)
+    import ray  # reads its environment when imported
 
-    os.environ.update(_DRIVER_ENVIRONMENT)
     environment: dict[str, object] = {"env_vars": _WORKER_ENVIRONMENT}
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         environment["working_dir"] = str(ROOT)
@@ -88,14 +93,30 @@ def connected_ray(address: str) -> Iterator[Machine]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or ["no answer"])[0]
-        raise SweepError(f"--address {address}: cannot connect: {reason}") from error
+        reason = (str(error).strip().splitlines() or ["no answer"])[0].rstrip(".")
+        hint = f"RAY_AUTH_TOKEN must be the token of its head node, its Ray the one here ({ray.__version__})"
+        raise SweepError(f"--address {address}: cannot connect: {reason}; {hint}") from error
     try:
         has = ray.cluster_resources()
         gpus = int(has.get("GPU", 0))
         yield Machine(int(has.get("CPU", 0)), gpus, f"the cluster has {gpus or 'no'} GPU{'s' * (gpus != 1)}")
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse a HOST:PORT or ray://HOST:PORT where nothing listens; Ray itself would look for minutes."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise SweepError(f"--address {address}: expected HOST:PORT, ray://HOST:PORT or auto") from error
+    if host is None or port is None:
+        return  # a name such as auto: Ray knows at once
+    try:
+        socket.create_connection((host, port), timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        raise SweepError(f"--address {address}: no answer ({error}); is it the head's port?") from error
 
 
 def _use_own_token() -> None:

@@ -163,7 +163,12 @@ class TrainConfig(Recipe):
     @property
     def shape(self) -> GPTShape:
         """Sizes of the built-in GPT: the preset's, with this config's overrides."""
-        given = {name: getattr(self, name) for name in ("n_layer", "n_head", "n_embd", "block_size")}
+        given = {
+            "n_layer": self.n_layer,
+            "n_head": self.n_head,
+            "n_embd": self.n_embd,
+            "block_size": self.block_size,
+        }
         return dataclasses.replace(PRESETS[self.model], **{k: v for k, v in given.items() if v is not None})
 
     def altered(self, **changes: Any) -> TrainConfig:

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import streamlit as st
@@ -44,12 +45,10 @@ def main() -> None:
         return
     current = _open(str(chosen))
     version = _look(current)
-    context = Context(current, pages={})
-    pages = {
-        path: st.Page(partial(show, context), title=title, url_path=path, default=path == "overview")
-        for path, (title, show) in VIEWS.items()
-    }
-    object.__setattr__(context, "pages", pages)
+    pages: dict[str, Any] = {}
+    context = Context(current, pages)
+    for path, (title, show) in VIEWS.items():
+        pages[path] = st.Page(partial(show, context), title=title, url_path=path, default=path == "overview")
     page = st.navigation(list(pages.values()))
     _follow(current, version)
     _say_what_cannot_be_read(current)

@@ -63,7 +63,7 @@ class FormatExperimentRunner:
 
     report: called every `report_interval` steps and at the end, after everything of those steps was handed to the
     writer.  baseline: training loss by step of the baseline run, where its curve is known beforehand.
-    model, batches: your own (see `Trainer`).
+    model, batches, runs_alike: see `Trainer`.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class FormatExperimentRunner:
         baseline: Mapping[int, float] | None = None,
         model: nn.Module | None = None,
         batches: Batches | None = None,
+        runs_alike: int = 1,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -86,7 +87,7 @@ class FormatExperimentRunner:
         self._sweep, self._intervention = sweep, intervention
         self._report, self._report_interval = report, report_interval
         self._gap = BaselineGap(baseline) if baseline is not None else None
-        self._model, self._batches = model, batches
+        self._model, self._batches, self._runs_alike = model, batches, runs_alike
         self._checkpoints = folder / "checkpoints"
         self._outage = Outage(self._checkpoints)
         self._rows: list[Mapping[str, float]] = []
@@ -100,7 +101,7 @@ class FormatExperimentRunner:
             torch.set_num_threads(self.config.threads)
         writer = RunWriter(self.folder, attempt)
         try:
-            trainer = Trainer(self.config, self._model, self._batches)
+            trainer = Trainer(self.config, self._model, self._batches, self._runs_alike)
             detector = CollapseDetector(self.config, trainer.batches.vocabulary)
             writer.start(self._info(trainer))
             self._resume(trainer, detector, writer)
@@ -262,6 +263,8 @@ class FormatExperimentRunner:
             "host": socket.gethostname(),
             "device": _device_name(trainer.device),
             "threads": torch.get_num_threads(),
+            "compiled": trainer.compiled,
+            "compile_reason": trainer.compile_reason,
             "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
             "vocabulary": trainer.batches.vocabulary,
             "layers": list(trainer.layers),

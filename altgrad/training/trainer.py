@@ -24,7 +24,7 @@ from altgrad.stability.clipper import PartitionRelativeClipper
 from altgrad.stability.guard import NonFiniteGuard
 from altgrad.stability.protocol import Event, Intervention, StepState
 from altgrad.stability.shift import EmergencyMantissaShift
-from altgrad.training.compiling import compiled_loss
+from altgrad.training.compiling import StepLoss
 from altgrad.training.config import TrainConfig
 from altgrad.training.counts import SiteCounts
 from altgrad.training.data import Batches, TextBatches, load_corpus
@@ -48,9 +48,16 @@ class Trainer:
 
     Without `model` the config's GPT, without `batches` the config's text.  Your own model: any module whose call
     `model(inputs, targets)` is the loss (0-d); it is quantised in place.  Your own data: see `Batches`.
+    `runs_alike`: how many runs share this one's compiled graphs (see `StepLoss`).
     """
 
-    def __init__(self, config: TrainConfig, model: nn.Module | None = None, batches: Batches | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: nn.Module | None = None,
+        batches: Batches | None = None,
+        runs_alike: int = 1,
+    ) -> None:
         self.config = config
         self.device = _device(config.device)
         if batches is None:
@@ -76,13 +83,22 @@ class Trainer:
         self._counts = SiteCounts(self.layers)
         self._watch = WeightWatch(self.layers)
         self._random = RandomState(self.device)
-        self._loss = compiled_loss(model, config, self.device)
+        self._loss = StepLoss(model, self.layers, config, self.device, runs_alike)
         corrections = None if self._write_back is None else self._write_back.corrections
         self._diagnostics = Diagnostics(config, model, self.layers, corrections)
         self.interventions = self._build_interventions()
         self.step_number = 0
         self.elapsed_seconds = 0.0
         self.tokens = 0
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the forward and backward pass is compiled; `compile_reason` says why."""
+        return self._loss.compiled
+
+    @property
+    def compile_reason(self) -> str:
+        return self._loss.reason
 
     def _build_interventions(self) -> list[Intervention]:
         corrections = [] if self._write_back is None else list(self._write_back.corrections.values())

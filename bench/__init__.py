@@ -1,0 +1,1 @@
+"""Speed: what was promised, measured as ratios within one run."""

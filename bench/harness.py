@@ -1,0 +1,82 @@
+"""How everything here is timed: two things in turn, and the median of their ratios.
+
+A shared or throttled machine slows both halves of a pair alike; absolute times would compare two states of the machine.
+Processor time of this process counts, not the clock on the wall, which includes whatever else the machine was doing.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+_WARM_UP = 3
+
+# glibc maps large tensors afresh at every allocation and takes their pages back at every release.
+MALLOC = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: what is compared with what, and how large the ratio may be."""
+
+    name: str
+    goal: float
+    measure: Callable[[int], float]  # pairs -> ratio
+    pairs: int = 21
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row's result.  `note` where it could not be measured; then `ratio` is None."""
+
+    name: str
+    goal: float
+    ratio: float | None
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.ratio is None:
+            return "not measured"
+        return "reached" if self.ratio <= self.goal else "missed"
+
+
+def ratio(ours: Callable[[], object], reference: Callable[[], object], pairs: int) -> float:
+    """Median over pairs of (time of `ours`) / (time of `reference`), run in turn after a warm-up."""
+    for _ in range(_WARM_UP):
+        ours()
+        reference()
+    ratios = []
+    for _ in range(pairs):
+        first, second = _seconds(reference), _seconds(ours)
+        ratios.append(second / first)
+    return statistics.median(ratios)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """CPU seconds divided by the threads that share the work: what it takes on processors of its own."""
+    started = time.process_time()
+    run()
+    return (time.process_time() - started) / torch.get_num_threads()
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Within, torch uses this many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def malloc_setting() -> str:
+    """The allocator setting of this process, for the record."""
+    return os.environ.get("GLIBC_TUNABLES", "glibc's defaults")

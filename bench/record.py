@@ -1,0 +1,56 @@
+"""The table of a measurement: on the terminal, as JSON, and in bench/README.md with machine, versions and date."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from bench.harness import Measured, malloc_setting
+
+_BEGIN, _END = "<!-- table -->", "<!-- end of table -->"
+
+
+def print_row(row: Measured) -> None:
+    measured = "-" if row.ratio is None else f"{row.ratio:.2f}"
+    print(f"{row.name:56} goal {row.goal:5.2f}  measured {measured:>6}  {row.verdict}", flush=True)
+
+
+def write_results(rows: Sequence[Measured], folder: Path) -> None:
+    """results.json, and the table between the marks in README.md."""
+    machine = {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": _processor(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "malloc": malloc_setting(),
+    }
+    results = {"machine": machine, "rows": [asdict(row) | {"verdict": row.verdict} for row in rows]}
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    readme = folder / "README.md"
+    before, _, rest = readme.read_text().partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    readme.write_text(f"{before}{_BEGIN}\n{_table(machine, rows)}{_END}{after}")
+
+
+def _table(machine: dict[str, object], rows: Sequence[Measured]) -> str:
+    lines = ["; ".join(f"{name}: {value}" for name, value in machine.items()), ""]
+    lines += ["| what | goal | measured | verdict |", "|---|---|---|---|"]
+    lines += [
+        f"| {row.name} | {row.goal:g} | {'' if row.ratio is None else f'{row.ratio:.2f}'} | {row.verdict} |"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

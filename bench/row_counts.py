@@ -1,0 +1,7 @@
+"""Rounding, counting overflow, underflow, saturation and non-zero values, and amax, in one pass."""
+
+from altgrad.quantization.compiled import compiled_round_and_count
+from bench.harness import Row
+from bench.kernels import against_clone
+
+ROW = Row("the same with all counts and amax (x clone)", 1.4, against_clone(round_with=compiled_round_and_count))

@@ -14,6 +14,7 @@ import pytest
 
 import altgrad.notify
 from altgrad.__main__ import main
+from altgrad.compare import comparison
 from altgrad.control import request_stop, stop_request
 from altgrad.notify import Webhook
 from altgrad.results import RunWriter, read_run
@@ -21,6 +22,10 @@ from altgrad.status import sweep_state
 from altgrad.storage import Folder
 from altgrad.training import TrainConfig, run_format_experiment
 from altgrad.training.format_runner import Report
+from tune.manifest import create_sweep
+from tune.options import SweepOptions
+from tune.plan import Plan, Trial
+from tune.trainable import Job, train_trial
 
 SMALL = TrainConfig(
     format="E4M3", model="micro", batch_size=4, max_steps=60, warmup_steps=5, eval_interval=60, eval_batches=1,
@@ -67,6 +72,17 @@ def test_a_run_outside_a_sweep_does_not_heed_its_neighbourhood(tmp_path: Path) -
     Folder.at(tmp_path).write_json("stop.json", {})
     short = SMALL.altered(max_steps=10)
     assert run_format_experiment(short, tmp_path / "run").status == "completed"
+
+
+def test_a_trial_that_waits_in_a_stopped_sweep_ends_without_training(tmp_path: Path) -> None:
+    trial = Trial("a", SMALL)
+    sweep = create_sweep(SweepOptions(results=str(tmp_path), name="s"), Plan((trial,)))
+    request_stop(sweep.folder, "enough")
+    train_trial({"job": Job(trial, sweep.results, "s", 1, "disabled").to_parameters()})
+    run = read_run(sweep.folder / "a")
+    assert run.status == "stopped" and run.end is not None and run.end["summary"]["reason"] == "stop requested: enough"
+    assert not sweep.unfinished()
+    assert [(row.status, row.step) for row in comparison([run])] == [("stopped", 0)]
 
 
 def test_an_empty_file_is_a_request_too(tmp_path: Path) -> None:

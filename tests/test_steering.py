@@ -9,9 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,10 @@ from altgrad.storage import Folder
 from altgrad.training import run_format_experiment
 from altgrad.training.config import load_config
 from tests.object_store import KEYS
+from tests.polling import PATIENCE, Poller, polling, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[1]
-PATIENCE = 240.0
 SMALL = {"model": "micro", "batch_size": 4, "warmup_steps": 5, "eval_interval": 20, "eval_batches": 1}
 SMALL |= {"diagnostic_interval": 20, "checkpoint_interval": 20, "compile": False}
 PLANTED = KEYS | {"WANDB_API_KEY": "p" * 40, "RAY_AUTH_TOKEN": "d5" * 32}
@@ -46,28 +44,6 @@ class Hook(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@dataclass
-class Poller:
-    """Reads the results folder all the time, as a dashboard would."""
-
-    folder: Folder
-    reads: int = 0
-    problems: list[str] = field(default_factory=list)
-    over: bool = False
-
-    def work(self) -> None:
-        while not self.over:
-            try:
-                runs, broken = list_runs(self.folder)
-                self.problems += [f"{name}: {reason}" for name, reason in broken.items()]
-                for run in runs:
-                    run.table("steps", ["loss"])
-                self.reads += 1
-            except Exception as error:
-                self.problems.append(repr(error))
-            time.sleep(0.1)
-
-
 @dataclass(frozen=True)
 class Steered:
     home: Path
@@ -76,14 +52,6 @@ class Steered:
     runs: dict[str, Run]
     poller: Poller
     left: list[str]
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def processes_of(home: Path) -> list[psutil.Process]:
@@ -97,11 +65,16 @@ def processes_of(home: Path) -> list[psutil.Process]:
     return found
 
 
-def worker_of(run: Path, home: Path) -> psutil.Process:
-    """The trial's process: the one that has this run's text open or, as here, the only trial that trains."""
+def the_worker(home: Path) -> psutil.Process:
+    """The process of the one trial that trains."""
     workers = [p for p in processes_of(home) if p.name().startswith("ray::ImplicitFunc")]
     assert len(workers) == 1, workers
     return workers[0]
+
+
+def trains(run: Path) -> bool:
+    """Whether a run has come to its first checkpoint."""
+    return any((run / "checkpoints").glob("step*"))
 
 
 @pytest.fixture(scope="module")
@@ -131,18 +104,15 @@ def steered(tmp_path_factory: pytest.TempPathFactory) -> Steered:
     poller = Poller(Folder.at(out))
     try:
         wait_until((out / "sweep.json").exists, process)
-        threading.Thread(target=poller.work, daemon=True).start()
-        hangs, stopped = out / "a_hangs-s42", out / "b_stopped-s42"
-        for run, act in ((hangs, "hang"), (stopped, "stop")):
-            wait_until(lambda run=run: any((run / "checkpoints").glob("step*")) or (run / "end.json").exists(), process)
-            if act == "hang":
-                worker_of(run, home).send_signal(signal.SIGSTOP)
-                wait_until(lambda run=run: read_run(Folder.at(run)).info["attempt"] == 1, process)
-            else:
-                request_stop(Folder.at(run))
-        output, _ = process.communicate(timeout=PATIENCE)
+        with polling(poller):
+            hangs, stopped = out / "a_hangs-s42", out / "b_stopped-s42"
+            wait_until(lambda: trains(hangs), process)
+            the_worker(home).send_signal(signal.SIGSTOP)
+            wait_until(lambda: read_run(Folder.at(hangs)).info["attempt"] == 1, process)
+            wait_until(lambda: trains(stopped), process)
+            request_stop(Folder.at(stopped))
+            output, _ = process.communicate(timeout=PATIENCE)
     finally:
-        poller.over = True
         process.kill()
         server.shutdown()
     runs, _ = list_runs(Folder.at(out))
@@ -195,5 +165,5 @@ def test_no_secret_reaches_a_file_or_the_log(steered: Steered) -> None:
     secrets = [value.encode() for value in (*PLANTED.values(), "hunter2hunter2")]
     written = {path: path.read_bytes() for path in (steered.home / "out").rglob("*") if path.is_file()}
     assert written
-    for place, content in {**written, "log": steered.output.encode()}.items():
+    for place, content in [*written.items(), (Path("log"), steered.output.encode())]:
         assert not [secret for secret in secrets if secret in content], place

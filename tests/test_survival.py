@@ -9,11 +9,10 @@ import secrets
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,11 @@ from altgrad.storage import Folder
 from altgrad.training import run_format_experiment
 from altgrad.training.config import load_config
 from tests.object_store import ENVIRONMENT, ObjectStore, object_store
+from tests.polling import PATIENCE, Poller, polling, wait_until
 from tests.ray_nodes import environment, free_port, ray_node
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[1]
-PATIENCE = 240.0
 OUTAGE = 20.0  # seconds
 SMALL = {"model": "micro", "warmup_steps": 5, "eval_interval": 50, "eval_batches": 2, "diagnostic_interval": 20}
 SMALL |= {"checkpoint_interval": 20, "compile": False}
@@ -40,26 +39,6 @@ CONFIGS = {
     "bf16": {"format": "BF16", "max_steps": 300, "batch_size": 8},
     "e4m3": {"format": "E4M3", "max_steps": 900, "batch_size": 8},
 }
-
-
-@dataclass
-class Poller:
-    """Reads the results folder all the time, as a dashboard would."""
-
-    folder: Folder
-    reads: int = 0
-    problems: list[str] = field(default_factory=list)
-    over: threading.Event = field(default_factory=threading.Event)
-
-    def work(self) -> None:
-        while not self.over.wait(0.3):
-            runs, broken = list_runs(self.folder)
-            self.problems += [f"{name}: {reason}" for name, reason in broken.items()]
-            for run in runs:
-                steps = run.table("steps", ["loss"])["step"].to_pylist()
-                if steps != list(range(1, len(steps) + 1)):
-                    self.problems.append(f"{run.name}: steps {steps[:3]}...{steps[-3:]}")
-            self.reads += 1
 
 
 @dataclass(frozen=True)
@@ -80,14 +59,6 @@ def attempt(folder: Folder) -> int:
 
 def checkpoints(run: Folder) -> list[str]:
     return [info.base_name for info in (run / "checkpoints").list()]
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
 
 
 def complete(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
@@ -125,12 +96,11 @@ def lose_everything(home: Path, store: ObjectStore) -> Survivor:
             [*command, *options], cwd=home, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
-    with ray_node(variables, home / "head.log", *head), ExitStack() as workers:
-        lost = workers.enter_context(ray_node(variables, home / "lost.log", *worker))
+    with ray_node(variables, home / "head.log", *head), ExitStack() as stack:
+        lost = stack.enter_context(ray_node(variables, home / "lost.log", *worker))
         process = start("--name", "s", "--configs", "configs", "--no-baseline")
         wait_until(lambda: sweep.has("sweep.json"), process)
-        thread = threading.Thread(target=poller.work, daemon=True)
-        thread.start()
+        stack.enter_context(polling(poller))
         wait_until(lambda: all(checkpoints(run) for run in runs), process)
         began, store.refusing = time.time(), True
         time.sleep(OUTAGE)
@@ -138,7 +108,7 @@ def lose_everything(home: Path, store: ObjectStore) -> Survivor:
         newest = checkpoints(last)[-1]
         wait_until(lambda: checkpoints(last)[-1] > newest, process)
         lost.kill()
-        workers.enter_context(ray_node(variables, home / "spare.log", *worker))
+        stack.enter_context(ray_node(variables, home / "spare.log", *worker))
         wait_until(lambda: attempt(last) == 1, process)
         process.send_signal(signal.SIGTERM)
         interrupted = complete(process)
@@ -146,8 +116,6 @@ def lose_everything(home: Path, store: ObjectStore) -> Survivor:
         content = (last / "checkpoints").read_bytes(newest)
         (last / "checkpoints").write_bytes(newest, content[: len(content) // 2])
         resumed = complete(start("--resume", "s"))
-        poller.over.set()
-        thread.join()
     left = [p.name() for p in psutil.process_iter() if _home_of(p) == str(home)]
     loaded = {run.name: run for run in list_runs(sweep)[0]}
     return Survivor(home, interrupted, resumed, loaded, (began, ended), last.name, poller, left)

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test check dashboard bench clean
+.PHONY: sweep test check dashboard bench bench-peers clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -26,6 +26,14 @@ dashboard: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m bench $(ARGS)
+
+# Beside .venv, whose pins they must not move; without their torch.  One that does not install is named in the table.
+PEERS := torchao qtorch brevitas dependencies==2.0.1 unfoldNd unit-scaling einops docstring-parser ninja
+bench-peers: .venv/installed
+	for peer in $(PEERS); do \
+		$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/peers $$peer || true; \
+	done
+	PYTHONPATH=build/peers $(BIN)/python -m bench.peers
 
 clean:
 	rm -rf .venv results build dist

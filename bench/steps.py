@@ -29,7 +29,7 @@ def config(**fields: Any) -> TrainConfig:
     return TrainConfig(**({"format": "E4M3", "compile": True, "threads": 1} | never | fields))
 
 
-def bare_step(settings: TrainConfig, batches: Batches, quantised: bool) -> Callable[[], float]:
+def bare_step(settings: TrainConfig, batches: Batches, quantised: bool) -> Callable[[], object]:
     """A plain training loop's step: forward, backward, fused AdamW, the loss read once."""
     assert batches.vocabulary is not None
     model: nn.Module = build_gpt(settings, batches.vocabulary)
@@ -40,14 +40,14 @@ def bare_step(settings: TrainConfig, batches: Batches, quantised: bool) -> Calla
     loss_of = torch.compile(model, dynamic=False, options=INDUCTOR_OPTIONS if quantised else None)
     numbers = iter(range(1, 10**9))
 
-    def step() -> float:
+    def step() -> object:
         inputs, targets = batches.training(next(numbers))
         optimizer.zero_grad(set_to_none=True)
         loss: Tensor = loss_of(inputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
         optimizer.step()
-        return float(loss)
+        return loss.item()
 
     return step
 

@@ -1,4 +1,4 @@
-"""What makes things fast, counted exactly: graphs, passes over the data, temporaries, synchronisations.  Nothing timed."""
+"""What makes things fast, counted exactly: graphs, passes over the data, temporaries, transfers.  Nothing is timed."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_where_compiling_is_impossible_auto_falls_back_and_true_refuses(obstacle
         (tmp_path / "file").touch()
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file"))
     monkeypatch.setattr("altgrad.training.compiling._said", set())
-    with pytest.raises(RuntimeError, match="^compile=true: [^\n]*$"):
+    with pytest.raises(RuntimeError, match=r"^compile=true: [^\n]*$"):
         Trainer(TrainConfig(**MICRO, compile=True))
     with pytest.warns(UserWarning, match="running eagerly"):
         trainer = Trainer(TrainConfig(**(MICRO | {"max_steps": 10**6})))

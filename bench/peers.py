@@ -1,0 +1,104 @@
+"""`make bench-peers`: what other libraries take to round 2^24 float32 values to E4M3, by the time of `torch.clone`.
+
+Peers come from the package index; one that is not installed or does not load here is named with its reason.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from altgrad.formats import FORMATS
+from altgrad.quantization.compiled import compiled_round
+from altgrad.quantization.round import round_to_format
+from bench.harness import MALLOC, malloc_setting, ratio
+
+_PAIRS = 5
+Rounding = Callable[[Tensor], object]
+
+
+def _altgrad_compiled() -> Rounding:
+    return lambda x: compiled_round(x, FORMATS["E4M3"])
+
+
+def _altgrad_eager() -> Rounding:
+    return lambda x: round_to_format(x, FORMATS["E4M3"])
+
+
+def _torch_cast() -> Rounding:
+    return lambda x: x.to(torch.float8_e4m3fn).to(torch.float32)
+
+
+def _ml_dtypes() -> Rounding:
+    import ml_dtypes
+    import numpy as np
+
+    return lambda x: torch.from_numpy(x.numpy().astype(ml_dtypes.float8_e4m3fn).astype(np.float32))
+
+
+def _gfloat() -> Rounding:
+    from gfloat import RoundMode, round_ndarray
+    from gfloat.formats import format_info_ocp_e4m3
+
+    return lambda x: round_ndarray(format_info_ocp_e4m3, x.numpy(), RoundMode.TiesToEven, sat=True)
+
+
+def _qtorch() -> Rounding:
+    from qtorch.quant import float_quantize
+
+    return lambda x: float_quantize(x, exp=4, man=3, rounding="nearest")
+
+
+def _torchao() -> Rounding:
+    from torchao.prototype.mx_formats.mx_tensor import MXTensor
+
+    return lambda x: MXTensor.to_mx(x, torch.float8_e4m3fn, 32).dequantize(torch.float32)
+
+
+def _brevitas() -> Rounding:
+    from brevitas.nn import QuantIdentity
+    from brevitas.quant.experimental.float import Fp8e4m3WeightPerTensorFloat
+
+    return QuantIdentity(Fp8e4m3WeightPerTensorFloat).eval()
+
+
+def _unit_scaling() -> Rounding:
+    from unit_scaling.formats import FPFormat
+
+    return FPFormat(4, 3).quantise
+
+
+PEERS: dict[str, Callable[[], Rounding]] = {
+    "altgrad, compiled": _altgrad_compiled,
+    "altgrad, eager": _altgrad_eager,
+    "torch float8 cast, round trip": _torch_cast,
+    "ml_dtypes, round trip": _ml_dtypes,
+    "gfloat": _gfloat,
+    "qtorch": _qtorch,
+    "torchao MX, blocks of 32": _torchao,
+    "brevitas": _brevitas,
+    "unit-scaling": _unit_scaling,
+}
+
+
+def main() -> None:
+    if "GLIBC_TUNABLES" not in os.environ:
+        environment = os.environ | {"GLIBC_TUNABLES": MALLOC, "OMP_NUM_THREADS": "1"}
+        os.execve(sys.executable, [sys.executable, "-m", "bench.peers"], environment)
+    print(f"2^24 float32 to E4M3, x torch.clone; threads {torch.get_num_threads()}, malloc {malloc_setting()}")
+    x = torch.randn(4096, 4096)
+    for name, prepare in PEERS.items():
+        try:
+            round_it = prepare()
+            with torch.no_grad():
+                print(f"{name:32} {ratio(lambda run=round_it: run(x), x.clone, _PAIRS):8.1f}", flush=True)
+        except (ImportError, AttributeError, TypeError, RuntimeError) as error:  # another library's version or build
+            print(f"{name:32} not measured: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -23,6 +23,7 @@ from altgrad.quantization.site import Mode, round_site
 INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
     "realize_opcount_threshold": 48,
     "realize_reads_threshold": 8,
+    "fallback_random": True,  # dropout draws what it draws eagerly: the shadow must see the same masks
 }
 
 

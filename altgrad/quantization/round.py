@@ -88,19 +88,19 @@ def round_magnitude(x: Tensor, fmt: FormatTensors, rounding: Rounding, noise: Te
 
     Only toward_zero keeps finite values at the largest one: truncation cannot make them infinite (IEEE 754, 7.4).
     """
-    power_bits, steps = _in_steps(x, fmt)
+    power_bits, steps = _in_steps(x, fmt)  # both fresh: eager code changes them in place, a compiler sees no difference
     if rounding == "nearest":
         # `torch.round` sends ties to the even count of steps.  That is the even code, except for M = 0, where the
         # count is always 1 below a tie: shifting by one where the code below is even turns the tie.
-        odd = (((power_bits >> 23) ^ fmt.min_field) & fmt.tie_mask).to(torch.float32)
-        steps = torch.round(steps - odd) + odd
+        odd = (power_bits >> 23).bitwise_xor_(fmt.min_field).bitwise_and_(fmt.tie_mask).to(torch.float32)
+        steps.sub_(odd).round_().add_(odd)
     elif rounding == "toward_zero":
-        steps = torch.floor(steps)
+        steps.floor_()
     else:
         assert noise is not None
         below = torch.floor(steps)
         steps = below + (steps - below > noise)
-    magnitude = steps * fmt.step * power_bits.view(torch.float32)
+    magnitude = steps.mul_(fmt.step).mul_(power_bits.view(torch.float32))
     if rounding == "toward_zero":
         magnitude = torch.where(magnitude < torch.inf, magnitude.clamp(max=fmt.max), magnitude)
     return magnitude
@@ -110,7 +110,8 @@ def saturate(magnitude: Tensor, x: Tensor, fmt: FormatTensors) -> Tensor:
     """Give rounded magnitudes their overflow rule and the sign of x."""
     magnitude = torch.where(magnitude > fmt.max, fmt.overflow, magnitude)
     # Not `copysign`: Inductor makes a library call of it, which spills every register of the vector loop.
-    return ((magnitude.view(torch.int32) & ~_SIGN) | (x.view(torch.int32) & _SIGN)).view(torch.float32)
+    sign = x.view(torch.int32) & _SIGN
+    return sign.bitwise_or_(magnitude.view(torch.int32) & ~_SIGN).view(torch.float32)
 
 
 def grid_index(x: Tensor, fmt: FormatTensors) -> Tensor:
@@ -129,11 +130,11 @@ def ulp(x: Tensor, fmt: FormatTensors) -> Tensor:
 def _power_bits(x: Tensor, fmt: FormatTensors) -> Tensor:
     """float32 bits of 2^max(floor(log2 |x|), min_exponent); inf and NaN count as 2^127."""
     bits = x.view(torch.int32) & _EXPONENT
-    return torch.clamp(torch.maximum(bits, fmt.min_normal_bits), max=_LARGEST_POWER)
+    return torch.maximum(bits, fmt.min_normal_bits).clamp_(max=_LARGEST_POWER)
 
 
 def _in_steps(x: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:
     """(power bits, |x| in units of the ULP around it); exact: a factor 2/power and a factor 2^(M-1)."""
     power_bits = _power_bits(x, fmt)
     twice_inverse = (_EXPONENT - power_bits).view(torch.float32)
-    return power_bits, x.abs() * twice_inverse * fmt.half_steps
+    return power_bits, x.abs().mul_(twice_inverse).mul_(fmt.half_steps)

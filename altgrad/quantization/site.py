@@ -120,6 +120,8 @@ def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
 def _round_site(
     x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode, in_bits: bool
 ) -> tuple[Tensor, Tensor]:
+    if in_bits and x.is_contiguous():
+        x = materialised(x)  # read twice, by the amax and by the rounding: a GELU before it would be computed twice
     fmt = FormatTensors.view(spec)
     blocks = to_blocks(x) if mode.granularity == "block" else x
     amax = finite_amax(blocks, mode.granularity)
@@ -191,8 +193,6 @@ torch.library.define(
 
 
 @torch.library.impl("altgrad::round_site", "CompositeImplicitAutograd")
-def _operator(
-    x: Tensor, spec: Tensor, history: Tensor, key: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor]:
+def _operator(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     *mode, _ = rest
     return _round_site(x, spec, history, key, Mode(*mode), in_bits=True)

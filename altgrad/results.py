@@ -134,24 +134,31 @@ class RunWriter:
         if unknown:
             raise KeyError(f"{table}: no column {sorted(unknown)}; metrics are declared in altgrad/metrics.py")
         self._rows[table].append({"attempt": self.attempt, **row})
-        if time.monotonic() - self._last_flush >= self._flush_seconds and self._outage.due:
+        if time.monotonic() - self._last_flush >= self._flush_seconds:
             self.flush()
 
     def flush(self) -> bool:
         """Write the buffered rows as new parts; whether storage has taken all of them.
 
-        What it refuses stays here for the next flush.  Raises OSError once it has refused for an outage's limit.
+        What it refuses stays here for the next flush, tried when the outage says so: training must not wait for it.
+        Raises OSError once storage has refused for an outage's limit.
         """
+        if not self._outage.due:
+            return False
         self._to_parts()
         try:
             self._write_parts(self.folder.patient(0))
         except OSError as error:
             self._outage.refused(error)
             return False
+        self._note_success()
+        return True
+
+    def _note_success(self) -> None:
+        """An event for an outage that is over."""
         lasted = self._outage.over()
         if lasted is not None:
             self.event(self._last_step, "storage_outage", seconds=lasted)
-        return True
 
     def _to_parts(self) -> None:
         """Turn the buffered rows into parts, compressed."""
@@ -176,8 +183,10 @@ class RunWriter:
     ) -> None:
         """Write what is left and `end.json`: after this the run is over.  Waits `patience` seconds for storage."""
         folder = self.folder.patient(patience)
-        self.flush()
-        self._to_parts()  # the event of an outage just over
+        self._to_parts()
+        self._write_parts(folder)
+        self._note_success()
+        self._to_parts()
         self._write_parts(folder)
         write_end(folder, status, verdict, summary)
 

@@ -169,3 +169,10 @@ def test_where_compiling_is_impossible_auto_falls_back_and_true_refuses(obstacle
         trainer = Trainer(TrainConfig(**(MICRO | {"max_steps": 10**6})))
     assert not trainer.compiled
     assert trainer.step().record["loss"] > 0
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_restored_run_is_compiled_exactly_if_it_was_before(earlier):
+    config = TrainConfig(**(MICRO | {"max_steps": 2 if earlier else 10**7}))
+    assert Trainer(config, compiled_before=earlier).compiled is earlier
+    assert Trainer(config).compiled is not earlier

@@ -27,13 +27,14 @@ REPORT_INTERVAL = 10
 
 @dataclass(frozen=True)
 class Job:
-    """What a trial needs to know: its plan, where its sweep lies, its threads, and how to track."""
+    """What a trial needs to know: its plan, where its sweep lies, its threads, how to track, and its kin."""
 
     trial: Trial
     results: str
     sweep: str
     threads: int
     wandb: WandbMode
+    runs_alike: int = 1  # of this trial's process: they share what is compiled
 
     def to_parameters(self) -> dict[str, Any]:
         """Plain values for Tune."""
@@ -75,6 +76,7 @@ def train_trial(parameters: dict[str, Any]) -> None:
             intervention=trial.intervention,
             report=report,
             report_interval=REPORT_INTERVAL,
+            runs_alike=job.runs_alike,
             baseline=_finished_baseline(trial, sweep),
         ).run()
     finally:

@@ -44,8 +44,12 @@ class StepLoss:
         config: TrainConfig,
         device: torch.device,
         runs_alike: int = 1,
+        earlier: bool | None = None,
     ) -> None:
-        """`runs_alike`: how many runs will share what is compiled, over all processes that share the cache.
+        """`runs_alike`: how many runs of this process will share what is compiled.
+
+        `earlier`: whether an earlier attempt of this run was compiled; `auto` then does the same again, because the
+        two differ within float32 rounding and a restored run is to repeat every number.
 
         `compile: true` raises RuntimeError where compiling is not possible; `auto` falls back and says so once.
         """
@@ -53,7 +57,7 @@ class StepLoss:
         self._signature = _signature(model, layers, config)
         self._marker = cache_folder() / f"altgrad-{self._signature}"
         self._required = config.compile is True
-        self.compiled, self.reason = self._decide(layers, config, device, runs_alike)
+        self.compiled, self.reason = self._decide(layers, config, device, runs_alike, earlier)
         self._function: Callable[[Tensor, Tensor], Tensor] = _compile(model) if self.compiled else model
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -69,11 +73,20 @@ class StepLoss:
         return loss
 
     def _decide(
-        self, layers: Mapping[str, QuantizedLinear], config: TrainConfig, device: torch.device, runs_alike: int
+        self,
+        layers: Mapping[str, QuantizedLinear],
+        config: TrainConfig,
+        device: torch.device,
+        runs_alike: int,
+        earlier: bool | None,
     ) -> tuple[bool, str]:
         if config.compile is False:
             return False, "compile=false"
-        if config.compile == "auto":
+        if config.compile == "auto" and earlier is not None:
+            estimate = "as in the earlier attempt"
+            if not earlier:
+                return False, f"compile=auto: {estimate}"
+        elif config.compile == "auto":
             cost, saved = self._cost(len(layers), runs_alike), config.max_steps * _saved_per_step(layers, config)
             estimate = f"compiling costs about {cost:.0f} s and saves about {saved:.0f} s"
             if device.type == "cpu" and saved < cost:

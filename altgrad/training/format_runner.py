@@ -93,6 +93,7 @@ class FormatExperimentRunner:
         self._rows: list[Mapping[str, float]] = []
         self._losses = LossSummary()
         self._stop: Mapping[str, Any] | None = None
+        self._compiled_before: bool | None = None
 
     def run(self) -> ExperimentResult:
         """Train to the end, to a collapse, or to an exception, which is recorded (status `failed`) and raised."""
@@ -101,7 +102,7 @@ class FormatExperimentRunner:
             torch.set_num_threads(self.config.threads)
         writer = RunWriter(self.folder, attempt)
         try:
-            trainer = Trainer(self.config, self._model, self._batches, self._runs_alike)
+            trainer = Trainer(self.config, self._model, self._batches, self._runs_alike, self._compiled_before)
             detector = CollapseDetector(self.config, trainer.batches.vocabulary)
             writer.start(self._info(trainer))
             self._resume(trainer, detector, writer)
@@ -133,6 +134,7 @@ class FormatExperimentRunner:
             raise ConfigError(
                 f"{self.folder}: holds a run with another config ({', '.join(changed)}); choose another folder"
             )
+        self._compiled_before = info.get("compiled")
         return int(info["attempt"]) + 1
 
     def _resume(self, trainer: Trainer, detector: CollapseDetector, writer: RunWriter) -> None:

@@ -48,7 +48,7 @@ class Trainer:
 
     Without `model` the config's GPT, without `batches` the config's text.  Your own model: any module whose call
     `model(inputs, targets)` is the loss (0-d); it is quantised in place.  Your own data: see `Batches`.
-    `runs_alike`: how many runs share this one's compiled graphs (see `StepLoss`).
+    `runs_alike`, `compiled_before`: see `StepLoss` (`earlier`).
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Trainer:
         model: nn.Module | None = None,
         batches: Batches | None = None,
         runs_alike: int = 1,
+        compiled_before: bool | None = None,
     ) -> None:
         self.config = config
         self.device = _device(config.device)
@@ -83,7 +84,7 @@ class Trainer:
         self._counts = SiteCounts(self.layers)
         self._watch = WeightWatch(self.layers)
         self._random = RandomState(self.device)
-        self._loss = StepLoss(model, self.layers, config, self.device, runs_alike)
+        self._loss = StepLoss(model, self.layers, config, self.device, runs_alike, compiled_before)
         corrections = None if self._write_back is None else self._write_back.corrections
         self._diagnostics = Diagnostics(config, model, self.layers, corrections)
         self.interventions = self._build_interventions()

@@ -36,8 +36,8 @@ def main() -> None:
     for row in rows:
         measured.append(Measured(row.name, row.goal, row.measure(row.pairs)))
         print_row(measured[-1])
-    if options.write:
-        write_results(measured, _HERE)
+        if options.write:  # after each: an interrupted measurement keeps what it has
+            write_results(measured, _HERE)
 
 
 def _names() -> list[str]:

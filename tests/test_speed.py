@@ -139,18 +139,23 @@ def test_compiled_training_has_the_losses_of_eager_training_with_one_graph_for_a
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-def test_auto_compiles_long_runs_and_leaves_short_ones_eager():
+@pytest.fixture
+def nothing_compiled(tmp_path, monkeypatch):
+    """An empty cache, in memory and on disk."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("altgrad.training.compiling._compiled_here", set())
+
+
+def test_auto_compiles_long_runs_and_leaves_short_ones_eager(nothing_compiled):
     short = Trainer(TrainConfig(**MICRO))
     assert not short.compiled and "saves" in short.compile_reason
     long = TrainConfig(**(MICRO | {"max_steps": 10**6}))
     assert StepLoss(short.model, short.layers, long, short.device).compiled
 
 
-def test_runs_that_share_a_graph_share_its_cost(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+def test_runs_that_share_a_graph_share_its_cost(nothing_compiled):
     trainer = Trainer(TrainConfig(**MICRO, compile=False))
     config = TrainConfig(**(MICRO | {"max_steps": 1500, "n_head": 1}))
-    monkeypatch.setattr("altgrad.training.compiling._compiled_here", set())
     assert not StepLoss(trainer.model, trainer.layers, config, trainer.device).compiled
     assert StepLoss(trainer.model, trainer.layers, config, trainer.device, runs_alike=100).compiled
 
@@ -172,7 +177,7 @@ def test_where_compiling_is_impossible_auto_falls_back_and_true_refuses(obstacle
 
 
 @pytest.mark.parametrize("earlier", [True, False])
-def test_a_restored_run_is_compiled_exactly_if_it_was_before(earlier):
+def test_a_restored_run_is_compiled_exactly_if_it_was_before(earlier, nothing_compiled):
     config = TrainConfig(**(MICRO | {"max_steps": 2 if earlier else 10**7}))
     assert Trainer(config, compiled_before=earlier).compiled is earlier
     assert Trainer(config).compiled is not earlier

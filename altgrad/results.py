@@ -276,7 +276,7 @@ def list_sweeps(root: Folder) -> list[Folder]:
 
 
 def read_table(folder: Folder, name: TableName, columns: Sequence[str] | None = None) -> pa.Table:
-    """A run's table from its parts.  Parts that cannot be read are left out (see `broken_parts`)."""
+    """A run's table from its parts.  Parts that cannot be read are left out."""
     table, _ = read_parts(folder, name, list_parts(folder, name), columns)
     return latest_rows(table, name)
 
@@ -301,19 +301,6 @@ def read_parts(
         except (pa.ArrowException, OSError):
             broken.append(part)
     return pa.concat_tables(tables, promote_options="default").select(wanted), broken
-
-
-def broken_parts(folder: Folder) -> list[str]:
-    """Paths of table parts that cannot be read, for the reader to be told."""
-    broken = []
-    for name in SCHEMAS:
-        for info in (folder / name).list():
-            if info.base_name.startswith("part-"):
-                try:
-                    pq.read_metadata(info.path, filesystem=folder.filesystem)
-                except (pa.ArrowException, OSError):
-                    broken.append(f"{name}/{info.base_name}")
-    return broken
 
 
 def latest_rows(table: pa.Table, name: TableName) -> pa.Table:

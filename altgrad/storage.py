@@ -53,9 +53,8 @@ class Folder:
         text = os.fspath(location)
         if "://" not in text:
             return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
+        check_location(text)
         uri = urlsplit(text)
-        if "@" in uri.netloc:
-            raise ValueError(f"{uri.scheme}://...: credentials in a location; give them in the environment")
         if uri.scheme == "s3":
             return cls(_s3(uri), f"{uri.netloc}{uri.path}".rstrip("/"), uri.query)
         if uri.scheme in ("gs", "gcs"):
@@ -162,6 +161,13 @@ class Folder:
         """Write a JSON object; NaN and inf, which JSON lacks, become the strings "NaN", "Infinity", "-Infinity"."""
         text = json.dumps(_strict(content), indent=2, allow_nan=False)
         self.write_bytes(name, (text + "\n").encode())
+
+
+def check_location(location: str) -> None:
+    """Raises ValueError for a location with credentials in it, without repeating them."""
+    scheme, separator, rest = location.partition("://")
+    if separator and "@" in rest.partition("/")[0]:
+        raise ValueError(f"{scheme}://...: credentials in a location; give them in the environment")
 
 
 def _s3(uri: SplitResult) -> pafs.S3FileSystem:

@@ -123,6 +123,8 @@ def _error_of(trial: TuneTrial) -> BaseException | None:
     file = trial.pickled_error_file
     if file is None or not Path(file).exists():
         return None
+    # Not a results folder: Tune wrote the file a moment ago, in this process, beside Ray's session on this machine.
+    # Whoever made the exception had it unpickled here by Ray already.
     error = cloudpickle.loads(Path(file).read_bytes())
     return error if isinstance(error, BaseException) else None
 

@@ -102,7 +102,7 @@ def why_failed(trial: TuneTrial) -> str:
         first = (str(cause).strip().splitlines() or [""])[0]
         return f"{type(cause).__name__}: {first}"
     if isinstance(error, RayActorError):
-        if "memory" in str(error):  # Ray's memory monitor explains itself
+        if "low on memory" in str(error):  # Ray's memory monitor; of any SIGKILL Ray says that memory *may* be why
             return "the trial's process was killed: its node ran low on memory"
         return "the trial's process died"
     return "unknown" if error is None else f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -1,12 +1,14 @@
-"""How `make test` shares two cores between its two processes (pytest-xdist, `--dist loadgroup`).
+"""How `make test` shares two cores between its two processes (pytest-xdist).
 
-Tests that start Ray or a server beside it form one group: they run one after another in one process, from the
-beginning, since they take the longest.  Every other file is a group of its own, so that its fixtures are made once.
+Tests that start Ray or a server beside it run one after another in one process, from the beginning, since they take
+the longest.  Of every other file the tests stay together, so that its fixtures are made once.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import PurePosixPath
+from typing import Any
 
 import pytest
 
@@ -20,10 +22,18 @@ _WITH_RAY = {
 }
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        group = "ray" if item.path.name in _WITH_RAY else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in _WITH_RAY)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneRay(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            """What stays in one process: the tests with Ray, else those of a file."""
+            file = nodeid.split("::")[0]
+            return "ray" if PurePosixPath(file).name in _WITH_RAY else file
+
+    return OneRay(config, log)

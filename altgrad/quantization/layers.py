@@ -126,7 +126,7 @@ class QuantizedLinear(nn.Linear):
 
     def _native(self, x: Tensor, bias: Tensor | None) -> Tensor:
         sites = [self.site(name) for name in GEMM_SITES]
-        y, *counts = native_linear(x, self.weight.float(), bias, self.key, sites)
+        y, *counts = native_linear(self.name, x, self.weight.float(), bias, self.key, sites)
         if torch.is_grad_enabled():
             self.site("activation").add_counts(counts[0])
             self.site("weight").add_counts(counts[1])

@@ -93,20 +93,21 @@ def _obstacle(
 
 
 def native_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, key: Tensor, sites: Sequence[Site]
+    name: str, x: Tensor, weight: Tensor, bias: Tensor | None, key: Tensor, sites: Sequence[Site]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(x W^T + b, counts of x, counts of W), float32, with the three GEMMs on FP8 codes.
 
     x (..., in), weight (out, in), bias (out,); `sites` in the order of `GEMM_SITES`.  The gradient passes straight
-    through the rounding; the bias gets the sum of the unrounded dy, the gradient site's slot the counts of dy as its gradient.
-    Raises ValueError where a gradient is wanted and the tokens (rows of x) are not a multiple of 16.
+    through the rounding; the bias gets the sum of the unrounded dy, the gradient site's slot the counts of dy as its
+    gradient.  Raises ValueError, naming layer `name`, where a gradient is wanted and the tokens (rows of x) are not a
+    multiple of 16.
     """
     keep = torch.is_grad_enabled()
     rows = x.reshape(-1, x.shape[-1])
     if keep and len(rows) % DIVISOR:
         raise ValueError(
-            f"native_fp8=True: {len(rows)} tokens in a batch of shape {tuple(x.shape[:-1])}; the FP8 GEMM for "
-            f"dW contracts them and needs a multiple of {DIVISOR}"
+            f"native_fp8=True: layer {name} gets an input of shape {tuple(x.shape)}, {len(rows)} rows; the FP8 GEMM "
+            f"for dW contracts them and needs a multiple of {DIVISOR}"
         )
     plan = Plan(tuple(FLOAT8[site.format.name] for site in sites), tuple(site.mode for site in sites), keep)
     states = [state for site in sites for state in (site.spec, site.history)]
@@ -125,10 +126,8 @@ class _NativeLinear(torch.autograd.Function):
         if bias is not None:
             y = y + bias
         if plan.keep:
-            turned_w, turned_x = (
-                _turned(codes_w, weight, 0, plan, key, states),
-                _turned(codes_x, x, 1, plan, key, states),
-            )
+            turned_w = _turned(codes_w, weight, 0, plan, key, states)
+            turned_x = _turned(codes_x, x, 1, plan, key, states)
             ctx.save_for_backward(*turned_w, *turned_x, key, *states)
             ctx.plan = plan
         ctx.mark_non_differentiable(counts_w, counts_x)

@@ -51,16 +51,25 @@ class StepLoss:
         `earlier`: whether an earlier attempt of this run was compiled; `auto` then does the same again, because the
         two differ within float32 rounding and a restored run is to repeat every number.
 
-        `compile: true` raises RuntimeError where compiling is not possible; `auto` falls back and says so once.
+        `compile: true` and `cuda_graphs: true` raise RuntimeError where that is not possible; `auto` falls back and
+        says so once.
         """
         self._model = model
         self._signature = _signature(model, layers, config)
         self._marker = cache_folder() / f"altgrad-{self._signature}"
-        self._required = config.compile is True
+        self._required = config.compile is True or config.cuda_graphs
+        self._cuda_graphs = config.cuda_graphs
+        if config.cuda_graphs and device.type != "cuda":
+            raise RuntimeError(f"cuda_graphs=true: the device is {device}; use a CUDA device or cuda_graphs=false")
         self.compiled, self.reason = self._decide(layers, config, device, runs_alike, earlier)
-        self._function: Callable[[Tensor, Tensor], Tensor] = _compile(model) if self.compiled else model
+        self._function: Callable[[Tensor, Tensor], Tensor] = (
+            _compile(model, config.cuda_graphs) if self.compiled else model
+        )
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss (0-d).  With CUDA graphs it, the counts and the gradients are overwritten by the next call."""
+        if self._cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         if not self.compiled or self._signature in _compiled_here:
             return self._function(inputs, targets)
         try:
@@ -109,7 +118,8 @@ class StepLoss:
     def _refuse(self, obstacle: str) -> None:
         """Raise where compiling was asked for; else go on eagerly and say so once."""
         if self._required:
-            raise RuntimeError(f"compile=true: {obstacle}; remove the cause, or use compile=auto or false")
+            asked = "cuda_graphs=true" if self._cuda_graphs else "compile=true"
+            raise RuntimeError(f"{asked}: {obstacle}; remove the cause, or use compile=auto or false")
         self.compiled, self._function = False, self._model
         self.reason = f"compile=auto: {obstacle}"
         if obstacle not in _said:
@@ -123,12 +133,13 @@ def cache_folder() -> Path:
     return Path(given) if given else Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
 
 
-def _compile(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+def _compile(model: nn.Module, cuda_graphs: bool) -> Callable[[Tensor, Tensor], Tensor]:
     import torch._functorch.config  # not before it is needed: half a second
 
     # Ours are pure functions of their arguments, so that graphs with them may be kept on disk.
     torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
-    return cast("Callable[[Tensor, Tensor], Tensor]", torch.compile(model, dynamic=False, options=INDUCTOR_OPTIONS))
+    options = INDUCTOR_OPTIONS | {"triton.cudagraphs": cuda_graphs}
+    return cast("Callable[[Tensor, Tensor], Tensor]", torch.compile(model, dynamic=False, options=options))
 
 
 def _obstacle(device: torch.device) -> str | None:
@@ -156,7 +167,8 @@ def _signature(model: nn.Module, layers: Mapping[str, QuantizedLinear], config: 
     """What decides which graph is compiled: the model's structure, the rounding modes and the batch."""
     shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
     modes = [layer.site(site).mode for layer in layers.values() for site in ("weight", "activation", "gradient")]
-    parts = (type(model).__qualname__, shapes, modes, config.batch_size, config.block_size, torch.__version__)
+    products = [(layer.multiplies_bfloat16, config.native_fp8, config.cuda_graphs) for layer in layers.values()]
+    parts = (type(model).__qualname__, shapes, modes, products, config.batch_size, config.block_size, torch.__version__)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import weakref
 
 import pytest
@@ -14,6 +15,7 @@ from altgrad.quantization.layers import QuantizedLinear
 from altgrad.training import trainer as trainer_module
 from altgrad.training.config import TrainConfig
 from altgrad.training.trainer import Trainer
+from bench.harness import Measured
 
 MICRO = {"model": "micro", "batch_size": 2, "max_steps": 20, "eval_interval": 20, "diagnostic_interval": 20}
 MICRO |= {"compile": False, "threads": 1}
@@ -87,3 +89,10 @@ def test_cuda_graphs_are_refused_without_cuda():
 def test_cuda_graphs_of_an_eager_step_are_refused():
     with pytest.raises(ValueError, match="cuda_graphs=True with compile=False"):
         TrainConfig(cuda_graphs=True, compile=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("name", ["round", "step", "native"])
+def test_a_gpu_row_of_the_benchmark_says_that_it_was_not_measured(name):
+    row = Measured.of(importlib.import_module(f"bench.row_cuda_{name}").ROW)
+    assert row.ratio is None and row.verdict == "not measured: no CUDA device"

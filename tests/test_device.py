@@ -82,7 +82,7 @@ def test_nothing_that_a_graph_gave_outlives_its_step(monkeypatch):
 
 
 def test_cuda_graphs_are_refused_without_cuda():
-    with pytest.raises(RuntimeError, match=r"^cuda_graphs=true: the device is cpu; [^\n]*$"):
+    with pytest.raises(ValueError, match=r"^cuda_graphs=true: the device is cpu; [^\n]*$"):
         Trainer(TrainConfig(**(MICRO | {"compile": "auto"}), device="cpu", cuda_graphs=True))
 
 

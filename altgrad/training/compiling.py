@@ -51,8 +51,8 @@ class StepLoss:
         `earlier`: whether an earlier attempt of this run was compiled; `auto` then does the same again, because the
         two differ within float32 rounding and a restored run is to repeat every number.
 
-        `compile: true` and `cuda_graphs: true` raise RuntimeError where that is not possible; `auto` falls back and
-        says so once.
+        `compile: true` and `cuda_graphs: true` raise RuntimeError where compiling is not possible, `cuda_graphs: true`
+        ValueError without a CUDA device; `auto` falls back and says so once.
         """
         self._model = model
         self._signature = _signature(model, layers, config)
@@ -60,7 +60,7 @@ class StepLoss:
         self._required = config.compile is True or config.cuda_graphs
         self._cuda_graphs = config.cuda_graphs
         if config.cuda_graphs and device.type != "cuda":
-            raise RuntimeError(f"cuda_graphs=true: the device is {device}; use a CUDA device or cuda_graphs=false")
+            raise ValueError(f"cuda_graphs=true: the device is {device}; use a CUDA device or cuda_graphs=false")
         self.compiled, self.reason = self._decide(layers, config, device, runs_alike, earlier)
         self._function: Callable[[Tensor, Tensor], Tensor] = (
             _compile(model, config.cuda_graphs) if self.compiled else model

@@ -23,7 +23,8 @@ VARIANTS = [
     {"format": "E4M3"},
     {"format": "E4M3", "gemm_dtype": "bfloat16", "scaling": "delayed"},
     {"format": "E3M4", "master_weights": False, "update_rounding": "stochastic"},
-    {"format": "E4M3", "gradient_format": "E5M2", "scale_granularity": "row"},
+    {"format": "E4M3", "gradient_format": "E5M2", "native_fp8": True},
+    {"format": "E4M3", "gradient_format": "E5M2", "native_fp8": True, "scale_granularity": "row"},
 ]
 
 

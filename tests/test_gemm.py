@@ -7,13 +7,14 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from altgrad.formats import FALLBACKS, FORMATS, NumberFormat, find_format
 from altgrad.quantization import gemm
 from altgrad.quantization.layers import quantize_model
 from altgrad.quantization.round import FormatTensors, round_to_format
 from altgrad.quantization.scale import scale_for
-from altgrad.training.config import ConfigError, Recipe, TrainConfig, make_config
+from altgrad.training.config import GEMM_SITES, ConfigError, Recipe, TrainConfig, make_config
 from altgrad.training.trainer import Trainer
 from tests.layer_reference import IN, OUT, draw, layer_of, run
 
@@ -153,6 +154,20 @@ def test_a_layer_that_changes_to_a_wide_format_multiplies_float32_or_refuses(mon
     with pytest.raises(ValueError, match=r"^gemm_dtype='bfloat16': FP16 has 10 mantissa bits[^\n]*$"):
         asked.site("weight").set_format(FORMATS["FP16"])
     assert asked.format_of("weight").name == "E4M3"
+
+
+def test_a_compiled_graph_serves_all_exact_formats_and_another_one_those_that_are_not(monkeypatch):
+    monkeypatch.setattr(gemm, "bfloat16_pays", lambda device: True)
+    layer = quantize_model(two_layers(), Recipe(format="E4M3"))["0"]
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(layer, backend=counter, dynamic=False, fullgraph=True)
+    for name, graphs in (("E4M3", 1), ("E7M0", 1), ("BF16", 1), ("FP16", 2), ("FP32", 2), ("E5M2", 2)):
+        layer.site("weight").set_format(FORMATS[name])
+        compiled(draw(6, 16, seed=3))
+        for site in GEMM_SITES:
+            layer.site(site).take_counts()
+        assert counter.frame_count == graphs, name
 
 
 def test_products_of_float32_are_never_tf32_once_a_trainer_is_made():

@@ -63,7 +63,7 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 
     A CPU has no product of bfloat16 that returns float32: there the operands go back to float32, unchanged.
     """
-    if a.device.type != "cuda":
+    if a.device.type == "cpu":
         return functional.linear(a.float(), b.float(), bias)
     y = torch.mm(a.reshape(-1, a.shape[-1]), b.t(), out_dtype=torch.float32)
     y = y.view(*a.shape[:-1], b.shape[0])

@@ -151,7 +151,7 @@ def _codes(x: Tensor, site: int, plan: Plan, key: Tensor, states: Sequence[Tenso
     """An operand (rows, contracted) rounded to codes, and its counts; `site` is its place in `GEMM_SITES`."""
     spec, history = states[2 * site : 2 * site + 2]
     values, scale, counts = code_site(x, spec, history, key, plan.modes[site])
-    return Codes(values.to(plan.dtypes[site]), scale), counts
+    return Codes(values.to(plan.dtypes[site]).contiguous(), scale), counts
 
 
 def _turned(codes: Codes, x: Tensor, site: int, plan: Plan, key: Tensor, states: Sequence[Tensor]) -> Codes:

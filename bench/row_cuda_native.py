@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from altgrad.quantization.compiled import INDUCTOR_OPTIONS
 from altgrad.quantization.layers import quantize_model
+from altgrad.quantization.site import Site
 from altgrad.training.config import Recipe
 from bench.harness import NotMeasured, Row, cuda_device, cuda_ratio
 
@@ -35,6 +36,9 @@ def _pass(model: nn.Module, x: Tensor) -> Callable[[], object]:
     def run() -> None:
         model.zero_grad(set_to_none=True)
         compiled(x).backward(x.detach())
+        for module in model.modules():
+            if isinstance(module, Site):
+                module.take_counts()
 
     return run
 

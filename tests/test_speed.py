@@ -43,7 +43,7 @@ def test_compiled_counts_and_scaled_values_are_the_eager_ones(granularity):
         x = torch.randn(64, 96, generator=generator()) * 3
         x[0, :3] = torch.tensor([float("nan"), float("inf"), 0.0])
         compiled, counts = compiled_round_and_count(x, fmt, granularity=granularity)
-        mode = Mode("nearest", "none" if granularity is None else "dynamic", granularity or "tensor", True, 1.0, 0)
+        mode = Mode("nearest", "none" if granularity is None else "dynamic", granularity or "tensor", True, 1.0)
         eager, expected = round_site(x, spec_of(fmt), torch.zeros(0), torch.zeros(2, dtype=torch.int32), mode)
         assert torch.equal(compiled.view(torch.int32), eager.view(torch.int32)), fmt
         assert torch.equal(counts, expected), fmt
@@ -51,7 +51,7 @@ def test_compiled_counts_and_scaled_values_are_the_eager_ones(granularity):
 
 def test_one_graph_serves_all_formats_and_seeds():
     counter = CompileCounterWithBackend("eager")
-    mode = Mode("stochastic", "dynamic", "tensor", True, 1.0, 0)
+    mode = Mode("stochastic", "dynamic", "tensor", True, 1.0)
     compiled = torch.compile(lambda *arguments: round_site(*arguments, mode), backend=counter, dynamic=False)
     for fmt, seed in itertools.product(FORMATS.values(), range(2)):
         key = draw_key(torch.Generator().manual_seed(seed), "cpu")
@@ -61,7 +61,7 @@ def test_one_graph_serves_all_formats_and_seeds():
 
 def vector_loops(rounding: str, granularity: str, scaling: str, counting: bool) -> list[str]:
     """The loops over all values in the code that Inductor writes for rounding a 512 x 512 tensor."""
-    mode = Mode(rounding, scaling, granularity, True, 1.0, 0)
+    mode = Mode(rounding, scaling, granularity, True, 1.0)
 
     def rounded(x, spec, key):
         return round_site(x, spec, x.new_zeros(0), key, mode)[: 1 + counting]

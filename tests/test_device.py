@@ -87,9 +87,10 @@ def test_cuda_graphs_are_refused_without_cuda():
         Trainer(TrainConfig(**(MICRO | {"compile": "auto"}), device="cpu", cuda_graphs=True))
 
 
-def test_cuda_graphs_of_an_eager_step_are_refused():
-    with pytest.raises(ValueError, match="cuda_graphs=True with compile=False"):
-        TrainConfig(cuda_graphs=True, compile=False)
+@pytest.mark.parametrize("how", [False, "blocks"])
+def test_cuda_graphs_want_a_step_compiled_as_one_graph(how):
+    with pytest.raises(ValueError, match=f"cuda_graphs=True with compile={how!r}"):
+        TrainConfig(cuda_graphs=True, compile=how)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from altgrad.formats import FORMATS, find_format
 from altgrad.quantization import native
@@ -133,6 +134,17 @@ def test_a_compiler_traces_the_native_step_as_it_runs_eagerly():
     compiled(x).backward(dy)
     for a, b in zip((x.grad, layer.weight.grad, layer.bias.grad), eager[1:], strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("fields", [{"native_fp8": True}, {"gemm_dtype": "bfloat16"}], ids=str)
+def test_layers_of_one_shape_share_a_graph(fields):
+    model = nn.Sequential(*(nn.Linear(IN, IN) for _ in range(3)))
+    layers = quantize_model(model, Recipe(**MIXED, **fields)).values()
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    for layer in layers:
+        torch.compile(layer.forward, backend=counter, dynamic=False, fullgraph=True)(torch.randn(TOKENS, IN))
+    assert counter.frame_count == 1
 
 
 REFUSED = [

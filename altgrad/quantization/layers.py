@@ -22,8 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from altgrad.formats import NumberFormat, Overflow, find_format
-from altgrad.quantization import gemm
-from altgrad.quantization.native import check_native, native_linear
+from altgrad.quantization import gemm, native
 from altgrad.quantization.site import Mode, Site, round_site, site_scale
 from altgrad.training.config import GEMM_SITES, GemmSite, Recipe
 
@@ -125,8 +124,10 @@ class QuantizedLinear(nn.Linear):
         return y
 
     def _native(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.is_grad_enabled() and x.shape[:-1].numel() % native.DIVISOR:
+            native.refuse_rows(self.name, x.shape)  # a name read on the way here would make a graph of this layer alone
         sites = [self.site(name) for name in GEMM_SITES]
-        y, *counts = native_linear(self.name, x, self.weight.float(), bias, self.key, sites)
+        y, *counts = native.native_linear(x, self.weight.float(), bias, self.key, sites)
         if torch.is_grad_enabled():
             self.site("activation").add_counts(counts[0])
             self.site("weight").add_counts(counts[1])
@@ -216,7 +217,7 @@ def quantize_model(model: nn.Module, recipe: Recipe) -> dict[str, QuantizedLinea
     _check_shared_weights(layers)
     if recipe.native_fp8:
         for layer in layers.values():
-            check_native(layer.name, layer.weight, [layer.site(site) for site in GEMM_SITES])
+            native.check_native(layer.name, layer.weight, [layer.site(site) for site in GEMM_SITES])
     return layers
 
 

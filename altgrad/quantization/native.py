@@ -92,23 +92,25 @@ def _obstacle(
     return None
 
 
+def refuse_rows(name: str, shape: torch.Size) -> None:
+    """Raise ValueError for an input whose rows the FP8 GEMM for dW cannot contract."""
+    raise ValueError(
+        f"native_fp8=True: layer {name} gets an input of shape {tuple(shape)}, {shape[:-1].numel()} rows; the FP8 GEMM "
+        f"for dW contracts them and needs a multiple of {DIVISOR}"
+    )
+
+
 def native_linear(
-    name: str, x: Tensor, weight: Tensor, bias: Tensor | None, key: Tensor, sites: Sequence[Site]
+    x: Tensor, weight: Tensor, bias: Tensor | None, key: Tensor, sites: Sequence[Site]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(x W^T + b, counts of x, counts of W), float32, with the three GEMMs on FP8 codes.
 
     x (..., in), weight (out, in), bias (out,); `sites` in the order of `GEMM_SITES`.  The gradient passes straight
     through the rounding; the bias gets the sum of the unrounded dy, the gradient site's slot the counts of dy as its
-    gradient.  Raises ValueError, naming layer `name`, where a gradient is wanted and the tokens (rows of x) are not a
-    multiple of 16.
+    gradient, for which the rows of x must be a multiple of 16.
     """
     keep = torch.is_grad_enabled()
     rows = x.reshape(-1, x.shape[-1])
-    if keep and len(rows) % DIVISOR:
-        raise ValueError(
-            f"native_fp8=True: layer {name} gets an input of shape {tuple(x.shape)}, {len(rows)} rows; the FP8 GEMM "
-            f"for dW contracts them and needs a multiple of {DIVISOR}"
-        )
     plan = Plan(tuple(FLOAT8[site.format.name] for site in sites), tuple(site.mode for site in sites), keep)
     states = [state for site in sites for state in (site.spec, site.history)]
     y, *counts = _NativeLinear.apply(rows, weight, bias, sites[2].slot, plan, key, *states)

@@ -195,7 +195,7 @@ class TrainConfig(Recipe):
     # running
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | None = Field(None, ge=1, description="CPU threads; None: what torch finds, or the trial's CPUs in a sweep")
-    compile: Literal["auto", True, False] = Field("auto", description="torch.compile the step; auto: where it pays")
+    compile: Literal["auto", "blocks", True, False] = Field("auto", description="torch.compile the step: as one graph, a graph per repeated block, not at all; auto: what pays")
     cuda_graphs: bool = Field(False, description="record the compiled step as CUDA graphs; CUDA only, every shape fixed")
     checkpoint_interval: int = Field(100, ge=1, description="steps between checkpoints")
     default_sweep: bool = Field(True, description="part of `python tune/sweep.py` without arguments")
@@ -206,9 +206,10 @@ class TrainConfig(Recipe):
         if self.model not in PRESETS:
             raise ValueError(f"model={self.model!r}; known: {', '.join(PRESETS)}")
         _ = self.shape
-        if self.cuda_graphs and self.compile is False:
+        if self.cuda_graphs and self.compile in (False, "blocks"):
             raise ValueError(
-                "cuda_graphs=True with compile=False: what is recorded is the compiled step; use compile=auto"
+                f"cuda_graphs=True with compile={self.compile!r}: what is recorded is a step compiled as one graph; use "
+                "compile=auto or true"
             )
         if self.native_fp8 and self.enable_emergency_shift:
             raise ValueError(

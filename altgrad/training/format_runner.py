@@ -29,6 +29,7 @@ from altgrad.storage import Folder
 from altgrad.training.checkpoint import load_checkpoint, save_checkpoint
 from altgrad.training.config import ConfigError, TrainConfig
 from altgrad.training.data import Batches
+from altgrad.training.payoff import How
 from altgrad.training.trainer import StepOutcome, Trainer
 
 
@@ -93,7 +94,7 @@ class FormatExperimentRunner:
         self._rows: list[Mapping[str, float]] = []
         self._losses = LossSummary()
         self._stop: Mapping[str, Any] | None = None
-        self._compiled_before: bool | None = None
+        self._compiled_before: How | None = None
 
     def run(self) -> ExperimentResult:
         """Train to the end, to a collapse, or to an exception, which is recorded (status `failed`) and raised."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
+import platform
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -215,3 +219,31 @@ def test_a_model_without_repeated_blocks_refuses_to_be_compiled_by_them():
     config = TrainConfig(**MICRO, compile="blocks")
     with pytest.raises(ValueError, match=r"^compile='blocks': the model repeats no block[^\n]*$"):
         StepLoss(model, layers, config, torch.device("cpu"))
+
+
+_FAULTS = """
+import resource, sys
+from altgrad.training import TrainConfig
+from altgrad.training.allocator import keep_freed_memory
+from altgrad.training.trainer import Trainer
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+trainer = Trainer(TrainConfig(model="tiny", compile=False, threads=1, diagnostic_interval=100))
+for _ in range(3):
+    trainer.step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    trainer.step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator's settings are glibc's")
+def test_a_step_takes_no_fresh_pages_from_the_system():
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", _FAULTS, how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+
+    assert faults("keep") < 0.1 * faults("default")

@@ -26,6 +26,7 @@ from altgrad.outage import Outage
 from altgrad.report import write_failure_report
 from altgrad.results import RunWriter, Status, Verdict
 from altgrad.storage import Folder
+from altgrad.training.allocator import keep_freed_memory
 from altgrad.training.checkpoint import load_checkpoint, save_checkpoint
 from altgrad.training.config import ConfigError, TrainConfig
 from altgrad.training.data import Batches
@@ -101,6 +102,7 @@ class FormatExperimentRunner:
         attempt = self._next_attempt()
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
+        keep_freed_memory()
         writer = RunWriter(self.folder, attempt)
         try:
             trainer = Trainer(self.config, self._model, self._batches, self._runs_alike, self._compiled_before)

@@ -34,7 +34,7 @@ def main() -> None:
         parser.error(f"no row matches {' '.join(options.names)!r}; rows: {', '.join(_names())}")
     measured = []
     for row in rows:
-        measured.append(Measured(row.name, row.goal, row.measure(row.pairs)))
+        measured.append(Measured.of(row))
         print_row(measured[-1])
         if options.write:  # after each: an interrupted measurement keeps what it has
             write_results(measured, _HERE)

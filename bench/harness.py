@@ -1,7 +1,8 @@
 """How everything here is timed: two things in turn, and the median of their ratios.
 
 A shared or throttled machine slows both halves of a pair alike; absolute times would compare two states of the machine.
-Processor time of this process counts, not the clock on the wall, which includes whatever else the machine was doing.
+Processor time of this process counts, not the clock on the wall, which includes whatever else the machine was doing;
+on a GPU the time between two events on the device.
 """
 
 from __future__ import annotations
@@ -21,9 +22,16 @@ _WARM_UP = 3
 MALLOC = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
 
 
+class NotMeasured(Exception):
+    """A row that cannot be measured on this machine; the message says why."""
+
+
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: what is compared with what, and how large the ratio may be."""
+    """One line of the table: what is compared with what, and how large the ratio may be.
+
+    `measure` raises NotMeasured where the machine lacks what it takes.
+    """
 
     name: str
     goal: float
@@ -40,21 +48,49 @@ class Measured:
     ratio: float | None
     note: str = ""
 
+    @classmethod
+    def of(cls, row: Row) -> Measured:
+        try:
+            return cls(row.name, row.goal, row.measure(row.pairs))
+        except NotMeasured as reason:
+            return cls(row.name, row.goal, None, str(reason))
+
     @property
     def verdict(self) -> str:
         if self.ratio is None:
-            return "not measured"
+            return f"not measured: {self.note}"
         return "reached" if self.ratio <= self.goal else "missed"
 
 
 def ratio(ours: Callable[[], object], reference: Callable[[], object], pairs: int) -> float:
     """Median over pairs of (time of `ours`) / (time of `reference`), run in turn after a warm-up."""
+    return _ratio(ours, reference, pairs, _seconds)
+
+
+def cuda_ratio(ours: Callable[[], object], reference: Callable[[], object], pairs: int) -> float:
+    """As `ratio`, in the time that passes on the current CUDA device between the first and the last kernel."""
+    return _ratio(ours, reference, pairs, _device_milliseconds)
+
+
+def cuda_device() -> torch.device:
+    """The GPU that a row is measured on.  Raises NotMeasured without one."""
+    if not torch.cuda.is_available():
+        raise NotMeasured("no CUDA device")
+    return torch.device("cuda")
+
+
+def _ratio(
+    ours: Callable[[], object],
+    reference: Callable[[], object],
+    pairs: int,
+    time_of: Callable[[Callable[[], object]], float],
+) -> float:
     for _ in range(_WARM_UP):
         ours()
         reference()
     ratios = []
     for _ in range(pairs):
-        first, second = _seconds(reference), _seconds(ours)
+        first, second = time_of(reference), time_of(ours)
         ratios.append(second / first)
     return statistics.median(ratios)
 
@@ -64,6 +100,16 @@ def _seconds(run: Callable[[], object]) -> float:
     started = time.process_time()
     run()
     return (time.process_time() - started) / torch.get_num_threads()
+
+
+def _device_milliseconds(run: Callable[[], object]) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end)
 
 
 @contextmanager

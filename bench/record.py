@@ -30,6 +30,7 @@ def write_results(rows: Sequence[Measured], folder: Path) -> None:
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "malloc": malloc_setting(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
     results = {"machine": machine, "rows": [asdict(row) | {"verdict": row.verdict} for row in rows]}
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")

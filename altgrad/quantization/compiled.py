@@ -23,6 +23,8 @@ from altgrad.quantization.site import Mode, round_site
 INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
     "realize_opcount_threshold": 48,
     "realize_reads_threshold": 8,
+    "eager_numerics.division_rounding": True,  # Triton's own division is 2 ULP off: real scales would not be eager's
+    "eager_numerics.disable_ftz": True,  # subnormals of float32 stay what they are
     "fallback_random": True,  # dropout draws what it draws eagerly: the shadow must see the same masks
 }
 

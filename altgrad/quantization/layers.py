@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from altgrad.formats import NumberFormat, Overflow, find_format
+from altgrad.quantization import gemm, native
 from altgrad.quantization.site import Mode, Site, round_site, site_scale
 from altgrad.training.config import GEMM_SITES, GemmSite, Recipe
 
@@ -81,7 +82,10 @@ class QuantizedLinear(nn.Linear):
         self.name = name
         self.master_weights = recipe.master_weights
         self.bypass = False
+        self.native_fp8 = recipe.native_fp8
+        self.gemm_dtype = recipe.gemm_dtype
         device = linear.weight.device
+        self.bfloat16_pays = gemm.bfloat16_pays(device)
         self.sites = nn.ModuleDict(
             {
                 site: Site(recipe.format_at(name, site), recipe, site, salt * len(GEMM_SITES) + position, device)
@@ -108,13 +112,38 @@ class QuantizedLinear(nn.Linear):
         bias = None if self.bias is None else self.bias.float()
         if self.bypass:
             return functional.linear(x, self.weight.float(), bias)
+        if self.native_fp8 and x.numel():
+            return self._native(x, bias)
         rounded_x = self._operand("activation", x)
         rounded_w = self._operand("weight", self.weight.float())
-        y = functional.linear(rounded_x, rounded_w, None if bias is None else bias.detach())
+        linear = gemm.linear if self.multiplies_bfloat16 else functional.linear
+        y = linear(rounded_x, rounded_w, None if bias is None else bias.detach())
         if torch.is_grad_enabled():
             site = self.site("gradient")
             y = _RoundGradient.apply(y, bias, site.slot, site.spec, site.history, self.key, site.mode)
         return y
+
+    def _native(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.is_grad_enabled() and x.shape[:-1].numel() % native.DIVISOR:
+            native.refuse_rows(self.name, x.shape)  # a name read on the way here would make a graph of this layer alone
+        sites = [self.site(name) for name in GEMM_SITES]
+        y, *counts = native.native_linear(x, self.weight.float(), bias, self.key, sites)
+        if torch.is_grad_enabled():
+            self.site("activation").add_counts(counts[0])
+            self.site("weight").add_counts(counts[1])
+        return y
+
+    @property
+    def multiplies_bfloat16(self) -> bool:
+        """Whether its GEMMs multiply bfloat16: asked for, or faster here and exact with the formats of the moment."""
+        if self.gemm_dtype == "auto":
+            return self.bfloat16_pays and all(self.site(name).exact_in_bfloat16 for name in GEMM_SITES)
+        return self.gemm_dtype == "bfloat16"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.bfloat16_pays = gemm.bfloat16_pays(self.weight.device)
+        return self
 
     def _operand(self, name: GemmSite, operand: Tensor) -> Tensor:
         site = self.site(name)
@@ -170,7 +199,8 @@ def quantize_model(model: nn.Module, recipe: Recipe) -> dict[str, QuantizedLinea
 
     A layer that stands in several places stays one layer.  Subclasses of `nn.Linear` keep their own forward and are
     left alone (`nn.MultiheadAttention` never calls its output projection).  Raises ValueError where there is nothing
-    to swap, where a `layer_formats` glob matches no layer, or where two layers of different formats share a weight.
+    to swap, where a `layer_formats` glob matches no layer, or where two layers of different formats share a weight,
+    and with `native_fp8` for a shape or a device without FP8 GEMMs.
     """
     layers: dict[str, QuantizedLinear] = {}
     swapped: dict[nn.Module, QuantizedLinear] = {}
@@ -185,6 +215,9 @@ def quantize_model(model: nn.Module, recipe: Recipe) -> dict[str, QuantizedLinea
     _keep_fused_inference_off(model)
     _check_globs(recipe, layers)
     _check_shared_weights(layers)
+    if recipe.native_fp8:
+        for layer in layers.values():
+            native.check_native(layer.name, layer.weight, [layer.site(site) for site in GEMM_SITES])
     return layers
 
 

@@ -61,14 +61,23 @@ class Site(nn.Module):
             recipe.scale_power_of_two,
             1.0 if weight else recipe.amax_factor,
         )
+        self._recipe = recipe
         self._salt = salt
         self.format = fmt
+        self.exact_in_bfloat16 = recipe.bfloat16_obstacle(fmt) is None
         self.register_buffer("spec", spec_of(fmt, salt).to(device))
         self.register_buffer("history", torch.zeros(recipe.amax_history if delayed else 0, device=device))
         self.slot = torch.zeros(len(COUNTERS), device=device, requires_grad=True)
         self.counts = None
 
     def set_format(self, fmt: NumberFormat) -> None:
+        """Raises ValueError for a format that the products the recipe asks for cannot take."""
+        obstacle = self._recipe.bfloat16_obstacle(fmt)
+        if self._recipe.gemm_dtype == "bfloat16" and obstacle is not None:
+            raise ValueError(f"gemm_dtype='bfloat16': {obstacle}; a run that changes to {fmt} needs gemm_dtype='auto'")
+        if self._recipe.native_fp8 and fmt != self.format:
+            raise ValueError(f"native_fp8=True: a site cannot change from {self.format} to {fmt}; use native_fp8=False")
+        self.exact_in_bfloat16 = obstacle is None
         self.format = fmt
         self.spec.copy_(spec_of(fmt, self._salt))
 
@@ -116,9 +125,27 @@ def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
     return _round_site(x, spec, history, key, mode, in_bits=False)
 
 
+def code_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode) -> tuple[Tensor, Tensor, Tensor]:
+    """(Q(x) / scale, scale, counts): what `round_site` computes before it multiplies by the scale; no blocks.
+
+    scale: 0-d for "tensor", (..., 1) for "row".
+    """
+    assert mode.granularity != "block"
+    return _code(x, spec, history, key, mode, in_bits=torch.compiler.is_compiling())
+
+
 def _round_site(
     x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode, in_bits: bool
 ) -> tuple[Tensor, Tensor]:
+    rounded, scale, counts = _code(x, spec, history, key, mode, in_bits)
+    if mode.scaling != "none":
+        rounded = rounded * scale
+    return (from_blocks(rounded, x) if mode.granularity == "block" else rounded), counts
+
+
+def _code(
+    x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode, in_bits: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     if in_bits and x.is_contiguous():
         x = materialised(x)  # read twice, by the amax and by the rounding: a GELU before it would be computed twice
     fmt = FormatTensors.view(spec)
@@ -134,10 +161,7 @@ def _round_site(
     scaled = blocks if mode.scaling == "none" else blocks * inverse
     magnitude = round_magnitude(scaled, fmt, mode.rounding, noise)
     rounded = saturate(magnitude, scaled, fmt)
-    counts = _count(blocks, scaled, magnitude, fmt, amax, scale, in_bits)
-    if mode.scaling != "none":
-        rounded = rounded * scale
-    return (from_blocks(rounded, x) if mode.granularity == "block" else rounded), counts
+    return rounded, scale, _count(blocks, scaled, magnitude, fmt, amax, scale, in_bits)
 
 
 def site_scale(x: Tensor, spec: Tensor, history: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:

@@ -52,11 +52,14 @@ class StepLoss:
         and eager losses differ within float32 rounding and a restored run is to repeat every number.
 
         `compile: true` and `compile: blocks` raise RuntimeError where that is not possible, ValueError where the model
-        repeats no block; `auto` falls back and says so once.
+        repeats no block; `auto` falls back and says so once.  `cuda_graphs: true` asks for one compiled graph,
+        and raises ValueError without a CUDA device.
         """
         self._model = model
         self._config = config
         self._signature = _signature(model, layers, config)
+        if config.cuda_graphs and device.type != "cuda":
+            raise ValueError(f"cuda_graphs=true: the device is {device}; use a CUDA device or cuda_graphs=false")
         self._regions = regions(model, layers)
         self.how, self.reason = self._decide(layers, device, runs_alike, earlier)
         obstacle = None if self.how == "eager" else _obstacle(device)
@@ -65,6 +68,9 @@ class StepLoss:
         self._function = self._build()
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss (0-d).  With CUDA graphs it, the counts and the gradients are overwritten by the next call."""
+        if self._config.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         if self.how == "eager" or self._name(self.how) in _compiled_here:
             return self._function(inputs, targets)
         try:
@@ -87,8 +93,8 @@ class StepLoss:
         config = self._config
         if config.compile is False:
             return "eager", "compile=false"
-        if config.compile is True:
-            return "whole", "compile=true"
+        if config.compile is True or config.cuda_graphs:
+            return "whole", "cuda_graphs=true" if config.cuda_graphs else "compile=true"
         if config.compile == "blocks":
             if not self._regions:
                 raise ValueError("compile='blocks': the model repeats no block; use compile=true, auto or false")
@@ -130,16 +136,15 @@ class StepLoss:
         torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
         if self.how == "blocks":
             return RegionalCall(self._model, self._regions, dynamic=False, options=INDUCTOR_OPTIONS)
-        return cast(
-            "Callable[[Tensor, Tensor], Tensor]", torch.compile(self._model, dynamic=False, options=INDUCTOR_OPTIONS)
-        )
+        options = INDUCTOR_OPTIONS | {"triton.cudagraphs": self._config.cuda_graphs}
+        return cast("Callable[[Tensor, Tensor], Tensor]", torch.compile(self._model, dynamic=False, options=options))
 
     def _refuse(self, obstacle: str) -> None:
         """Raise where compiling was asked for; else go on eagerly and say so once."""
         asked = self._config.compile
-        if asked != "auto":
-            said = str(asked).lower()
-            raise RuntimeError(f"compile={said}: {obstacle}; remove the cause, or use compile=auto or false")
+        if asked != "auto" or self._config.cuda_graphs:
+            said = "cuda_graphs=true" if self._config.cuda_graphs else f"compile={str(asked).lower()}"
+            raise RuntimeError(f"{said}: {obstacle}; remove the cause, or use compile=auto or false")
         self.how, self.reason = "eager", f"compile=auto: {obstacle}"
         if obstacle not in _said:
             _said.add(obstacle)
@@ -170,7 +175,8 @@ def _signature(model: nn.Module, layers: Mapping[str, QuantizedLinear], config: 
     """What decides which graph is compiled: the model's structure, the rounding modes and the batch."""
     shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
     modes = [layer.site(site).mode for layer in layers.values() for site in ("weight", "activation", "gradient")]
-    parts = (type(model).__qualname__, shapes, modes, config.batch_size, config.block_size, torch.__version__)
+    products = [(layer.multiplies_bfloat16, config.native_fp8, config.cuda_graphs) for layer in layers.values()]
+    parts = (type(model).__qualname__, shapes, modes, products, config.batch_size, config.block_size, torch.__version__)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -24,6 +24,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 GemmSite = Literal["weight", "activation", "gradient"]
 GEMM_SITES: tuple[GemmSite, ...] = ("weight", "activation", "gradient")
+NATIVE_FORMATS = ("E4M3", "E5M2")  # what FP8 tensor cores multiply
 
 
 class ConfigError(ValueError):
@@ -53,6 +54,9 @@ class Recipe(BaseModel):
     # weights at rest
     master_weights: bool = Field(True, description="optimizer updates an FP32 copy; false: the weight lives on its grid")
     update_rounding: Literal["nearest", "stochastic"] = Field("nearest", description="write-back rounding without master weights")
+    # products
+    gemm_dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="what the GEMMs multiply, summing in float32; auto: bfloat16 on CUDA in layers where it is exact, else float32")
+    native_fp8: bool = Field(False, description="multiply E4M3 and E5M2 codes on FP8 tensor cores; row scales then lie along what each GEMM contracts")
     seed: int = Field(42, ge=0, description="initial weights, batches and stochastic rounding")
     # fmt: on
 
@@ -73,6 +77,49 @@ class Recipe(BaseModel):
         for site in GEMM_SITES:
             self.format_at("", site)
         return self
+
+    @model_validator(mode="after")
+    def _multipliable(self) -> Self:
+        """Refuse products that were asked for and are not what they claim to be."""
+        named = [self.format_at("", site) for site in GEMM_SITES] + [
+            find_format(n) for n in self.layer_formats.values()
+        ]
+        if self.gemm_dtype == "bfloat16":
+            for fmt in named:
+                if obstacle := self.bfloat16_obstacle(fmt):
+                    raise ValueError(f"gemm_dtype='bfloat16': {obstacle}; use gemm_dtype='auto' or 'float32'")
+        if self.native_fp8 and (obstacle := self._native_obstacle(named)):
+            raise ValueError(f"native_fp8=True: {obstacle}")
+        return self
+
+    def bfloat16_obstacle(self, fmt: NumberFormat) -> str | None:
+        """Why values rounded to a format do not survive a cast to bfloat16, in a few words; None where they do.
+
+        At most 7 mantissa bits and a power-of-two scale leave at most 8 significant bits, which bfloat16 has.  Range
+        is no obstacle: a value of normal float32 magnitude rounds to zero or to a normal one, and bfloat16 has these.
+        What is smaller than 2^-126 to begin with loses its bits below 2^-133.
+        """
+        if fmt.mantissa_bits > 7:
+            return f"{fmt} has {fmt.mantissa_bits} mantissa bits, bfloat16 has 7"
+        if self.scaling != "none" and not self.scale_power_of_two and fmt.exponent_bits < 8:
+            return f"{fmt} with scale_power_of_two=false needs more than bfloat16's 7 mantissa bits"
+        return None
+
+    def _native_obstacle(self, named: Sequence[NumberFormat]) -> str | None:
+        """Why FP8 tensor cores cannot multiply what this recipe rounds, in one line."""
+        for fmt in named:
+            if fmt.name not in NATIVE_FORMATS:
+                return f"{fmt} at a site; FP8 tensor cores multiply {' and '.join(NATIVE_FORMATS)}"
+        if self.scale_granularity == "block":
+            return "scale_granularity='block' has no FP8 GEMM here; use 'tensor' or 'row'"
+        if self.scale_granularity == "row" and not self.master_weights:
+            return "scale_granularity='row' rounds a weight anew for dx, off the grid it lives on; use 'tensor'"
+        if self.gemm_dtype != "auto":
+            return f"the GEMMs multiply codes of 8 bits, not gemm_dtype={self.gemm_dtype!r}; leave that out"
+        wide = [site for site in GEMM_SITES if self.format_at("", site).name == "E5M2"]
+        if len(wide) > 1 or "E5M2" in self.layer_formats.values():
+            return "no FP8 GEMM multiplies E5M2 by E5M2; use E5M2 at one site at most, such as gradient_format"
+        return None
 
     def format_at(self, layer: str, site: GemmSite) -> NumberFormat:
         """The format of a site of a layer: the last matching `layer_formats` glob, else the site's, else `format`."""
@@ -149,6 +196,7 @@ class TrainConfig(Recipe):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | None = Field(None, ge=1, description="CPU threads; None: what torch finds, or the trial's CPUs in a sweep")
     compile: Literal["auto", "blocks", True, False] = Field("auto", description="torch.compile the step: as one graph, a graph per repeated block, not at all; auto: what pays")
+    cuda_graphs: bool = Field(False, description="record the compiled step as CUDA graphs; CUDA only, every shape fixed")
     checkpoint_interval: int = Field(100, ge=1, description="steps between checkpoints")
     default_sweep: bool = Field(True, description="part of `python tune/sweep.py` without arguments")
     # fmt: on
@@ -158,6 +206,16 @@ class TrainConfig(Recipe):
         if self.model not in PRESETS:
             raise ValueError(f"model={self.model!r}; known: {', '.join(PRESETS)}")
         _ = self.shape
+        if self.cuda_graphs and self.compile in (False, "blocks"):
+            raise ValueError(
+                f"cuda_graphs=True with compile={self.compile!r}: what is recorded is a step compiled as one graph; use "
+                "compile=auto or true"
+            )
+        if self.native_fp8 and self.enable_emergency_shift:
+            raise ValueError(
+                "native_fp8=True with enable_emergency_shift=True: a shift leads to E5M2 at every site, which no FP8 GEMM "
+                "multiplies; switch one of them off"
+            )
         return self
 
     @property

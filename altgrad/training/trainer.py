@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from altgrad.diagnostics.protocol import Context
 from altgrad.diagnostics.suite import Diagnostics
+from altgrad.quantization.gemm import full_precision_sums
 from altgrad.quantization.layers import QuantizedLinear, quantize_model
 from altgrad.stability.clipper import PartitionRelativeClipper
 from altgrad.stability.guard import NonFiniteGuard
@@ -62,6 +63,7 @@ class Trainer:
     ) -> None:
         self.config = config
         self.device = _device(config.device)
+        full_precision_sums()
         if batches is None:
             block_size = config.shape.block_size
             batches = TextBatches(load_corpus(config), config, block_size)
@@ -116,11 +118,12 @@ class Trainer:
         started = time.perf_counter()
         self.step_number += 1
         step, config = self.step_number, self.config
-        inputs, targets = (part.to(self.device, non_blocking=True) for part in self.batches.training(step))
+        inputs, targets = (self._on_device(part) for part in self.batches.training(step))
         rate = learning_rate(config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self._key.copy_(torch.tensor([config.seed & 0x7FFFFFFF, step & 0x7FFFFFFF], dtype=torch.int32))
+        for position, word in enumerate((config.seed, step)):
+            self._key[position].fill_(word & 0x7FFFFFFF)  # a copy from the host would wait for the device
 
         measuring = step % config.diagnostic_interval == 0 or step == config.max_steps
         before_forward = self._random.take() if measuring else []
@@ -147,6 +150,12 @@ class Trainer:
         tokens = len(inputs) if inputs.is_floating_point() else inputs.numel()
         self._account(outcome.record, tokens, time.perf_counter() - started)
         return outcome
+
+    def _on_device(self, part: Tensor) -> Tensor:
+        """A batch's tensor where the model is; only from pinned memory does a copy not wait for the device."""
+        if self.device.type == "cuda" and part.device.type == "cpu":
+            part = part.pin_memory()
+        return part.to(self.device, non_blocking=True)
 
     def _forward_backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
@@ -188,7 +197,7 @@ class Trainer:
         self.model.eval()
         total, count = torch.zeros((), device=self.device), 0
         for inputs, targets in self.batches.validation():
-            total += self.model(inputs.to(self.device), targets.to(self.device)) * len(inputs)
+            total += self.model(self._on_device(inputs), self._on_device(targets)) * len(inputs)
             count += len(inputs)
         self.model.train()
         return float(total / count)

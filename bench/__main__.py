@@ -18,7 +18,7 @@ _HERE = Path(__file__).parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure speed against the goals.")
-    parser.add_argument("names", nargs="*", help="rows whose name contains one of these; default: all")
+    parser.add_argument("names", nargs="*", help="rows whose name contains one of these; default: all but sweep")
     parser.add_argument(
         "--write", action="store_true", help="write bench/results.json and the table in bench/README.md"
     )
@@ -46,7 +46,8 @@ def _names() -> list[str]:
 
 def _rows(wanted: list[str]) -> list[Row]:
     chosen = [name for name in _names() if not wanted or any(part in name for part in wanted)]
-    return [importlib.import_module(f"bench.row_{name}").ROW for name in chosen]
+    rows: list[Row] = [importlib.import_module(f"bench.row_{name}").ROW for name in chosen]
+    return [row for row in rows if wanted or not row.minutes]
 
 
 if __name__ == "__main__":

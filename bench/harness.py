@@ -30,13 +30,15 @@ class NotMeasured(Exception):
 class Row:
     """One line of the table: what is compared with what, and how large the ratio may be.
 
-    `measure` raises NotMeasured where the machine lacks what it takes.
+    `measure` raises NotMeasured where the machine lacks what it takes.  `minutes`: takes so long that it runs only
+    where it is named.
     """
 
     name: str
     goal: float
     measure: Callable[[int], float]  # pairs -> ratio
     pairs: int = 21
+    minutes: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,8 @@ def print_row(row: Measured) -> None:
 
 
 def write_results(rows: Sequence[Measured], folder: Path) -> None:
-    """results.json, and the table between the marks in README.md."""
+    """results.json, and the table between the marks in README.md; rows measured earlier on this machine are kept."""
     machine = {
-        "date": time.strftime("%Y-%m-%d"),
         "processor": _processor(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -32,21 +31,25 @@ def write_results(rows: Sequence[Measured], folder: Path) -> None:
         "malloc": malloc_setting(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
-    results = {"machine": machine, "rows": [asdict(row) | {"verdict": row.verdict} for row in rows]}
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    file = folder / "results.json"
+    before = json.loads(file.read_text()) if file.exists() else {"machine": None}
+    table = {row["name"]: row for row in before["rows"]} if before["machine"] == machine else {}
+    date = time.strftime("%Y-%m-%d")
+    table |= {row.name: asdict(row) | {"verdict": row.verdict, "date": date} for row in rows}
+    ordered = sorted(table.values(), key=lambda row: str(row["name"]))
+    file.write_text(json.dumps({"machine": machine, "rows": ordered}, indent=1) + "\n")
     readme = folder / "README.md"
-    before, _, rest = readme.read_text().partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    readme.write_text(f"{before}{_BEGIN}\n{_table(machine, rows)}{_END}{after}")
+    head, _, rest = readme.read_text().partition(_BEGIN)
+    _, _, tail = rest.partition(_END)
+    readme.write_text(f"{head}{_BEGIN}\n{_table(machine, ordered)}{_END}{tail}")
 
 
-def _table(machine: dict[str, object], rows: Sequence[Measured]) -> str:
+def _table(machine: dict[str, object], rows: Sequence[dict[str, object]]) -> str:
     lines = ["; ".join(f"{name}: {value}" for name, value in machine.items()), ""]
-    lines += ["| what | goal | measured | verdict |", "|---|---|---|---|"]
-    lines += [
-        f"| {row.name} | {row.goal:g} | {'' if row.ratio is None else f'{row.ratio:.2f}'} | {row.verdict} |"
-        for row in rows
-    ]
+    lines += ["| what | goal | measured | verdict | date |", "|---|---|---|---|---|"]
+    for row in rows:
+        measured = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        lines.append(f"| {row['name']} | {row['goal']:g} | {measured} | {row['verdict']} | {row['date']} |")
     return "\n".join(lines) + "\n"
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from altgrad.quantization.compiled import INDUCTOR_OPTIONS
 from altgrad.quantization.layers import quantize_model
-from altgrad.training.config import TrainConfig
+from altgrad.training.compiling import StepLoss
+from altgrad.training.config import GEMM_SITES, TrainConfig
 from altgrad.training.data import Batches, TextBatches, load_corpus
 from altgrad.training.model import build_gpt
 from altgrad.training.optim import build_optimizer
@@ -36,11 +36,11 @@ def bare_step(
     """A plain training loop's step: forward, backward, fused AdamW, one reading; on a GPU in bfloat16 autocast."""
     assert batches.vocabulary is not None
     model: nn.Module = build_gpt(settings, batches.vocabulary).to(device)
-    if quantised:
-        quantize_model(model, settings)
+    layers = quantize_model(model, settings) if quantised else {}
+    sites = [layer.site(name) for layer in layers.values() for name in GEMM_SITES]
     optimizer = build_optimizer(model, settings)
     parameters = list(model.parameters())
-    loss_of = torch.compile(model, dynamic=False, options=INDUCTOR_OPTIONS if quantised else None)
+    loss_of = StepLoss(model, layers, settings, device) if quantised else torch.compile(model, dynamic=False)
     numbers = iter(range(1, 10**9))
 
     def step() -> object:
@@ -51,6 +51,8 @@ def bare_step(
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
         optimizer.step()
+        for site in sites:
+            site.take_counts()  # left where they are, the next step would add its own to them
         return loss.item()
 
     return step

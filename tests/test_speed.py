@@ -22,7 +22,7 @@ from altgrad.quantization.random import draw_key
 from altgrad.quantization.round import round_to_format, spec_of
 from altgrad.quantization.site import Mode, round_site
 from altgrad.training.compiling import StepLoss
-from altgrad.training.config import Recipe, TrainConfig
+from altgrad.training.config import ConfigError, Recipe, TrainConfig
 from altgrad.training.trainer import Trainer
 from tests.rounding_inputs import ALL, million
 
@@ -173,7 +173,7 @@ def test_where_compiling_is_impossible_auto_falls_back_and_true_refuses(obstacle
         (tmp_path / "file").touch()
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file"))
     monkeypatch.setattr("altgrad.training.compiling._said", set())
-    with pytest.raises(RuntimeError, match=r"^compile=true: [^\n]*$"):
+    with pytest.raises(ConfigError, match=r"^compile=true: [^\n]*$"):
         Trainer(TrainConfig(**MICRO, compile=True))
     with pytest.warns(UserWarning, match="running eagerly"):
         trainer = Trainer(TrainConfig(**(MICRO | {"max_steps": 10**6})))

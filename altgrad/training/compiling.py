@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from altgrad.quantization.compiled import INDUCTOR_OPTIONS
 from altgrad.quantization.layers import QuantizedLinear
-from altgrad.training.config import TrainConfig
+from altgrad.training.config import ConfigError, TrainConfig
 from altgrad.training.payoff import How, Known, Payoff, cost_of, saved_by
 from altgrad.training.regions import RegionalCall, regions
 
@@ -51,15 +51,14 @@ class StepLoss:
         `earlier`: how an earlier attempt of this run was computed; `auto` then does the same again, because compiled
         and eager losses differ within float32 rounding and a restored run is to repeat every number.
 
-        `compile: true` and `compile: blocks` raise RuntimeError where that is not possible, ValueError where the model
-        repeats no block; `auto` falls back and says so once.  `cuda_graphs: true` asks for one compiled graph,
-        and raises ValueError without a CUDA device.
+        `compile: true` and `compile: blocks` raise ConfigError where that is not possible; `auto` falls back and says
+        so once.  `cuda_graphs: true` asks for one compiled graph, and raises ConfigError without a CUDA device.
         """
         self._model = model
         self._config = config
         self._signature = _signature(model, layers, config)
         if config.cuda_graphs and device.type != "cuda":
-            raise ValueError(f"cuda_graphs=true: the device is {device}; use a CUDA device or cuda_graphs=false")
+            raise ConfigError(f"cuda_graphs=true: the device is {device}; use a CUDA device or cuda_graphs=false")
         self._regions = regions(model, layers)
         self.how, self.reason = self._decide(layers, device, runs_alike, earlier)
         obstacle = None if self.how == "eager" else _obstacle(device)
@@ -97,7 +96,7 @@ class StepLoss:
             return "whole", "cuda_graphs=true" if config.cuda_graphs else "compile=true"
         if config.compile == "blocks":
             if not self._regions:
-                raise ValueError("compile='blocks': the model repeats no block; use compile=true, auto or false")
+                raise ConfigError("compile='blocks': the model repeats no block; use compile=true, auto or false")
             return "blocks", "compile=blocks"
         if earlier is not None:
             return earlier, f"compile=auto: {earlier}, as in the earlier attempt"
@@ -144,7 +143,7 @@ class StepLoss:
         asked = self._config.compile
         if asked != "auto" or self._config.cuda_graphs:
             said = "cuda_graphs=true" if self._config.cuda_graphs else f"compile={str(asked).lower()}"
-            raise RuntimeError(f"{said}: {obstacle}; remove the cause, or use compile=auto or false")
+            raise ConfigError(f"{said}: {obstacle}; remove the cause, or use compile=auto or false")
         self.how, self.reason = "eager", f"compile=auto: {obstacle}"
         if obstacle not in _said:
             _said.add(obstacle)

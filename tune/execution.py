@@ -59,7 +59,7 @@ def run_trials(
     if options.stall_timeout is not None:
         callbacks.append(StallWatch(options.stall_timeout, console))
     jobs = [
-        Job(trial, sweep.results, sweep.name, resources.threads, options.wandb, alike)
+        Job(trial, sweep.results, sweep.name, resources.threads, options.wandb, alike, resources.held())
         for trial, alike in zip(trials, _runs_alike(trials, resources.concurrent), strict=True)
     ]
     bundle: dict[str, float] = {"CPU": resources.cpus}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ class Machine:
     cpus: int
     gpus: int
     gpu_note: str
+    gpu_bytes: int | None = None  # memory of the smallest of these GPUs; None where it is not known
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Resources:
     def threads(self) -> int:
         """CPU threads of a trial: its cores, at least one."""
         return max(1, int(self.cpus))
+
+    def held(self) -> dict[str, float]:
+        """For run.json."""
+        return {"cpus": self.cpus, "gpus": self.gpus}
 
     def sentence(self) -> str:
         """What each trial gets, for the plan."""
@@ -101,17 +105,3 @@ def _cuda_gpus() -> tuple[int, str]:
         return found, counted
     usable = min(found, len([entry for entry in visible.split(",") if entry.strip() not in ("", "-1")]))
     return usable, f"{counted}, {usable} of them in CUDA_VISIBLE_DEVICES"
-
-
-def _nvml_count() -> int:
-    """GPUs that the NVIDIA driver's management library counts; 0 where there is no driver."""
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return 0
-    if nvml.nvmlInit_v2() != 0:
-        return 0
-    count = ctypes.c_uint(0)
-    known = nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) == 0
-    nvml.nvmlShutdown()
-    return count.value if known else 0

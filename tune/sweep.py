@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from altgrad.compare import comparison, comparison_table, write_comparison
+from altgrad.progress import compute_sentence
 from altgrad.results import list_runs
 from altgrad.training.config import ConfigError
 from tune.machine import Resources, share_out, this_machine
@@ -133,9 +134,11 @@ def _show_results(sweep: Sweep, options: SweepOptions, console: Console) -> int:
     """The comparison, on the terminal and in the sweep's folder, and where to read on; the exit code."""
     runs, broken = list_runs(sweep.folder)
     rows = comparison(runs)
-    write_comparison(sweep.folder, rows)
+    compute = compute_sentence(rows)
+    write_comparison(sweep.folder, rows, compute)
     console.print(comparison_table(rows))
-    lines = [f"results: {sweep.folder} (comparison.md, comparison.csv)"]
+    lines = [] if compute is None else [compute]
+    lines += [f"results: {sweep.folder} (comparison.md, comparison.csv)"]
     lines += [f"failure report: {run.folder / REPORT}" for run in runs if run.folder.has(REPORT)]
     failed = {run.name: run.end["summary"]["error"] for run in runs if run.end and run.status == "failed"}
     lines += [f"failed: {name}: {reason}" for name, reason in failed.items()]

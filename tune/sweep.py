@@ -72,12 +72,14 @@ def _sweep(options: SweepOptions, console: Console, stack: ExitStack) -> int:
             check_same_plan(stored, plan.trials, options)
     trials = plan.trials if stored is None else tuple(stored.unfinished())
     resources = share_out(options, machine, trials)
+    memory = resources.memory_sentence(machine, trials)
+    notes = plan.notes if memory is None else (*plan.notes, memory)
     if options.dry_run:
-        _show_plan(console, Plan(trials, plan.notes), resources)
+        _show_plan(console, Plan(trials, notes), resources)
         return 0
     _check_inputs(trials)
     sweep = create_sweep(options, plan) if stored is None else stored
-    _show_plan(console, Plan(trials, plan.notes), resources)
+    _show_plan(console, Plan(trials, notes), resources)
     console.print(f"sweep {sweep.name} in {sweep.folder}", soft_wrap=True, markup=False, highlight=False)
     if trials and options.cluster is None:
         from tune.cluster import local_ray

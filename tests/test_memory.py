@@ -114,7 +114,7 @@ def test_a_machine_with_known_memory_chooses_and_checks_and_one_without_says_so(
     resources = share_out(SweepOptions(), known, trials)
     assert (resources.gpus, resources.concurrent) == (0.33, 8)
     assert "a GPU has 80 GiB" in str(resources.memory_sentence(known, trials))
-    with pytest.raises(SweepError, match="use 0.33"):
+    with pytest.raises(SweepError, match=r"use 0\.33"):
         share_out(SweepOptions(gpus_per_trial=0.25), known, trials)
     unknown = share_out(SweepOptions(), GPU_BOX, trials)
     assert unknown.gpus == 0.25 and "not known" in str(unknown.memory_sentence(GPU_BOX, trials))

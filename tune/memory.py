@@ -4,10 +4,10 @@ The estimate counts float32 tensors; P parameters, of which L in linear layers (
 block = T tokens, width d, vocabulary V, largest GEMM operand or output S = T max(4d, V):
 
     kept         weights P, gradients P, AdamW's moments 2P; the guard's copy of the last good weights and moments 3P;
-                 the displacement's weights at the start of its window 2L; without masters the corrections, kept twice: L
-    a step       per layer 17 T d saved for backward (d each: both norms' inputs, the rounded inputs of qkv, proj and up,
-                 attention's output; 3d: q, k, v; 4d each: GELU's input, the rounded input of down), norm and rounded input
-                 of the head 2 T d, log-probabilities T V, rounded weights L, rounding's temporaries 5 S (6 with blocks,
+                 the displacement's window 2L; without masters one more copy of the corrections, L
+    a step       per layer 17 T d saved for backward (d each: both norms' inputs, the rounded inputs of qkv, proj and
+                 up, attention's output; 3d: q, k, v; 4d each: GELU's input, the rounded input of down); at the head
+                 2 T d and the log-probabilities T V; rounded weights L; rounding's temporaries 5 S (6 with blocks,
                  1.5 more if stochastic).  Backward's gradients come while the activations go: P less.
                  Attention is fused: no T x T matrix is kept.
     a diagnosis  the weight before, intended and stored, updates and ratios 6 L + 9.5 M; stiffness or alignment 1 L,
@@ -40,6 +40,7 @@ _CONTEXT = int(0.75 * GIB)  # CUDA context, cuBLAS workspace and loaded kernels 
 _FRAGMENTS = 1.15  # what torch's caching allocator holds beyond its tensors
 _BYTE_VOCABULARY = 256
 _SAMPLED_TOKENS = 2**20
+_SMALLER = "use a smaller batch_size, block_size or --model"
 _FINEST = 16  # trials on one GPU, at most, when the share is chosen here
 
 
@@ -109,8 +110,7 @@ def fitting_share(trials: Sequence[Trial], gpu_bytes: int, wanted: float) -> flo
     fit = _number_that_fits(wishes, gpu_bytes)
     if wishes and not fit:
         raise SweepError(
-            f"{wishes[0][1]} needs about {_gib(wishes[0][0])} of GPU memory, a GPU has {_gib(gpu_bytes)}; use a smaller "
-            "batch_size, block_size or --model"
+            f"{wishes[0][1]} needs about {_gib(wishes[0][0])} of GPU memory, a GPU has {_gib(gpu_bytes)}; {_SMALLER}"
         )
     return wanted if not wishes else max(wanted, share_of(fit))
 
@@ -124,7 +124,7 @@ def check_share(share: float, trials: Sequence[Trial], gpu_bytes: int) -> None:
         return
     fit = _number_that_fits(wishes, gpu_bytes)
     one, has = _gib(wishes[0][0]), f"a GPU has {_gib(gpu_bytes)}"
-    way_out = f"use {share_of(fit):g}" if fit else "use a smaller batch_size, block_size or --model"
+    way_out = f"use {share_of(fit):g}" if fit else _SMALLER
     if len(wishes) == 1:
         raise SweepError(f"--gpus-per-trial {share:g}: {wishes[0][1]} needs about {one}, {has}; {way_out}")
     raise SweepError(

@@ -18,8 +18,11 @@ def show_plan(console: Console, plan: Plan, resources: Resources) -> None:
     if not plan.trials:
         console.print("nothing left to train: every run has ended")
         return
-    timed = plan.seconds is not None
-    placement = place(plan.seconds or [work(trial.config) for trial in plan.trials], resources.concurrent)
+    timed = plan.expected is not None
+    if plan.expected is not None:
+        placement = place(plan.expected.seconds, resources.concurrent, plan.expected.start)
+    else:
+        placement = place([work(trial.config) for trial in plan.trials], resources.concurrent)
     table = Table(title=f"{len(plan.trials)} trials")
     for head in (*_HEADS, *(("Starts at", "Takes") if timed else ())):
         table.add_column(head, no_wrap=True)

@@ -16,6 +16,14 @@ from altgrad.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
+class Expected:
+    """Seconds until a slot's first trial trains, and those that each trial then takes."""
+
+    start: float
+    seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Placed:
     """One trial's place: its slot and its turn there (both from 0), when it starts and ends."""
 
@@ -45,7 +53,7 @@ class Placement:
     @property
     def tail(self) -> float:
         """From the moment at which the first slot has nothing left to do to the end."""
-        last = [0.0] * self.slots
+        last = [min((placed.start for placed in self.trials), default=0.0)] * self.slots
         for placed in self.trials:
             last[placed.slot] = max(last[placed.slot], placed.end)
         return self.end - min(last, default=0.0)
@@ -59,9 +67,12 @@ class Placement:
         )
 
 
-def place(lengths: Sequence[float], slots: int) -> Placement:
-    """Give each trial in turn to the slot that is free first; of several to the one with the lowest number."""
-    free = [(0.0, slot) for slot in range(slots)]
+def place(lengths: Sequence[float], slots: int, start: float = 0.0) -> Placement:
+    """Give each trial in turn to the slot that is free first; of several to the one with the lowest number.
+
+    All slots are free from `start` on.
+    """
+    free = [(start, slot) for slot in range(slots)]
     turns = [0] * slots
     placed = []
     for length in lengths:

@@ -20,7 +20,7 @@ from altgrad.formats import BASELINE_FORMAT, find_format
 from altgrad.training.config import ConfigError, TrainConfig, intervention_fields, load_config, make_config
 from tune.machine import Machine
 from tune.options import SweepError, SweepOptions
-from tune.placement import work
+from tune.placement import Expected, work
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _RUN = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*", re.ASCII)
@@ -71,20 +71,22 @@ class Trial:
 class Plan:
     """The trials in the order in which they start, and what was decided on the way, one sentence each.
 
-    `seconds` are what the trials are expected to take, None where that was not measured.
+    `expected` is what they will take, None where that was not measured.
     """
 
     trials: tuple[Trial, ...]
     notes: tuple[str, ...] = ()
-    seconds: tuple[float, ...] | None = None
+    expected: Expected | None = None
 
-    def timed(self, seconds: Sequence[float] | None, note: str | None = None) -> Plan:
+    def timed(self, expected: Expected | None, note: str | None = None) -> Plan:
         """This plan with what its trials take, the longest first behind the baselines, and one more note."""
         notes = self.notes if note is None else (*self.notes, note)
-        if seconds is None:
+        if expected is None:
             return replace(self, notes=notes)
-        pairs = sorted(zip(self.trials, seconds, strict=True), key=lambda pair: (not pair[0].is_baseline, -pair[1]))
-        return Plan(tuple(trial for trial, _ in pairs), notes, tuple(taken for _, taken in pairs))
+        pairs = list(zip(self.trials, expected.seconds, strict=True))
+        pairs.sort(key=lambda pair: (not pair[0].is_baseline, -pair[1]))
+        seconds = tuple(taken for _, taken in pairs)
+        return Plan(tuple(trial for trial, _ in pairs), notes, replace(expected, seconds=seconds))
 
 
 def plan_sweep(options: SweepOptions, machine: Machine) -> Plan:

@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,15 +26,21 @@ from altgrad.training.config import TrainConfig
 from tune.kinds import runs_alike, timed_kind
 from tune.machine import Resources
 from tune.options import SweepError
+from tune.placement import Expected
 from tune.plan import Trial
 
 _ROOT = Path(__file__).resolve().parents[1]
+_RAY_SECONDS = 6.0  # from the command to its first worker's start, on a machine that does nothing else
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds of a trial's parts: its set-up, a plain step, one that is diagnosed, a validation, a checkpoint."""
+    """Seconds of a trial's parts: its set-up, a plain step, one that is diagnosed, a validation, a checkpoint.
 
+    `start` is that of its process, up to the first step; `setup` that of a further trial in the same process.
+    """
+
+    start: float
     setup: float
     step: float
     diagnosis: float
@@ -73,35 +80,45 @@ class TimesStore:
         fresh.replace(self.file)
 
 
-def stored_seconds(trials: Sequence[Trial], resources: Resources, store: TimesStore) -> list[float] | None:
-    """Each trial's expected seconds; None where the kind of any of them was never measured here."""
+def expected(trials: Sequence[Trial], resources: Resources, store: TimesStore) -> Expected | None:
+    """What the trials will take; None where the kind of any of them was never measured here."""
     known, machine = store.read(), _machine()
     times = [known.get(_key(trial.config, resources, machine)) for trial in trials]
-    found = [entry.seconds(trial.config) for entry, trial in zip(times, trials, strict=True) if entry is not None]
-    return found if len(found) == len(trials) else None
+    found = [entry for entry in times if entry is not None]
+    if not found or len(found) < len(trials):
+        return None
+    start = _RAY_SECONDS + max(entry.start for entry in found)
+    return Expected(start, tuple(entry.seconds(trial.config) for entry, trial in zip(found, trials, strict=True)))
 
 
 def measure(
-    trials: Sequence[Trial], resources: Resources, gpus: int, store: TimesStore, say: Callable[[str], None]
+    trials: Sequence[Trial],
+    resources: Resources,
+    gpus: int,
+    store: TimesStore,
+    say: Callable[[str], None],
+    window: float = 2.0,
 ) -> None:
-    """Measure every kind of trial and store it.  Raises SweepError where a kind cannot train or nothing can be kept."""
+    """Measure every kind of trial, each sort of step for `window` seconds, and store it.
+
+    Raises SweepError where a kind cannot train or nothing can be kept.
+    """
     machine = _machine()
     kinds: dict[str, tuple[Trial, int]] = {}
     for trial, alike in zip(trials, runs_alike(trials, resources.concurrent), strict=True):
         kinds.setdefault(_key(trial.config, resources, machine), (trial, alike))
     for number, (key, (trial, alike)) in enumerate(kinds.items(), start=1):
         say(f"probe {number} of {len(kinds)}: {trial.run}, {resources.concurrent} at once")
-        times = _times_of(trial, resources, gpus, alike)
+        times = _times_of(trial, resources, _devices(resources, gpus), {"runs_alike": alike, "window": window})
         try:
             store.add(key, times)
         except OSError as error:
             raise SweepError(f"--probe: {store.file} cannot be written ({error}); set XDG_CACHE_HOME") from error
 
 
-def _times_of(trial: Trial, resources: Resources, gpus: int, alike: int) -> StepTimes:
+def _times_of(trial: Trial, resources: Resources, devices: Sequence[str], how: dict[str, float]) -> StepTimes:
     """Train the trial's first steps in as many processes as the sweep will have; their mean times."""
-    job = {"config": trial.config.model_dump(), "threads": resources.threads, "runs_alike": alike}
-    devices = _devices(resources, gpus)
+    job = {"config": trial.config.model_dump(), "threads": resources.threads, **how}
     with _processes() as start:
         running = [start(devices[0], job)]
         _answer(running[0], trial)  # what it compiled, the others find on disk
@@ -111,7 +128,8 @@ def _times_of(trial: Trial, resources: Resources, gpus: int, alike: int) -> Step
         for process in running:
             _tell(process, "go")
         found = [json.loads(_answer(process, trial)) for process in running]
-    return StepTimes(**{name: sum(times[name] for times in found) / len(found) for name in found[0]})
+    mean = {name: sum(times[name] for times in found) / len(found) for name in found[0]}
+    return StepTimes(**(mean | {"start": found[-1]["start"]}))  # the last one compiled nothing, unless it was alone
 
 
 def _devices(resources: Resources, gpus: int) -> list[str]:
@@ -140,7 +158,7 @@ def _processes() -> Iterator[Callable[[str, dict[str, object]], subprocess.Popen
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         started.append(process)
-        _tell(process, json.dumps(job))
+        _tell(process, json.dumps(job | {"spawned": time.time()}))
         return process
 
     try:

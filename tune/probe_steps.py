@@ -1,6 +1,7 @@
 """One process of a probe: trains a few steps of a trial as its worker would, and says how long they took.
 
-stdin:  a JSON line (config, threads, runs_alike), and later `go`
+stdin:  a JSON line (config, threads, runs_alike, window: seconds for each sort of step, spawned: when this process was),
+        and later `go`
 stdout: `= ready` when everything is compiled, and after `go` a JSON line with the fields of `StepTimes`
 """
 
@@ -21,7 +22,7 @@ from altgrad.training.checkpoint import save_checkpoint
 from altgrad.training.config import TrainConfig, make_config
 from altgrad.training.trainer import Trainer
 
-_LEAST, _SECONDS = 3, 2.0  # steps of one sort to time, and for how long at least
+_LEAST = 3  # steps of one sort to time, however long they take
 
 
 def main() -> None:
@@ -32,14 +33,15 @@ def main() -> None:
     try:
         first = Trainer(config, runs_alike=job["runs_alike"])
         first.step()
+        start = time.time() - job["spawned"]
         _say("ready")
         if sys.stdin.readline().strip() == "go":
-            _say(json.dumps(_times(config, first.compiled)))
+            _say(json.dumps({"start": start, **_times(config, first.compiled, job["window"])}))
     except (ValueError, RuntimeError, MemoryError, OSError) as error:
         sys.exit(" ".join(str(error).split()) or type(error).__name__)
 
 
-def _times(config: TrainConfig, compiled: bool) -> dict[str, float]:
+def _times(config: TrainConfig, compiled: bool, window: float) -> dict[str, float]:
     """Seconds of each part; those of a second trial in the same process, which is what most of a sweep's are."""
     diagnosed = config.diagnostic_interval
     # apart from its last step a run diagnoses at multiples of the interval only; validation is timed by itself
@@ -56,18 +58,18 @@ def _times(config: TrainConfig, compiled: bool) -> dict[str, float]:
 
         return train
 
-    times = {"setup": setup, "step": _median(step(1)), "diagnosis": _median(step(diagnosed))}
-    times["validation"] = _median(trainer.validation_loss)
+    times = {"setup": setup, "step": _median(step(1), window), "diagnosis": _median(step(diagnosed), window)}
+    times["validation"] = _median(trainer.validation_loss, window)
     with tempfile.TemporaryDirectory(prefix="altgrad-probe-") as folder:
         place = Folder.at(folder)
-        times["checkpoint"] = _median(lambda: save_checkpoint(place, 1, {"trainer": trainer.state_dict()}))
+        times["checkpoint"] = _median(lambda: save_checkpoint(place, 1, {"trainer": trainer.state_dict()}), window)
     return times
 
 
-def _median(act: Callable[[], Any]) -> float:
+def _median(act: Callable[[], Any], window: float) -> float:
     """Seconds that something takes, in the median; a GPU is waited for."""
     taken: list[float] = []
-    until = _now() + _SECONDS
+    until = _now() + window
     while len(taken) < _LEAST or _now() < until:
         started = _now()
         act()

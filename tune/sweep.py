@@ -27,7 +27,7 @@ from tune.manifest import Sweep, check_new, check_same_plan, create_sweep, open_
 from tune.options import SweepError, SweepOptions, parse_options
 from tune.outlook import show_plan
 from tune.plan import Plan, Trial, plan_sweep
-from tune.probe import TimesStore, measure, stored_seconds
+from tune.probe import TimesStore, expected, measure
 from tune.tracking import REPORT, check_account
 
 _MODEL_FIELDS = ("model", "n_layer", "n_head", "n_embd", "block_size")
@@ -71,8 +71,8 @@ def _sweep(options: SweepOptions, console: Console, stack: ExitStack) -> int:
     resources = share_out(options, machine, plan.trials)
     if options.probe:
         measure(plan.trials, resources, machine.gpus, TimesStore(), console.print)
-    seconds = None if options.cluster is not None else stored_seconds(plan.trials, resources, TimesStore())
-    plan = plan.timed(seconds, resources.memory_sentence(machine, plan.trials))
+    times = None if options.cluster is not None else expected(plan.trials, resources, TimesStore())
+    plan = plan.timed(times, resources.memory_sentence(machine, plan.trials))
     if options.dry_run:
         show_plan(console, plan, resources)
         return 0

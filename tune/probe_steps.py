@@ -1,6 +1,6 @@
 """One process of a probe: trains a few steps of a trial as its worker would, and says how long they took.
 
-stdin:  a JSON line (config, threads, runs_alike, window: seconds for each sort of step, spawned: when this process was),
+stdin:  a JSON line (config, threads, runs_alike, seconds to time each sort of step for, when this process was started),
         and later `go`
 stdout: `= ready` when everything is compiled, and after `go` a JSON line with the fields of `StepTimes`
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from tune.machine import share_out
 from tune.memory import GIB, check_share, estimate, fitting_share, needs, share_of, vocabulary_of
 from tune.options import SweepError, SweepOptions
 from tune.plan import Trial
+from tune.sweep import main
 
 # The estimate may be so much below and above the peak that torch's own allocation record shows.
-LOW, HIGH = 0.9, 1.3
+LOW, HIGH = 0.9, 1.1
 LOGS = {"use_shadow": True, "log_stiffness": True, "log_ulp": True, "log_grid_alignment": True}
 CASES: dict[str, dict[str, Any]] = {
     "tiny": {"model": "tiny"},
@@ -120,6 +122,18 @@ def test_a_machine_with_known_memory_chooses_and_checks_and_one_without_says_so(
     assert unknown.gpus == 0.25 and "not known" in str(unknown.memory_sentence(GPU_BOX, trials))
     on_cpu = share_out(SweepOptions(), CPU_BOX, trials)
     assert on_cpu.memory_sentence(CPU_BOX, trials) is None
+
+
+def test_a_share_that_does_not_fit_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tune.sweep.this_machine", lambda: dataclasses.replace(GPU_BOX, gpu_bytes=24 * GIB))
+    arguments = ["--model", "gpt2", "--gpus-per-trial", "0.25", "--results", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert len(shown.err.splitlines()) == 1 and not shown.out
+    assert "--gpus-per-trial 0.25: 4 trials on a GPU need about" in shown.err and "a GPU has 24 GiB" in shown.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cluster_is_as_large_as_its_smallest_known_gpu() -> None:

@@ -180,7 +180,9 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
 
 def _add_running(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--cpus-per-trial", type=_positive, metavar="N", help="cores and threads of a trial")
-    group.add_argument("--gpus-per-trial", type=_not_negative, metavar="X", help="may be a fraction, such as 0.25")
+    group.add_argument(
+        "--gpus-per-trial", type=_not_negative, metavar="X", help="may be a fraction, such as 0.25 (default: what fits)"
+    )
     group.add_argument("--max-concurrent", type=_count, metavar="N", help="trials at a time")
     group.add_argument(
         "--scheduler",

@@ -72,7 +72,7 @@ def test_quarters_of_a_gpu_hold_four_trials_each_and_the_longest_start_first(
     configs.mkdir()
     for number in range(trials):  # the first by name are the shortest
         (configs / f"t{number}.yaml").write_text(f"format: E4M3\nmax_steps: {20 + number}\n")
-    machine = Machine(cpus=16, gpus=gpus, gpu_note=f"{gpus} imagined")
+    machine = Machine(cpus=4 * gpus, gpus=gpus, gpu_note=f"{gpus} imagined")
     runs = swept(
         tmp_path, machine, "--configs", str(configs), "--no-baseline", "--gpus-per-trial", "0.25",
         "--cpus-per-trial", "1",

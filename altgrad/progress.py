@@ -65,7 +65,7 @@ def compute_sentence(rows: Sequence[Row]) -> str | None:
     if not parts:
         return None
     silent = len(rows) - sum(map(len, kinds.values()))
-    return "Compute: " + "; ".join(parts) + (f"; {silent} runs do not say what they held" if silent else "")
+    return "Compute: " + "; ".join(parts) + (f"; runs that do not say what they held: {silent}" if silent else "")
 
 
 def planned_runs(sweep: Folder) -> int | None:

@@ -13,8 +13,8 @@ from tune.plan import Plan
 _HEADS = ("Trial", "Format", "Weights at rest", "Scaling", "Intervention", "Steps", "Learning rate", "Model", "Wave")
 
 
-def show_plan(console: Console, plan: Plan, resources: Resources) -> None:
-    """Print the plan, with times where they are known."""
+def show_plan(console: Console, plan: Plan, resources: Resources, elsewhere: bool = False) -> None:
+    """Print the plan, with times where they are known; `elsewhere`: the trials run on machines not at hand."""
     if not plan.trials:
         console.print("nothing left to train: every run has ended")
         return
@@ -34,10 +34,12 @@ def show_plan(console: Console, plan: Plan, resources: Resources) -> None:
         times = (duration(round(placed.start)), duration(round(placed.end - placed.start))) if timed else ()
         table.add_row(*words, config.model, str(placed.wave + 1), *times)
     console.print(table)
+    waves = f"{placement.waves} wave" + "s" * (placement.waves != 1)
     if timed:
         outlook = placement.sentence()
+    elif elsewhere:
+        outlook = f"{waves}; how long they take on the cluster is not known"
     else:
-        waves = f"{placement.waves} wave" + "s" * (placement.waves != 1)
         outlook = f"{waves}; how long they take was not measured here: --dry-run --probe does, for this and later plans"
     for note in (*plan.notes, resources.sentence(), outlook):
         console.print(note, soft_wrap=True, markup=False, highlight=False)

@@ -74,11 +74,11 @@ def _sweep(options: SweepOptions, console: Console, stack: ExitStack) -> int:
     times = None if options.cluster is not None else expected(plan.trials, resources, TimesStore())
     plan = plan.timed(times, resources.memory_sentence(machine, plan.trials))
     if options.dry_run:
-        show_plan(console, plan, resources)
+        show_plan(console, plan, resources, elsewhere=options.cluster is not None)
         return 0
     _check_inputs(plan.trials)
     sweep = create_sweep(options, plan) if stored is None else stored
-    show_plan(console, plan, resources)
+    show_plan(console, plan, resources, elsewhere=options.cluster is not None)
     console.print(f"sweep {sweep.name} in {sweep.folder}", soft_wrap=True, markup=False, highlight=False)
     if plan.trials and options.cluster is None:
         from tune.cluster import local_ray

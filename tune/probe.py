@@ -1,7 +1,7 @@
 """How long a trial will take on this machine: a few real steps of each kind of trial, measured once and kept.
 
 Trials that run beside each other share memory and caches, so as many processes as the sweep will have at a time train
-the same kind at once.  A probe takes up to a minute per kind, much more than a plan may; so it is run only when asked
+the same kind at once.  A probe takes a minute or two per kind, much more than a plan may; so it is run only when asked
 for (`--probe`), and kept in the user's cache folder for every later plan of the same kinds on the same machine.
 No torch here: it is imported by the processes that measure (`tune/probe_steps.py`).
 """

@@ -45,16 +45,27 @@ def progress(rows: Sequence[Row], runs: Sequence[Run], planned_runs: int | None,
         steps=steps,
         planned_steps=steps + to_come,
         spent=sum(row.seconds or 0.0 for row in rows),
-        saved=sum(_saved(row) for row in rows),
+        saved=sum(row.seconds_saved or 0.0 for row in rows),
         seconds_left=to_come / pace if pace > 0 and any(row.status == "running" for row in rows) else None,
         is_over=is_over,
     )
 
 
-def _saved(row: Row) -> float:
-    if row.status != "collapsed" or not row.seconds or not row.step:
-        return 0.0
-    return max(row.max_steps - row.step, 0) * row.seconds / row.step
+def compute_sentence(rows: Sequence[Row]) -> str | None:
+    """Device-hours of training spent and saved by early stopping, by kind of device; None where no run says."""
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.device is not None:
+            kinds.setdefault(row.device, []).append(row)
+    parts = []
+    for device, members in sorted(kinds.items()):
+        spent = sum(row.device_hours or 0.0 for row in members)
+        saved = sum(row.device_hours_saved or 0.0 for row in members)
+        parts.append(f"{number(spent, 3)} {device}-hours spent, {number(saved, 3)} saved by early stopping")
+    if not parts:
+        return None
+    silent = len(rows) - sum(map(len, kinds.values()))
+    return "Compute: " + "; ".join(parts) + (f"; runs that do not say what they held: {silent}" if silent else "")
 
 
 def planned_runs(sweep: Folder) -> int | None:

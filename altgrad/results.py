@@ -202,7 +202,8 @@ class Run:
     """One run as read from its folder.
 
     `info` is run.json: `run`, `sweep`, `config` (the resolved TrainConfig), `intervention`, `versions`,
-    `git_commit`, `host`, `device`, `parameters`, `vocabulary`, `layers`, `initial_weights_hash`, `batches_hash`.
+    `git_commit`, `host`, `device`, `parameters`, `vocabulary`, `layers`, `initial_weights_hash`, `batches_hash`, and
+    `resources`: what a sweep gave the run, {"cpus": cores, "gpus": a share or a number}; null where nobody shared out.
     `end` is end.json or None.
     """
 

@@ -20,8 +20,8 @@ MICRO = TrainConfig(
     checkpoint_interval=5, compile=False, warmup_steps=2, threads=1, log_stiffness=True, log_grid_alignment=True,
     log_ulp=True, use_shadow=True,
 )  # fmt: skip
-# everything that a run measures of itself; time is no part of what must repeat
-TIMED = {"elapsed_seconds", "tokens_per_second"}
+# what a run measures of itself and its machine: no part of what must repeat
+TIMED = {"elapsed_seconds", "tokens_per_second", "cpu_utilisation", "resident_memory", "gpu_utilisation", "gpu_memory"}
 
 
 def records(config: TrainConfig) -> list[dict[str, float]]:

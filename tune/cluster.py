@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tune.accelerators import smallest_gpu
 from tune.machine import Machine
 from tune.options import SweepError
 
@@ -97,7 +98,8 @@ def connected_ray(address: str) -> Iterator[Machine]:
     try:
         has = ray.cluster_resources()
         gpus = int(has.get("GPU", 0))
-        yield Machine(int(has.get("CPU", 0)), gpus, f"the cluster has {gpus or 'no'} GPU{'s' * (gpus != 1)}")
+        note = f"the cluster has {gpus or 'no'} GPU{'s' * (gpus != 1)}"
+        yield Machine(int(has.get("CPU", 0)), gpus, note, smallest_gpu(node["Resources"] for node in ray.nodes()))
     finally:
         ray.shutdown()
 

@@ -10,7 +10,6 @@ import logging
 import signal
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
@@ -24,6 +23,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from rich.console import Console
 
 from tune.ending import EndRecords, plan_of, run_of
+from tune.kinds import runs_alike
 from tune.live import Progress
 from tune.machine import Resources
 from tune.manifest import Sweep
@@ -34,11 +34,6 @@ from tune.stalls import StallWatch
 from tune.stopper import CollapseStopper
 from tune.trainable import Job, train_trial
 
-# What decides which graph a trial compiles; formats, seeds and learning rates are data to it.
-_COMPILED_FIELDS = {
-    *("model", "n_layer", "n_head", "n_embd", "block_size", "tied_head", "batch_size", "layer_formats"),
-    *("rounding", "scaling", "scale_granularity", "scale_power_of_two", "amax_factor"),
-}
 _GRACE_PERIOD = 100  # steps before asha may stop a trial
 
 
@@ -67,8 +62,8 @@ def run_trials(
     if options.stall_timeout is not None:
         callbacks.append(StallWatch(options.stall_timeout, console))
     jobs = [
-        Job(trial, sweep.results, sweep.name, resources.threads, options.wandb, alike)
-        for trial, alike in zip(trials, _runs_alike(trials, resources.concurrent), strict=True)
+        Job(trial, sweep.results, sweep.name, resources.threads, options.wandb, alike, resources.held())
+        for trial, alike in zip(trials, runs_alike(trials, resources.concurrent), strict=True)
     ]
     bundle: dict[str, float] = {"CPU": resources.cpus}
     if resources.gpus:
@@ -103,13 +98,6 @@ def run_trials(
                     raise ends.refused from None
                 raise
     return stopper.interrupted
-
-
-def _runs_alike(trials: Sequence[Trial], processes: int) -> list[int]:
-    """For each trial how many of its kind, as far as a compiler sees, one of the sweep's processes will run."""
-    kinds = [trial.config.model_dump_json(include=_COMPILED_FIELDS) for trial in trials]
-    counts = Counter(kinds)
-    return [max(1, counts[kind] // processes) for kind in kinds]
 
 
 def _scheduler(options: SweepOptions, trials: Sequence[Trial]) -> TrialScheduler:

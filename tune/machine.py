@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 from collections.abc import Sequence
@@ -11,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from altgrad import nvml
+from tune.memory import GIB, check_share, fitting_share, needs
 from tune.options import SweepError, SweepOptions
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Machine:
     cpus: int
     gpus: int
     gpu_note: str
+    gpu_bytes: int | None = None  # memory of the smallest of these GPUs; None where it is not known
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,33 @@ class Resources:
         """CPU threads of a trial: its cores, at least one."""
         return max(1, int(self.cpus))
 
+    def held(self) -> dict[str, float]:
+        """For run.json."""
+        return {"cpus": self.cpus, "gpus": self.gpus}
+
     def sentence(self) -> str:
         """What each trial gets, for the plan."""
         gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
         threads = f"{self.threads} thread" + "s" * (self.threads > 1)
         return f"{self.concurrent} at a time, each with {self.cpus:g} CPU{gpus}, {threads}"
 
+    def memory_sentence(self, machine: Machine, trials: Sequence[Trial]) -> str | None:
+        """What the largest trial will take of its GPU, for the plan; None where no trial trains on one."""
+        sizes = needs(trials) if self.gpus else []
+        if not sizes:
+            return None
+        sentence = f"GPU memory: about {sizes[0][0] / GIB:.3g} GiB for the largest trial ({sizes[0][1]})"
+        if machine.gpu_bytes is None:
+            return f"{sentence}; what a GPU has is not known, so nothing was checked"
+        return f"{sentence}, a GPU has {machine.gpu_bytes / GIB:.3g} GiB"
+
 
 def this_machine() -> Machine:
     """The local machine: cores this process may use (affinity and cgroup quota), CUDA GPUs it may see."""
-    gpus, note = _cuda_gpus()
-    return Machine(_usable_cores(), gpus, note)
+    found = nvml.gpus()
+    gpus, note = _cuda_gpus(len(found))
+    sizes = [gpu.memory for gpu in found if gpu.memory is not None]
+    return Machine(_usable_cores(), gpus, note, min(sizes) if gpus and len(sizes) == len(found) else None)
 
 
 def share_out(options: SweepOptions, machine: Machine, trials: Sequence[Trial]) -> Resources:
@@ -62,6 +80,10 @@ def share_out(options: SweepOptions, machine: Machine, trials: Sequence[Trial]) 
     if gpus is None:
         large = any(trial.config.model in _LARGE_MODELS for trial in trials)
         gpus = 0.0 if machine.gpus == 0 else (1.0 if large else _GPU_SHARE)
+        if gpus and machine.gpu_bytes is not None:
+            gpus = fitting_share(trials, machine.gpu_bytes, gpus)
+    elif 0 < gpus <= 1 and machine.gpus and machine.gpu_bytes is not None:
+        check_share(gpus, trials, machine.gpu_bytes)
     if gpus > 1 and gpus != int(gpus):
         raise SweepError(f"--gpus-per-trial {gpus:g}: a share of one GPU (such as 0.25), or a whole number")
     if gpus > machine.gpus:
@@ -88,9 +110,8 @@ def _usable_cores() -> int:
     return max(1, cores)
 
 
-def _cuda_gpus() -> tuple[int, str]:
-    """Number of CUDA GPUs that torch would see, and a few words on how that is known."""
-    found = _nvml_count()
+def _cuda_gpus(found: int) -> tuple[int, str]:
+    """How many of the driver's GPUs torch would see, and a few words on how that is known."""
     if found == 0:
         return 0, "no CUDA GPU found"
     counted = f"{found} CUDA GPU{'s' * (found != 1)} found"
@@ -101,17 +122,3 @@ def _cuda_gpus() -> tuple[int, str]:
         return found, counted
     usable = min(found, len([entry for entry in visible.split(",") if entry.strip() not in ("", "-1")]))
     return usable, f"{counted}, {usable} of them in CUDA_VISIBLE_DEVICES"
-
-
-def _nvml_count() -> int:
-    """GPUs that the NVIDIA driver's management library counts; 0 where there is no driver."""
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return 0
-    if nvml.nvmlInit_v2() != 0:
-        return 0
-    count = ctypes.c_uint(0)
-    known = nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) == 0
-    nvml.nvmlShutdown()
-    return count.value if known else 0

@@ -52,6 +52,7 @@ class SweepOptions:
     name: str | None = None
     resume: str | None = None
     dry_run: bool = False
+    probe: bool = False
     # how it runs
     cpus_per_trial: float | None = None
     gpus_per_trial: float | None = None
@@ -169,12 +170,19 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--resume", nargs="?", const=NEWEST, metavar="NAME", help="go on with a sweep (default: --name, or the newest)"
     )
-    group.add_argument("--dry-run", action="store_true", help="print the trials and resources, run nothing")
+    group.add_argument("--dry-run", action="store_true", help="print trials, waves and resources, run nothing")
+    group.add_argument(
+        "--probe",
+        action="store_true",
+        help="measure step times on this machine first, for the expected wall time of this and later plans",
+    )
 
 
 def _add_running(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--cpus-per-trial", type=_positive, metavar="N", help="cores and threads of a trial")
-    group.add_argument("--gpus-per-trial", type=_not_negative, metavar="X", help="may be a fraction, such as 0.25")
+    group.add_argument(
+        "--gpus-per-trial", type=_not_negative, metavar="X", help="may be a fraction, such as 0.25 (default: what fits)"
+    )
     group.add_argument("--max-concurrent", type=_count, metavar="N", help="trials at a time")
     group.add_argument(
         "--scheduler",

@@ -20,6 +20,7 @@ from altgrad.formats import BASELINE_FORMAT, find_format
 from altgrad.training.config import ConfigError, TrainConfig, intervention_fields, load_config, make_config
 from tune.machine import Machine
 from tune.options import SweepError, SweepOptions
+from tune.placement import Expected, work
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _RUN = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*", re.ASCII)
@@ -68,10 +69,24 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """The trials in the order in which they start, and what was decided on the way, one sentence each."""
+    """The trials in the order in which they start, and what was decided on the way, one sentence each.
+
+    `expected` is what they will take, None where that was not measured.
+    """
 
     trials: tuple[Trial, ...]
     notes: tuple[str, ...] = ()
+    expected: Expected | None = None
+
+    def timed(self, expected: Expected | None, note: str | None = None) -> Plan:
+        """This plan with what its trials take, the longest first behind the baselines, and one more note."""
+        notes = self.notes if note is None else (*self.notes, note)
+        if expected is None:
+            return replace(self, notes=notes)
+        pairs = list(zip(self.trials, expected.seconds, strict=True))
+        pairs.sort(key=lambda pair: (not pair[0].is_baseline, -pair[1]))
+        seconds = tuple(taken for _, taken in pairs)
+        return Plan(tuple(trial for trial, _ in pairs), notes, replace(expected, seconds=seconds))
 
 
 def plan_sweep(options: SweepOptions, machine: Machine) -> Plan:
@@ -85,7 +100,8 @@ def plan_sweep(options: SweepOptions, machine: Machine) -> Plan:
     trials = _distinct(trials, notes)
     if not options.no_baseline:
         trials = _with_baselines(trials)
-    trials.sort(key=lambda trial: (not trial.is_baseline, -_cost(trial.config)))
+    # The longest first, so that no core waits for one at the end; baselines before them, for others are compared.
+    trials.sort(key=lambda trial: (not trial.is_baseline, -work(trial.config)))
     return Plan(tuple(_paired(_uniquely_named(trials))), tuple(notes))
 
 
@@ -238,11 +254,6 @@ def _paired(trials: Sequence[Trial]) -> list[Trial]:
         if trial.is_baseline:
             baselines.setdefault(trial.pair, trial.run)
     return [trial if trial.is_baseline else replace(trial, baseline=baselines.get(trial.pair)) for trial in trials]
-
-
-def _cost(config: TrainConfig) -> int:
-    """Sequences trained on: the longest trials start first, so that no core waits for one at the end."""
-    return config.max_steps * config.batch_size
 
 
 def _safe(name: str) -> str:

@@ -17,16 +17,21 @@ if not __package__:  # run as a script: this folder is on the path, the reposito
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from rich.console import Console
-from rich.table import Table
 
 from altgrad.compare import comparison, comparison_table, write_comparison
+<<<<<<< HEAD
 from altgrad.outage import StorageRefused
+=======
+from altgrad.progress import compute_sentence
+>>>>>>> scheduling
 from altgrad.results import list_runs
 from altgrad.training.config import ConfigError
-from tune.machine import Resources, share_out, this_machine
+from tune.machine import Machine, Resources, share_out, this_machine
 from tune.manifest import Sweep, check_new, check_same_plan, create_sweep, open_sweep
 from tune.options import SweepError, SweepOptions, parse_options
+from tune.outlook import show_plan
 from tune.plan import Plan, Trial, plan_sweep
+from tune.probe import TimesStore, expected, measure
 from tune.tracking import REPORT, check_account
 
 _MODEL_FIELDS = ("model", "n_layer", "n_head", "n_embd", "block_size")
@@ -59,35 +64,51 @@ def _sweep(options: SweepOptions, console: Console, stack: ExitStack) -> int:
         check_new(options)
     if options.wandb == "online":
         check_account()
+    if options.probe and options.cluster is not None:
+        raise SweepError(f"--probe measures this machine, but the trials run on {options.cluster}; leave it out")
     machine = this_machine()
     if options.cluster is not None:
         from tune.cluster import connected_ray
 
         machine = stack.enter_context(connected_ray(options.cluster))
-    if stored is not None and not options.planning():
-        plan = Plan(stored.trials)
-    else:
-        plan = plan_sweep(options, machine)
-        if stored is not None:
-            check_same_plan(stored, plan.trials, options)
-    trials = plan.trials if stored is None else tuple(stored.unfinished())
-    resources = share_out(options, machine, trials)
+    plan = _plan(options, stored, machine)
+    resources = share_out(options, machine, plan.trials)
+    if options.probe:
+        measure(plan.trials, resources, machine.gpus, TimesStore(), console.print)
+    times = None if options.cluster is not None else expected(plan.trials, resources, TimesStore())
+    plan = plan.timed(times, resources.memory_sentence(machine, plan.trials))
     if options.dry_run:
-        _show_plan(console, Plan(trials, plan.notes), resources)
+        show_plan(console, plan, resources, elsewhere=options.cluster is not None)
         return 0
-    _check_inputs(trials)
+    _check_inputs(plan.trials)
     sweep = create_sweep(options, plan) if stored is None else stored
-    _show_plan(console, Plan(trials, plan.notes), resources)
+    show_plan(console, plan, resources, elsewhere=options.cluster is not None)
     console.print(f"sweep {sweep.name} in {sweep.folder}", soft_wrap=True, markup=False, highlight=False)
-    if trials and options.cluster is None:
+    if plan.trials and options.cluster is None:
         from tune.cluster import local_ray
 
         stack.enter_context(local_ray(machine))
+<<<<<<< HEAD
     try:
         return _run(sweep, trials, options, resources, console)
     except StorageRefused as error:
         _say_how_to_go_on(f"{error}; what was written is kept", sweep, options, console)
         return 1
+=======
+    return _run(sweep, plan.trials, options, resources, console)
+
+
+def _plan(options: SweepOptions, stored: Sweep | None, machine: Machine) -> Plan:
+    """What is to be trained: all that the options ask for, or what a stored sweep still lacks."""
+    if stored is None:
+        return plan_sweep(options, machine)
+    notes: tuple[str, ...] = ()
+    if options.planning():
+        asked = plan_sweep(options, machine)
+        check_same_plan(stored, asked.trials, options)
+        notes = asked.notes
+    return Plan(tuple(stored.unfinished()), notes)
+>>>>>>> scheduling
 
 
 def _run(sweep: Sweep, trials: Sequence[Trial], options: SweepOptions, resources: Resources, console: Console) -> int:
@@ -119,33 +140,20 @@ def _check_inputs(trials: Sequence[Trial]) -> None:
             TextBatches(load_corpus(config), config, config.shape.block_size)
 
 
-def _show_plan(console: Console, plan: Plan, resources: Resources) -> None:
-    """The trials in the order in which they start, and what each gets."""
-    if not plan.trials:
-        console.print("nothing left to train: every run has ended")
-        return
-    table = Table(title=f"{len(plan.trials)} trials")
-    for head in ("Trial", "Format", "Weights at rest", "Scaling", "Intervention", "Steps", "Learning rate", "Model"):
-        table.add_column(head, no_wrap=True)
-    for trial in plan.trials:
-        config = trial.config
-        at_rest = "FP32 master" if config.master_weights else f"on the grid, {config.update_rounding}"
-        rate = f"{config.learning_rate:g}"
-        words = (trial.run, config.format, at_rest, config.scaling, trial.intervention, str(config.max_steps), rate)
-        table.add_row(*words, config.model)
-    console.print(table)
-    for note in (*plan.notes, resources.sentence()):
-        console.print(note, soft_wrap=True, markup=False, highlight=False)
-
-
 def _show_results(sweep: Sweep, options: SweepOptions, console: Console) -> int:
     """The comparison, on the terminal and in the sweep's folder, and where to read on; the exit code."""
     folder = sweep.folder.patient()
     runs, broken = list_runs(folder)
     rows = comparison(runs)
+<<<<<<< HEAD
     write_comparison(folder, rows)
+=======
+    compute = compute_sentence(rows)
+    write_comparison(sweep.folder, rows, compute)
+>>>>>>> scheduling
     console.print(comparison_table(rows))
-    lines = [f"results: {sweep.folder} (comparison.md, comparison.csv)"]
+    lines = [] if compute is None else [compute]
+    lines += [f"results: {sweep.folder} (comparison.md, comparison.csv)"]
     lines += [f"failure report: {run.folder / REPORT}" for run in runs if run.folder.has(REPORT)]
     failed = {run.name: run.end["summary"]["error"] for run in runs if run.end and run.status == "failed"}
     lines += [f"failed: {name}: {reason}" for name, reason in failed.items()]

@@ -6,6 +6,7 @@ starts again, finds its own checkpoints there; Ray is given none.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ class Job:
     threads: int
     wandb: WandbMode
     runs_alike: int = 1  # of this trial's process: they share what is compiled
+    resources: Mapping[str, float] | None = None  # cpus and gpus that it holds
 
     def to_parameters(self) -> dict[str, Any]:
         """Plain values for Tune."""
@@ -78,6 +80,7 @@ def train_trial(parameters: dict[str, Any]) -> None:
             report=report,
             report_interval=REPORT_INTERVAL,
             runs_alike=job.runs_alike,
+            resources=job.resources,
             baseline=_finished_baseline(trial, sweep),
         ).run()
     finally:

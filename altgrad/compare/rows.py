@@ -27,7 +27,7 @@ class Row:
 
     `group` is equal for runs that differ in nothing but the seed.  `gap` is validation loss minus that of the
     baseline of the same seed, in nats, at `gap_step`, the last step that both have reached; the baseline itself
-    has none.  `acts` counts the interventions' events by kind.
+    has none.  `acts` counts the interventions' events by kind.  `cpus` and `gpus` are what the sweep gave the run.
     """
 
     run: str
@@ -54,6 +54,33 @@ class Row:
     step: int
     max_steps: int
     seconds: float | None
+    cpus: float | None = None
+    gpus: float | None = None
+
+    @property
+    def seconds_saved(self) -> float | None:
+        """What the steps would have taken that the run was spared, at its own pace; None where nothing was."""
+        if self.status not in ("collapsed", "stopped") or not self.seconds or not self.step:
+            return None
+        return max(self.max_steps - self.step, 0) * self.seconds / self.step
+
+    @property
+    def device(self) -> str | None:
+        """What the run's hours are counted in: GPUs where it held any, else CPU cores; None where it does not say."""
+        return "GPU" if self.gpus else None if self.cpus is None else "CPU-core"
+
+    @property
+    def device_hours(self) -> float | None:
+        """Training time times the devices held meanwhile."""
+        return self._in_device_hours(self.seconds)
+
+    @property
+    def device_hours_saved(self) -> float | None:
+        return self._in_device_hours(self.seconds_saved)
+
+    def _in_device_hours(self, seconds: float | None) -> float | None:
+        devices = self.gpus or self.cpus
+        return None if seconds is None or devices is None else seconds * devices / 3600
 
     @property
     def label(self) -> str:
@@ -93,6 +120,7 @@ def pair(unpaired: Iterable[Unpaired]) -> list[Row]:
 def read_row(run: Run) -> Unpaired:
     """Read what a run's row needs: five columns of its steps, and its events."""
     steps = run.table("steps", STEP_COLUMNS)
+    held = run.info.get("resources") or {}
     settings, verdict = settings_of(run), run.verdict
     events = read_events(run, steps)
     shifts = format_shifts(events)
@@ -123,6 +151,8 @@ def read_row(run: Run) -> Unpaired:
         step=steps["step"][-1].as_py() if steps.num_rows else 0,
         max_steps=settings.config["max_steps"],
         seconds=_last(measured(steps, "elapsed_seconds")),
+        cpus=held.get("cpus"),
+        gpus=held.get("gpus"),
     )
     return Unpaired(row, settings, loss)
 

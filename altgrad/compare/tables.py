@@ -76,6 +76,9 @@ COLUMNS: Sequence[Column] = (
     _number("step", "Step", lambda row: row.step),
     _number("max_steps", "of", lambda row: row.max_steps),
     Column("seconds", "Time", lambda row: row.seconds, lambda row: duration(row.seconds)),
+    _text("device", "Device", lambda row: row.device),
+    _number("device_hours", "Device-hours", lambda row: row.device_hours, 3),
+    _number("device_hours_saved", "saved", lambda row: row.device_hours_saved, 3),
 )
 
 
@@ -99,6 +102,8 @@ _TERMINAL: Sequence[Column] = (
     _NAMED["tokens_per_second"],
     _NAMED["stall_rate"],
     _NAMED["overflow_rate"],
+    _NAMED["device_hours"],
+    _NAMED["device_hours_saved"],
 )
 
 
@@ -150,7 +155,8 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     return result
 
 
-def write_comparison(sweep: Folder, rows: Sequence[Row]) -> None:
-    """Write `comparison.md` and `comparison.csv` into the sweep's folder."""
-    sweep.write_bytes("comparison.md", f"# Comparison: {sweep.name}\n\n{comparison_markdown(rows)}\n".encode())
+def write_comparison(sweep: Folder, rows: Sequence[Row], below: str | None = None) -> None:
+    """Write `comparison.md`, with a sentence below its table, and `comparison.csv` into the sweep's folder."""
+    parts = [f"# Comparison: {sweep.name}", comparison_markdown(rows), *([] if below is None else [below])]
+    sweep.write_bytes("comparison.md", ("\n\n".join(parts) + "\n").encode())
     sweep.write_bytes("comparison.csv", comparison_csv(rows).encode())

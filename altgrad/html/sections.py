@@ -20,7 +20,7 @@ from altgrad.lines import non_finite_count
 from altgrad.markdown import ABSENT, duration
 from altgrad.metrics import METRICS
 from altgrad.palette import format_colour, share_colour
-from altgrad.progress import best_sentence, newest_events, planned_runs, progress
+from altgrad.progress import best_sentence, compute_sentence, newest_events, planned_runs, progress
 
 _NEWEST = 12
 Links = Mapping[str, str]  # run -> where on the page its failure is explained
@@ -45,9 +45,11 @@ def overview(contents: Contents, links: Links, now: float) -> Html:
         "Saved by early stopping": duration(state.saved),
     }
     cards = join(element("div", element("dt", name), element("dd", value)) for name, value in facts.items())
+    compute = compute_sentence(rows)
     return join(
         [
             element("dl", cards, class_="facts"),
+            *([] if compute is None else [element("p", compute)]),
             element("h3", "Best format against BF16"),
             element("p", sentence(best_sentence(rows))),
             *_collapses(contents, links),

@@ -32,6 +32,7 @@ from altgrad.training.config import ConfigError, TrainConfig
 from altgrad.training.data import Batches
 from altgrad.training.payoff import How
 from altgrad.training.trainer import StepOutcome, Trainer
+from altgrad.training.usage import ProcessUsage
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class FormatExperimentRunner:
 
     report: called every `report_interval` steps and at the end, after everything of those steps was handed to the
     writer.  baseline: training loss by step of the baseline run, where its curve is known beforehand.
-    model, batches, runs_alike: see `Trainer`.
+    resources: what the run holds of its machine, for run.json.  model, batches, runs_alike: see `Trainer`.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class FormatExperimentRunner:
         model: nn.Module | None = None,
         batches: Batches | None = None,
         runs_alike: int = 1,
+        resources: Mapping[str, float] | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -90,6 +92,7 @@ class FormatExperimentRunner:
         self._report, self._report_interval = report, report_interval
         self._gap = BaselineGap(baseline) if baseline is not None else None
         self._model, self._batches, self._runs_alike = model, batches, runs_alike
+        self._resources = resources
         self._checkpoints = folder / "checkpoints"
         self._outage = Outage(self._checkpoints)
         self._rows: list[Mapping[str, float]] = []
@@ -110,6 +113,7 @@ class FormatExperimentRunner:
             writer.start(self._info(trainer))
             self._resume(trainer, detector, writer)
             self._stop = self._stop_request()
+            self._usage = ProcessUsage(trainer.device)
             while not self._over(trainer, detector):
                 self._one_step(trainer, detector, writer)
             return self._finish(trainer, detector, writer)
@@ -161,6 +165,8 @@ class FormatExperimentRunner:
             gap = self._gap.update(step, record["loss"])
             if gap is not None:
                 record["gap_to_baseline"] = gap
+        if step % self._report_interval == 0:
+            record.update(self._usage.sample())
         self._losses.add(record)
         known = detector.verdict
         verdict = detector.update(record)
@@ -267,6 +273,7 @@ class FormatExperimentRunner:
             "git_commit": _git_commit(),
             "host": socket.gethostname(),
             "device": _device_name(trainer.device),
+            "resources": self._resources,
             "threads": torch.get_num_threads(),
             "compiled": trainer.compiled,
             "compile_reason": trainer.compile_reason,

@@ -11,7 +11,7 @@ import streamlit as st
 
 from altgrad.compare import Row
 from altgrad.markdown import duration
-from altgrad.progress import Progress, best_sentence, newest_events, progress
+from altgrad.progress import Progress, best_sentence, compute_sentence, newest_events, progress
 from altgrad.results import Status
 from dashboard.context import Context
 from dashboard.widgets import show_table
@@ -27,6 +27,9 @@ def show(context: Context) -> None:
     planned = context.sweep.planned
     _counts(rows, planned)
     _work(progress(rows, context.sweep.runs, planned, time.time()))
+    compute = compute_sentence(rows)
+    if compute is not None:
+        st.caption(compute)
     st.subheader("Best format against BF16")
     st.markdown(best_sentence(rows))
     left, right = st.columns([2, 3])
@@ -56,7 +59,7 @@ def _work(state: Progress) -> None:
     columns[3].metric(
         "Saved by early stopping",
         duration(state.saved),
-        help="the steps that collapsed runs did not train any more, at each run's own pace",
+        help="the steps that collapsed and stopped runs did not train any more, at each run's own pace",
     )
 
 

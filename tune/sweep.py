@@ -19,11 +19,8 @@ if not __package__:  # run as a script: this folder is on the path, the reposito
 from rich.console import Console
 
 from altgrad.compare import comparison, comparison_table, write_comparison
-<<<<<<< HEAD
 from altgrad.outage import StorageRefused
-=======
 from altgrad.progress import compute_sentence
->>>>>>> scheduling
 from altgrad.results import list_runs
 from altgrad.training.config import ConfigError
 from tune.machine import Machine, Resources, share_out, this_machine
@@ -88,14 +85,11 @@ def _sweep(options: SweepOptions, console: Console, stack: ExitStack) -> int:
         from tune.cluster import local_ray
 
         stack.enter_context(local_ray(machine))
-<<<<<<< HEAD
     try:
-        return _run(sweep, trials, options, resources, console)
+        return _run(sweep, plan.trials, options, resources, console)
     except StorageRefused as error:
         _say_how_to_go_on(f"{error}; what was written is kept", sweep, options, console)
         return 1
-=======
-    return _run(sweep, plan.trials, options, resources, console)
 
 
 def _plan(options: SweepOptions, stored: Sweep | None, machine: Machine) -> Plan:
@@ -108,7 +102,6 @@ def _plan(options: SweepOptions, stored: Sweep | None, machine: Machine) -> Plan
         check_same_plan(stored, asked.trials, options)
         notes = asked.notes
     return Plan(tuple(stored.unfinished()), notes)
->>>>>>> scheduling
 
 
 def _run(sweep: Sweep, trials: Sequence[Trial], options: SweepOptions, resources: Resources, console: Console) -> int:
@@ -145,12 +138,8 @@ def _show_results(sweep: Sweep, options: SweepOptions, console: Console) -> int:
     folder = sweep.folder.patient()
     runs, broken = list_runs(folder)
     rows = comparison(runs)
-<<<<<<< HEAD
-    write_comparison(folder, rows)
-=======
     compute = compute_sentence(rows)
-    write_comparison(sweep.folder, rows, compute)
->>>>>>> scheduling
+    write_comparison(folder, rows, compute)
     console.print(comparison_table(rows))
     lines = [] if compute is None else [compute]
     lines += [f"results: {sweep.folder} (comparison.md, comparison.csv)"]

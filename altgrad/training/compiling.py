@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from altgrad.quantization.compiled import INDUCTOR_OPTIONS
 from altgrad.quantization.layers import QuantizedLinear
 from altgrad.training.config import TrainConfig
+from altgrad.training.ranks import ALONE, Ranks
 
 # Seconds on one core (2026, 4 GHz), measured with the built-in GPT; per linear layer and for the model as a whole.
 _COLD_PER_LAYER, _COLD = 3.0, 8.0  # nothing in the cache
@@ -45,19 +46,24 @@ class StepLoss:
         device: torch.device,
         runs_alike: int = 1,
         earlier: bool | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """`runs_alike`: how many runs of this process will share what is compiled.
 
         `earlier`: whether an earlier attempt of this run was compiled; `auto` then does the same again, because the
         two differ within float32 rounding and a restored run is to repeat every number.
 
+        `ranks`: all compile or none does; the two would wait for each other's collectives in different orders.
+
         `compile: true` raises RuntimeError where compiling is not possible; `auto` falls back and says so once.
         """
         self._model = model
-        self._signature = _signature(model, layers, config)
+        self._signature = _signature(model, layers, config, ranks.size)
         self._marker = cache_folder() / f"altgrad-{self._signature}"
         self._required = config.compile is True
         self.compiled, self.reason = self._decide(layers, config, device, runs_alike, earlier)
+        if not all(ranks.of_all(self.compiled)) and self.compiled:
+            self.compiled, self.reason = False, f"compile={config.compile}: another rank runs eagerly"
         self._function: Callable[[Tensor, Tensor], Tensor] = _compile(model) if self.compiled else model
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -152,11 +158,11 @@ def _saved_per_step(layers: Mapping[str, QuantizedLinear], config: TrainConfig) 
     return _SAVED_PER_LAYER * len(layers) + _SAVED_PER_VALUE * values
 
 
-def _signature(model: nn.Module, layers: Mapping[str, QuantizedLinear], config: TrainConfig) -> str:
+def _signature(model: nn.Module, layers: Mapping[str, QuantizedLinear], config: TrainConfig, ranks: int) -> str:
     """What decides which graph is compiled: the model's structure, the rounding modes and the batch."""
     shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
     modes = [layer.site(site).mode for layer in layers.values() for site in ("weight", "activation", "gradient")]
-    parts = (type(model).__qualname__, shapes, modes, config.batch_size, config.block_size, torch.__version__)
+    parts = (type(model).__qualname__, shapes, modes, config.batch_size // ranks, config.block_size, torch.__version__)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

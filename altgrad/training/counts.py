@@ -15,6 +15,7 @@ from torch import Tensor
 from altgrad.metrics import Site
 from altgrad.quantization.layers import QuantizedLinear
 from altgrad.quantization.site import COUNTERS
+from altgrad.quantization.site import Site as QuantizedSite
 from altgrad.training.config import GEMM_SITES
 from altgrad.training.optim import WriteBack
 from altgrad.training.ranks import Ranks
@@ -38,11 +39,13 @@ class SiteCounts:
 
         loss: 0-d, of this rank's rows; the mean over ranks is returned.  others: 1-d, the same on every rank.
         """
-        sites = {(name, site): layer.site(site) for name, layer in self._layers.items() for site in GEMM_SITES}
+        sites: dict[SiteKey, QuantizedSite] = {
+            (name, site): layer.site(site) for name, layer in self._layers.items() for site in GEMM_SITES
+        }
         taken = {key: site.take_counts() for key, site in sites.items()}
         head = torch.cat([loss.float().reshape(1), others.float()])
         if self._ranks.alone:
-            used = {key: counts for key, counts in taken.items() if counts is not None}
+            used: dict[SiteKey, Tensor] = {key: counts for key, counts in taken.items() if counts is not None}
         else:
             head, used = self._over_ranks(head, taken)
         loss_value, *numbers = torch.cat([head, *used.values()]).tolist()
@@ -54,9 +57,7 @@ class SiteCounts:
                 sites[key].remember(used[key][_AMAX])
         return loss_value, numbers[: len(others)]
 
-    def _over_ranks(
-        self, head: Tensor, taken: Mapping[SiteKey, Tensor | None]
-    ) -> tuple[Tensor, dict[SiteKey, Tensor]]:
+    def _over_ranks(self, head: Tensor, taken: Mapping[SiteKey, Tensor | None]) -> tuple[Tensor, dict[SiteKey, Tensor]]:
         """Loss, others and counts of the global batch; a site that no rank used comes out as zeros."""
         width, nothing = len(COUNTERS), head.new_zeros(len(COUNTERS))
         counts = [nothing if found is None else found for found in taken.values()]

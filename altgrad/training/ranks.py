@@ -82,7 +82,7 @@ class Ranks:
     def combine(self, values: Tensor, largest: Tensor) -> Tensor:
         """The sums of `values` (n,) over ranks, or the largest where `largest` (n, bool); bit for bit alike on all."""
         gathered = values.new_empty(self.size * len(values))
-        dist.all_gather_into_tensor(gathered, values)
+        dist.all_gather_single(gathered, values)
         table = gathered.view(self.size, -1)
         return torch.where(largest, table.amax(0), table.sum(0))
 

@@ -59,11 +59,21 @@ def run_trials(
     if options.stall_timeout is not None:
         callbacks.append(StallWatch(options.stall_timeout, console))
     jobs = [
-        Job(trial, sweep.results, sweep.name, resources.threads, options.wandb, alike)
+        Job(
+            trial,
+            sweep.results,
+            sweep.name,
+            resources.workers,
+            resources.cpus,
+            resources.gpus,
+            resources.threads,
+            options.wandb,
+            alike if resources.workers == 1 else 1,
+        )
         for trial, alike in zip(trials, _runs_alike(trials, resources.concurrent), strict=True)
     ]
-    bundle: dict[str, float] = {"CPU": resources.cpus}
-    if resources.gpus:
+    bundle: dict[str, float] = {"CPU": resources.cpus if resources.workers == 1 else 0}
+    if resources.gpus and resources.workers == 1:
         bundle["GPU"] = resources.gpus
     with ExitStack() as stack:
         if options.notify is not None:
@@ -74,7 +84,7 @@ def run_trials(
             tune_config=tune.TuneConfig(
                 scheduler=_scheduler(options, trials),
                 max_concurrent_trials=resources.concurrent,
-                reuse_actors=True,
+                reuse_actors=resources.workers == 1,  # the workers of a stopped trial go with its process
                 trial_name_creator=run_of,
                 trial_dirname_creator=run_of,
             ),

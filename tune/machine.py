@@ -32,22 +32,24 @@ class Machine:
 
 @dataclass(frozen=True)
 class Resources:
-    """What each trial holds and how many run at a time."""
+    """What each worker of a trial holds, how many workers a trial has, and how many trials run at a time."""
 
     cpus: float
     gpus: float
     concurrent: int
+    workers: int = 1
 
     @property
     def threads(self) -> int:
-        """CPU threads of a trial: its cores, at least one."""
+        """CPU threads of a worker: its cores, at least one."""
         return max(1, int(self.cpus))
 
     def sentence(self) -> str:
         """What each trial gets, for the plan."""
         gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
         threads = f"{self.threads} thread" + "s" * (self.threads > 1)
-        return f"{self.concurrent} at a time, each with {self.cpus:g} CPU{gpus}, {threads}"
+        workers = f"on {self.workers} workers, " if self.workers > 1 else ""
+        return f"{self.concurrent} at a time, {workers}each with {self.cpus:g} CPU{gpus}, {threads}"
 
 
 def this_machine() -> Machine:
@@ -58,9 +60,9 @@ def this_machine() -> Machine:
 
 def share_out(options: SweepOptions, machine: Machine, trials: Sequence[Trial]) -> Resources:
     """Resources per trial and how many fit at a time.  Raises SweepError for a wish that the machine cannot meet."""
-    gpus = options.gpus_per_trial
+    workers, gpus = options.workers_per_trial, options.gpus_per_trial
     if gpus is None:
-        large = any(trial.config.model in _LARGE_MODELS for trial in trials)
+        large = workers > 1 or any(trial.config.model in _LARGE_MODELS for trial in trials)
         gpus = 0.0 if machine.gpus == 0 else (1.0 if large else _GPU_SHARE)
     if gpus > 1 and gpus != int(gpus):
         raise SweepError(f"--gpus-per-trial {gpus:g}: a share of one GPU (such as 0.25), or a whole number")
@@ -68,14 +70,31 @@ def share_out(options: SweepOptions, machine: Machine, trials: Sequence[Trial]) 
         raise SweepError(f"--gpus-per-trial {gpus:g}: {machine.gpu_note}; leave it out to train on the CPU")
     cpus = options.cpus_per_trial
     if cpus is None:
-        cpus = 1.0 if gpus else float(max(1, machine.cpus // max(1, len(trials))))
+        cpus = 1.0 if gpus else float(max(1, machine.cpus // max(1, len(trials) * workers)))
     if cpus > machine.cpus:
         raise SweepError(f"--cpus-per-trial {cpus:g}: there are {machine.cpus} CPU cores")
     fit = int(machine.cpus / cpus)
     if gpus:
         fit = min(fit, int(machine.gpus / gpus) if gpus >= 1 else machine.gpus * int(1 / gpus))
+    if workers > 1:
+        _check_workers(workers, cpus, gpus, machine, trials)
+        fit //= workers
     concurrent = max(1, min(fit, len(trials), options.max_concurrent or fit))
-    return Resources(cpus, gpus, concurrent)
+    return Resources(cpus, gpus, concurrent, workers)
+
+
+def _check_workers(workers: int, cpus: float, gpus: float, machine: Machine, trials: Sequence[Trial]) -> None:
+    """Refuse more workers than the machine holds, and batches that do not divide among them."""
+    option = f"--workers-per-trial {workers}"
+    if workers * cpus > machine.cpus:
+        raise SweepError(f"{option}: needs {workers} x {cpus:g} CPU cores, there are {machine.cpus}")
+    if workers * gpus > machine.gpus:
+        raise SweepError(f"{option}: needs {workers} x {gpus:g} GPU; {machine.gpu_note}")
+    if 0 < gpus < 1:
+        raise SweepError(f"{option}: workers of one trial cannot share a GPU; --gpus-per-trial must be a whole number")
+    for trial in trials:
+        if trial.config.batch_size % workers:
+            raise SweepError(f"{option}: {trial.run} has batch_size={trial.config.batch_size}, not a multiple of it")
 
 
 def _usable_cores() -> int:

@@ -117,7 +117,7 @@ class FormatExperimentRunner:
                 self._one_step(trainer, detector, writer)
             return self._finish(trainer, detector, writer)
         except Exception as error:  # recorded for the reader of the folder, then raised for the caller
-            if lost_another_rank(error):
+            if not self._ranks.alone and lost_another_rank(error):
                 raise  # the run has not failed by itself, and whoever started the ranks knows why they are gone
             reason = " ".join(str(error).split()) or type(error).__name__
             summary = {"error": f"{type(error).__name__}: {reason}", "traceback": traceback.format_exc()}

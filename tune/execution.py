@@ -72,14 +72,11 @@ def run_trials(
         )
         for trial, alike in zip(trials, _runs_alike(trials, resources.concurrent), strict=True)
     ]
-    bundle: dict[str, float] = {"CPU": resources.cpus if resources.workers == 1 else 0}
-    if resources.gpus and resources.workers == 1:
-        bundle["GPU"] = resources.gpus
     with ExitStack() as stack:
         if options.notify is not None:
             callbacks.append(stack.enter_context(Notices(options.notify, folder)))
         tuner = tune.Tuner(
-            tune.with_resources(train_trial, PlacementGroupFactory([bundle])),
+            tune.with_resources(train_trial, PlacementGroupFactory([_bundle(resources)])),
             param_space={"job": tune.grid_search([job.to_parameters() for job in jobs])},
             tune_config=tune.TuneConfig(
                 scheduler=_scheduler(options, trials),
@@ -100,6 +97,13 @@ def run_trials(
         with _interruptible(stopper), progress:
             tuner.fit()
     return stopper.interrupted
+
+
+def _bundle(resources: Resources) -> dict[str, float]:
+    """What Tune reserves for a trial.  One of several workers only waits for them; they reserve their own."""
+    if resources.workers > 1:
+        return {"memory": 1}  # a byte: Tune knows no trial that needs nothing
+    return {"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
 
 
 def _runs_alike(trials: Sequence[Trial], processes: int) -> list[int]:

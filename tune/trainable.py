@@ -71,7 +71,7 @@ def train_trial(parameters: dict[str, Any]) -> None:
     if job.workers == 1:
         _train(parameters["job"], tune.report)
     else:
-        train_on_workers(_train, parameters["job"], job.workers, job.cpus, job.gpus, job.threads)
+        train_on_workers(_train, parameters["job"], job.workers, job.cpus, job.gpus)
 
 
 def _train(parameters: dict[str, Any], send: Reporter) -> None:

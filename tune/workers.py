@@ -17,7 +17,6 @@ from typing import Any
 import ray
 import ray.train
 from ray import tune
-from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
@@ -58,14 +57,12 @@ class Relay:
         await self._answers.put(None)
 
 
-def train_on_workers(
-    train: Callable[[Any, Reporter], None], job: Any, workers: int, cpus: float, gpus: float, threads: int
-) -> None:
-    """Run `train(job, report)` on every rank of `workers` processes, each with some CPUs, GPUs and threads.
+def train_on_workers(train: Callable[[Any, Reporter], None], job: Any, workers: int, cpus: float, gpus: float) -> None:
+    """Run `train(job, report)` on every rank of `workers` processes, each with some CPUs and GPUs.
 
     What the first rank reports goes to Tune.  Raises what a rank raised, RankDied where one died.
     """
-    relay = ray.remote(num_cpus=0)(Relay).remote()
+    relay: Any = ray.remote(num_cpus=0)(Relay).remote()  # Ray adds `.remote` to each method, which no type says
     resources = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
     trainer = TorchTrainer(
         _rank,
@@ -76,13 +73,12 @@ def train_on_workers(
         run_config=ray.train.RunConfig(
             name="workers",
             storage_path=os.path.join(tune.get_context().get_trial_dir(), "train"),
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
         ),
     )
     fitting = _Fit(trainer)
     fitting.start()
     while fitting.is_alive():
-        result = ray.get(relay.next.remote(_POLL_SECONDS))
+        result: Result | None = ray.get(relay.next.remote(_POLL_SECONDS))
         if result is not None:
             tune.report(result)  # does not return where Tune stops the trial; the workers go with this process
             relay.answer.remote()
@@ -107,7 +103,7 @@ class _Fit(threading.Thread):
 
 def _rank(parameters: dict[str, Any]) -> None:
     """One rank, in a process of its own that has joined the process group."""
-    relay: ActorHandle = parameters["relay"]
+    relay = parameters["relay"]
 
     def report(result: Result) -> None:
         try:

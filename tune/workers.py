@@ -8,7 +8,6 @@ decided on, as it does in a trial of one process.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from collections.abc import Callable
@@ -22,39 +21,16 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from altgrad.training.ranks import lost_another_rank
+from tune.relay import Relay, Result
 
 _POLL_SECONDS = 0.5  # between two looks whether the workers are still there
 _BACKENDS = {"cpu": "gloo", "gpu": "cpu:gloo,cuda:nccl"}
 
-Result = dict[str, Any]
 Reporter = Callable[[Result], None]
 
 
 class RankDied(RuntimeError):
     """A process of a trial has gone without an exception; the trial starts again from its checkpoint."""
-
-
-class Relay:
-    """Takes a report of the first rank, gives it to the trial's function, and lets the rank go on when that says so."""
-
-    def __init__(self) -> None:
-        self._reports: asyncio.Queue[Result] = asyncio.Queue()
-        self._answers: asyncio.Queue[None] = asyncio.Queue()
-
-    async def report(self, result: Result) -> None:
-        """Returns when the report was answered."""
-        await self._reports.put(result)
-        await self._answers.get()
-
-    async def next(self, seconds: float) -> Result | None:
-        """The next report, None where there is none within some seconds."""
-        try:
-            return await asyncio.wait_for(self._reports.get(), seconds)
-        except TimeoutError:
-            return None
-
-    async def answer(self) -> None:
-        await self._answers.put(None)
 
 
 def train_on_workers(train: Callable[[Any, Reporter], None], job: Any, workers: int, cpus: float, gpus: float) -> None:

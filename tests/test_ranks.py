@@ -61,8 +61,7 @@ FORMATS_OF: dict[str, tuple[dict[str, Any], float]] = {
     "stored": ({"format": "E4M3", "master_weights": False, "update_rounding": "stochastic"}, 3e-3),
 }
 CLIP = {"format": "E4M3", "amax_factor": 0.01, "enable_partition_clipping": True, "partition_clip_base": 0.1}
-SHIFT = {"format": "E5M2", "overflow": "inf", "amax_factor": 1e-3, "enable_emergency_shift": True}
-DECISIONS: dict[str, dict[str, Any]] = {"clip": CLIP, "shift": SHIFT}
+SHIFT = {"format": "E4M3", "enable_emergency_shift": True, "emergency_shift_nan_patience": 1, "weight_decay": 0.5}
 
 
 class Regression(nn.Module):
@@ -77,8 +76,9 @@ class Regression(nn.Module):
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         out = self.body(x)
-        if (x[:, 0] > 100).any():
-            out = out + self.some
+        reached = x[:, :1] > 100
+        if reached.any():
+            out = out + torch.where(reached, self.some, 0.0)
         return ((out - y) ** 2).mean()
 
 
@@ -126,10 +126,9 @@ def train(config: TrainConfig, *own: Any) -> Trained:
 
 def cases() -> dict[str, Callable[[], Trained]]:
     """What both one process and each of several trains."""
-    configs = {name: fields for name, (fields, _) in FORMATS_OF.items()} | DECISIONS
+    configs = {name: fields for name, (fields, _) in FORMATS_OF.items()} | {"clip": CLIP}
     runs = {name: lambda c=fields: train(MICRO.altered(**c)) for name, fields in configs.items()}
-    regression = MICRO.altered(format="E4M3", weight_decay=0.5, max_steps=6)
-    return runs | {"bad_row": lambda: train(regression, Regression(), OneBadRow())}
+    return runs | {"bad_row": lambda: train(MICRO.altered(**SHIFT, max_steps=6), Regression(), OneBadRow())}
 
 
 def stop_and_go_on(folder: Path) -> None:
@@ -241,16 +240,15 @@ def test_all_ranks_hold_the_same_weights_and_saw_the_same_numbers(ranks):
             assert torch.equal(tensor, second.weights[weight]), (name, weight)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("clip", "clip"), ("shift", "format_shift")])
-def test_interventions_act_at_the_steps_of_the_single_run(name, kind, ranks, one):
-    assert kind in {found for _, found in one[name].events}
-    assert ranks[name][0].events == one[name].events
+def test_the_clipper_acts_at_the_steps_of_the_single_run(ranks, one):
+    assert "clip" in {kind for _, kind in one["clip"].events}
+    assert ranks["clip"][0].events == one["clip"].events
 
 
-def test_a_bad_row_on_one_rank_makes_every_rank_skip_the_step(ranks, one):
-    assert one["bad_row"].events == [(3, "skip")]
+def test_a_bad_row_on_one_rank_makes_every_rank_skip_the_step_and_shift(ranks, one):
+    for trained in (one["bad_row"], *ranks["bad_row"]):
+        assert trained.events == [(3, "skip"), (3, "format_shift")]
     for trained in ranks["bad_row"]:
-        assert trained.events == [(3, "skip")]
         assert trained.losses == pytest.approx(one["bad_row"].losses, rel=1e-4, nan_ok=True)
 
 
@@ -278,3 +276,40 @@ def test_the_first_rank_alone_writes_and_a_run_that_goes_on_is_bit_for_bit_the_u
 def test_a_batch_that_does_not_divide_is_refused_in_one_line():
     with pytest.raises(ValueError, match="^batch_size=4 does not divide among 3 workers; use a multiple of them$"):
         Ranks(0, 3).check_batch(4)
+
+
+# the sweep
+
+
+def shared(options: SweepOptions, machine: Machine, **fields: Any) -> Any:
+    return share_out(options, machine, [Trial("run", MICRO.altered(**fields))] * 8)
+
+
+def test_workers_are_counted_when_the_machine_is_shared_out():
+    gpus = Machine(16, 8, "8 CUDA GPUs found")
+    assert shared(SweepOptions(workers_per_trial=2), gpus).sentence() == (
+        "4 at a time, on 2 workers, each with 1 CPU and 1 GPU, 1 thread"
+    )
+    assert shared(SweepOptions(workers_per_trial=2, cpus_per_trial=2), Machine(16, 0, "")).concurrent == 4
+    assert shared(SweepOptions(), gpus).workers == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "machine", "batch_size", "words"),
+    [
+        ({"cpus_per_trial": 2}, Machine(4, 0, "no CUDA GPU found"), 12, "needs 3 x 2 CPU cores, there are 4"),
+        ({"gpus_per_trial": 1}, Machine(8, 2, "2 CUDA GPUs found"), 12, "needs 3 x 1 GPU; 2 CUDA GPUs found"),
+        ({"gpus_per_trial": 0.5}, Machine(8, 2, "2 CUDA GPUs found"), 12, "cannot share a GPU"),
+        ({}, Machine(8, 0, "no CUDA GPU found"), 4, "run has batch_size=4, not a multiple of it"),
+    ],
+)
+def test_what_cannot_be_trained_on_several_workers_is_refused_in_one_line(given, machine, batch_size, words):
+    with pytest.raises(SweepError, match="^--workers-per-trial 3: [^\n]*$") as caught:
+        shared(SweepOptions(workers_per_trial=3, **given), machine, batch_size=batch_size)
+    assert words in str(caught.value)
+
+
+def test_the_resume_command_keeps_the_workers():
+    words = shlex.split(parse_options(["--workers-per-trial", "2"]).resume_command("s"))
+    assert words[words.index("--workers-per-trial") + 1] == "2"
+    assert "--workers-per-trial" not in parse_options([]).resume_command("s")

@@ -65,8 +65,9 @@ SHIFT = {"format": "E4M3", "enable_emergency_shift": True, "emergency_shift_nan_
 class Regression(nn.Module):
     """Two layers, a parameter that no row reaches, and one that only some rows reach."""
 
-    def __init__(self) -> None:
+    def __init__(self, branches: bool = True) -> None:
         super().__init__()
+        self.branches = branches
         torch.manual_seed(0)
         self.body = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
         self.idle = nn.Parameter(torch.ones(4, 4))
@@ -75,7 +76,7 @@ class Regression(nn.Module):
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         out = self.body(x)
         reached = x[:, :1] > 100
-        if reached.any():
+        if self.branches and reached.any():
             out = out + torch.where(reached, self.some, 0.0)
         return ((out - y) ** 2).mean()
 
@@ -96,6 +97,14 @@ class OneBadRow:
 
     def digest(self) -> str:
         return "one bad row"
+
+
+class GoodRows(OneBadRow):
+    """No row reaches `some`."""
+
+    def training(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.randn(4, 16, generator=torch.Generator().manual_seed(step))
+        return x, x.flip(1)
 
 
 @dataclasses.dataclass
@@ -255,6 +264,29 @@ def test_parameters_that_few_or_no_rows_reach_move_as_in_one_process(ranks, one)
         assert torch.equal(trained.weights["idle"], torch.ones(4, 4))  # no gradient, so no weight decay either
         assert not torch.equal(trained.weights["some"], torch.ones(16))
         assert torch.allclose(trained.weights["some"], one["bad_row"].weights["some"], atol=1e-5)
+
+
+# compiled
+
+COMPILED = MICRO.altered(format="E4M3", rounding="stochastic", compile=True, max_steps=STEPS)
+
+
+def compiled(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=SIZE)
+    torch.save(train(COMPILED, Regression(branches=False), GoodRows()), folder / f"compiled-{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_the_compiled_step_on_several_ranks_is_that_of_one_process(tmp_path):
+    mp.spawn(compiled, (tmp_path,), nprocs=SIZE)
+    first, second = (torch.load(tmp_path / f"compiled-{rank}", weights_only=False) for rank in range(SIZE))
+    eager = train(COMPILED.altered(compile=False), Regression(branches=False), GoodRows())
+    assert first.losses == second.losses
+    assert first.losses[0] == pytest.approx(eager.losses[0], rel=EXACT)
+    assert first.losses == pytest.approx(eager.losses, rel=1e-3)
+    assert sites(first.outcomes[3]).keys() == sites(eager.outcomes[3]).keys()
 
 
 # the run's folder

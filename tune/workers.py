@@ -68,12 +68,12 @@ class _Fit(threading.Thread):
     def __init__(self, trainer: TorchTrainer) -> None:
         super().__init__(name="fit", daemon=True)
         self._trainer = trainer
-        self.error: ray.train.TrainingFailedError | None = None
+        self.error: BaseException | None = None
 
     def run(self) -> None:
         try:
             self._trainer.fit()
-        except ray.train.TrainingFailedError as error:
+        except BaseException as error:  # for the trial's own thread, which raises it
             self.error = error
 
 
@@ -92,6 +92,8 @@ def _rank(parameters: dict[str, Any]) -> None:
 
 def _reason(error: BaseException) -> BaseException:
     """The exception that explains why the workers failed: not that of a rank that only lost its peers."""
+    if isinstance(error, ray.train.ControllerError):
+        return error.controller_failure
     if not isinstance(error, ray.train.WorkerGroupError):
         return error
     failures = error.worker_failures
@@ -100,7 +102,7 @@ def _reason(error: BaseException) -> BaseException:
         return raised[0]
     ranks = [str(rank) for rank, failure in failures.items() if _died(failure)]
     which = f"the process of rank {', '.join(ranks)}" if ranks else "the process of a rank"
-    if any("running low on memory" in str(failure) for failure in failures.values()):  # Ray's memory monitor explains itself
+    if any("running low on memory" in str(failure) for failure in failures.values()):  # so says Ray's memory monitor
         return RankDied(f"{which} was killed: its node ran low on memory")
     return RankDied(f"{which} died")
 

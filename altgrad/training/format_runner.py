@@ -91,8 +91,8 @@ class FormatExperimentRunner:
         self._sweep, self._intervention = sweep, intervention
         self._report, self._report_interval = report, report_interval
         self._ranks = Ranks.joined()
-        baseline = self._ranks.from_first(lambda: baseline)
-        self._gap = BaselineGap(baseline) if baseline is not None else None
+        self._baseline = baseline
+        self._gap: BaselineGap | None = None
         self._model, self._batches, self._runs_alike = model, batches, runs_alike
         self._checkpoints = folder / "checkpoints"
         self._outage = Outage(self._checkpoints)
@@ -104,6 +104,8 @@ class FormatExperimentRunner:
     def run(self) -> ExperimentResult:
         """Train to the end, to a collapse, or to an exception, which is recorded (status `failed`) and raised."""
         attempt, self._compiled_before = self._ranks.from_first(self._next_attempt)
+        baseline = self._ranks.from_first(lambda: self._baseline)
+        self._gap = BaselineGap(baseline) if baseline is not None else None
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         writer = (RunWriter if self._ranks.first else NoWriter)(self.folder, attempt)

@@ -113,6 +113,8 @@ class Trainer:
         """Ranks must start alike, but with random numbers (dropout) of their own.  Raises ValueError."""
         if self.ranks.alone:
             return
+        if self.device.index is not None:
+            raise ValueError(f"device={self.config.device!r} is one GPU; with several workers use device=cuda or auto")
         starts = self.ranks.of_all((self.initial_weights_hash, self.batches.digest()))
         for rank, start in enumerate(starts):
             if start != starts[0]:

@@ -63,12 +63,12 @@ def run_trials(
             trial,
             sweep.results,
             sweep.name,
-            resources.workers,
-            resources.cpus,
-            resources.gpus,
             resources.threads,
             options.wandb,
             alike if resources.workers == 1 else 1,
+            resources.workers,
+            resources.cpus,
+            resources.gpus,
         )
         for trial, alike in zip(trials, _runs_alike(trials, resources.concurrent), strict=True)
     ]

@@ -39,12 +39,12 @@ class Job:
     trial: Trial
     results: str
     sweep: str
-    workers: int
-    cpus: float
-    gpus: float
     threads: int
     wandb: WandbMode
     runs_alike: int = 1  # of this trial's process: they share what is compiled
+    workers: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
 
     def to_parameters(self) -> dict[str, Any]:
         """Plain values for Tune."""

@@ -86,7 +86,8 @@ def _train(parameters: dict[str, Any], send: Reporter) -> None:
         tracker.log(news.rows)
         if news.status != "running":  # after the last report Tune may end this process at once
             tracker.finish()
-        send(_result(trial, news))
+        lost = {} if tracker.lost is None else {"note": tracker.lost}
+        send(_result(trial, news) | lost)
 
     try:
         FormatExperimentRunner(

@@ -29,9 +29,11 @@ from altgrad.outage import Outage
 from altgrad.report import write_failure_report
 from altgrad.results import NoWriter, RunWriter, Status, Verdict
 from altgrad.storage import Folder
+from altgrad.training.allocator import keep_freed_memory
 from altgrad.training.checkpoint import load_checkpoint, save_checkpoint
 from altgrad.training.config import ConfigError, TrainConfig
 from altgrad.training.data import Batches
+from altgrad.training.payoff import How
 from altgrad.training.ranks import Ranks, lost_another_rank
 from altgrad.training.trainer import StepOutcome, Trainer
 
@@ -99,7 +101,7 @@ class FormatExperimentRunner:
         self._rows: list[Mapping[str, float]] = []
         self._losses = LossSummary()
         self._stop: Mapping[str, Any] | None = None
-        self._compiled_before: bool | None = None
+        self._compiled_before: How | None = None
 
     def run(self) -> ExperimentResult:
         """Train to the end, to a collapse, or to an exception, which is recorded (status `failed`) and raised."""
@@ -108,6 +110,7 @@ class FormatExperimentRunner:
         self._gap = BaselineGap(baseline) if baseline is not None else None
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
+        keep_freed_memory()
         writer = (RunWriter if self._ranks.first else NoWriter)(self.folder, attempt)
         try:
             trainer = Trainer(self.config, self._model, self._batches, self._runs_alike, self._compiled_before)
@@ -132,8 +135,8 @@ class FormatExperimentRunner:
             if self.folder.patient(0).has("run.json"):
                 writer.end("failed", None, summary, patience=0)
 
-    def _next_attempt(self) -> tuple[int, bool | None]:
-        """Number of this attempt, and whether the one before it was compiled."""
+    def _next_attempt(self) -> tuple[int, How | None]:
+        """Number of this attempt, and how the one before it was compiled."""
         if not self.folder.has("run.json"):
             return 0, None
         if self.folder.has("end.json") and self.folder.read_json("end.json")["status"] != "failed":

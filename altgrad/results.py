@@ -191,6 +191,24 @@ class RunWriter:
         write_end(folder, status, verdict, summary)
 
 
+class NoWriter(RunWriter):
+    """Stands in for the writer on a rank whose rows another rank writes: takes everything, touches no storage."""
+
+    def start(self, info: Mapping[str, Any]) -> None:
+        """Nothing: the writing rank has said it."""
+
+    def _add(self, table: TableName, row: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def flush(self) -> bool:
+        return True
+
+    def end(
+        self, status: Status, verdict: Verdict | None, summary: Mapping[str, Any], patience: float = PATIENCE
+    ) -> None:
+        """Nothing."""
+
+
 def write_end(folder: Folder, status: Status, verdict: Verdict | None, summary: Mapping[str, Any]) -> None:
     """Write a run's end record (also by the sweep's driver, for a run that it stopped)."""
     record = {"status": status, "verdict": asdict(verdict) if verdict else None, "summary": dict(summary)}
@@ -202,8 +220,9 @@ class Run:
     """One run as read from its folder.
 
     `info` is run.json: `run`, `sweep`, `config` (the resolved TrainConfig), `intervention`, `versions`,
-    `git_commit`, `host`, `device`, `parameters`, `vocabulary`, `layers`, `initial_weights_hash`, `batches_hash`, and
-    `resources`: what a sweep gave the run, {"cpus": cores, "gpus": a share or a number}; null where nobody shared out.
+    `git_commit`, `host`, `device`, `workers` (processes that train it together), `parameters`, `vocabulary`, `layers`,
+    `initial_weights_hash`, `batches_hash`, and `resources`: what a sweep gave the run, {"cpus": cores, "gpus": a share
+    or a number}; null where nobody shared out.
     `end` is end.json or None.
     """
 

@@ -62,22 +62,29 @@ def run_trials(
     if options.stall_timeout is not None:
         callbacks.append(StallWatch(options.stall_timeout, console))
     jobs = [
-        Job(trial, sweep.results, sweep.name, resources.threads, options.wandb, alike, resources.held())
+        Job(
+            trial,
+            sweep.results,
+            sweep.name,
+            resources.threads,
+            options.wandb,
+            alike if resources.workers == 1 else 1,
+            resources.workers,
+            resources.cpus,
+            resources.gpus,
+        )
         for trial, alike in zip(trials, runs_alike(trials, resources.concurrent), strict=True)
     ]
-    bundle: dict[str, float] = {"CPU": resources.cpus}
-    if resources.gpus:
-        bundle["GPU"] = resources.gpus
     with ExitStack() as stack:
         if options.notify is not None:
             callbacks.append(stack.enter_context(Notices(options.notify, folder)))
         tuner = tune.Tuner(
-            tune.with_resources(train_trial, PlacementGroupFactory([bundle])),
+            tune.with_resources(train_trial, PlacementGroupFactory([_bundle(resources)])),
             param_space={"job": tune.grid_search([job.to_parameters() for job in jobs])},
             tune_config=tune.TuneConfig(
                 scheduler=_scheduler(options, trials),
                 max_concurrent_trials=resources.concurrent,
-                reuse_actors=True,
+                reuse_actors=resources.workers == 1,  # the workers of a stopped trial go with its process
                 trial_name_creator=run_of,
                 trial_dirname_creator=run_of,
             ),
@@ -98,6 +105,13 @@ def run_trials(
                     raise ends.refused from None
                 raise
     return stopper.interrupted
+
+
+def _bundle(resources: Resources) -> dict[str, float]:
+    """What Tune reserves for a trial.  One of several workers only waits for them; they reserve their own."""
+    if resources.workers > 1:
+        return {"memory": 1}  # a byte: Tune knows no trial that needs nothing
+    return {"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
 
 
 def _scheduler(options: SweepOptions, trials: Sequence[Trial]) -> TrialScheduler:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,33 +34,32 @@ class Machine:
 
 @dataclass(frozen=True)
 class Resources:
-    """What each trial holds and how many run at a time."""
+    """What each worker of a trial holds, how many workers a trial has, and how many trials run at a time."""
 
     cpus: float
     gpus: float
     concurrent: int
+    workers: int = 1
 
     @property
     def threads(self) -> int:
-        """CPU threads of a trial: its cores, at least one."""
+        """CPU threads of a worker: its cores, at least one."""
         return max(1, int(self.cpus))
-
-    def held(self) -> dict[str, float]:
-        """For run.json."""
-        return {"cpus": self.cpus, "gpus": self.gpus}
 
     def sentence(self) -> str:
         """What each trial gets, for the plan."""
         gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
         threads = f"{self.threads} thread" + "s" * (self.threads > 1)
-        return f"{self.concurrent} at a time, each with {self.cpus:g} CPU{gpus}, {threads}"
+        workers = f"on {self.workers} workers, " if self.workers > 1 else ""
+        return f"{self.concurrent} at a time, {workers}each with {self.cpus:g} CPU{gpus}, {threads}"
 
     def memory_sentence(self, machine: Machine, trials: Sequence[Trial]) -> str | None:
         """What the largest trial will take of its GPU, for the plan; None where no trial trains on one."""
-        sizes = needs(trials) if self.gpus else []
+        sizes = needs(_parts(trials, self.workers)) if self.gpus else []
         if not sizes:
             return None
-        sentence = f"GPU memory: about {sizes[0][0] / GIB:.3g} GiB for the largest trial ({sizes[0][1]})"
+        holder = "each worker of the largest trial" if self.workers > 1 else "the largest trial"
+        sentence = f"GPU memory: about {sizes[0][0] / GIB:.3g} GiB for {holder} ({sizes[0][1]})"
         if machine.gpu_bytes is None:
             return f"{sentence}; what a GPU has is not known, so nothing was checked"
         return f"{sentence}, a GPU has {machine.gpu_bytes / GIB:.3g} GiB"
@@ -76,28 +75,55 @@ def this_machine() -> Machine:
 
 def share_out(options: SweepOptions, machine: Machine, trials: Sequence[Trial]) -> Resources:
     """Resources per trial and how many fit at a time.  Raises SweepError for a wish that the machine cannot meet."""
-    gpus = options.gpus_per_trial
+    workers, gpus = options.workers_per_trial, options.gpus_per_trial
+    parts = _parts(trials, workers)
     if gpus is None:
-        large = any(trial.config.model in _LARGE_MODELS for trial in trials)
+        large = workers > 1 or any(trial.config.model in _LARGE_MODELS for trial in trials)
         gpus = 0.0 if machine.gpus == 0 else (1.0 if large else _GPU_SHARE)
         if gpus and machine.gpu_bytes is not None:
-            gpus = fitting_share(trials, machine.gpu_bytes, gpus)
+            gpus = fitting_share(parts, machine.gpu_bytes, gpus)
     elif 0 < gpus <= 1 and machine.gpus and machine.gpu_bytes is not None:
-        check_share(gpus, trials, machine.gpu_bytes)
+        check_share(gpus, parts, machine.gpu_bytes)
     if gpus > 1 and gpus != int(gpus):
         raise SweepError(f"--gpus-per-trial {gpus:g}: a share of one GPU (such as 0.25), or a whole number")
     if gpus > machine.gpus:
         raise SweepError(f"--gpus-per-trial {gpus:g}: {machine.gpu_note}; leave it out to train on the CPU")
     cpus = options.cpus_per_trial
     if cpus is None:
-        cpus = 1.0 if gpus else float(max(1, machine.cpus // max(1, len(trials))))
+        cpus = 1.0 if gpus else float(max(1, machine.cpus // max(1, len(trials) * workers)))
     if cpus > machine.cpus:
         raise SweepError(f"--cpus-per-trial {cpus:g}: there are {machine.cpus} CPU cores")
     fit = int(machine.cpus / cpus)
     if gpus:
         fit = min(fit, int(machine.gpus / gpus) if gpus >= 1 else machine.gpus * int(1 / gpus))
+    if workers > 1:
+        _check_workers(workers, cpus, gpus, machine)
+        fit //= workers
     concurrent = max(1, min(fit, len(trials), options.max_concurrent or fit))
-    return Resources(cpus, gpus, concurrent)
+    return Resources(cpus, gpus, concurrent, workers)
+
+
+def _parts(trials: Sequence[Trial], workers: int) -> Sequence[Trial]:
+    """The trials as one of their workers sees them, with its share of each batch.  SweepError for a remainder."""
+    for trial in trials:
+        if trial.config.batch_size % workers:
+            option = f"--workers-per-trial {workers}"
+            raise SweepError(f"{option}: {trial.run} has batch_size={trial.config.batch_size}, not a multiple of it")
+    if workers == 1:
+        return trials
+    shares = [trial.config.batch_size // workers for trial in trials]
+    return [replace(t, config=t.config.altered(batch_size=rows)) for t, rows in zip(trials, shares, strict=True)]
+
+
+def _check_workers(workers: int, cpus: float, gpus: float, machine: Machine) -> None:
+    """Refuse more workers than the machine holds."""
+    option = f"--workers-per-trial {workers}"
+    if workers * cpus > machine.cpus:
+        raise SweepError(f"{option}: needs {workers} x {cpus:g} CPU cores, there are {machine.cpus}")
+    if workers * gpus > machine.gpus:
+        raise SweepError(f"{option}: needs {workers} x {gpus:g} GPU; {machine.gpu_note}")
+    if 0 < gpus < 1:
+        raise SweepError(f"{option}: workers of one trial cannot share a GPU; --gpus-per-trial must be a whole number")
 
 
 def _usable_cores() -> int:

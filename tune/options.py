@@ -54,6 +54,7 @@ class SweepOptions:
     dry_run: bool = False
     probe: bool = False
     # how it runs
+    workers_per_trial: int = 1
     cpus_per_trial: float | None = None
     gpus_per_trial: float | None = None
     max_concurrent: int | None = None
@@ -90,6 +91,7 @@ class SweepOptions:
         python = "python" if shutil.which("python") == sys.executable else sys.executable
         words = [python, sys.argv[0], "--resume", sweep, "--results", self.results]
         given = {
+            "--workers-per-trial": self.workers_per_trial if self.workers_per_trial != 1 else None,
             "--cpus-per-trial": self.cpus_per_trial,
             "--gpus-per-trial": self.gpus_per_trial,
             "--max-concurrent": self.max_concurrent,
@@ -179,9 +181,22 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_running(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--cpus-per-trial", type=_positive, metavar="N", help="cores and threads of a trial")
     group.add_argument(
-        "--gpus-per-trial", type=_not_negative, metavar="X", help="may be a fraction, such as 0.25 (default: what fits)"
+        "--workers-per-trial",
+        type=_count,
+        default=1,
+        metavar="K",
+        help="processes that train a trial together, each a part of every batch (default: 1)",
+    )
+    group.add_argument(
+        "--cpus-per-trial", type=_positive, metavar="N", help="cores and threads of a trial, or of each of its workers"
+    )
+    group.add_argument(
+        "--gpus-per-trial",
+        type=_not_negative,
+        metavar="X",
+        help="GPUs of a trial, or of each of its workers; of a single one also a fraction, such as 0.25 (default: what "
+        "fits)",
     )
     group.add_argument("--max-concurrent", type=_count, metavar="N", help="trials at a time")
     group.add_argument(

@@ -20,8 +20,11 @@ import torch
 from altgrad.storage import Folder
 from altgrad.training.checkpoint import save_checkpoint
 from altgrad.training.config import TrainConfig, make_config
+from altgrad.training.payoff import How
 from altgrad.training.trainer import Trainer
 
+# `compile` of a config that asks for what `auto` chose
+_AS: dict[How, object] = {"eager": False, "blocks": "blocks", "whole": True}
 _LEAST = 3  # steps of one sort to time, however long they take
 
 
@@ -36,12 +39,12 @@ def main() -> None:
         start = time.time() - job["spawned"]
         _say("ready")
         if sys.stdin.readline().strip() == "go":
-            _say(json.dumps({"start": start, **_times(config, first.compiled, job["window"])}))
+            _say(json.dumps({"start": start, **_times(config, _AS[first.compiled], job["window"])}))
     except (ValueError, RuntimeError, MemoryError, OSError) as error:
         sys.exit(" ".join(str(error).split()) or type(error).__name__)
 
 
-def _times(config: TrainConfig, compiled: bool, window: float) -> dict[str, float]:
+def _times(config: TrainConfig, compiled: object, window: float) -> dict[str, float]:
     """Seconds of each part; those of a second trial in the same process, which is what most of a sweep's are."""
     diagnosed = config.diagnostic_interval
     # apart from its last step a run diagnoses at multiples of the interval only; validation is timed by itself

@@ -63,6 +63,8 @@ def _sweep(options: SweepOptions, console: Console, stack: ExitStack) -> int:
         check_account()
     if options.probe and options.cluster is not None:
         raise SweepError(f"--probe measures this machine, but the trials run on {options.cluster}; leave it out")
+    if options.probe and options.workers_per_trial > 1:
+        raise SweepError("--probe measures trials of one process; leave it or --workers-per-trial out")
     machine = this_machine()
     if options.cluster is not None:
         from tune.cluster import connected_ray

@@ -1,4 +1,6 @@
-"""A trial as Ray runs it: the experiment runner, told where to report.  Nothing is decided here.
+"""A trial as Ray runs it: the experiment runner, told where to report, here or on several workers.
+
+Nothing is decided here.
 
 The run folder is the only state.  A trial that Ray starts again after its process died, or that a resumed sweep
 starts again, finds its own checkpoints there; Ray is given none.
@@ -6,7 +8,6 @@ starts again, finds its own checkpoints there; Ray is given none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,10 +18,12 @@ from altgrad.control import stop_request, stop_sentence
 from altgrad.results import read_table, write_end
 from altgrad.storage import Folder
 from altgrad.training.format_runner import FormatExperimentRunner, Report
+from altgrad.training.ranks import Ranks
 from tune.manifest import is_finished, write_never_started
 from tune.options import WandbMode
 from tune.plan import Trial
 from tune.tracking import Tracker
+from tune.workers import Reporter, train_on_workers
 
 # Steps between two reports: a report costs the driver about 6 ms, and a stop takes effect at a report.
 REPORT_INTERVAL = 10
@@ -28,7 +31,10 @@ REPORT_INTERVAL = 10
 
 @dataclass(frozen=True)
 class Job:
-    """What a trial needs to know: its plan, where its sweep lies, its threads, how to track, and its kin."""
+    """What a trial needs to know: its plan, where its sweep lies, its workers, how to track, and its kin.
+
+    cpus, gpus, threads: of each worker.
+    """
 
     trial: Trial
     results: str
@@ -36,7 +42,9 @@ class Job:
     threads: int
     wandb: WandbMode
     runs_alike: int = 1  # of this trial's process: they share what is compiled
-    resources: Mapping[str, float] | None = None  # cpus and gpus that it holds
+    workers: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
 
     def to_parameters(self) -> dict[str, Any]:
         """Plain values for Tune."""
@@ -60,15 +68,26 @@ def train_trial(parameters: dict[str, Any]) -> None:
             write_never_started(sweep / trial.run, trial, job.sweep)
         write_end(sweep / trial.run, "stopped", None, {"reason": stop_sentence(request)})
         return
+    if job.workers == 1:
+        _train(parameters["job"], tune.report)
+    else:
+        train_on_workers(_train, parameters["job"], job.workers, job.cpus, job.gpus)
+
+
+def _train(parameters: dict[str, Any], send: Reporter) -> None:
+    """The trial in this process, or this process's part of it; `send` is for the first rank."""
+    job = Job.from_parameters(parameters)
+    trial, first = job.trial, Ranks.joined().first
+    sweep = (Folder.at(job.results) / job.sweep).patient()
     torch.set_num_threads(job.threads)
-    tracker = Tracker(trial, job.sweep, sweep / trial.run, job.wandb)
+    tracker = Tracker(trial, job.sweep, sweep / trial.run, job.wandb if first else "disabled")
 
     def report(news: Report) -> None:
         tracker.log(news.rows)
         if news.status != "running":  # after the last report Tune may end this process at once
             tracker.finish()
         lost = {} if tracker.lost is None else {"note": tracker.lost}
-        tune.report(_result(trial, news) | lost)
+        send(_result(trial, news) | lost)
 
     try:
         FormatExperimentRunner(
@@ -80,8 +99,8 @@ def train_trial(parameters: dict[str, Any]) -> None:
             report=report,
             report_interval=REPORT_INTERVAL,
             runs_alike=job.runs_alike,
-            resources=job.resources,
-            baseline=_finished_baseline(trial, sweep),
+            resources={"cpus": job.workers * job.cpus, "gpus": job.workers * job.gpus},
+            baseline=_finished_baseline(trial, sweep) if first else None,
         ).run()
     finally:
         tracker.finish()

@@ -17,6 +17,7 @@ from torch import Tensor
 from altgrad.formats import NumberFormat
 from altgrad.quantization.layers import QuantizedLinear
 from altgrad.quantization.round import FormatTensors, grid_index, round_to_format
+from altgrad.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,13 @@ class Context:
     """The model around one measured step, before the optimizer moved, its gradients in `.grad` as backward left them.
 
     `loss_of` runs the step's forward pass again on the same batch and returns the loss (0-d, with its graph).
+    With several `ranks` the gradients are those of the global batch already, and `loss_of` sees this rank's rows.
     """
 
     step: int
     layers: Mapping[str, QuantizedLinear]
     loss_of: Callable[[], Tensor]
+    ranks: Ranks = ALONE
 
 
 class Diagnostic(Protocol):

@@ -58,7 +58,11 @@ class Shadow(Diagnostic):
         parameters = [p for p in self._model.parameters() if p.grad is not None]
         with unrounded(context.layers.values()), _undisturbed(self._model, parameters):
             loss = context.loss_of()
-            shadows = torch.autograd.grad(loss, parameters, allow_unused=True)
+            shadows: Sequence[Tensor | None] = torch.autograd.grad(
+                loss, parameters, context.ranks.weight(loss), allow_unused=True
+            )
+        if not context.ranks.alone:
+            shadows, _ = context.ranks.add_up(shadows, parameters)
         agreements: dict[Tensor, _Agreement] = {
             p: _Agreement.of(p.grad, shadow)
             for p, shadow in zip(parameters, shadows, strict=True)
@@ -68,7 +72,7 @@ class Shadow(Diagnostic):
         by_layer = {
             name: agreements[layer.weight] for name, layer in context.layers.items() if layer.weight in agreements
         }
-        self._found = Measured(step={"shadow_loss": loss.detach()})
+        self._found = Measured(step={"shadow_loss": context.ranks.mean(loss.detach())})
         self._found.add("gradient_cosine_similarity", {name: a.cosine for name, a in by_layer.items()}, whole.cosine)
         self._found.add("gradient_snr_db", {name: a.snr_db for name, a in by_layer.items()}, whole.snr_db)
 

@@ -99,6 +99,11 @@ class QuantizedLinear(nn.Linear):
         assert isinstance(site, Site)
         return site
 
+    def share(self) -> None:
+        """From now on input and output gradient are this rank's rows of larger ones; the weight is whole on each."""
+        self.site("activation").share()
+        self.site("gradient").share()
+
     def format_of(self, site: GemmSite) -> NumberFormat:
         return self.site(site).format
 

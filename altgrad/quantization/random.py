@@ -21,14 +21,18 @@ def draw_key(generator: torch.Generator | None, device: torch.device | str) -> T
     return torch.randint(2**31 - 1, (2,), generator=generator, dtype=torch.int32, device=source).to(device)
 
 
-def uniform(key: Tensor, like: Tensor, salt: int | Tensor = 0) -> Tensor:
+def uniform(key: Tensor, like: Tensor, salt: int | Tensor = 0, shared: bool = False) -> Tensor:
     """Uniform float32 in [0, 1), multiples of 2^-24, in the shape of `like`; `salt` (an int,
     or 0-d int32) tells tensors of one key apart.
+
+    `shared`: `like` is this rank's part of a larger tensor, cut along the first dimension; it gets the numbers of its
+    place there.  The key then has the rank as its third value.
 
     The key enters twice, before and between the two rounds of mixing: streams are no shifted copies of each other.
     """
     # A value that is read twice is computed twice where a compiler inlines it: few such uses, none for the keys.
-    word = _counter(like, start=_spread(key, salt, _OUTER))
+    start = _spread(key, salt, _OUTER)
+    word = _counter(like, start=start + key[2] * like.numel() if shared else start)
     word = (word ^ _logical_shift(word, 16)) * _FIRST
     word = word + materialised(_spread(key, salt, _INNER))
     word = (word ^ _logical_shift(word, 15)) * _SECOND

@@ -19,6 +19,7 @@ from altgrad.quantization.random import materialised, uniform
 from altgrad.quantization.round import FormatTensors, Rounding, round_magnitude, saturate, spec_of
 from altgrad.quantization.scale import Granularity, finite_amax, from_blocks, scale_for, settled_amax, to_blocks
 from altgrad.training.config import GemmSite, Recipe
+from altgrad.training.ranks import largest_over_ranks
 
 # What a site counts on every step, in this order: values that are not zero; of these those beyond the largest finite
 # value, those rounded to zero, those that landed on the largest finite value; the uses (1); the finite amax; the
@@ -40,6 +41,12 @@ class Mode(NamedTuple):
     power_of_two: bool
     amax_factor: float
     at_rest: bool = False  # the write-back of a stored weight, whose scale must not double for a trifle
+    shared: bool = False  # a rank's rows of a larger tensor: scaled and drawn for as one with the other ranks' rows
+
+    @property
+    def shares_amax(self) -> bool:
+        """Whether the ranks must agree on an amax; rows and blocks lie on one rank."""
+        return self.shared and self.granularity == "tensor" and self.scaling != "none"
 
 
 class Site(nn.Module):
@@ -69,6 +76,10 @@ class Site(nn.Module):
         self.register_buffer("history", torch.zeros(recipe.amax_history if delayed else 0, device=device))
         self.slot = torch.zeros(len(COUNTERS), device=device, requires_grad=True)
         self.counts = None
+
+    def share(self) -> None:
+        """From now on the site's tensors are this rank's rows of larger ones."""
+        self.mode = self.mode._replace(shared=True)
 
     def set_format(self, fmt: NumberFormat) -> None:
         """Raises ValueError for a format that the products the recipe asks for cannot take."""
@@ -119,6 +130,8 @@ def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
     Delayed scaling takes the largest amax of `history`, and the current one while the history is empty (all zero).
     """
     if x.numel() == 0:  # a batch without tokens, as an expert of a mixture may get
+        if mode.shares_amax:  # other ranks, whose experts got some, wait for this one
+            largest_over_ranks(torch.zeros((), device=x.device))
         return x, torch.zeros(len(COUNTERS), device=x.device)
     if torch.compiler.is_dynamo_compiling():
         return torch.ops.altgrad.round_site(x, spec, history, key, *mode, _SOURCE)
@@ -151,12 +164,14 @@ def _code(
     fmt = FormatTensors.view(spec)
     blocks = to_blocks(x) if mode.granularity == "block" else x
     amax = finite_amax(blocks, mode.granularity)
+    if mode.shares_amax:
+        amax = largest_over_ranks(amax)
     if mode.at_rest and mode.scaling != "none":
         amax = settled_amax(amax, fmt)
         blocks = torch.clamp(blocks, -amax, amax)
     # at rest a salt of its own: the operand rounding of the same weight must not reuse the random numbers
     salt = ~spec[-1] if mode.at_rest else spec[-1]
-    noise = uniform(key, blocks, salt) if mode.rounding == "stochastic" else None
+    noise = uniform(key, blocks, salt, mode.shared) if mode.rounding == "stochastic" else None
     scale, inverse = _scale(amax, fmt, history, mode)
     scaled = blocks if mode.scaling == "none" else blocks * inverse
     magnitude = round_magnitude(scaled, fmt, mode.rounding, noise)
@@ -213,7 +228,7 @@ def _number_of(mask: Tensor, in_bits: bool) -> Tensor:
 torch.library.define(
     "altgrad::round_site",
     "(Tensor x, Tensor spec, Tensor history, Tensor key, str rounding, str scaling, str granularity, "
-    "bool power_of_two, float amax_factor, bool at_rest, str source) -> (Tensor, Tensor)",
+    "bool power_of_two, float amax_factor, bool at_rest, bool shared, str source) -> (Tensor, Tensor)",
 )
 
 

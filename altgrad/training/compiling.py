@@ -25,6 +25,7 @@ from altgrad.quantization.compiled import INDUCTOR_OPTIONS
 from altgrad.quantization.layers import QuantizedLinear
 from altgrad.training.config import ConfigError, TrainConfig
 from altgrad.training.payoff import How, Known, Payoff, cost_of, saved_by
+from altgrad.training.ranks import ALONE, Ranks
 from altgrad.training.regions import RegionalCall, regions
 
 # Graphs that a process may hold per piece of code: a sweep's trials may differ in rounding, scaling and shape.
@@ -45,25 +46,31 @@ class StepLoss:
         device: torch.device,
         runs_alike: int = 1,
         earlier: How | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """`runs_alike`: how many runs of this process will share what is compiled.
 
         `earlier`: how an earlier attempt of this run was computed; `auto` then does the same again, because compiled
         and eager losses differ within float32 rounding and a restored run is to repeat every number.
 
+        `ranks`: all do as the first decides, or none compiles; other graphs would wait for other collectives.
+
         `compile: true` and `compile: blocks` raise ConfigError where that is not possible; `auto` falls back and says
         so once.  `cuda_graphs: true` asks for one compiled graph, and raises ConfigError without a CUDA device.
         """
         self._model = model
         self._config = config
-        self._signature = _signature(model, layers, config)
+        self._signature = _signature(model, layers, config, ranks.size)
         if config.cuda_graphs and device.type != "cuda":
             raise ConfigError(f"cuda_graphs=true: the device is {device}; use a CUDA device or cuda_graphs=false")
         self._regions = regions(model, layers)
-        self.how, self.reason = self._decide(layers, device, runs_alike, earlier)
+        decided = self._decide(layers, device, runs_alike, earlier)
+        self.how, self.reason = ranks.from_first(lambda: decided)
         obstacle = None if self.how == "eager" else _obstacle(device)
         if obstacle is not None:
             self._refuse(obstacle)
+        if len(set(ranks.of_all(self.how))) > 1:
+            self.how, self.reason = "eager", "compile=auto: another rank cannot compile"
         self._function = self._build()
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -170,12 +177,13 @@ def _obstacle(device: torch.device) -> str | None:
     return None
 
 
-def _signature(model: nn.Module, layers: Mapping[str, QuantizedLinear], config: TrainConfig) -> str:
+def _signature(model: nn.Module, layers: Mapping[str, QuantizedLinear], config: TrainConfig, ranks: int) -> str:
     """What decides which graph is compiled: the model's structure, the rounding modes and the batch."""
     shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
     modes = [layer.site(site).mode for layer in layers.values() for site in ("weight", "activation", "gradient")]
     products = [(layer.multiplies_bfloat16, config.native_fp8, config.cuda_graphs) for layer in layers.values()]
-    parts = (type(model).__qualname__, shapes, modes, products, config.batch_size, config.block_size, torch.__version__)
+    rows = config.batch_size // ranks
+    parts = (type(model).__qualname__, shapes, modes, products, rows, config.block_size, torch.__version__)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

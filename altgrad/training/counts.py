@@ -1,4 +1,8 @@
-"""The rounding counts of all sites: gathered in one transfer per step, turned into rates and `layers` rows."""
+"""The rounding counts of all sites: gathered in one transfer per step, turned into rates and `layers` rows.
+
+Over several ranks they are added up, and the largest amax counts, in one collective together with the loss: every rank
+then decides on the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -11,46 +15,70 @@ from torch import Tensor
 from altgrad.metrics import Site
 from altgrad.quantization.layers import QuantizedLinear
 from altgrad.quantization.site import COUNTERS
+from altgrad.quantization.site import Site as QuantizedSite
 from altgrad.training.config import GEMM_SITES
 from altgrad.training.optim import WriteBack
+from altgrad.training.ranks import Ranks
 
 Row = dict[str, Any]
+SiteKey = tuple[str, Site]  # layer and site
+_AMAX, _USES = COUNTERS.index("amax"), COUNTERS.index("uses")
+_LARGEST = ("amax", "scale")  # the other counts add up over ranks
 
 
 class SiteCounts:
     """Reads what every site counted in the last forward and backward pass.  A site that was not used is absent."""
 
-    def __init__(self, layers: Mapping[str, QuantizedLinear]) -> None:
+    def __init__(self, layers: Mapping[str, QuantizedLinear], ranks: Ranks) -> None:
         self._layers = layers
-        self._keys: list[tuple[str, Site]] = []
-        self._values: list[list[float]] = []
+        self._ranks = ranks
+        self._values: dict[SiteKey, list[float]] = {}
 
-    def read(self, others: Sequence[Tensor]) -> list[float]:
-        """`others` (0-d) followed by all sites' counts as numbers: the step's one transfer to the host."""
-        self._keys = []
-        taken: list[Tensor] = []
-        for name, layer in self._layers.items():
-            for site_name in GEMM_SITES:
-                site = layer.site(site_name)
-                counts = site.take_counts()
-                if counts is not None:
-                    self._keys.append((name, site_name))
-                    taken.append(counts)
-                    site.remember(counts[COUNTERS.index("amax")])
-        return torch.cat([torch.stack([other.float() for other in others]), *taken]).tolist()
+    def read(self, loss: Tensor, others: Tensor) -> tuple[float, list[float]]:
+        """(loss, `others`) as numbers, together with all sites' counts: the step's one transfer to the host.
 
-    def rates(self, counts: Sequence[float]) -> dict[str, float]:
-        """Overflow, underflow and saturation rates over all sites, from `read`'s counts."""
-        width = len(COUNTERS)
-        self._values = [list(counts[i : i + width]) for i in range(0, len(counts), width)]
-        return _rates([sum(column) for column in zip(*self._values, strict=True)]) if self._values else {}
+        loss: 0-d, of this rank's rows; the mean over ranks is returned.  others: 1-d, the same on every rank.
+        """
+        sites: dict[SiteKey, QuantizedSite] = {
+            (name, site): layer.site(site) for name, layer in self._layers.items() for site in GEMM_SITES
+        }
+        taken = {key: site.take_counts() for key, site in sites.items()}
+        head = torch.cat([loss.float().reshape(1), others.float()])
+        if self._ranks.alone:
+            used: dict[SiteKey, Tensor] = {key: counts for key, counts in taken.items() if counts is not None}
+        else:
+            head, used = self._over_ranks(head, taken)
+        loss_value, *numbers = torch.cat([head, *used.values()]).tolist()
+        self._values = {}
+        for key, start in zip(used, range(len(others), len(numbers), len(COUNTERS)), strict=True):
+            values = numbers[start : start + len(COUNTERS)]
+            if values[_USES]:
+                self._values[key] = values
+                sites[key].remember(used[key][_AMAX])
+        return loss_value, numbers[: len(others)]
+
+    def _over_ranks(self, head: Tensor, taken: Mapping[SiteKey, Tensor | None]) -> tuple[Tensor, dict[SiteKey, Tensor]]:
+        """Loss, others and counts of the global batch; a site that no rank used comes out as zeros."""
+        width, nothing = len(COUNTERS), head.new_zeros(len(COUNTERS))
+        counts = [nothing if found is None else found for found in taken.values()]
+        head = torch.cat([head[:1] / self._ranks.size, head[1:]])
+        largest = [False] + [True] * (len(head) - 1)
+        for _, site in taken:  # every rank rounds the same weight: it counts once
+            largest += [site == "weight" or name in _LARGEST for name in COUNTERS]
+        combined = self._ranks.combine(torch.cat([head, *counts]), torch.tensor(largest, device=head.device))
+        rows = combined[len(head) :].view(-1, width)
+        return combined[: len(head)], dict(zip(taken, rows, strict=True))
+
+    def rates(self) -> dict[str, float]:
+        """Overflow, underflow and saturation rates over all sites, of what was last read."""
+        return _rates([sum(column) for column in zip(*self._values.values(), strict=True)]) if self._values else {}
 
     def rows(
         self, step: int, diagnosed: Iterable[Mapping[str, Any]], write_back: WriteBack | None
     ) -> list[Mapping[str, Any]]:
         """Rows of the `layers` table: each site's counts, joined with what the diagnostics found there."""
         rows: dict[tuple[str, str], Row] = {}
-        sites: list[tuple[tuple[str, Site], list[float]]] = list(zip(self._keys, self._values, strict=True))
+        sites = list(self._values.items())
         if write_back is not None and write_back.counts:
             values = torch.stack(list(write_back.counts.values())).tolist()
             sites += [((name, "update"), value) for name, value in zip(write_back.counts, values, strict=True)]

@@ -2,6 +2,9 @@
 
 Self-contained: it makes its own Trainer, and needs nothing but a folder.  Started again on the folder of a run that
 was cut off it goes on from the newest checkpoint that verifies, as a further attempt.
+
+In a process group (see `ranks`) every rank runs this with the same arguments.  The first alone touches the folder and
+reports; what it reads there (checkpoint, stop request, baseline) it tells the others, so that all go the same way.
 """
 
 from __future__ import annotations
@@ -24,13 +27,14 @@ from altgrad.collapse import BaselineGap, CollapseDetector
 from altgrad.control import stop_request, stop_sentence
 from altgrad.outage import Outage
 from altgrad.report import write_failure_report
-from altgrad.results import RunWriter, Status, Verdict
+from altgrad.results import NoWriter, RunWriter, Status, Verdict
 from altgrad.storage import Folder
 from altgrad.training.allocator import keep_freed_memory
 from altgrad.training.checkpoint import load_checkpoint, save_checkpoint
 from altgrad.training.config import ConfigError, TrainConfig
 from altgrad.training.data import Batches
 from altgrad.training.payoff import How
+from altgrad.training.ranks import Ranks, lost_another_rank
 from altgrad.training.trainer import StepOutcome, Trainer
 from altgrad.training.usage import ProcessUsage
 
@@ -90,7 +94,9 @@ class FormatExperimentRunner:
         self.run_name = run or folder.name
         self._sweep, self._intervention = sweep, intervention
         self._report, self._report_interval = report, report_interval
-        self._gap = BaselineGap(baseline) if baseline is not None else None
+        self._ranks = Ranks.joined()
+        self._baseline = baseline
+        self._gap: BaselineGap | None = None
         self._model, self._batches, self._runs_alike = model, batches, runs_alike
         self._resources = resources
         self._checkpoints = folder / "checkpoints"
@@ -102,11 +108,13 @@ class FormatExperimentRunner:
 
     def run(self) -> ExperimentResult:
         """Train to the end, to a collapse, or to an exception, which is recorded (status `failed`) and raised."""
-        attempt = self._next_attempt()
+        attempt, self._compiled_before = self._ranks.from_first(self._next_attempt)
+        baseline = self._ranks.from_first(lambda: self._baseline)
+        self._gap = BaselineGap(baseline) if baseline is not None else None
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         keep_freed_memory()
-        writer = RunWriter(self.folder, attempt)
+        writer = (RunWriter if self._ranks.first else NoWriter)(self.folder, attempt)
         try:
             trainer = Trainer(self.config, self._model, self._batches, self._runs_alike, self._compiled_before)
             detector = CollapseDetector(self.config, trainer.batches.vocabulary)
@@ -118,6 +126,8 @@ class FormatExperimentRunner:
                 self._one_step(trainer, detector, writer)
             return self._finish(trainer, detector, writer)
         except Exception as error:  # recorded for the reader of the folder, then raised for the caller
+            if not self._ranks.alone and lost_another_rank(error):
+                raise  # the run has not failed by itself, and whoever started the ranks knows why they are gone
             reason = " ".join(str(error).split()) or type(error).__name__
             summary = {"error": f"{type(error).__name__}: {reason}", "traceback": traceback.format_exc()}
             self._record_failure(writer, summary)
@@ -129,9 +139,10 @@ class FormatExperimentRunner:
             if self.folder.patient(0).has("run.json"):
                 writer.end("failed", None, summary, patience=0)
 
-    def _next_attempt(self) -> int:
+    def _next_attempt(self) -> tuple[int, How | None]:
+        """Number of this attempt, and how the one before it was compiled."""
         if not self.folder.has("run.json"):
-            return 0
+            return 0, None
         if self.folder.has("end.json") and self.folder.read_json("end.json")["status"] != "failed":
             raise ConfigError(f"{self.folder}: holds a run that has ended; choose another folder or remove it")
         info = self.folder.read_json("run.json")
@@ -141,11 +152,10 @@ class FormatExperimentRunner:
             raise ConfigError(
                 f"{self.folder}: holds a run with another config ({', '.join(changed)}); choose another folder"
             )
-        self._compiled_before = info.get("compiled")
-        return int(info["attempt"]) + 1
+        return int(info["attempt"]) + 1, info.get("compiled")
 
     def _resume(self, trainer: Trainer, detector: CollapseDetector, writer: RunWriter) -> None:
-        state, corrupt = load_checkpoint(self._checkpoints)
+        state, corrupt = self._ranks.from_first(lambda: load_checkpoint(self._checkpoints))
         for name in corrupt:
             step = state["trainer"]["step"] if state is not None else 0
             writer.event(step, "checkpoint_fallback", corrupt=name, resumed_from_step=step)
@@ -195,14 +205,14 @@ class FormatExperimentRunner:
 
         Storage that refuses costs this checkpoint, not the run; one that keeps refusing fails it.
         """
-        if not writer.flush():
-            return
         state = {
             "trainer": trainer.state_dict(),
             "detector": detector.state_dict(),
             "losses": self._losses.state_dict(),
             "gap": self._gap.state_dict() if self._gap is not None else None,
         }
+        if not (self._ranks.first and writer.flush()):
+            return
         try:
             save_checkpoint(self._checkpoints.patient(0), trainer.step_number, state)
         except OSError as error:
@@ -237,7 +247,7 @@ class FormatExperimentRunner:
         if cut_short and self._stop is not None:
             summary["reason"] = stop_sentence(self._stop)
         writer.end(status, verdict, summary)
-        if verdict is not None:
+        if verdict is not None and self._ranks.first:
             write_failure_report(self.folder.patient())
         if self._report is not None:
             self._send(result.steps, status, verdict)
@@ -246,13 +256,18 @@ class FormatExperimentRunner:
     def _send(self, step: int, status: Status, verdict: Verdict | None) -> None:
         rows, self._rows = self._rows, []
         assert self._report is not None
-        self._report(Report(step, self.config.max_steps, rows, status, verdict))
+        if self._ranks.first:
+            self._report(Report(step, self.config.max_steps, rows, status, verdict))
 
     def _over(self, trainer: Trainer, detector: CollapseDetector) -> bool:
         return trainer.step_number >= self.config.max_steps or self._collapsed(detector) or self._stop is not None
 
     def _stop_request(self) -> Mapping[str, Any] | None:
-        """A request to stop this run or its sweep; one that storage hides for the moment is found later."""
+        """A request to stop this run or its sweep, known to all ranks at the same step."""
+        return self._ranks.from_first(self._find_stop_request)
+
+    def _find_stop_request(self) -> Mapping[str, Any] | None:
+        """The request in the folders; one that storage hides for the moment is found later."""
         folder = self.folder.patient(0)
         try:
             return stop_request(folder, None if self._sweep is None else folder.parent)
@@ -274,6 +289,7 @@ class FormatExperimentRunner:
             "host": socket.gethostname(),
             "device": _device_name(trainer.device),
             "resources": self._resources,
+            "workers": self._ranks.size,
             "threads": torch.get_num_threads(),
             "compiled": trainer.compiled,
             "compile_reason": trainer.compile_reason,

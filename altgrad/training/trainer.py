@@ -4,6 +4,7 @@
 
 Everything that decides about a step is read in one transfer between backward and the optimizer step: the loss, the
 gradient norm and the rounding counts of every site.  A device is synchronised once per step, not once per number.
+On several ranks (see `ranks`) each takes its rows of the batch, and all decide alike.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from altgrad.training.data import Batches, TextBatches, load_corpus
 from altgrad.training.model import build_gpt
 from altgrad.training.optim import WriteBack, build_optimizer, learning_rate
 from altgrad.training.payoff import How
+from altgrad.training.ranks import Ranks
 from altgrad.training.watch import RandomState, WeightWatch
 
 
@@ -51,6 +53,7 @@ class Trainer:
     Without `model` the config's GPT, without `batches` the config's text.  Your own model: any module whose call
     `model(inputs, targets)` is the loss (0-d); it is quantised in place.  Your own data: see `Batches`.
     `runs_alike`, `compiled_before`: see `StepLoss` (`earlier`).
+    In a process group, which the caller has joined, all ranks train this run together on its batches.
     """
 
     def __init__(
@@ -62,6 +65,8 @@ class Trainer:
         compiled_before: How | None = None,
     ) -> None:
         self.config = config
+        self.ranks = Ranks.joined()
+        self.ranks.check_batch(config.batch_size)
         self.device = _device(config.device)
         full_precision_sums()
         if batches is None:
@@ -75,19 +80,22 @@ class Trainer:
         self.initial_weights_hash = _hash_weights(model)
         self.model = model.to(self.device).train()
         self.layers: dict[str, QuantizedLinear] = quantize_model(model, config)
-        self._key = torch.zeros(2, dtype=torch.int32, device=self.device)
+        self._key = torch.zeros(2 if self.ranks.alone else 3, dtype=torch.int32, device=self.device)
         for layer in self.layers.values():
             layer.key = self._key
+            if not self.ranks.alone:
+                layer.share()
+        self._check_ranks()
         self.optimizer = build_optimizer(model, config)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._write_back = None if config.master_weights else WriteBack(self.layers, config)
         if self._write_back is not None:
             self._write_back()
             self._write_back.forget()
-        self._counts = SiteCounts(self.layers)
+        self._counts = SiteCounts(self.layers, self.ranks)
         self._watch = WeightWatch(self.layers)
         self._random = RandomState(self.device)
-        self._loss = StepLoss(model, self.layers, config, self.device, runs_alike, compiled_before)
+        self._loss = StepLoss(model, self.layers, config, self.device, runs_alike, compiled_before, self.ranks)
         corrections = None if self._write_back is None else self._write_back.corrections
         self._diagnostics = Diagnostics(config, model, self.layers, corrections)
         self.interventions = self._build_interventions()
@@ -104,6 +112,19 @@ class Trainer:
     def compile_reason(self) -> str:
         return self._loss.reason
 
+    def _check_ranks(self) -> None:
+        """Ranks must start alike, but with random numbers (dropout) of their own.  Raises ValueError."""
+        if self.ranks.alone:
+            return
+        if self.device.index is not None:
+            raise ValueError(f"device={self.config.device!r} is one GPU; with several workers use device=cuda or auto")
+        starts = self.ranks.of_all((self.initial_weights_hash, self.batches.digest()))
+        for rank, start in enumerate(starts):
+            if start != starts[0]:
+                raise ValueError(f"rank {rank} has other initial weights or batches than rank 0; seed them alike")
+        if not self.ranks.first:
+            torch.manual_seed(torch.initial_seed() + self.ranks.rank)
+
     def _build_interventions(self) -> list[Intervention]:
         corrections = [] if self._write_back is None else list(self._write_back.corrections.values())
         chosen: list[Intervention] = [NonFiniteGuard(self.optimizer, self.config.diagnostic_interval, corrections)]
@@ -118,11 +139,12 @@ class Trainer:
         started = time.perf_counter()
         self.step_number += 1
         step, config = self.step_number, self.config
-        inputs, targets = (self._on_device(part) for part in self.batches.training(step))
+        batch = self.batches.training(step)
+        inputs, targets = (self._on_device(part) for part in self.ranks.part(batch))
         rate = learning_rate(config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        for position, word in enumerate((config.seed, step)):
+        for position, word in enumerate((config.seed, step, self.ranks.rank)[: len(self._key)]):
             self._key[position].fill_(word & 0x7FFFFFFF)  # a copy from the host would wait for the device
 
         measuring = step % config.diagnostic_interval == 0 or step == config.max_steps
@@ -136,7 +158,7 @@ class Trainer:
                 self._random.put(before_forward)  # the same dropout masks
                 return self.model(inputs, targets)
 
-            self._diagnostics.before_step(Context(step, self.layers, loss_again))
+            self._diagnostics.before_step(Context(step, self.layers, loss_again, self.ranks))
         outcome = StepOutcome(state.measured, events=state.events)
         for intervention in self.interventions:
             intervention.on_gradients(state)
@@ -147,7 +169,7 @@ class Trainer:
 
         if step % config.eval_interval == 0 or step == config.max_steps:
             state.measured["validation_loss"] = self.validation_loss()
-        tokens = len(inputs) if inputs.is_floating_point() else inputs.numel()
+        tokens = len(batch[0]) if batch[0].is_floating_point() else batch[0].numel()
         self._account(outcome.record, tokens, time.perf_counter() - started)
         return outcome
 
@@ -160,18 +182,30 @@ class Trainer:
     def _forward_backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._loss(inputs, targets)
-        loss.backward()
+        loss.backward(self.ranks.weight(loss))
         return loss.detach()
+
+    def _add_up_gradients(self) -> list[Tensor]:
+        """Make every `.grad` that of the global batch; on how many ranks each was there, nothing where it is known."""
+        if self.ranks.alone:
+            return []
+        gradients, there = self.ranks.add_up([p.grad for p in self._parameters], self._parameters)
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return [there]
 
     def _read(self, step: int, loss: Tensor) -> StepState:
         """The step's numbers, in one transfer to the host."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        loss_value, norm_value, *counts = self._counts.read([loss, norm])
-        record = {"step": step, "loss": loss_value, "gradient_norm": norm_value, **self._counts.rates(counts)}
+        there = self._add_up_gradients()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        loss_value, (norm_value, *on_ranks) = self._counts.read(loss, torch.cat([norm.reshape(1), *there]))
+        for parameter, count in zip(self._parameters, on_ranks, strict=False):
+            if not count:  # no rank's rows reached it: the optimizer leaves it alone, as it does in one process
+                parameter.grad = None
+        record = {"step": step, "loss": loss_value, "gradient_norm": norm_value, **self._counts.rates()}
         state = StepState(step, loss_value, norm_value, self._parameters, record)
         # a finite norm proves that no value is NaN or inf
-        record["non_finite_gradients"] = 0.0 if state.finite else _non_finite_share(gradients)
+        record["non_finite_gradients"] = 0.0 if state.finite else _non_finite_share(self._parameters)
         return state
 
     def _update(self, state: StepState, outcome: StepOutcome, *, measuring: bool) -> None:
@@ -193,8 +227,12 @@ class Trainer:
 
     @torch.no_grad()
     def validation_loss(self) -> float:
-        """Mean loss over the held-out batches (nats), with the formats of the moment."""
+        """Mean loss over the held-out batches (nats), with the formats of the moment.
+
+        Every rank evaluates all of them, as one process would: their number of rows need not divide among ranks.
+        """
         self.model.eval()
+        self._key[2:].zero_()  # the whole batch, not a rank's rows of it
         total, count = torch.zeros((), device=self.device), 0
         for inputs, targets in self.batches.validation():
             total += self.model(self._on_device(inputs), self._on_device(targets)) * len(inputs)
@@ -210,7 +248,7 @@ class Trainer:
         record["tokens_per_second"] = tokens / seconds
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on; tensors, numbers and strings only."""
+        """Everything that the next step depends on; tensors, numbers and strings only.  Called on all ranks at once."""
         return {
             "step": self.step_number,
             "tokens": self.tokens,
@@ -221,7 +259,7 @@ class Trainer:
             "corrections": dict(self._write_back.corrections) if self._write_back is not None else {},
             "diagnostics": self._diagnostics.state_dict(),
             "interventions": [intervention.state_dict() for intervention in self.interventions],
-            "random": self._random.take(),
+            "random": self.ranks.of_all(self._random.take()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -238,7 +276,7 @@ class Trainer:
         self._diagnostics.load_state_dict(state["diagnostics"])
         for intervention, kept in zip(self.interventions, state["interventions"], strict=True):
             intervention.load_state_dict(kept)
-        self._random.put(state["random"])
+        self._random.put(state["random"][self.ranks.rank])
 
 
 def _device(name: str) -> torch.device:
@@ -257,6 +295,7 @@ def _hash_weights(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _non_finite_share(gradients: list[Tensor]) -> float:
+def _non_finite_share(parameters: list[Tensor]) -> float:
+    gradients = [p.grad for p in parameters if p.grad is not None]
     bad = torch.stack([(~torch.isfinite(gradient)).sum() for gradient in gradients]).sum()
     return float(bad) / sum(gradient.numel() for gradient in gradients)

@@ -48,15 +48,16 @@ class WeightWatch:
 
 
 class RandomState:
-    """The state of torch's generators on the CPU and on the devices in use: taken, kept, put back."""
+    """The state of torch's generators on the CPU and on the device in use: taken, kept, put back."""
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device = device
 
     def take(self) -> list[Tensor]:
-        return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if self._cuda else [])]
+        cuda = [torch.cuda.get_rng_state(self._device)] if self._device.type == "cuda" else []
+        return [torch.get_rng_state(), *cuda]
 
     def put(self, state: list[Tensor]) -> None:
         torch.set_rng_state(state[0])
-        if self._cuda:
-            torch.cuda.set_rng_state_all(state[1:])
+        for cuda in state[1:]:  # other GPUs of the machine, which may be fewer on the next one, are left alone
+            torch.cuda.set_rng_state(cuda, self._device)

@@ -117,8 +117,10 @@ class Sweep:
 
     def prefetch(self, runs: Iterable[WatchedRun], name: TableName, columns: Sequence[str]) -> None:
         """Read columns of many runs at once, so that reading them one by one afterwards is quick."""
-        with ThreadPoolExecutor(self._readers) as pool:
-            list(pool.map(lambda run: run.table(name, columns), runs))
+        missing = [run for run in runs if not run.tables.holds(name, columns)]
+        if missing:
+            with ThreadPoolExecutor(self._readers) as pool:
+                list(pool.map(lambda run: run.table(name, columns), missing))
 
     def _look(self) -> dict[str, object]:
         """Run folder -> what changes when the run does: end record, attempt, new parts."""
@@ -148,7 +150,7 @@ class Sweep:
             run = read_run(self.folder / name)
             known = self._runs.get(name)
             tables = known.tables if known is not None else RunTables(run.folder)
-            tables.expect_more(is_over=run.end is not None)
+            tables.expect_more()
             _check(run)
             return WatchedRun(run.folder, run.info, run.end, tables, run.status)
         except FileNotFoundError:

@@ -39,7 +39,7 @@ def _killed(root: Path) -> None:
 
 def _corrupt(root: Path) -> None:
     sweep = generated.new_sweep(root, "s")
-    generated.corrupt_part(generated.write_run(sweep, generated.InventedRun("E4M3", **SHORT), rows_per_part=20))
+    generated.damaged_run(sweep, generated.InventedRun("E4M3", **SHORT), rows_per_part=20)
     generated.corrupt_run(sweep)
     generated.unknown_schema(sweep)
     (sweep / "no_config").write_json("run.json", {"schema": 1, "run": "no_config"})

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from altgrad.compare import STEP_COLUMNS, Row, Unpaired, pair, read_row
 from altgrad.lines import Line, View, line
-from altgrad.results import Run, TableName, latest_rows, list_parts, list_runs, read_parts
+from altgrad.results import Run, TableName, list_runs, read_rows
 from altgrad.storage import Folder
 
 METRIC = "loss"
@@ -87,8 +87,7 @@ def _load(run: Run) -> tuple[HeldRun, Unpaired] | str:
     try:
         held, damaged = {}, []
         for name, columns in _HELD.items():
-            table, broken = read_parts(run.folder, name, list_parts(run.folder, name), columns)
-            held[name] = latest_rows(table, name)
+            held[name], broken = read_rows(run.folder, name, columns)
             damaged += [f"{name}/{part}" for part in broken]
         loaded = HeldRun(run.folder, run.info, run.end, held, damaged)
         return loaded, read_row(loaded)

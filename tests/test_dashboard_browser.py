@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not os.path.exists(CHROMIUM), reason=f"{CHROMIUM
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "artifacts" / "dashboard"
 PAGES = ("Sweep", "Curves", "Compare", "Failures", "Layers", "Formats", "Run")  # besides the overview
-VIEWS = ("curves?layout=small+multiples", "formats?view=Precision")
+VIEWS = ("curves?layout=multiples", "formats?view=precision")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 ARGUMENTS += ["--disable-component-update", "--disable-sync"]
 LIVE_SECONDS = 5
@@ -169,7 +169,7 @@ def test_link_shows_the_same_view_to_somebody_else(browser: Any, visit: Visit) -
     visit.page.get_by_text("Smoothing half-life").wait_for()
     visit.page.get_by_text("seed bands", exact=True).click()
     visit.page.get_by_text("Band: lowest to highest seed").wait_for()
-    visit.page.wait_for_url("**layout=seed+bands**")
+    visit.page.wait_for_url("**layout=bands**")
     other = Visit(browser, visit.server)
     other.page.goto(visit.page.url)
     other.settle()
@@ -191,7 +191,7 @@ def test_click_on_a_matrix_cell_opens_its_runs(visit: Visit) -> None:
 
 
 def test_download_is_what_the_table_shows(visit: Visit) -> None:
-    visit.open("sweep?sweep=mixed&format=E3M4&sort=Seed")
+    visit.open("sweep?sweep=mixed&format=E3M4&sort=seed")
     with visit.page.expect_download() as download:
         visit.page.get_by_text("Download as CSV").click()
     rows = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))

@@ -166,10 +166,13 @@ def scale(lines: Sequence[Line]) -> tuple[float, float] | None:
 
 
 def off_scale(line: Line, limits: tuple[float, float]) -> tuple[list[int], list[int]]:
-    """Steps at which a line first leaves the y-axis above and below, one for each stretch outside."""
+    """Steps at which a line first leaves the y-axis above and below, one for each stretch outside.
+
+    Infinite values are none of them: they are marked as non-finite.
+    """
     steps, values = line.smoothed
-    result = []
-    for outside in (values > limits[1], values < limits[0]):
+    finite, result = np.isfinite(values), []
+    for outside in (finite & (values > limits[1]), finite & (values < limits[0])):
         starts = outside & ~np.concatenate([[False], outside[:-1]])
         result.append([int(step) for step in steps[starts]])
     return result[0], result[1]

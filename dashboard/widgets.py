@@ -17,6 +17,7 @@ from dashboard.sweep import WatchedRun
 
 _ROWS_WITHOUT_SCROLLING = 12
 _SCROLLED_HEIGHT = 420
+_SHORT = 34
 _NOTHING = ""  # in the URL: nothing of several is chosen, and that is not the default
 
 
@@ -117,6 +118,11 @@ def choose_run(runs: Sequence[WatchedRun], key: str = "run") -> WatchedRun:
 def metric_label(name: str) -> str:
     """Sentence-case label with unit."""
     return METRICS[name].axis
+
+
+def shortened(name: str) -> str:
+    """A run's name where there is little room: its beginning says what it is, its end which seed."""
+    return name if len(name) <= _SHORT else f"{name[: _SHORT - 10]}…{name[-9:]}"
 
 
 def show_table(frame: pd.DataFrame, alt: str, **more: Any) -> Any:

@@ -131,5 +131,7 @@ def _significance(rows: Sequence[Row]) -> None:
             for members in groups
         ]
     )
-    show_table(frame, alt="What may be said about each group's gap to BF16.")
+    widths = {"Group": 220, "Learning rate": 110, "Runs": 70}  # the rest is for the sentence
+    columns = {name: st.column_config.Column(width=width) for name, width in widths.items()}
+    show_table(frame, alt="What may be said about each group's gap to BF16.", column_config=columns)
     st.caption("Paired by seed: both runs saw the same batches from the same initial weights. 95 % t intervals.")

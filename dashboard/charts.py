@@ -24,6 +24,7 @@ from dashboard.colours import with_alpha
 CONFIG = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
 _HEIGHT, _LEGEND_ROW, _MOST_HEIGHT = 520, 27, 1000
 _LABEL_WIDTH = 32
+_FEW_STEPS = 8
 _SYMBOLS = {"clip": "triangle-down", "skip": "x", "rollback": "arrow-left", "format_shift": "star", "restore": "circle"}
 
 
@@ -244,13 +245,22 @@ def _figure(
         y["type"] = "log"
     elif limits is not None:
         y["range"] = list(limits)
+    x: dict[str, Any] = {"title": {"text": AXES[view.axis]}, "type": "log" if log_x else "linear", "automargin": True}
+    if view.axis == "step" and not log_x and _few_steps(traces):
+        x |= {"tick0": 0, "dtick": 1}  # there is no step 59.5
     layout = {
-        "height": min(max(_HEIGHT, 80 + _LEGEND_ROW * sum(t.get("showlegend", True) for t in traces)), _MOST_HEIGHT),
+        "height": min(max(_HEIGHT, 110 + _LEGEND_ROW * sum(t.get("showlegend", True) for t in traces)), _MOST_HEIGHT),
         "margin": {"l": 10, "r": 10, "t": 30, "b": 10},
         "hovermode": "closest",
-        "xaxis": {"title": {"text": AXES[view.axis]}, "type": "log" if log_x else "linear", "automargin": True},
+        "xaxis": x,
         "yaxis": y,
         "legend": {"groupclick": "togglegroup", "itemsizing": "constant"},
         "shapes": shapes,
     }
     return go.Figure({"data": traces, "layout": layout}, skip_invalid=False, _validate=False)
+
+
+def _few_steps(traces: list[dict[str, Any]]) -> bool:
+    """Whether an axis of steps would be so short that Plotly puts ticks between steps."""
+    steps = np.concatenate([np.asarray(trace["x"], np.float64) for trace in traces] or [np.empty(0)])
+    return len(steps) > 0 and float(np.ptp(steps)) < _FEW_STEPS

@@ -46,7 +46,7 @@ def matrix_figure(cells: Mapping[Key, RescueCell]) -> go.Figure:
             "line": {"width": 0},
             "pattern": {
                 "shape": ["/" if cells[key].ended < ENOUGH_SEEDS else "" for key, _, _ in places],
-                "fgcolor": "rgba(255, 255, 255, 0.2)",
+                "fgcolor": "rgba(0, 0, 0, 0.28)",
                 "fillmode": "overlay",
                 "size": 9,
             },

@@ -13,7 +13,7 @@ import streamlit as st
 
 from altgrad.compare import Row, baseline_of, by_group, settings_of
 from altgrad.events import read_events
-from altgrad.lines import AXES, Axis, Line, View, line, non_finite_count, seed_bands
+from altgrad.lines import AXES, Axis, Line, View, describe, line, non_finite_count, seed_bands
 from altgrad.metrics import METRICS, columns
 from dashboard.charts import CONFIG, add_moments, bands_figure, curves_figure
 from dashboard.colours import FAINT
@@ -156,7 +156,8 @@ def _int(value: float | None) -> int | None:
 
 
 def _draw(figure: object, view: View, lines: Sequence[Line], key: str) -> None:
-    alt = f"{METRICS[view.metric].label} over {AXES[view.axis].lower()} of {len(lines)} runs."
+    formats = ", ".join(sorted({one.row.format for one in lines}))
+    alt = f"{METRICS[view.metric].label} over {AXES[view.axis].lower()}, {formats}: {describe(lines)}"
     st.plotly_chart(figure, key=f"curves {key}", config=CONFIG, alt=alt)
 
 

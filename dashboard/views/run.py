@@ -12,7 +12,7 @@ import yaml
 from altgrad.compare import Row
 from altgrad.compare.pairing import DEFAULTS
 from altgrad.events import read_events
-from altgrad.lines import View, line
+from altgrad.lines import View, describe, line
 from altgrad.markdown import duration, number
 from altgrad.metrics import METRICS, columns
 from altgrad.progress import event_row
@@ -80,7 +80,7 @@ def _curves(run: WatchedRun, row: Row) -> None:
             figure = curves_figure([one], view)
             add_moments(figure, one, events, row.collapse_step)
             figure.update_layout(height=280, legend=_LEGEND, showlegend=len(figure.data) > 1)
-            alt = f"{METRICS[metric].label} of {run.name} over steps."
+            alt = f"{METRICS[metric].label} of {run.name} over steps: {describe([one])}"
             st.plotly_chart(figure, key=f"run {metric}", config=CONFIG, alt=alt)
 
 

@@ -13,7 +13,7 @@ sweep: .venv/installed
 	$(BIN)/python tune/sweep.py $(ARGS)
 
 test: .venv/installed check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -12,6 +12,10 @@ PATIENCE = 300.0  # seconds of refusal that a run or a sweep survives
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 10.0
 
 
+class StorageRefused(OSError):
+    """Storage that refused for longer than anyone waits; its message is one line that names the place."""
+
+
 class Outage:
     """Refusals of one place in a row.  `limit`: seconds from the first one to giving up."""
 
@@ -27,13 +31,13 @@ class Outage:
         return time.monotonic() >= self._retry_at
 
     def refused(self, error: OSError) -> None:
-        """Note a refusal and when to try again.  Raises OSError, naming the place, once the limit is reached."""
+        """Note a refusal and when to try again.  Raises StorageRefused once the limit is reached."""
         now = time.monotonic()
         if self._since is None:
             self._since, self._delay = now, _FIRST_DELAY
         if now - self._since >= self._limit:
             reason = " ".join(str(error).split())
-            raise OSError(f"{self._place}: storage refused for {now - self._since:.0f} s: {reason}") from error
+            raise StorageRefused(f"{self._place}: storage refused for {now - self._since:.0f} s: {reason}") from error
         self._retry_at = now + self._delay
         self._delay = min(2 * self._delay, _LONGEST_DELAY)
 

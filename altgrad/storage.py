@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
@@ -22,9 +23,10 @@ from altgrad.outage import PATIENCE, Outage
 
 T = TypeVar("T")
 _S3_OPTIONS = ("endpoint_override", "region", "scheme")
+_GCS_OPTIONS = ("anonymous", "endpoint_override", "scheme")
 # An address that does not answer is known after 2 x 5 s.  Longer outages are the business of `Folder.patient`.
 _CONNECT_SECONDS, _REQUEST_SECONDS, _TRIES = 5.0, 30.0, 2
-_GCS_RETRY_SECONDS = 10
+_GCS_RETRIES = timedelta(seconds=3)
 _NOT_AN_OUTAGE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
@@ -45,18 +47,18 @@ class Folder:
         """The folder at a local path or a URI (`s3://`, `gs://`, `file://`).  It need not exist.
 
         Another server than AWS: `s3://bucket/prefix?endpoint_override=HOST:PORT&scheme=http`, or AWS_ENDPOINT_URL.
+        `gs://` takes these two options also, and `anonymous=true` for a bucket that is open to all.
         Raises ValueError for a URI with credentials or unknown options.
         """
         text = os.fspath(location)
         if "://" not in text:
             return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
+        check_location(text)
         uri = urlsplit(text)
-        if "@" in uri.netloc:
-            raise ValueError(f"{uri.scheme}://...: credentials in a location; give them in the environment")
         if uri.scheme == "s3":
             return cls(_s3(uri), f"{uri.netloc}{uri.path}".rstrip("/"), uri.query)
-        if uri.scheme in ("gs", "gcs") and "retry_limit_seconds" not in uri.query:
-            text += f"{'&' if uri.query else '?'}retry_limit_seconds={_GCS_RETRY_SECONDS}"
+        if uri.scheme in ("gs", "gcs"):
+            return cls(_gcs(uri), f"{uri.netloc}{uri.path}".rstrip("/"), uri.query)
         filesystem, path = pafs.FileSystem.from_uri(text)
         return cls(filesystem, path.rstrip("/"), uri.query)
 
@@ -88,8 +90,11 @@ class Folder:
 
     def list(self, *, recursive: bool = False) -> list[pafs.FileInfo]:
         """What is in the folder, sorted by path; empty where the folder does not exist."""
-        selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
+        hides_folders = not recursive and self.filesystem.type_name == "gcs"
+        selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive or hides_folders)
         found = self._insist(lambda: self.filesystem.get_file_info(selector))
+        if hides_folders:
+            found = _direct_children(self.path, found)
         return sorted(found, key=lambda info: info.path)
 
     def has(self, name: str) -> bool:
@@ -158,12 +163,16 @@ class Folder:
         self.write_bytes(name, (text + "\n").encode())
 
 
+def check_location(location: str) -> None:
+    """Raises ValueError for a location with credentials in it, without repeating them."""
+    scheme, separator, rest = location.partition("://")
+    if separator and "@" in rest.partition("/")[0]:
+        raise ValueError(f"{scheme}://...: credentials in a location; give them in the environment")
+
+
 def _s3(uri: SplitResult) -> pafs.S3FileSystem:
     """The store of an `s3://` URI; its region from the URI, the environment or, for AWS, the bucket itself."""
-    options = dict(parse_qsl(uri.query))
-    unknown = sorted(options.keys() - set(_S3_OPTIONS))
-    if unknown:
-        raise ValueError(f"s3://{uri.netloc}: unknown option {', '.join(unknown)}; known: {', '.join(_S3_OPTIONS)}")
+    options = _options(uri, _S3_OPTIONS)
     elsewhere = "endpoint_override" in options or {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & os.environ.keys()
     region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region is None:
@@ -177,6 +186,38 @@ def _s3(uri: SplitResult) -> pafs.S3FileSystem:
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_TRIES),
         allow_delayed_open=True,  # a small file is one request, not three
     )
+
+
+def _gcs(uri: SplitResult) -> pafs.GcsFileSystem:
+    """The store of a `gs://` URI."""
+    options = _options(uri, _GCS_OPTIONS)
+    return pafs.GcsFileSystem(
+        anonymous=options.get("anonymous") == "true",
+        endpoint_override=options.get("endpoint_override"),
+        scheme=options.get("scheme", "https"),
+        retry_time_limit=_GCS_RETRIES,
+    )
+
+
+def _options(uri: SplitResult, known: Sequence[str]) -> dict[str, str]:
+    """The options of a URI.  Raises ValueError for one that its store does not know."""
+    options = dict(parse_qsl(uri.query))
+    unknown = sorted(options.keys() - set(known))
+    if unknown:
+        raise ValueError(f"{uri.scheme}://{uri.netloc}: unknown option {', '.join(unknown)}; known: {', '.join(known)}")
+    return options
+
+
+def _direct_children(path: str, found: Sequence[pafs.FileInfo]) -> list[pafs.FileInfo]:
+    """What lies directly in a folder, from everything below it.
+
+    Google's store has no folders, and pyarrow lists as one only what an empty object marks; a path implies it here.
+    """
+    children: dict[str, pafs.FileInfo] = {}
+    for info in found:
+        name, slash, _ = info.path[len(path) + 1 :].partition("/")
+        children[name] = pafs.FileInfo(f"{path}/{name}", pafs.FileType.Directory) if slash else info
+    return list(children.values())
 
 
 def _strict(value: Any) -> Any:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import streamlit as st
 
 from altgrad.results import list_sweeps
-from altgrad.storage import Folder
+from altgrad.storage import Folder, check_location
 from dashboard.context import Context
 from dashboard.sweep import Sweep
 from dashboard.views import compare, curves, failures, formats, layers, overview, run, sweep
@@ -62,6 +62,11 @@ def main() -> None:
 
 def _choose_sweep(location: str) -> Folder | None:
     """The sweep that the sidebar names; None where there is none, which the page then says."""
+    try:
+        check_location(location)
+    except ValueError as error:
+        st.error(f"The results root cannot be opened: {error}")
+        return None
     try:
         root = Folder.at(location)
         sweeps = [root] if root.has("sweep.json") else list_sweeps(root)

@@ -16,7 +16,7 @@ from rich.console import Console
 from altgrad.results import RunWriter, read_run
 from altgrad.storage import Folder
 from altgrad.training.config import TrainConfig
-from tune.ending import EndRecords, why_failed
+from tune.ending import EndRecords, out_of_memory, why_failed
 from tune.execution import BaselineSparingASHA
 from tune.live import Progress, TrialState
 from tune.plan import Trial
@@ -95,6 +95,22 @@ def test_a_process_that_died_for_good_leaves_a_failed_run_even_before_its_first_
     run = read_run(sweep / "e4m3")
     assert run.status == "failed" and run.config["format"] == "E4M3"
     assert run.end is not None and run.end["summary"]["error"] == why_failed(trial) != "unknown"
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("(1) The process is killed by SIGKILL by OOM killer due to high memory usage.", "the trial's process died"),
+        ("Task was killed due to the node running low on memory.", "its node ran low on memory"),
+    ],
+)
+def test_only_ray_s_memory_monitor_makes_a_death_one_for_want_of_memory(said: str, reason: str, tmp_path: Path) -> None:
+    from ray import cloudpickle
+
+    error = tmp_path / "error.pkl"
+    error.write_bytes(cloudpickle.dumps(RayActorError(error_msg=said)))
+    trial = tune_trial(OTHER, error=error)
+    assert why_failed(trial).endswith(reason) and out_of_memory(trial) == ("low" in reason)
 
 
 # asha

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import moto.settings
 import pyarrow as pa
 import pytest
 
@@ -23,6 +24,7 @@ from altgrad.storage import Folder
 from altgrad.training import TrainConfig, run_format_experiment
 from altgrad.training.format_runner import Report
 from tests.object_store import ENVIRONMENT, ObjectStore, object_store
+from tests.ray_nodes import environment
 
 ROOT = Path(__file__).parents[1]
 SMALL: dict[str, Any] = {
@@ -190,6 +192,27 @@ def test_an_unreachable_store_is_one_line_within_15_seconds(address: str, tmp_pa
     assert time.monotonic() - started < 15
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1 and address.split(":")[0] in done.stderr
+
+
+def test_a_store_that_gives_no_permission_is_one_line_within_15_seconds(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moto.settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0.0)  # from here on it checks keys
+    started = time.monotonic()
+    done = sweep(store, tmp_path, "--formats", "E4M3", "--name", "x")
+    assert time.monotonic() - started < 15
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith(f"sweep.py: error: --results {store.uri('sweeps')}: ")
+    assert "Key Id you provided does not exist" in done.stderr
+    assert not [key for key in ENVIRONMENT.values() if key in done.stderr and "planted" in key]
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no folder that even root may not write to")
+def test_a_folder_without_permission_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--formats", "E4M3", "--results", "/sys/kernel/out"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("sweep.py: error: --results /sys/kernel/out: ")
 
 
 def test_a_missing_bucket_is_an_error_not_a_new_bucket(store: ObjectStore) -> None:

@@ -226,16 +226,21 @@ def test_an_underflow_asks_for_scaling_and_exponent_bits(folder: Folder) -> None
     assert advice_for(other) == [{"scale_granularity": "row"}, {"gradient_format": "E2M5"}]
 
 
-def test_infinities_ask_for_saturation_a_shift_and_smaller_steps(folder: Folder) -> None:
+def test_a_shift_is_no_advice_where_it_would_make_the_grid_coarser(folder: Folder) -> None:
+    run = write_run(folder, STALLED, {"format": "E3M4", "master_weights": False}, steps=frozen_steps())  # to E5M2
+    assert {"enable_emergency_shift": True} not in advice_for(run)
+
+
+def test_infinities_ask_for_saturation_and_smaller_steps_and_a_shift_where_there_is_one(folder: Folder) -> None:
     steps = [{"step": s, "loss": 3.0 if s < 40 else 9.0, "non_finite_gradients": float(s > 45)} for s in range(1, 51)]
     verdict = Verdict(50, "non_finite", "non_finite_gradients", 1.0, 0.0)
     config = {"format": "E5M2", "overflow": "inf", "gradient_clip": 0.0, "learning_rate": 3e-3}
-    assert advice_for(write_run(folder, verdict, config, steps=steps)) == [
-        {"overflow": "saturate"},
-        {"enable_emergency_shift": True},
-        {"gradient_clip": 1.0},
-        {"learning_rate": 1e-3},
-    ]
+    steps_smaller = [{"gradient_clip": 1.0}, {"learning_rate": 1e-3}]
+    assert advice_for(write_run(folder, verdict, config, steps=steps)) == [{"overflow": "saturate"}, *steps_smaller]
+    other = write_run(
+        Folder.at(f"{folder.path}_e4m3"), verdict, config | {"format": "E4M3", "overflow": "format"}, steps=steps
+    )
+    assert advice_for(other) == [{"enable_emergency_shift": True}, *steps_smaller]
 
 
 def test_without_evidence_nothing_is_advised_and_the_report_says_so(folder: Folder) -> None:

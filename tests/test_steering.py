@@ -24,6 +24,8 @@ from altgrad.training import run_format_experiment
 from altgrad.training.config import load_config
 from tests.object_store import KEYS
 from tests.polling import PATIENCE, Poller, polling, wait_until
+from tests.ray_nodes import environment
+from tune.trainable import REPORT_INTERVAL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[1]
@@ -167,3 +169,75 @@ def test_no_secret_reaches_a_file_or_the_log(steered: Steered) -> None:
     assert written
     for place, content in [*written.items(), (Path("log"), steered.output.encode())]:
         assert not [secret for secret in secrets if secret in content], place
+
+
+# A whole sweep that is asked to stop while two trials train and one waits
+
+
+@dataclass(frozen=True)
+class StoppedSweep:
+    asked: subprocess.CompletedProcess[str]
+    requested: float  # when the request was there
+    code: int
+    output: str
+    runs: dict[str, Run]
+    resumed: subprocess.CompletedProcess[str]
+    after_resume: dict[str, Run]
+
+
+@pytest.fixture(scope="module")
+def stopped_sweep(tmp_path_factory: pytest.TempPathFactory) -> StoppedSweep:
+    home = tmp_path_factory.mktemp("stopped")
+    (home / "configs").mkdir()
+    for name in ("a_bf16", "b_e4m3", "c_waits"):
+        fields = {"format": "E5M2" if name == "c_waits" else name[2:].upper(), "max_steps": 50000, "batch_size": 1}
+        (home / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(SMALL | fields))
+    out = home / "out" / "s"
+    command = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--results", "out", "--wandb", "disabled"]
+    process = subprocess.Popen(
+        [*command, "--configs", "configs", "--no-baseline", "--name", "s", "--max-concurrent", "2"],
+        cwd=home, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: trains(out / "a_bf16-s42") and trains(out / "b_e4m3-s42"), process)
+        asked = altgrad(home, "stop", str(out))
+        output, _ = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    requested = (out / "stop.json").stat().st_mtime
+    runs = {run.name: run for run in list_runs(Folder.at(out))[0]}
+    resumed = subprocess.run(
+        [*command, "--resume", "s"], cwd=home, env=environment(home), capture_output=True, text=True, timeout=PATIENCE
+    )
+    after = {run.name: run for run in list_runs(Folder.at(out))[0]}
+    return StoppedSweep(asked, requested, process.returncode, output, runs, resumed, after)
+
+
+def altgrad(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    variables = environment(home, PYTHONPATH=str(ROOT))
+    return subprocess.run(
+        [sys.executable, "-m", "altgrad", *arguments], cwd=home, env=variables, capture_output=True, text=True
+    )
+
+
+def test_a_stop_request_to_a_sweep_ends_every_trial_within_one_report(stopped_sweep: StoppedSweep) -> None:
+    assert stopped_sweep.asked.returncode == 0, stopped_sweep.asked.stderr
+    for name in ("a_bf16-s42", "b_e4m3-s42"):
+        run = stopped_sweep.runs[name]
+        times = run.table("steps", ["time"])["time"].to_pylist()
+        assert 0 <= sum(moment > stopped_sweep.requested for moment in times) <= REPORT_INTERVAL
+        assert run.end is not None and run.end["summary"]["steps"] == len(times) < 50000
+    assert not stopped_sweep.runs["c_waits-s42"].table("steps").num_rows
+    for run in stopped_sweep.runs.values():
+        assert run.status == "stopped" and run.end is not None and run.end["summary"]["reason"] == "stop requested"
+
+
+def test_a_stopped_sweep_shows_its_table_and_succeeds(stopped_sweep: StoppedSweep) -> None:
+    assert stopped_sweep.code == 0, stopped_sweep.output
+    table = stopped_sweep.output.split("Comparison")[1]
+    assert all(name in table for name in stopped_sweep.runs) and table.count(" stopped ") == 3
+
+
+def test_resume_leaves_a_stopped_sweep_alone(stopped_sweep: StoppedSweep) -> None:
+    assert stopped_sweep.resumed.returncode == 0 and "nothing left to train" in stopped_sweep.resumed.stdout
+    assert [run.end for run in stopped_sweep.after_resume.values()] == [r.end for r in stopped_sweep.runs.values()]

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,40 @@ def test_a_sweep_with_a_wrong_token_names_the_token_within_15_seconds(cluster: C
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert time.monotonic() - started < 15
     assert done.returncode == 2 and "RAY_AUTH_TOKEN" in done.stderr.strip().splitlines()[-1]
+
+
+def sweep(cluster: Cluster, folder: Path, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """A sweep on the cluster's head, without a job."""
+    command = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--address", cluster.head, *SMALL, *options]
+    variables = environment(cluster.home, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=cluster.token, **more)
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def test_more_gpus_than_the_cluster_has_are_refused_with_their_number(cluster: Cluster, tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = sweep(cluster, tmp_path, "--gpus-per-trial", "2")
+    assert time.monotonic() - started < 15
+    assert done.returncode == 2 and "--gpus-per-trial 2: the cluster has no GPUs" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("versions", "words"),
+    [(("2.10.0", None), "Ray: 2.10.0"), ((None, "3.12.1"), "Python: 3.12.1")],
+    ids=["Ray", "Python"],
+)
+def test_a_client_of_another_version_than_the_cluster_is_told_both(
+    cluster: Cluster, tmp_path: Path, versions: tuple[str | None, str | None], words: str
+) -> None:
+    """The client claims to be another one; the comparison is Ray's own, over a real connection."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import ray._private.utils as utils\n"
+        "real = utils.compute_version_info()\n"
+        f"utils.compute_version_info = lambda: tuple(b or a for a, b in zip(real, {versions!r}))\n"
+    )
+    started = time.monotonic()
+    done = sweep(cluster, tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert time.monotonic() - started < 15
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert words in done.stderr and f"Ray: {metadata.version('ray')}" in done.stderr

@@ -93,15 +93,23 @@ def connected_ray(address: str) -> Iterator[Machine]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or ["no answer"])[0].rstrip(".")
-        hint = f"RAY_AUTH_TOKEN must be the token of its head node, its Ray the one here ({ray.__version__})"
-        raise SweepError(f"--address {address}: cannot connect: {reason}; {hint}") from error
+        raise SweepError(f"--address {address}: cannot connect: {_why_not(error)}") from error
     try:
         has = ray.cluster_resources()
         gpus = int(has.get("GPU", 0))
         yield Machine(int(has.get("CPU", 0)), gpus, f"the cluster has {gpus or 'no'} GPU{'s' * (gpus != 1)}")
     finally:
         ray.shutdown()
+
+
+def _why_not(error: Exception) -> str:
+    """Ray's reason for a refused connection and what to do, in one line."""
+    lines = str(error).strip().splitlines() or ["no answer"]
+    if "version mismatch" in lines[0].lower():  # the versions of both sides follow
+        return (
+            f"{' '.join(' '.join(lines).split())}; use the cluster's versions here, or tune/submit.py, which runs there"
+        )
+    return f"{lines[0].rstrip('.')}; RAY_AUTH_TOKEN must be the token of its head node"
 
 
 def _check_reachable(address: str) -> None:

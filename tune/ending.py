@@ -7,12 +7,15 @@ knows why, so it writes `end.json`; a run that already has one is left alone.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import cloudpickle, tune
 from ray.exceptions import RayActorError, RayTaskError
 
+from altgrad.outage import StorageRefused
 from altgrad.report import write_failure_report
 from altgrad.results import Verdict, write_end
 from altgrad.storage import Folder
@@ -28,42 +31,57 @@ _MEMORY = re.compile(r"^(MemoryError|OutOfMemoryError)\b|out of memory|can't all
 
 
 class EndRecords(tune.Callback):
-    """Writes the end record of each run that ended without one.  Goes before callbacks that show how runs ended."""
+    """Writes the end record of each run that ended without one.  Goes before callbacks that show how runs ended.
+
+    `refused`: the error that ended the sweep, where storage did not take a record.
+    """
 
     def __init__(self, stopper: CollapseStopper, sweep: Folder, scheduler: str) -> None:
+        self.refused: StorageRefused | None = None
         self._stopper = stopper
         self._sweep = sweep.patient()  # an end record is written once
         self._scheduler = scheduler
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """The trial returned, or the stopper or the scheduler ended it (the worker still waits in its report)."""
-        run = run_of(trial)
-        folder = self._sweep / run
-        self._stopper.ended(run)
-        verdict = self._stopper.verdict(run)
-        if not folder.has("end.json"):
-            reason = f"stopped by --scheduler {self._scheduler}" if verdict is None else verdict.sentence()
-            summary = {"reason": reason, "steps": _steps(trial)}
-            write_end(folder, "stopped" if verdict is None else "collapsed", verdict, summary)
-            if verdict is not None:
-                write_failure_report(folder)
-        elif verdict is not None:
-            _add_verdict(folder, verdict)
+        with self._noting_refusal():
+            run = run_of(trial)
+            folder = self._sweep / run
+            self._stopper.ended(run)
+            verdict = self._stopper.verdict(run)
+            if not folder.has("end.json"):
+                reason = f"stopped by --scheduler {self._scheduler}" if verdict is None else verdict.sentence()
+                summary = {"reason": reason, "steps": _steps(trial)}
+                write_end(folder, "stopped" if verdict is None else "collapsed", verdict, summary)
+                if verdict is not None:
+                    write_failure_report(folder)
+            elif verdict is not None:
+                _add_verdict(folder, verdict)
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """The trial died and starts again; one that ran out of memory does so once, for it would for ever."""
-        if out_of_memory(trial):
+        """The trial died and starts again; once only where it would for ever: without memory, without storage."""
+        if out_of_memory(trial) or why_failed(trial).startswith(StorageRefused.__name__):
             trial.max_failures = min(trial.max_failures, trial.run_metadata.num_failures)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """The trial died and has no retry left."""
-        run = run_of(trial)
-        self._stopper.ended(run)
-        folder = self._sweep / run
-        if not folder.has("run.json"):
-            write_never_started(folder, plan_of(trial), self._sweep.name)
-        if not folder.has("end.json"):  # the runner records an exception itself; a dead process cannot
-            write_end(folder, "failed", None, {"error": why_failed(trial), "steps": _steps(trial)})
+        with self._noting_refusal():
+            run = run_of(trial)
+            self._stopper.ended(run)
+            folder = self._sweep / run
+            if not folder.has("run.json"):
+                write_never_started(folder, plan_of(trial), self._sweep.name)
+            if not folder.has("end.json"):  # the runner records an exception itself; a dead process cannot
+                write_end(folder, "failed", None, {"error": why_failed(trial), "steps": _steps(trial)})
+
+    @contextmanager
+    def _noting_refusal(self) -> Iterator[None]:
+        """Keep what ends the sweep: Tune makes a text of an exception in a callback."""
+        try:
+            yield
+        except StorageRefused as error:
+            self.refused = error
+            raise
 
 
 def run_of(trial: TuneTrial) -> str:
@@ -84,7 +102,7 @@ def why_failed(trial: TuneTrial) -> str:
         first = (str(cause).strip().splitlines() or [""])[0]
         return f"{type(cause).__name__}: {first}"
     if isinstance(error, RayActorError):
-        if "memory" in str(error):  # Ray's memory monitor explains itself
+        if "low on memory" in str(error):  # Ray's memory monitor; of any SIGKILL Ray says that memory *may* be why
             return "the trial's process was killed: its node ran low on memory"
         return "the trial's process died"
     return "unknown" if error is None else f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
@@ -105,6 +123,8 @@ def _error_of(trial: TuneTrial) -> BaseException | None:
     file = trial.pickled_error_file
     if file is None or not Path(file).exists():
         return None
+    # Not a results folder: Tune wrote the file a moment ago, in this process, beside Ray's session on this machine.
+    # Whoever made the exception had it unpickled here by Ray already.
     error = cloudpickle.loads(Path(file).read_bytes())
     return error if isinstance(error, BaseException) else None
 

@@ -6,6 +6,7 @@ other node needs: a folder of this process.
 
 from __future__ import annotations
 
+import logging
 import signal
 import tempfile
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 from ray import tune
 from ray.tune import PlacementGroupFactory
+from ray.tune.error import TuneError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from rich.console import Console
@@ -51,11 +53,17 @@ class BaselineSparingASHA(AsyncHyperBandScheduler):
 def run_trials(
     sweep: Sweep, trials: Sequence[Trial], options: SweepOptions, resources: Resources, console: Console
 ) -> signal.Signals | None:
-    """Run the trials of a sweep to their ends.  Returns the signal that interrupted them, None where none did."""
+    """Run the trials of a sweep to their ends.  Returns the signal that interrupted them, None where none did.
+
+    Raises StorageRefused where storage does not even take the end records.
+    """
+    # A trial's death is told in one line by `Progress`; its traceback is in its end record.
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     folder = sweep.folder.patient()
     stopper = CollapseStopper(sweep.trials, folder)
     progress = Progress(sweep.trials, folder, console)
-    callbacks: list[tune.Callback] = [EndRecords(stopper, folder, options.scheduler), progress]
+    ends = EndRecords(stopper, folder, options.scheduler)
+    callbacks: list[tune.Callback] = [ends, progress]
     if options.stall_timeout is not None:
         callbacks.append(StallWatch(options.stall_timeout, console))
     jobs = [
@@ -88,7 +96,12 @@ def run_trials(
             ),
         )
         with _interruptible(stopper), progress:
-            tuner.fit()
+            try:
+                tuner.fit()
+            except TuneError:
+                if ends.refused is not None:
+                    raise ends.refused from None
+                raise
     return stopper.interrupted
 
 

@@ -38,6 +38,7 @@ class TrialState:
     stall_rate: float | None = None
     overflow_rate: float | None = None
     reason: str = ""
+    note: str = ""  # what the trial's process had to say besides
     started: tuple[float, int] | None = None  # monotonic time and step of the first report of this attempt
     updated: float = 0.0
 
@@ -153,6 +154,9 @@ class Progress(tune.Callback):
     ) -> None:
         state = self._state(trial)
         state.take(result)
+        if result.get("note", state.note) != state.note:
+            state.note = result["note"]
+            self._say(state, state.note, beside_table=True)
         run, now = state.trial.run, time.monotonic()
         if state.status == "running" and now - self._lines.get(run, now - LINE_SECONDS) >= LINE_SECONDS:
             self._lines[run] = now

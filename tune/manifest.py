@@ -135,6 +135,10 @@ def _storage_errors(options: SweepOptions) -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise SweepError(f"--results {options.results}: {reason}") from error
+    except SweepError:
+        raise
+    except ValueError as error:  # names what it may of the location
+        raise SweepError(f"--results: {error}") from error
 
 
 def _without_secrets(words: Sequence[str]) -> list[str]:

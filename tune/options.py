@@ -189,7 +189,8 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         "--stall-timeout",
         type=_positive,
         metavar="SECONDS",
-        help="kill and restart a trial that reports nothing for that long, start included (default: never)",
+        help="kill and restart a trial that reports nothing for that long; until its first report, while it imports "
+        "and compiles, ten minutes longer (default: never)",
     )
     group.add_argument(
         "--notify",

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a script: this folder is on the path, the repository's root is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from altgrad.storage import check_location
 from tune.cluster import NOT_SENT, ROOT
 from tune.options import SweepError, SweepOptions, parse_options
 
@@ -66,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check_sweep(options: SweepOptions) -> None:
     """Refuse what cannot work in a job, which sees a copy of this tree and nothing else.  Raises SweepError."""
+    try:
+        check_location(options.results)
+    except ValueError as error:
+        raise SweepError(f"--results: {error}") from error
     if "://" not in options.results and not os.path.isabs(options.results):
         raise SweepError(
             f"--results {options.results}: the job's folder is gone after the job; give an absolute path that all "

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from altgrad.compare import comparison, comparison_table, write_comparison
+from altgrad.outage import StorageRefused
 from altgrad.results import list_runs
 from altgrad.training.config import ConfigError
 from tune.machine import Resources, share_out, this_machine
@@ -82,7 +83,11 @@ def _sweep(options: SweepOptions, console: Console, stack: ExitStack) -> int:
         from tune.cluster import local_ray
 
         stack.enter_context(local_ray(machine))
-    return _run(sweep, trials, options, resources, console)
+    try:
+        return _run(sweep, trials, options, resources, console)
+    except StorageRefused as error:
+        _say_how_to_go_on(f"{error}; what was written is kept", sweep, options, console)
+        return 1
 
 
 def _run(sweep: Sweep, trials: Sequence[Trial], options: SweepOptions, resources: Resources, console: Console) -> int:
@@ -92,10 +97,14 @@ def _run(sweep: Sweep, trials: Sequence[Trial], options: SweepOptions, resources
 
         interrupted = run_trials(sweep, trials, options, resources, console)
         if interrupted is not None:
-            console.print(f"stopped by {interrupted.name}; everything is kept.  Go on with:", soft_wrap=True)
-            console.print(f"  {options.resume_command(sweep.name)}", soft_wrap=True, markup=False, highlight=False)
+            _say_how_to_go_on(f"stopped by {interrupted.name}; everything is kept", sweep, options, console)
             return 128 + interrupted
     return _show_results(sweep, options, console)
+
+
+def _say_how_to_go_on(what: str, sweep: Sweep, options: SweepOptions, console: Console) -> None:
+    for line in (f"{what}.  Go on with:", f"  {options.resume_command(sweep.name)}"):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _check_inputs(trials: Sequence[Trial]) -> None:
@@ -131,9 +140,10 @@ def _show_plan(console: Console, plan: Plan, resources: Resources) -> None:
 
 def _show_results(sweep: Sweep, options: SweepOptions, console: Console) -> int:
     """The comparison, on the terminal and in the sweep's folder, and where to read on; the exit code."""
-    runs, broken = list_runs(sweep.folder)
+    folder = sweep.folder.patient()
+    runs, broken = list_runs(folder)
     rows = comparison(runs)
-    write_comparison(sweep.folder, rows)
+    write_comparison(folder, rows)
     console.print(comparison_table(rows))
     lines = [f"results: {sweep.folder} (comparison.md, comparison.csv)"]
     lines += [f"failure report: {run.folder / REPORT}" for run in runs if run.folder.has(REPORT)]

@@ -65,7 +65,8 @@ def train_trial(parameters: dict[str, Any]) -> None:
         tracker.log(news.rows)
         if news.status != "running":  # after the last report Tune may end this process at once
             tracker.finish()
-        tune.report(_result(trial, news))
+        lost = {} if tracker.lost is None else {"note": tracker.lost}
+        tune.report(_result(trial, news) | lost)
 
     try:
         FormatExperimentRunner(

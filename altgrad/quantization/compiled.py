@@ -69,7 +69,7 @@ def _round(
     if x.dtype != torch.float32:
         raise TypeError(f"compiled_round: x has dtype {x.dtype}; formats are simulated in torch.float32")
     scaling = "none" if granularity is None else "dynamic"
-    mode = Mode(rounding, scaling, granularity or "tensor", power_of_two, 1.0, salt=0)
+    mode = Mode(rounding, scaling, granularity or "tensor", power_of_two, 1.0)
     stochastic = rounding == "stochastic"
     key = draw_key(generator, x.device) if stochastic else torch.zeros(2, dtype=torch.int32, device=x.device)
     with torch.no_grad():

@@ -21,8 +21,9 @@ def draw_key(generator: torch.Generator | None, device: torch.device | str) -> T
     return torch.randint(2**31 - 1, (2,), generator=generator, dtype=torch.int32, device=source).to(device)
 
 
-def uniform(key: Tensor, like: Tensor, salt: int = 0) -> Tensor:
-    """Uniform float32 in [0, 1), multiples of 2^-24, in the shape of `like`; `salt` tells tensors of one key apart.
+def uniform(key: Tensor, like: Tensor, salt: int | Tensor = 0) -> Tensor:
+    """Uniform float32 in [0, 1), multiples of 2^-24, in the shape of `like`; `salt` (an int,
+    or 0-d int32) tells tensors of one key apart.
 
     The key enters twice, before and between the two rounds of mixing: streams are no shifted copies of each other.
     """
@@ -53,7 +54,7 @@ def materialised(x: Tensor) -> Tensor:
     return torch.as_strided(x, x.shape, x.stride())
 
 
-def _spread(key: Tensor, salt: int, multipliers: tuple[int, int, int]) -> Tensor:
+def _spread(key: Tensor, salt: int | Tensor, multipliers: tuple[int, int, int]) -> Tensor:
     """A 32-bit combination of key and salt (int32, 0-d); int32 arithmetic wraps."""
     constant = salt * multipliers[2] & 0x7FFFFFFF
     return key[0] * multipliers[0] + key[1] * multipliers[1] + constant

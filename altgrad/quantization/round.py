@@ -43,14 +43,15 @@ class FormatTensors(NamedTuple):
 
     @classmethod
     def view(cls, spec: Tensor) -> FormatTensors:
-        """View a packed spec (9 int32) as its fields; writing another format into `spec` changes them all."""
+        """View a packed spec (see `spec_of`) as its fields; writing another format into `spec` changes them all."""
         integers = spec.unbind()
         floats = spec.view(torch.float32).unbind()
-        return cls(*integers[:5], *floats[5:])
+        return cls(*integers[:5], *floats[5:9])
 
 
-def spec_of(fmt: NumberFormat) -> Tensor:
-    """A format packed into 9 int32, floats by their bits: what a layer keeps as a buffer."""
+def spec_of(fmt: NumberFormat, salt: int = 0) -> Tensor:
+    """A format packed into 9 int32, floats by their bits, and `salt`, which tells one tensor's random numbers from
+    another's: what a layer keeps as a buffer, so that layers of one shape share a graph."""
     field = fmt.min_exponent + 127
     integers = torch.tensor(
         [field << 23, field, fmt.mantissa_bits, int(fmt.mantissa_bits == 0), int(fmt.exponent_bits < 8)],
@@ -58,7 +59,7 @@ def spec_of(fmt: NumberFormat) -> Tensor:
     )
     overflow = math.inf if fmt.overflow == "inf" else fmt.max
     floats = torch.tensor([2.0 ** (fmt.mantissa_bits - 1), 2.0**-fmt.mantissa_bits, fmt.max, overflow])
-    return torch.cat([integers, floats.view(torch.int32)])
+    return torch.cat([integers, floats.view(torch.int32), torch.tensor([salt], dtype=torch.int32)])
 
 
 def round_to_format(

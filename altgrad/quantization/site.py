@@ -39,7 +39,6 @@ class Mode(NamedTuple):
     granularity: Granularity
     power_of_two: bool
     amax_factor: float
-    salt: int
     at_rest: bool = False  # the write-back of a stored weight, whose scale must not double for a trifle
 
 
@@ -61,17 +60,17 @@ class Site(nn.Module):
             recipe.scale_granularity,
             recipe.scale_power_of_two,
             1.0 if weight else recipe.amax_factor,
-            salt,
         )
+        self._salt = salt
         self.format = fmt
-        self.register_buffer("spec", spec_of(fmt).to(device))
+        self.register_buffer("spec", spec_of(fmt, salt).to(device))
         self.register_buffer("history", torch.zeros(recipe.amax_history if delayed else 0, device=device))
         self.slot = torch.zeros(len(COUNTERS), device=device, requires_grad=True)
         self.counts = None
 
     def set_format(self, fmt: NumberFormat) -> None:
         self.format = fmt
-        self.spec.copy_(spec_of(fmt))
+        self.spec.copy_(spec_of(fmt, self._salt))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Follow the model to another device; the history stays float32 in a model of another dtype."""
@@ -128,7 +127,9 @@ def _round_site(
     if mode.at_rest and mode.scaling != "none":
         amax = settled_amax(amax, fmt)
         blocks = torch.clamp(blocks, -amax, amax)
-    noise = uniform(key, blocks, mode.salt) if mode.rounding == "stochastic" else None
+    # at rest a salt of its own: the operand rounding of the same weight must not reuse the random numbers
+    salt = ~spec[-1] if mode.at_rest else spec[-1]
+    noise = uniform(key, blocks, salt) if mode.rounding == "stochastic" else None
     scale, inverse = _scale(amax, fmt, history, mode)
     scaled = blocks if mode.scaling == "none" else blocks * inverse
     magnitude = round_magnitude(scaled, fmt, mode.rounding, noise)
@@ -188,7 +189,7 @@ def _number_of(mask: Tensor, in_bits: bool) -> Tensor:
 torch.library.define(
     "altgrad::round_site",
     "(Tensor x, Tensor spec, Tensor history, Tensor key, str rounding, str scaling, str granularity, "
-    "bool power_of_two, float amax_factor, int salt, bool at_rest, str source) -> (Tensor, Tensor)",
+    "bool power_of_two, float amax_factor, bool at_rest, str source) -> (Tensor, Tensor)",
 )
 
 

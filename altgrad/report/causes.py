@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from altgrad.formats import find_format
+from altgrad.formats import FALLBACKS, find_format
 from altgrad.markdown import number
 from altgrad.metrics import SITES, Site
 from altgrad.report.alternatives import more_exponent, more_mantissa
@@ -63,8 +63,10 @@ def frozen(evidence: Evidence) -> Iterator[Advice]:
         gain = 2 ** (find_format(wider).mantissa_bits - fmt.mantissa_bits)
         reason = f"an ULP {gain} times smaller than {fmt}'s for weights within its range ({seen})"
         yield Advice({"weight_format": wider}, reason)
-    if fmt.bits <= 8:
-        yield Advice({"enable_emergency_shift": True}, f"gives {fmt} up for a safer format while it runs ({seen})")
+    fallback = FALLBACKS.get(fmt.name)
+    if fallback is not None and find_format(fallback).mantissa_bits > fmt.mantissa_bits:  # finer, not wider
+        reason = f"gives {fmt} up for {fallback}, whose ULP is smaller, while it runs ({seen})"
+        yield Advice({"enable_emergency_shift": True}, reason)
 
 
 def overflow(evidence: Evidence) -> Iterator[Advice]:
@@ -111,7 +113,7 @@ def non_finite(evidence: Evidence) -> Iterator[Advice]:
     to_inf = [fmt.name for fmt in formats if fmt.overflow == "inf"]
     if to_inf:
         yield Advice({"overflow": "saturate"}, f"{to_inf[0]} turns what is too large into infinity ({seen})")
-    if any(fmt.bits <= 8 for fmt in formats):
+    if any(fmt.name in FALLBACKS for fmt in formats):
         patience = config.emergency_shift_nan_patience
         yield Advice({"enable_emergency_shift": True}, f"a safer format after {patience} such steps in a row ({seen})")
     yield from smaller_steps(evidence)

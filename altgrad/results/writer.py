@@ -78,7 +78,7 @@ class RunWriter:
         """Write the buffered rows as new parts; whether storage has taken all of them.
 
         What it refuses stays here for the next flush, tried when the outage says so: training must not wait for it.
-        Raises OSError once storage has refused for an outage's limit.
+        Raises StorageRefused once storage has refused for an outage's limit.
         """
         if not self._outage.due:
             return False

@@ -1,8 +1,9 @@
-"""Whether and how the forward and backward pass is compiled.
+"""How the forward and backward pass is run: eagerly, as one compiled graph, or compiled block by block.
 
-A compiled step is two to three times faster than an eager one, but compiling costs seconds to minutes: it pays when the
-run saves more than that.  What was compiled once on a machine is found again in Inductor's cache on disk, and within a
-process it is kept, so that of a sweep's runs only the first of each shape pays the full price.
+A compiled step is two to three times faster than an eager one, but compiling costs seconds to minutes.  One graph makes
+the fastest step; a graph per repeated block makes a step a few percent slower and costs the same for any depth.  What
+was compiled once on a machine is found again in Inductor's cache on disk, and within a process it is kept, so that of a
+sweep's runs only the first of each shape pays the full price.
 """
 
 from __future__ import annotations
@@ -23,19 +24,18 @@ from torch import Tensor, nn
 from altgrad.quantization.compiled import INDUCTOR_OPTIONS
 from altgrad.quantization.layers import QuantizedLinear
 from altgrad.training.config import TrainConfig
+from altgrad.training.payoff import How, Known, Payoff, cost_of, saved_by
+from altgrad.training.regions import RegionalCall, regions
 
-# Seconds on one core (2026, 4 GHz), measured with the built-in GPT; per linear layer and for the model as a whole.
-_COLD_PER_LAYER, _COLD = 3.0, 8.0  # nothing in the cache
-_WARM_PER_LAYER, _WARM = 0.15, 4.0  # tracing, and importing the compiler
-# What a step saves: three sites of some 40 small operations per layer, and 20 passes over each value instead of 2.
-_SAVED_PER_LAYER, _SAVED_PER_VALUE = 0.6e-3, 4e-9
+# Graphs that a process may hold per piece of code: a sweep's trials may differ in rounding, scaling and shape.
+_GRAPHS_PER_CODE = 64
 
 _compiled_here: set[str] = set()  # signatures whose graph this process holds
 _said: set[str] = set()
 
 
 class StepLoss:
-    """The model's loss, compiled or not: call it with (inputs, targets).  `compiled`, and `reason` in one line."""
+    """The model's loss, compiled or not: call it with (inputs, targets).  `how`, and `reason` in one line."""
 
     def __init__(
         self,
@@ -44,74 +44,103 @@ class StepLoss:
         config: TrainConfig,
         device: torch.device,
         runs_alike: int = 1,
-        earlier: bool | None = None,
+        earlier: How | None = None,
     ) -> None:
         """`runs_alike`: how many runs of this process will share what is compiled.
 
-        `earlier`: whether an earlier attempt of this run was compiled; `auto` then does the same again, because the
-        two differ within float32 rounding and a restored run is to repeat every number.
+        `earlier`: how an earlier attempt of this run was computed; `auto` then does the same again, because compiled
+        and eager losses differ within float32 rounding and a restored run is to repeat every number.
 
-        `compile: true` raises RuntimeError where compiling is not possible; `auto` falls back and says so once.
+        `compile: true` and `compile: blocks` raise RuntimeError where that is not possible, ValueError where the model
+        repeats no block; `auto` falls back and says so once.
         """
         self._model = model
+        self._config = config
         self._signature = _signature(model, layers, config)
-        self._marker = cache_folder() / f"altgrad-{self._signature}"
-        self._required = config.compile is True
-        self.compiled, self.reason = self._decide(layers, config, device, runs_alike, earlier)
-        self._function: Callable[[Tensor, Tensor], Tensor] = _compile(model) if self.compiled else model
+        self._regions = regions(model, layers)
+        self.how, self.reason = self._decide(layers, device, runs_alike, earlier)
+        obstacle = None if self.how == "eager" else _obstacle(device)
+        if obstacle is not None:
+            self._refuse(obstacle)
+        self._function = self._build()
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        if not self.compiled or self._signature in _compiled_here:
+        if self.how == "eager" or self._name(self.how) in _compiled_here:
             return self._function(inputs, targets)
         try:
             loss = self._function(inputs, targets)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             self._refuse(f"the compiler failed ({_first_line(error)})")
+            self._function = self._build()
             return self(inputs, targets)
-        _compiled_here.add(self._signature)
-        self._marker.touch()
+        _compiled_here.add(self._name(self.how))
+        self._marker(self.how).touch()
         return loss
 
-    def _decide(
-        self,
-        layers: Mapping[str, QuantizedLinear],
-        config: TrainConfig,
-        device: torch.device,
-        runs_alike: int,
-        earlier: bool | None,
-    ) -> tuple[bool, str]:
-        if config.compile is False:
-            return False, "compile=false"
-        if config.compile == "auto" and earlier is not None:
-            estimate = "as in the earlier attempt"
-            if not earlier:
-                return False, f"compile=auto: {estimate}"
-        elif config.compile == "auto":
-            cost, saved = self._cost(len(layers), runs_alike), config.max_steps * _saved_per_step(layers, config)
-            estimate = f"compiling costs about {cost:.0f} s and saves about {saved:.0f} s"
-            if device.type == "cpu" and saved < cost:
-                return False, f"compile=auto: {estimate}"
-        else:
-            estimate = "compile=true"
-        obstacle = _obstacle(device)
-        if obstacle is None:
-            return True, estimate if self._required else f"compile=auto: {estimate}"
-        self._refuse(obstacle)
-        return False, self.reason
+    @property
+    def compiled(self) -> bool:
+        return self.how != "eager"
 
-    def _cost(self, layers: int, runs_alike: int) -> float:
-        """Seconds until the first compiled step, as this run's share."""
-        if self._signature in _compiled_here:
-            return 0.0
-        warm = _WARM + _WARM_PER_LAYER * layers
-        return warm if self._marker.exists() else warm + (_COLD + _COLD_PER_LAYER * layers) / runs_alike
+    def _decide(
+        self, layers: Mapping[str, QuantizedLinear], device: torch.device, runs_alike: int, earlier: How | None
+    ) -> tuple[How, str]:
+        config = self._config
+        if config.compile is False:
+            return "eager", "compile=false"
+        if config.compile is True:
+            return "whole", "compile=true"
+        if config.compile == "blocks":
+            if not self._regions:
+                raise ValueError("compile='blocks': the model repeats no block; use compile=true, auto or false")
+            return "blocks", "compile=blocks"
+        if earlier is not None:
+            return earlier, f"compile=auto: {earlier}, as in the earlier attempt"
+        payoffs: dict[How, Payoff] = {"whole": self._payoff("whole", len(layers), 1, layers, runs_alike)}
+        if self._regions:
+            distinct = [group[0] for group in self._regions]
+            inside = sum(isinstance(part, QuantizedLinear) for first in distinct for part in first.modules())
+            calls = sum(len(group) for group in self._regions)
+            payoffs["blocks"] = self._payoff("blocks", inside, calls, layers, runs_alike)
+        how = max(payoffs, key=lambda how: payoffs[how].gain)
+        said = f"compile=auto: {payoffs[how].sentence()}"
+        return ("eager" if device.type == "cpu" and payoffs[how].gain < 0 else how), said
+
+    def _payoff(
+        self, how: How, compiled: int, calls: int, layers: Mapping[str, QuantizedLinear], runs_alike: int
+    ) -> Payoff:
+        """`compiled`: rounded layers in graphs that have to be made; `calls`: graphs entered per step."""
+        known = self._name(how) in _compiled_here
+        place: Known = "here" if known else "on disk" if self._marker(how).exists() else "nowhere"
+        return Payoff(cost_of(compiled, place, runs_alike), saved_by(layers, self._config, calls))
+
+    def _name(self, how: How) -> str:
+        return f"{self._signature}-{how}"
+
+    def _marker(self, how: How) -> Path:
+        """Its presence says that Inductor's cache has the graphs."""
+        return cache_folder() / f"altgrad-{self._name(how)}"
+
+    def _build(self) -> Callable[[Tensor, Tensor], Tensor]:
+        if self.how == "eager":
+            return self._model
+        import torch._functorch.config  # not before it is needed: half a second
+
+        torch._dynamo.config.recompile_limit = _GRAPHS_PER_CODE  # beyond it Dynamo would run eagerly without a word
+        # Ours are pure functions of their arguments, so that graphs with them may be kept on disk.
+        torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
+        if self.how == "blocks":
+            return RegionalCall(self._model, self._regions, dynamic=False, options=INDUCTOR_OPTIONS)
+        return cast(
+            "Callable[[Tensor, Tensor], Tensor]", torch.compile(self._model, dynamic=False, options=INDUCTOR_OPTIONS)
+        )
 
     def _refuse(self, obstacle: str) -> None:
         """Raise where compiling was asked for; else go on eagerly and say so once."""
-        if self._required:
-            raise RuntimeError(f"compile=true: {obstacle}; remove the cause, or use compile=auto or false")
-        self.compiled, self._function = False, self._model
-        self.reason = f"compile=auto: {obstacle}"
+        asked = self._config.compile
+        if asked != "auto":
+            said = str(asked).lower()
+            raise RuntimeError(f"compile={said}: {obstacle}; remove the cause, or use compile=auto or false")
+        self.how, self.reason = "eager", f"compile=auto: {obstacle}"
         if obstacle not in _said:
             _said.add(obstacle)
             warnings.warn(f"{self.reason}; running eagerly", stacklevel=2)
@@ -121,14 +150,6 @@ def cache_folder() -> Path:
     """Where Inductor keeps what it compiled; importing it to ask takes two seconds."""
     given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     return Path(given) if given else Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
-
-
-def _compile(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    import torch._functorch.config  # not before it is needed: half a second
-
-    # Ours are pure functions of their arguments, so that graphs with them may be kept on disk.
-    torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
-    return cast("Callable[[Tensor, Tensor], Tensor]", torch.compile(model, dynamic=False, options=INDUCTOR_OPTIONS))
 
 
 def _obstacle(device: torch.device) -> str | None:
@@ -143,13 +164,6 @@ def _obstacle(device: torch.device) -> str | None:
     except OSError as error:
         return f"the compile cache cannot be written ({error})"
     return None
-
-
-def _saved_per_step(layers: Mapping[str, QuantizedLinear], config: TrainConfig) -> float:
-    """Seconds that a compiled step is shorter on one core."""
-    tokens = config.batch_size * config.shape.block_size  # a guess for a model of your own
-    values = sum(layer.weight.numel() + tokens * (layer.in_features + layer.out_features) for layer in layers.values())
-    return _SAVED_PER_LAYER * len(layers) + _SAVED_PER_VALUE * values
 
 
 def _signature(model: nn.Module, layers: Mapping[str, QuantizedLinear], config: TrainConfig) -> str:

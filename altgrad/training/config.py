@@ -148,7 +148,7 @@ class TrainConfig(Recipe):
     # running
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | None = Field(None, ge=1, description="CPU threads; None: what torch finds, or the trial's CPUs in a sweep")
-    compile: Literal["auto", True, False] = Field("auto", description="torch.compile the step; auto: where it pays")
+    compile: Literal["auto", "blocks", True, False] = Field("auto", description="torch.compile the step: as one graph, a graph per repeated block, not at all; auto: what pays")
     checkpoint_interval: int = Field(100, ge=1, description="steps between checkpoints")
     default_sweep: bool = Field(True, description="part of `python tune/sweep.py` without arguments")
     # fmt: on

@@ -26,9 +26,11 @@ from altgrad.outage import Outage
 from altgrad.report import write_failure_report
 from altgrad.results import RunWriter, Status, Verdict
 from altgrad.storage import Folder
+from altgrad.training.allocator import keep_freed_memory
 from altgrad.training.checkpoint import load_checkpoint, save_checkpoint
 from altgrad.training.config import ConfigError, TrainConfig
 from altgrad.training.data import Batches
+from altgrad.training.payoff import How
 from altgrad.training.trainer import StepOutcome, Trainer
 
 
@@ -93,13 +95,14 @@ class FormatExperimentRunner:
         self._rows: list[Mapping[str, float]] = []
         self._losses = LossSummary()
         self._stop: Mapping[str, Any] | None = None
-        self._compiled_before: bool | None = None
+        self._compiled_before: How | None = None
 
     def run(self) -> ExperimentResult:
         """Train to the end, to a collapse, or to an exception, which is recorded (status `failed`) and raised."""
         attempt = self._next_attempt()
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
+        keep_freed_memory()
         writer = RunWriter(self.folder, attempt)
         try:
             trainer = Trainer(self.config, self._model, self._batches, self._runs_alike, self._compiled_before)

@@ -61,8 +61,7 @@ class WriteBack:
         """Round all weights in place."""
         for name, layer in self._layers.items():
             site = layer.site("weight")
-            # a salt of its own: the operand rounding of the same weight must not reuse the random numbers
-            mode = site.mode._replace(rounding=self._rounding, salt=-1 - site.mode.salt, at_rest=True)
+            mode = site.mode._replace(rounding=self._rounding, at_rest=True)
             rounded, self.counts[name] = round_site(layer.weight, site.spec, site.history, layer.key, mode)
             self.corrections[name] += rounded - layer.weight
             layer.weight.copy_(rounded)

@@ -30,6 +30,7 @@ from altgrad.training.counts import SiteCounts
 from altgrad.training.data import Batches, TextBatches, load_corpus
 from altgrad.training.model import build_gpt
 from altgrad.training.optim import WriteBack, build_optimizer, learning_rate
+from altgrad.training.payoff import How
 from altgrad.training.watch import RandomState, WeightWatch
 
 
@@ -57,7 +58,7 @@ class Trainer:
         model: nn.Module | None = None,
         batches: Batches | None = None,
         runs_alike: int = 1,
-        compiled_before: bool | None = None,
+        compiled_before: How | None = None,
     ) -> None:
         self.config = config
         self.device = _device(config.device)
@@ -70,7 +71,7 @@ class Trainer:
                 raise ValueError("batches.vocabulary is None, which the built-in GPT needs; give your own model too")
             model = build_gpt(config, batches.vocabulary)
         self.initial_weights_hash = _hash_weights(model)
-        self.model = model.to(self.device)
+        self.model = model.to(self.device).train()
         self.layers: dict[str, QuantizedLinear] = quantize_model(model, config)
         self._key = torch.zeros(2, dtype=torch.int32, device=self.device)
         for layer in self.layers.values():
@@ -93,9 +94,9 @@ class Trainer:
         self.tokens = 0
 
     @property
-    def compiled(self) -> bool:
-        """Whether the forward and backward pass is compiled; `compile_reason` says why."""
-        return self._loss.compiled
+    def compiled(self) -> How:
+        """How the forward and backward pass is run: eager, whole (one graph) or blocks; `compile_reason` says why."""
+        return self._loss.how
 
     @property
     def compile_reason(self) -> str:
@@ -149,7 +150,6 @@ class Trainer:
 
     def _forward_backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        self.model.train()
         loss = self._loss(inputs, targets)
         loss.backward()
         return loss.detach()
@@ -190,6 +190,7 @@ class Trainer:
         for inputs, targets in self.batches.validation():
             total += self.model(inputs.to(self.device), targets.to(self.device)) * len(inputs)
             count += len(inputs)
+        self.model.train()
         return float(total / count)
 
     def _account(self, record: dict[str, float], tokens: int, seconds: float) -> None:

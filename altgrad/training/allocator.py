@@ -1,0 +1,28 @@
+"""Keeps freed memory in the process, because every step asks for the same amounts again.
+
+glibc hands the memory of large tensors back to the system when they are freed and takes fresh pages for the next ones:
+one to two thousand page faults in each step of a 0.5M-parameter model, ten thousand at 26M, a tenth of the step's time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # <malloc.h>
+_LARGEST = 2**31 - 1  # bytes; mallopt takes an int
+
+
+def keep_freed_memory() -> None:
+    """From now on this process reuses what it frees.
+
+    Does nothing where the C library is not glibc, or where GLIBC_TUNABLES already says what is wanted.
+    """
+    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_MMAP_THRESHOLD, _LARGEST)
+    mallopt(_TRIM_THRESHOLD, _LARGEST)

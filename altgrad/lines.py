@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from altgrad.compare import Row
 from altgrad.curves import Curve, Span, buckets, difference, measured, non_finite_spans, smooth
+from altgrad.markdown import number
 from altgrad.results import Run
 
 Axis = Literal["step", "tokens", "elapsed_seconds"]
@@ -166,10 +167,13 @@ def scale(lines: Sequence[Line]) -> tuple[float, float] | None:
 
 
 def off_scale(line: Line, limits: tuple[float, float]) -> tuple[list[int], list[int]]:
-    """Steps at which a line first leaves the y-axis above and below, one for each stretch outside."""
+    """Steps at which a line first leaves the y-axis above and below, one for each stretch outside.
+
+    Infinite values are none of them: they are marked as non-finite.
+    """
     steps, values = line.smoothed
-    result = []
-    for outside in (values > limits[1], values < limits[0]):
+    finite, result = np.isfinite(values), []
+    for outside in (finite & (values > limits[1]), finite & (values < limits[0])):
         starts = outside & ~np.concatenate([[False], outside[:-1]])
         result.append([int(step) for step in steps[starts]])
     return result[0], result[1]
@@ -178,3 +182,25 @@ def off_scale(line: Line, limits: tuple[float, float]) -> tuple[list[int], list[
 def non_finite_count(lines: Iterable[Line]) -> int:
     """How many measurements in the window are NaN or inf: what the marks on the chart add up to."""
     return sum(span.count for line in lines for span in line.spans)
+
+
+def describe(lines: Sequence[Line]) -> str:
+    """What a chart of these lines shows, in words."""
+    ends = {one.row.run: float(one.raw.finite().values[-1]) for one in lines if len(one.raw.finite().values)}
+    last = max(int(one.raw.steps[-1]) for one in lines)
+    many = len(lines) > 1
+    said = [f"{len(lines)} run{'s' if many else ''}, up to step {last}."]
+    if ends:
+        best = min(ends, key=lambda name: ends[name])
+        value = f"{'Lowest last' if many else 'Last'} finite value: {number(ends[best])}"
+        said.append(f"{value} ({best})." if many else f"{value}.")
+    broken = non_finite_count(lines)
+    if broken:
+        affected = f" in {sum(bool(one.spans) for one in lines)} of {len(lines)} runs" if many else ""
+        said.append(f"{broken} non-finite value{'s' if broken > 1 else ''}{affected}.")
+    collapsed = [one for one in lines if one.row.collapse_step is not None]
+    if collapsed and many:
+        said.append(f"{len(collapsed)} of {len(lines)} collapsed.")
+    elif collapsed:
+        said.append(f"Collapsed at step {collapsed[0].row.collapse_step}.")
+    return " ".join(said)

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from altgrad.markdown import ABSENT, duration, number
-from altgrad.results import Run, latest_rows, list_parts, list_runs, read_parts
+from altgrad.results import Run, list_runs, read_rows
 from altgrad.storage import Folder
 
 _COLUMNS = ("loss", "gap_to_baseline", "stall_rate", "overflow_rate", "elapsed_seconds")
@@ -80,11 +80,9 @@ def status_table(states: list[RunState]) -> Table:
 
 
 def _state(run: Run) -> RunState:
-    parts = list_parts(run.folder, "steps")
-    table, _ = read_parts(run.folder, "steps", parts[-_NEWEST_PARTS:], _COLUMNS)
-    newest: dict[str, float] = {}
-    for row in latest_rows(table, "steps").to_pylist() if table.num_rows else []:
-        newest |= {name: value for name, value in row.items() if value is not None}
+    table, _ = read_rows(run.folder, "steps", _COLUMNS, newest=_NEWEST_PARTS)
+    measured = {name: table[name].drop_null() for name in table.column_names}
+    newest = {name: values[-1].as_py() for name, values in measured.items() if len(values)}
     summary = {} if run.end is None else run.end["summary"]
     reason = run.verdict.sentence() if run.verdict is not None else summary.get("error") or summary.get("reason") or ""
     step, config = int(newest.get("step", 0)), run.config

@@ -6,6 +6,7 @@ everything else on the page.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,7 +22,9 @@ from altgrad.palette import ALARM, NEUTRAL, format_colour, intervention_dash, va
 from dashboard.colours import with_alpha
 
 CONFIG = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
-_HEIGHT = 520
+_HEIGHT, _LEGEND_ROW, _MOST_HEIGHT = 520, 27, 1000
+_LABEL_WIDTH = 32
+_FEW_STEPS = 8
 _SYMBOLS = {"clip": "triangle-down", "skip": "x", "rollback": "arrow-left", "format_shift": "star", "restore": "circle"}
 
 
@@ -66,7 +69,7 @@ def bands_figure(bands: Sequence[Band], lines: Sequence[Line], view: View, log_x
             "x": band.x,
             "y": band.mean,
             "line": _stroke(band.row),
-            "name": f"{band.row.group_label} (n = {band.n})",
+            "name": in_lines(f"{band.row.group_label} (n = {band.n})"),
             "legendgroup": band.row.group,
             "hovertemplate": "%{y:.4g} at %{x}<extra>%{fullData.name}</extra>",
         }
@@ -102,6 +105,11 @@ def add_moments(figure: go.Figure, one: Line, events: Iterable[Event], verdict_s
         )
 
 
+def in_lines(label: str) -> str:
+    """A label for a legend or an axis, broken where it is long: the chart keeps the width."""
+    return "<br>".join(textwrap.wrap(label, _LABEL_WIDTH, break_on_hyphens=False))
+
+
 def vertical(x: float, colour: str = ALARM) -> dict[str, Any]:
     """A dashed line through the whole height."""
     return {
@@ -127,7 +135,7 @@ def _line_traces(one: Line, in_legend: bool, variants: list[str]) -> list[dict[s
         "x": one.x_smoothed,
         "y": _finite_or_gap(one.smoothed.values),
         "line": _stroke(one.row),
-        "name": one.row.group_label,
+        "name": in_lines(one.row.group_label),
         "legendgroup": one.row.group,
         "showlegend": in_legend,
         "hovertemplate": f"%{{y:.4g}} at %{{x}}<extra>{one.row.run}</extra>",
@@ -237,13 +245,22 @@ def _figure(
         y["type"] = "log"
     elif limits is not None:
         y["range"] = list(limits)
+    x: dict[str, Any] = {"title": {"text": AXES[view.axis]}, "type": "log" if log_x else "linear", "automargin": True}
+    if view.axis == "step" and not log_x and _few_steps(traces):
+        x |= {"tick0": 0, "dtick": 1}  # there is no step 59.5
     layout = {
-        "height": _HEIGHT,
+        "height": min(max(_HEIGHT, 110 + _LEGEND_ROW * sum(t.get("showlegend", True) for t in traces)), _MOST_HEIGHT),
         "margin": {"l": 10, "r": 10, "t": 30, "b": 10},
         "hovermode": "closest",
-        "xaxis": {"title": {"text": AXES[view.axis]}, "type": "log" if log_x else "linear", "automargin": True},
+        "xaxis": x,
         "yaxis": y,
         "legend": {"groupclick": "togglegroup", "itemsizing": "constant"},
         "shapes": shapes,
     }
     return go.Figure({"data": traces, "layout": layout}, skip_invalid=False, _validate=False)
+
+
+def _few_steps(traces: list[dict[str, Any]]) -> bool:
+    """Whether an axis of steps would be so short that Plotly puts ticks between steps."""
+    steps = np.concatenate([np.asarray(trace["x"], np.float64) for trace in traces] or [np.empty(0)])
+    return len(steps) > 0 and float(np.ptp(steps)) < _FEW_STEPS

@@ -12,6 +12,7 @@ from altgrad.compare import RescueCell, Row, by_group, matrix_axes, paired_gap, 
 from altgrad.compare.statistics import ENOUGH_SEEDS
 from altgrad.formats import find_format
 from altgrad.palette import NEUTRAL, format_colour, intervention_dash, share_colour
+from dashboard.charts import in_lines
 
 Key = tuple[str, str, str]  # format, variant, intervention
 
@@ -45,7 +46,7 @@ def matrix_figure(cells: Mapping[Key, RescueCell]) -> go.Figure:
             "line": {"width": 0},
             "pattern": {
                 "shape": ["/" if cells[key].ended < ENOUGH_SEEDS else "" for key, _, _ in places],
-                "fgcolor": "rgba(255, 255, 255, 0.35)",
+                "fgcolor": "rgba(0, 0, 0, 0.28)",
                 "fillmode": "overlay",
                 "size": 9,
             },
@@ -63,7 +64,7 @@ def matrix_figure(cells: Mapping[Key, RescueCell]) -> go.Figure:
         },
         "yaxis": {
             "tickvals": list(range(len(rows))),
-            "ticktext": [f"{fmt} {variant}".strip() for fmt, variant in rows],
+            "ticktext": [in_lines(f"{fmt} {variant}".strip()) for fmt, variant in rows],
             "range": [len(rows) - 0.5, -0.5],
             "showgrid": False,
             "zeroline": False,
@@ -110,9 +111,9 @@ def pareto_figure(rows: Sequence[Row]) -> go.Figure:
             "mode": "markers+text",
             "x": [bits],
             "y": [gap],
-            "text": [row.group_label if best else ""],
+            "text": [in_lines(row.group_label) if best else ""],
             "textposition": "middle right",
-            "name": row.group_label,
+            "name": in_lines(row.group_label),
             "marker": {"size": 11, "color": format_colour(row.format), "symbol": "circle" if best else "circle-open"},
             "customdata": [f"{row.group_label}, learning rate {row.learning_rate:.3g}"],
             "hovertemplate": "%{customdata}<br>%{y:+.4f} nats<extra></extra>",
@@ -174,7 +175,7 @@ def survival_figure(rows: Sequence[Row]) -> go.Figure:
 
 
 def _trace(mode: str, x: Any, y: Any, name: str, stroke: dict[str, Any] | None) -> dict[str, Any]:
-    trace = {"type": "scatter", "mode": mode, "x": list(x), "y": list(y), "name": name, "legendgroup": name}
+    trace = {"type": "scatter", "mode": mode, "x": list(x), "y": list(y), "name": in_lines(name), "legendgroup": name}
     return trace | ({"line": stroke} if stroke else {})
 
 

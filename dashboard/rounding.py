@@ -12,19 +12,36 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri, stdtrit
 
 from altgrad.formats import NumberFormat
 
 Floats = NDArray[np.float64]
-# Quantile function of |x| at unit variance; scipy.stats has them too but takes a second to import.
-DISTRIBUTIONS: Mapping[str, Callable[[Floats], Floats]] = {
-    "Gaussian": lambda p: ndtri((1 + p) / 2),
-    "Laplace": lambda p: -np.log1p(-p) / np.sqrt(2),
-    "Student-t, 3 degrees": lambda p: stdtrit(3, (1 + p) / 2) / np.sqrt(3),
-}
 _PER_BINADE = 64  # points that stand for a binade of a histogram
 _QUANTILES = 4096  # points that stand for a distribution
+
+
+def _gaussian(p: Floats) -> Floats:
+    from scipy.special import ndtri  # takes as long to import as a sweep to open, and serves one page
+
+    return ndtri((1 + p) / 2)
+
+
+def _laplace(p: Floats) -> Floats:
+    return -np.log1p(-p) / np.sqrt(2)
+
+
+def _student(p: Floats) -> Floats:
+    from scipy.special import stdtrit
+
+    return stdtrit(3, (1 + p) / 2) / np.sqrt(3)
+
+
+# Quantile function of |x| at unit variance
+DISTRIBUTIONS: Mapping[str, Callable[[Floats], Floats]] = {
+    "Gaussian": _gaussian,
+    "Laplace": _laplace,
+    "Student-t, 3 degrees": _student,
+}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ import streamlit as st
 
 from altgrad.results import list_sweeps
 from altgrad.storage import Folder, check_location
-from dashboard.compaction import forget_unused
 from dashboard.context import Context
 from dashboard.sweep import Sweep
 from dashboard.views import compare, curves, failures, formats, layers, overview, run, sweep
@@ -90,7 +89,6 @@ def _choose_sweep(location: str) -> Folder | None:
 
 @st.cache_resource(max_entries=8)
 def _open(location: str) -> Sweep:
-    forget_unused()
     return Sweep(Folder.at(location))
 
 

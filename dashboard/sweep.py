@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from altgrad.compare import check_run
 from altgrad.progress import planned_runs
 from altgrad.results import Run, Status, TableName, read_run
 from altgrad.storage import Folder
@@ -117,8 +118,10 @@ class Sweep:
 
     def prefetch(self, runs: Iterable[WatchedRun], name: TableName, columns: Sequence[str]) -> None:
         """Read columns of many runs at once, so that reading them one by one afterwards is quick."""
-        with ThreadPoolExecutor(self._readers) as pool:
-            list(pool.map(lambda run: run.table(name, columns), runs))
+        missing = [run for run in runs if not run.tables.holds(name, columns)]
+        if missing:
+            with ThreadPoolExecutor(self._readers) as pool:
+                list(pool.map(lambda run: run.table(name, columns), missing))
 
     def _look(self) -> dict[str, object]:
         """Run folder -> what changes when the run does: end record, attempt, new parts."""
@@ -148,8 +151,8 @@ class Sweep:
             run = read_run(self.folder / name)
             known = self._runs.get(name)
             tables = known.tables if known is not None else RunTables(run.folder)
-            tables.expect_more(is_over=run.end is not None)
-            _check(run)
+            tables.expect_more()
+            check_run(run)
             return WatchedRun(run.folder, run.info, run.end, tables, run.status)
         except FileNotFoundError:
             return None
@@ -183,15 +186,3 @@ class Sweep:
                 self._runs[name] = replace(run, observed_status=status)
                 silent |= status != "running"
         return silent
-
-
-def _check(run: Run) -> None:
-    """Raise ValueError where a record lacks what every page needs."""
-    missing = {"format", "seed", "max_steps", "learning_rate"} - run.config.keys()
-    if missing:
-        raise ValueError(f"{run.folder / 'run.json'}: config lacks {', '.join(sorted(missing))}")
-    if "started" not in run.info:
-        raise ValueError(f"{run.folder / 'run.json'}: incomplete: it needs `started`")
-    if run.end is not None and "status" not in run.end:
-        raise ValueError(f"{run.folder / 'end.json'}: incomplete: it needs `status`")
-    _ = run.verdict

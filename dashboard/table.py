@@ -17,24 +17,56 @@ from dashboard.sweep import Sweep, WatchedRun
 CELL_COLUMNS = ("loss", "validation_loss", "ulps_moved_mean")  # besides those of the comparison
 _SPARK_BUCKETS = 20
 _NUMBER = st.column_config.NumberColumn
+# Name in links -> head, on the screen and in the CSV
+HEADS: Mapping[str, str] = {
+    "run": "Run",
+    "group": "Group",
+    "format": "Format",
+    "variant": "Variant",
+    "intervention": "Intervention",
+    "seed": "Seed",
+    "runs": "Runs",
+    "collapsed": "Collapsed",
+    "learning_rate": "Learning rate",
+    "status": "Status",
+    "progress": "Progress",
+    "loss_curve": "Loss curve",
+    "loss": "Training loss",
+    "validation_loss": "Validation loss",
+    "best_validation_loss": "Best",
+    "best_step": "Best step",
+    "gap": "Gap to BF16",
+    "gap_low": "Interval low",
+    "gap_high": "Interval high",
+    "n": "n",
+    "said": "What can be said",
+    "gap_step": "At step",
+    "collapse_step": "Collapse step",
+    "collapse_rule": "Rule",
+    "stall_rate": "Stall rate",
+    "overflow_rate": "Overflow rate",
+    "ulps_moved_mean": "ULPs moved",
+    "tokens_per_second": "Tokens/s",
+    "seconds": "Time",
+}
 COLUMNS: Mapping[str, Any] = {
-    "Group": st.column_config.TextColumn(width="medium"),
-    "What can be said": st.column_config.TextColumn(width="large"),
-    "Learning rate": _NUMBER(format="%.2g"),
-    "Progress": st.column_config.ProgressColumn(format="%.0f %%", min_value=0, max_value=100),
-    "Loss curve": st.column_config.LineChartColumn(width="small", help="training loss; non-finite values left out"),
-    "Training loss": _NUMBER(format="%.4f", help="of the last step"),
-    "Validation loss": _NUMBER(format="%.4f"),
-    "Best": _NUMBER(format="%.4f", help="smallest validation loss"),
-    "Best step": _NUMBER(format="%d"),
-    "Gap to BF16": _NUMBER(format="%+.4f", help="validation loss minus that of the BF16 run of the same seed"),
-    "Interval low": _NUMBER(format="%+.4f", help="95 % t interval over seeds"),
-    "Interval high": _NUMBER(format="%+.4f", help="95 % t interval over seeds"),
-    "Stall rate": _NUMBER(format="percent"),
-    "Overflow rate": _NUMBER(format="percent"),
-    "ULPs moved": _NUMBER(format="%.3g"),
-    "Tokens/s": _NUMBER(format="localized"),
-    "Time": _NUMBER(format="%.0f s"),
+    "group": st.column_config.TextColumn(width="medium"),
+    "said": st.column_config.TextColumn(width="large"),
+    "learning_rate": _NUMBER(format="%.2g"),
+    "progress": st.column_config.ProgressColumn(format="%.0f %%", min_value=0, max_value=100),
+    "loss_curve": st.column_config.LineChartColumn(width="small", help="training loss; non-finite values left out"),
+    "loss": _NUMBER(format="%.4f", help="of the last step"),
+    "validation_loss": _NUMBER(format="%.4f"),
+    "best_validation_loss": _NUMBER(format="%.4f", help="smallest validation loss"),
+    "best_step": _NUMBER(format="%d"),
+    "gap": _NUMBER(format="%+.4f", help="validation loss minus that of the BF16 run of the same seed"),
+    "gap_low": _NUMBER(format="%+.4f", help="95 % t interval over seeds"),
+    "gap_high": _NUMBER(format="%+.4f", help="95 % t interval over seeds"),
+    "stall_rate": _NUMBER(format="percent"),
+    "overflow_rate": _NUMBER(format="percent"),
+    "ulps_moved_mean": _NUMBER(format="%.3g"),
+    "tokens_per_second": _NUMBER(format="localized"),
+    "seconds": _NUMBER(format="%.0f s"),
 }
 
 
@@ -47,7 +79,7 @@ def run_frame(rows: Sequence[Row], sweep: Sweep, sparklines: bool = True) -> pd.
         compute = partial(_measured_cells, runs[row.run], sparklines)
         cells.append(_run_cells(row, sweep.remembered(runs[row.run], ("cells", sparklines), compute)))
     frame = pd.DataFrame(cells)
-    return frame if sparklines else frame.drop(columns="Loss curve")
+    return frame if sparklines else frame.drop(columns="loss_curve")
 
 
 def _measured_cells(run: WatchedRun, with_sparkline: bool) -> dict[str, Any]:
@@ -55,38 +87,43 @@ def _measured_cells(run: WatchedRun, with_sparkline: bool) -> dict[str, Any]:
     loss, validation, ulps = (_curve(run, name) for name in CELL_COLUMNS)
     finite = validation.finite()
     return {
-        "Loss curve": sparkline(loss) if with_sparkline else None,
-        "Training loss": _last(loss),
-        "Best step": int(finite.steps[finite.values.argmin()]) if len(finite.steps) else None,
-        "ULPs moved": _last(ulps),
+        "loss_curve": sparkline(loss) if with_sparkline else None,
+        "loss": _last(loss),
+        "best_step": int(finite.steps[finite.values.argmin()]) if len(finite.steps) else None,
+        "ulps_moved_mean": _last(ulps),
     }
 
 
 def _run_cells(row: Row, measured_cells: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "Run": row.run,
-        "Format": row.format,
-        "Variant": row.variant,
-        "Intervention": row.intervention,
-        "Seed": row.seed,
-        "Learning rate": row.learning_rate,
-        "Status": row.status,
-        "Progress": 100 * row.step / row.max_steps,
-        "Loss curve": measured_cells["Loss curve"],
-        "Training loss": measured_cells["Training loss"],
-        "Validation loss": row.validation_loss,
-        "Best": row.best_validation_loss,
-        "Best step": measured_cells["Best step"],
-        "Gap to BF16": row.gap,
-        "At step": row.gap_step,
-        "Collapse step": row.collapse_step,
-        "Rule": row.collapse_rule,
-        "Stall rate": row.stall_rate,
-        "Overflow rate": row.overflow_rate,
-        "ULPs moved": measured_cells["ULPs moved"],
-        "Tokens/s": row.tokens_per_second,
-        "Time": row.seconds,
+        "run": row.run,
+        "format": row.format,
+        "variant": row.variant,
+        "intervention": row.intervention,
+        "seed": row.seed,
+        "learning_rate": row.learning_rate,
+        "status": row.status,
+        "progress": 100 * row.step / row.max_steps,
+        "loss_curve": measured_cells["loss_curve"],
+        "loss": measured_cells["loss"],
+        "validation_loss": row.validation_loss,
+        "best_validation_loss": row.best_validation_loss,
+        "best_step": measured_cells["best_step"],
+        "gap": row.gap,
+        "gap_step": row.gap_step,
+        "collapse_step": row.collapse_step,
+        "collapse_rule": row.collapse_rule,
+        "stall_rate": row.stall_rate,
+        "overflow_rate": row.overflow_rate,
+        "ulps_moved_mean": measured_cells["ulps_moved_mean"],
+        "tokens_per_second": row.tokens_per_second,
+        "seconds": row.seconds,
     }
+
+
+def group_name(members: Sequence[Row]) -> str:
+    """A group's name in links: its first run's.  Labels may change, and several groups may share one."""
+    return min(row.run for row in members)
 
 
 def group_frame(rows: Sequence[Row]) -> pd.DataFrame:
@@ -97,25 +134,26 @@ def group_frame(rows: Sequence[Row]) -> pd.DataFrame:
 def _group_cells(members: Sequence[Row]) -> dict[str, Any]:
     row, gap = members[0], paired_gap(members)
     losses = [member.validation_loss for member in members if member.validation_loss is not None]
+    best = [member.best_validation_loss for member in members if member.best_validation_loss is not None]
     collapsed = [member for member in members if member.status == "collapsed"]
     return {
-        "Group": row.group_label,
-        "Learning rate": row.learning_rate,
-        "Runs": len(members),
-        "Collapsed": len(collapsed),
-        "Validation loss": _mean(losses),
-        "Best": min((m.best_validation_loss for m in members if m.best_validation_loss is not None), default=None),
-        "Gap to BF16": gap.mean,
-        "Interval low": gap.low,
-        "Interval high": gap.high,
+        "group": row.group_label,
+        "learning_rate": row.learning_rate,
+        "runs": len(members),
+        "collapsed": len(collapsed),
+        "validation_loss": _mean(losses),
+        "best_validation_loss": min(best, default=None),
+        "gap": gap.mean,
+        "gap_low": gap.low,
+        "gap_high": gap.high,
         "n": gap.n,
-        "What can be said": "baseline" if row.is_baseline else gap.sentence,
-        "Collapse step": _mean([m.collapse_step for m in collapsed if m.collapse_step is not None]),
-        "Rule": ", ".join(sorted({m.collapse_rule for m in collapsed if m.collapse_rule})),
-        "Stall rate": _mean([m.stall_rate for m in members if m.stall_rate is not None]),
-        "Overflow rate": _mean([m.overflow_rate for m in members if m.overflow_rate is not None]),
-        "Tokens/s": _mean([m.tokens_per_second for m in members if m.tokens_per_second is not None]),
-        "Time": sum(m.seconds or 0.0 for m in members),
+        "said": "baseline" if row.is_baseline else gap.sentence,
+        "collapse_step": _mean([m.collapse_step for m in collapsed if m.collapse_step is not None]),
+        "collapse_rule": ", ".join(sorted({m.collapse_rule for m in collapsed if m.collapse_rule})),
+        "stall_rate": _mean([m.stall_rate for m in members if m.stall_rate is not None]),
+        "overflow_rate": _mean([m.overflow_rate for m in members if m.overflow_rate is not None]),
+        "tokens_per_second": _mean([m.tokens_per_second for m in members if m.tokens_per_second is not None]),
+        "seconds": sum(m.seconds or 0.0 for m in members),
     }
 
 

@@ -1,11 +1,12 @@
 """Controls and tables as every page uses them.
 
-A view's state lives in the URL: widgets are bound to query parameters, so a link reproduces what is on the screen.
+A view's state lives in the URL, so a link reproduces what is on the screen.  There it is named as the data names it,
+never by a label.  Widgets whose options are such names are bound to query parameters by Streamlit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -16,6 +17,8 @@ from dashboard.sweep import WatchedRun
 
 _ROWS_WITHOUT_SCROLLING = 12
 _SCROLLED_HEIGHT = 420
+_SHORT = 34
+_NOTHING = ""  # in the URL: nothing of several is chosen, and that is not the default
 
 
 def choose(title: str, options: Sequence[str], key: str, default: str | None = None, **more: Any) -> str:
@@ -30,12 +33,58 @@ def choose_many(title: str, options: Sequence[str], key: str, default: Sequence[
     return list(st.multiselect(title, options, default=kept, key=key, bind="query-params", **more))
 
 
-def choose_one(title: str, options: Sequence[str], key: str, **more: Any) -> str:
-    """One of a few options shown side by side, bound to the URL under `key`."""
-    chosen = st.segmented_control(
-        title, options, default=options[0], key=key, required=True, bind="query-params", **more
+def choose_one(title: str, options: Mapping[str, str], key: str, **more: Any) -> str:
+    """One of a few options shown side by side; `options`: name in the URL -> label.  The first is the default."""
+    default = next(iter(options))
+    widget = _follow_url(key, options, [default], many=False)
+    chosen = str(
+        st.segmented_control(title, list(options), format_func=options.__getitem__, key=widget, required=True, **more)
     )
-    return str(chosen)
+    _tell_url(key, [chosen], [default])
+    return chosen
+
+
+def choose_named(
+    title: str, options: Mapping[str, str], key: str, default: Sequence[str] = (), **more: Any
+) -> list[str]:
+    """Some of some options; `options`: name in the URL -> label."""
+    kept = [name for name in default if name in options]
+    widget = _follow_url(key, options, kept, many=True)
+    chosen = list(st.multiselect(title, list(options), format_func=options.__getitem__, key=widget, **more))
+    _tell_url(key, chosen, kept)
+    return chosen
+
+
+def _follow_url(key: str, options: Mapping[str, str], default: list[str], many: bool) -> str:
+    """Put what the URL names into the widget, whose key is returned; once, so that the viewer's choice stays.
+
+    A widget bound to the URL by Streamlit would write its labels there, and a link would break with a better label.
+    """
+    widget, wanted = f"{key} widget", st.query_params.get_all(key)
+    if wanted != st.session_state.get(f"{key} told") or widget not in st.session_state:
+        known = [name for name in wanted if name in options]
+        unknown = [name for name in wanted if name and name not in options]
+        chosen = known if known or wanted == [_NOTHING] else default
+        st.session_state[widget] = chosen if many else chosen[0]
+        st.session_state[f"{key} unknown"] = ", ".join(unknown)
+    elif many:
+        st.session_state[widget] = [name for name in st.session_state[widget] if name in options]
+    elif st.session_state[widget] not in options:
+        st.session_state[widget] = default[0]
+    if st.session_state.get(f"{key} unknown"):
+        st.caption(f"The link asks for `{key}={st.session_state[f'{key} unknown']}`, which there is not (any more).")
+    return widget
+
+
+def _tell_url(key: str, chosen: list[str], default: list[str]) -> None:
+    """Name the choice in the URL, unless it is the default."""
+    told = [] if chosen == default else chosen or [_NOTHING]
+    if told != st.query_params.get_all(key):
+        if told:
+            st.query_params[key] = told
+        else:
+            st.query_params.pop(key, None)
+    st.session_state[f"{key} told"] = told
 
 
 def switch(title: str, key: str, value: bool = False, **more: Any) -> bool:
@@ -69,6 +118,11 @@ def choose_run(runs: Sequence[WatchedRun], key: str = "run") -> WatchedRun:
 def metric_label(name: str) -> str:
     """Sentence-case label with unit."""
     return METRICS[name].axis
+
+
+def shortened(name: str) -> str:
+    """A run's name where there is little room: its beginning says what it is, its end which seed."""
+    return name if len(name) <= _SHORT else f"{name[: _SHORT - 10]}…{name[-9:]}"
 
 
 def show_table(frame: pd.DataFrame, alt: str, **more: Any) -> Any:

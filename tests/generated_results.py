@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from altgrad.metrics import columns
-from altgrad.results import SCHEMA, SCHEMAS, RunWriter, Verdict
+from altgrad.results import SCHEMA, SCHEMAS, RunWriter, Verdict, write_end
+from altgrad.results.parts import encoded
 from altgrad.storage import Folder
 from altgrad.training.config import TrainConfig, intervention_fields
 
@@ -216,7 +216,7 @@ def mixed_sweep(root: Path, name: str = "mixed", seeds: tuple[int, ...] = (1, 2,
     write_run(sweep, InventedRun("E5M2", seed=4, nan_span=(40, 60), **short))
     write_run(sweep, InventedRun("E0M7", nan_span=(71, 75), **short), "collapsed", until=75, verdict=NON_FINITE)
     write_run(sweep, InventedRun("E6M1", **short), "open", until=60)
-    corrupt_part(write_run(sweep, InventedRun("E2M5", **short)))
+    damaged_run(sweep, InventedRun("E2M5", **short))
     corrupt_run(sweep)
     unknown_schema(sweep)
     return sweep
@@ -228,6 +228,14 @@ def running_sweep(root: Path, name: str = "running") -> Folder:
     write_run(sweep, InventedRun("BF16", steps=120, eval_interval=20), "open", until=70, started=time.time() - 4)
     RunWriter(sweep / "e4m3_begun").start(InventedRun("E4M3").info(name) | {"run": "e4m3_begun"})
     return sweep
+
+
+def damaged_run(sweep: Folder, run: InventedRun, rows_per_part: int = 50) -> Folder:
+    """A run that was ended from outside, the last part of its steps damaged."""
+    folder = write_run(sweep, run, "open", rows_per_part=rows_per_part)
+    corrupt_part(folder)
+    write_end(folder, "completed", None, {})
+    return folder
 
 
 def corrupt_part(run: Folder) -> None:
@@ -267,7 +275,7 @@ def large_sweep(root: Path, runs: int, steps: int, parts: int = 1, name: str = "
         Path(folder.path, "steps").mkdir(parents=True)
         for part, begin in enumerate(range(0, steps, -(-steps // parts))):
             path = Path(folder.path, "steps", f"part-000-{part:06d}.parquet")
-            pq.write_table(table.slice(begin, -(-steps // parts)), path, compression="zstd")
+            path.write_bytes(encoded("steps", table.slice(begin, -(-steps // parts))))
         information = {"schema": SCHEMA, "attempt": 0, "started": DAY_AGO, **run.info(name)}
         Path(folder.path, "run.json").write_text(json.dumps(information))
         end = {"schema": SCHEMA, "ended": DAY_AGO + 500, "status": "completed", "verdict": None, "summary": {}}

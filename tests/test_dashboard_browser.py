@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from altgrad.palette import format_colour, intervention_dash
 from altgrad.results import RunWriter
 from tests import generated_results as generated
 
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.skipif(not os.path.exists(CHROMIUM), reason=f"{CHROMIUM
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "artifacts" / "dashboard"
 PAGES = ("Sweep", "Curves", "Compare", "Failures", "Layers", "Formats", "Run")  # besides the overview
-VIEWS = ("curves?layout=small+multiples", "formats?view=Precision")
+VIEWS = ("curves?layout=multiples", "formats?view=precision")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 ARGUMENTS += ["--disable-component-update", "--disable-sync"]
 LIVE_SECONDS = 5
@@ -121,10 +122,10 @@ class Visit:
 
     def take_picture(self, name: str) -> None:
         """The whole page, however long."""
-        self.page.wait_for_timeout(400)
+        self.page.wait_for_timeout(200)
         height = self.page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
         self.page.set_viewport_size({"width": 1400, "height": max(1000, min(height + 40, 5000))})
-        self.page.wait_for_timeout(400)
+        self.page.wait_for_timeout(250)
         PICTURES.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=str(PICTURES / f"{name}.png"))
         self.page.set_viewport_size({"width": 1400, "height": 1000})
@@ -169,7 +170,7 @@ def test_link_shows_the_same_view_to_somebody_else(browser: Any, visit: Visit) -
     visit.page.get_by_text("Smoothing half-life").wait_for()
     visit.page.get_by_text("seed bands", exact=True).click()
     visit.page.get_by_text("Band: lowest to highest seed").wait_for()
-    visit.page.wait_for_url("**layout=seed+bands**")
+    visit.page.wait_for_url("**layout=bands**")
     other = Visit(browser, visit.server)
     other.page.goto(visit.page.url)
     other.settle()
@@ -191,7 +192,7 @@ def test_click_on_a_matrix_cell_opens_its_runs(visit: Visit) -> None:
 
 
 def test_download_is_what_the_table_shows(visit: Visit) -> None:
-    visit.open("sweep?sweep=mixed&format=E3M4&sort=Seed")
+    visit.open("sweep?sweep=mixed&format=E3M4&sort=seed")
     with visit.page.expect_download() as download:
         visit.page.get_by_text("Download as CSV").click()
     rows = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))
@@ -233,6 +234,50 @@ def _write_slowly(writer: RunWriter, run: generated.InventedRun, done: threading
         writer.step(row)
         if done.wait(0.05):
             return
+
+
+def test_charts_and_tables_have_words_for_those_who_do_not_see_them(visit: Visit) -> None:
+    for path in ("curves?layout=multiples&", "compare?", "failures?", "run?"):
+        visit.open(f"{path}sweep=mixed")
+        visit.page.locator(".js-plotly-plot").first.wait_for()
+        for chart in visit.page.get_by_test_id("stPlotlyChart").all():
+            assert chart.get_attribute("role") == "figure" and len(chart.get_attribute("aria-label")) > 20, path
+        for table in visit.page.get_by_test_id("stDataFrame").all():
+            table.locator("[role=grid]").wait_for(state="attached")
+            said = table.get_by_test_id("stDataFrameResizable").get_attribute("aria-label")
+            assert len(said) > 10 and table.locator("[role=grid] th").count(), path
+
+
+def test_every_control_of_the_matrix_is_reached_by_keyboard_and_opens_its_runs(visit: Visit) -> None:
+    visit.open("compare?sweep=mixed")
+    visit.page.locator(".barlayer .point").first.wait_for()
+    reached = []
+    while "Runs of a cell" not in reached and len(reached) < 60:
+        visit.page.keyboard.press("Tab")
+        reached.append(visit.page.evaluate("(e => e.ariaLabel || e.innerText)(document.activeElement)"))
+    assert {"Overview", "Failures", "Sweep", "Rescue matrix"} <= set(reached)
+    visit.page.keyboard.type("E7M0 · clip+shift")
+    visit.page.keyboard.press("Enter")
+    visit.page.wait_for_url("**/sweep?**")
+    visit.page.get_by_text("3 rows").wait_for()
+
+
+def test_formats_have_their_colours_and_interventions_their_dashes_on_the_page(visit: Visit) -> None:
+    visit.open("curves?sweep=mixed")
+    visit.page.locator(".legend .traces").first.wait_for()
+    drawn = visit.page.evaluate("""
+        [...document.querySelectorAll('.legend .traces')]
+            .map(entry => [entry.textContent, entry.querySelector('.legendlines path')])
+            .filter(([name, line]) => line)
+            .map(([name, line]) => [name, getComputedStyle(line).stroke, getComputedStyle(line).strokeDasharray])
+    """)
+    strokes = {name: (colour, dash) for name, colour, dash in drawn}
+    for name, (fmt, intervention) in {"E4M3": ("E4M3", "none"), "E7M0 · clip": ("E7M0", "clip")}.items():
+        rgb = ", ".join(str(int(format_colour(fmt)[at : at + 2], 16)) for at in (1, 3, 5))
+        dash = intervention_dash(intervention)
+        assert strokes[name] == (f"rgb({rgb})", "none" if dash == "solid" else dash.replace(" ", ", "))
+    own = [dash for name, (_, dash) in strokes.items() if name.startswith("E7M0")]
+    assert len(own) == 4 == len(set(own)), "colour alone would tell the interventions apart"
 
 
 def test_page_at_rest_is_not_drawn_again(visit: Visit) -> None:

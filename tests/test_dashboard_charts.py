@@ -110,19 +110,19 @@ def test_best_format_is_named_with_its_interval(rows: list[Row]) -> None:
 
 
 def test_group_row_is_that_of_its_seeds_alone(rows: list[Row]) -> None:
-    whole = group_frame(rows).set_index("Group")
-    fewer = group_frame([row for row in rows if row.format != "E5M2"]).set_index("Group")
+    whole = group_frame(rows).set_index("group")
+    fewer = group_frame([row for row in rows if row.format != "E5M2"]).set_index("group")
     pd.testing.assert_frame_equal(fewer, whole.drop(index="E5M2"))
-    assert whole.loc["E7M0 · clip", "Collapsed"] == 3
+    assert whole.loc["E7M0 · clip", "collapsed"] == 3
 
 
 def test_run_table_has_absent_values_as_absent(sweep: Sweep, rows: list[Row]) -> None:
-    frame = run_frame(rows, sweep).set_index("Run")
+    frame = run_frame(rows, sweep).set_index("run")
     assert len(frame) == len(rows)
-    assert pd.isna(frame.loc["bf16_lr0.0006_s1", "Gap to BF16"])
-    assert pd.isna(frame.loc["bf16_lr0.0006_s1", "Collapse step"])
-    assert frame.loc["e7m0_lr0.0006_s1", "Collapse step"] == 80
-    assert frame.loc["e7m0_lr0.0006_s1", "Progress"] == pytest.approx(100 * 80 / 120)
+    assert pd.isna(frame.loc["bf16_lr0.0006_s1", "gap"])
+    assert pd.isna(frame.loc["bf16_lr0.0006_s1", "collapse_step"])
+    assert frame.loc["e7m0_lr0.0006_s1", "collapse_step"] == 80
+    assert frame.loc["e7m0_lr0.0006_s1", "progress"] == pytest.approx(100 * 80 / 120)
 
 
 def test_sparkline_has_finite_values_only(sweep: Sweep) -> None:

@@ -132,6 +132,12 @@ def test_diverged_run_does_not_flatten_the_others(sweep: Folder) -> None:
     assert list(marks.x) == [2] and list(marks.text) == [diverged.row.run]
 
 
+def test_infinite_values_are_marked_as_non_finite_only(sweep: Folder) -> None:
+    one = drawn(write(sweep, [3.0, 2.0, np.inf, np.inf, 2.0, -np.inf]))
+    assert off_scale(one, (1.0, 4.0)) == ([], [])
+    assert non_finite_count([one]) == 3
+
+
 def test_scale_of_collapsed_runs_alone_is_their_own(sweep: Folder) -> None:
     only = drawn(write(sweep, [3.0, 4.0, 5.0], status="collapsed"))
     limits = scale([only])

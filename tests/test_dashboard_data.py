@@ -68,7 +68,7 @@ def test_new_part_is_the_only_one_read(tmp_path: Path, opened_parts: list[str]) 
 def test_column_asked_for_later_joins_its_rows(tmp_path: Path) -> None:
     folder = Folder.at(tmp_path)
     run = generated.InventedRun(steps=30, eval_interval=10)
-    written = generated.write_run(folder, run, rows_per_part=7)
+    written = generated.write_run(folder, run, "open", rows_per_part=7)
     tables = RunTables(written)
     tables.read("steps", ["loss"])
     expected = read_table(written, "steps", ["validation_loss"])
@@ -109,61 +109,21 @@ def test_part_completed_later_is_read_then(tmp_path: Path) -> None:
     assert tables.broken_parts() == []
 
 
-@pytest.fixture
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder / "altgrad"
-
-
-def finished_tables(folder: Folder) -> RunTables:
-    tables = RunTables(folder)
-    tables.expect_more(is_over=True)
-    return tables
-
-
-def test_finished_run_of_many_parts_is_opened_as_one_file(tmp_path: Path, cache: Path, opened_parts: list[str]) -> None:
+def test_finished_run_is_opened_as_one_file(tmp_path: Path, opened_parts: list[str]) -> None:
     run = generated.write_run(Folder.at(tmp_path), generated.InventedRun(steps=60), rows_per_part=3)
+    opened_parts.clear()
+    tables = RunTables(run)
+    assert tables.read("steps", ["loss", "overflow_rate"]).num_rows == 60
+    assert len(opened_parts) == 1
+
+
+def test_parts_merged_behind_a_readers_back_are_read_as_one(tmp_path: Path) -> None:
+    run = generated.write_run(Folder.at(tmp_path), generated.InventedRun(steps=60), "open", rows_per_part=3)
     expected = read_table(run, "steps", ["loss", "overflow_rate"])
-    opened_parts.clear()
-    assert finished_tables(run).read("steps", ["loss", "overflow_rate"]).equals(expected)
-    assert len(opened_parts) == 20 + 1  # the cache is tried first
-    opened_parts.clear()
-    tables = finished_tables(run)
-    assert tables.read("steps", ["loss"]).num_rows == 60
-    assert tables.read("steps", ["loss", "overflow_rate"]).equals(expected)
-    assert len(opened_parts) == 2 and len(list(cache.glob("*"))) == 1
-
-
-def test_run_that_goes_on_after_its_end_is_not_taken_from_the_cache(tmp_path: Path, cache: Path) -> None:
-    run = generated.write_run(Folder.at(tmp_path), generated.InventedRun(steps=60), rows_per_part=3)
-    tables = finished_tables(run)
+    tables = RunTables(run)
     tables.read("steps", ["loss"])
-    write_steps(run, 61, 70, attempt=1)
-    tables.expect_more(is_over=False)
-    assert tables.read("steps", ["loss"]).num_rows == 70
-    assert tables.read("steps", ["learning_rate"]).num_rows == 70
-    assert finished_tables(run).read("steps", ["loss"]).num_rows == 70
-
-
-def test_damaged_cache_is_read_past_and_damaged_results_are_not_hidden(tmp_path: Path, cache: Path) -> None:
-    run = generated.write_run(Folder.at(tmp_path), generated.InventedRun(steps=60), rows_per_part=3)
-    finished_tables(run).read("steps", ["loss"])
-    (file,) = cache.glob("*")
-    file.write_bytes(b"PAR1")
-    assert finished_tables(run).read("steps", ["loss"]).num_rows == 60
-    file.unlink()
-    generated.corrupt_part(run)
-    for _ in range(2):
-        tables = finished_tables(run)
-        assert tables.read("steps", ["loss"]).num_rows == 57
-        assert len(tables.broken_parts()) == 1
-
-
-def test_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/nowhere")
-    run = generated.write_run(Folder.at(tmp_path), generated.InventedRun(steps=60), rows_per_part=3)
-    assert finished_tables(run).read("steps", ["loss"]).num_rows == 60
+    RunWriter(run).end("completed", None, {})
+    assert tables.read("steps", ["loss", "overflow_rate"]).equals(expected)
 
 
 def test_version_rises_with_news_and_only_then(tmp_path: Path) -> None:

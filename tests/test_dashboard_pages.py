@@ -39,7 +39,7 @@ def _killed(root: Path) -> None:
 
 def _corrupt(root: Path) -> None:
     sweep = generated.new_sweep(root, "s")
-    generated.corrupt_part(generated.write_run(sweep, generated.InventedRun("E4M3", **SHORT), rows_per_part=20))
+    generated.damaged_run(sweep, generated.InventedRun("E4M3", **SHORT), rows_per_part=20)
     generated.corrupt_run(sweep)
     generated.unknown_schema(sweep)
     (sweep / "no_config").write_json("run.json", {"schema": 1, "run": "no_config"})
@@ -144,11 +144,35 @@ def test_running_run_shows_its_progress_and_planned_runs(roots: dict[str, Path])
 
 
 def test_deep_link_reproduces_the_view(roots: dict[str, Path]) -> None:
-    app = show(roots["completed"], "curves", metric="validation_loss", format="E4M3", to="40", layout="seed bands")
+    app = show(roots["completed"], "curves", metric="validation_loss", format="E4M3", to="40", layout="bands")
     assert not app.exception
     assert next(box for box in app.selectbox if box.label == "Metric").value == "validation_loss"
     assert next(box for box in app.multiselect if box.key == "format").value == ["E4M3"]
     assert next(box for box in app.number_input if box.key == "to").value == 40
+
+
+def test_link_with_a_value_that_is_gone_shows_the_default_and_says_so(roots: dict[str, Path]) -> None:
+    app = show(roots["completed"], "curves", layout="seed bands", group="E4M3")
+    assert not app.exception
+    assert "layout" not in app.query_params and "group" not in app.query_params
+    text = words(app)
+    assert "`layout=seed bands`, which there is not" in text and "`group=E4M3`" in text
+
+
+def test_group_is_known_by_any_of_its_runs(roots: dict[str, Path]) -> None:
+    app = show(roots["completed"], "curves", group="e4m3_lr0.0006_s2", values="true")
+    assert app.query_params["group"] == "e4m3_lr0.0006_s1"
+    assert set(app.dataframe[0].value["run"]) == {"e4m3_lr0.0006_s1", "e4m3_lr0.0006_s2"}
+
+
+def test_no_link_holds_a_label(roots: dict[str, Path]) -> None:
+    app = show(roots["completed"], "sweep", rows="group", sort="gap", columns=["group", "gap"])
+    assert list(app.dataframe[0].value.columns) == ["Group", "Gap to BF16"]
+    app = show(roots["completed"], "run", metrics=["loss", "stall_rate"])
+    assert app.query_params["metrics"] == ["loss", "stall_rate"]
+    assert app.multiselect[0].value == ["loss", "stall_rate"]
+    app = show(roots["completed"], "compare", part="survival")
+    assert "No run has collapsed" in words(app)
 
 
 def test_link_to_a_run_opens_that_run(roots: dict[str, Path]) -> None:

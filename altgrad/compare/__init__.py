@@ -6,7 +6,7 @@ filter the rows, never the runs.
 """
 
 from altgrad.compare.pairing import Settings, baseline_of, config_difference, settings_of
-from altgrad.compare.rows import STEP_COLUMNS, Row, Unpaired, comparison, pair, read_row
+from altgrad.compare.rows import STEP_COLUMNS, Row, Unpaired, check_run, comparison, pair, read_row
 from altgrad.compare.statistics import (
     PairedGap,
     RescueCell,
@@ -29,6 +29,7 @@ __all__ = [
     "Unpaired",
     "baseline_of",
     "by_group",
+    "check_run",
     "comparison",
     "comparison_csv",
     "comparison_markdown",

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import mean, median, stdev
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from altgrad.compare.rows import Row
 from altgrad.markdown import number
@@ -74,8 +74,33 @@ def paired_gap(rows: Iterable[Row]) -> PairedGap:
     if n < 2:
         return PairedGap(n, lost, gaps[0] if gaps else None, None, None)
     center = mean(gaps)
-    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * stdev(gaps) / math.sqrt(n)
+    half = t_quantile(n - 1) * stdev(gaps) / math.sqrt(n)
     return PairedGap(n, lost, center, center - half, center + half)
+
+
+@lru_cache(maxsize=256)
+def t_quantile(freedom: int) -> float:
+    """The t within which `CONFIDENCE` of Student's distribution lies, for whole degrees of freedom.
+
+    By halving the angle whose tangent is t / sqrt(freedom), of which the probability is a finite sum (Abramowitz and
+    Stegun 26.7.3 and 26.7.4).  scipy.special would do too, but its import takes as long as opening a sweep.
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        angle = (low + high) / 2
+        low, high = (angle, high) if _within(angle, freedom) < CONFIDENCE else (low, angle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _within(angle: float, freedom: int) -> float:
+    """P(|t| < sqrt(freedom) tan(angle))."""
+    odd = freedom % 2
+    term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
+    for k in range(1 + odd, freedom, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * k / (k + 1)
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
 
 
 @dataclass(frozen=True)

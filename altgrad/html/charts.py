@@ -18,8 +18,7 @@ from altgrad.events import Event
 from altgrad.html import marks
 from altgrad.html.frame import Frame, axes, margin, most_values, ticks
 from altgrad.html.markup import Html, element, join
-from altgrad.lines import Line, non_finite_count, scale
-from altgrad.markdown import number
+from altgrad.lines import Line, describe, scale
 from altgrad.metrics import METRICS
 from altgrad.palette import format_colour, intervention_dash, variant_marker
 
@@ -117,28 +116,6 @@ def legend(curves: Curves, kinds: Iterable[str] = ()) -> Html:
     return element("ul", join(items), marks.event_key(kinds), class_="legend")
 
 
-def describe(curves: Curves, lines: Sequence[Line]) -> str:
-    """What the chart shows, in words."""
-    ends = {one.row.run: float(one.raw.finite().values[-1]) for one in lines if len(one.raw.finite().values)}
-    last = max(int(one.raw.steps[-1]) for one in lines)
-    many = len(lines) > 1
-    said = [f"{len(lines)} run{'s' if many else ''}, up to step {last}."]
-    if ends:
-        best = min(ends, key=lambda name: ends[name])
-        value = f"{'Lowest last' if many else 'Last'} finite value: {number(ends[best])}"
-        said.append(f"{value} ({best})." if many else f"{value}.")
-    broken = non_finite_count(lines)
-    if broken:
-        affected = f" in {sum(bool(one.spans) for one in lines)} of {len(lines)} runs" if many else ""
-        said.append(f"{broken} non-finite value{'s' if broken > 1 else ''}{affected}.")
-    collapsed = [one for one in lines if one.row.collapse_step is not None]
-    if collapsed and many:
-        said.append(f"{len(collapsed)} of {len(lines)} collapsed.")
-    elif collapsed:
-        said.append(f"Collapsed at step {collapsed[0].row.collapse_step}.")
-    return " ".join(said)
-
-
 def _chart(curves: Curves, lines: Sequence[Line], width: int, height: int, *, label: str, behind: str = Html()) -> Html:
     drawn = (
         element("g", element("title", f"{one.row.run}: {one.row.group_label}, {one.row.status}"),
@@ -155,7 +132,7 @@ def _drawn(curves: Curves, lines: Sequence[Line], plot: Html, width: int, height
     non_finite = [marks.non_finite(one, frame) for one in lines]
     parts = [
         element("title", label),
-        element("desc", describe(curves, lines)),
+        element("desc", describe(lines)),
         axes(frame, METRICS[curves.metric].axis),
         *(stretches for stretches, _ in non_finite),
     ]

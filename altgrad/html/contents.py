@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from altgrad.compare import STEP_COLUMNS, Row, Unpaired, pair, read_row
+from altgrad.compare import STEP_COLUMNS, Row, Unpaired, check_run, pair, read_row
 from altgrad.lines import Line, View, line
-from altgrad.results import Run, TableName, latest_rows, list_parts, list_runs, read_parts
+from altgrad.results import Run, TableName, list_runs, read_rows
 from altgrad.storage import Folder
 
 METRIC = "loss"
@@ -85,14 +85,12 @@ def read_contents(sweep: Folder) -> Contents:
 def _load(run: Run) -> tuple[HeldRun, Unpaired] | str:
     """The run and its row, or why they cannot be had."""
     try:
+        check_run(run)
         held, damaged = {}, []
         for name, columns in _HELD.items():
-            table, broken = read_parts(run.folder, name, list_parts(run.folder, name), columns)
-            held[name] = latest_rows(table, name)
+            held[name], broken = read_rows(run.folder, name, columns)
             damaged += [f"{name}/{part}" for part in broken]
         loaded = HeldRun(run.folder, run.info, run.end, held, damaged)
         return loaded, read_row(loaded)
-    except KeyError as error:
-        return f"{run.folder}: run.json or end.json is incomplete: it needs {error.args[0]!r}"
-    except (ValueError, TypeError, OSError) as error:
-        return f"{run.folder}: {error}"
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        return str(error)

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from altgrad.compare import Row
-from altgrad.html.charts import Curves, alone, describe, legend
+from altgrad.html.charts import Curves, alone, legend
 from altgrad.html.contents import Contents, HeldRun
 from altgrad.html.markup import Html, element, join, table
 from altgrad.html.prose import prose
+from altgrad.lines import describe
 from altgrad.report import stored_report
 
 _REPORT_LEVEL = 4  # of the report's top heading, below the page, this section and the run
@@ -67,7 +68,7 @@ def _failure(run: HeldRun, row: Row, link: str, curves: Curves | None) -> Html:
     if curves is not None and line is not None:
         kinds = dict.fromkeys(event.kind for event in curves.events.get(row.run, ()) if event.kind != "verdict")
         key = legend(Curves([line], curves.events, curves.metric), kinds)
-        caption = element("figcaption", describe(Curves([line], {}, curves.metric), [line]))
+        caption = element("figcaption", describe([line]))
         figure = element("figure", alone(curves, line), key, caption)
     report = element("article", _report(run, figure), class_="report", id=link.removeprefix("#"))
     return element("details", summary, report)

@@ -12,11 +12,11 @@ from urllib.parse import quote
 from altgrad.compare import RescueCell, Row, by_group, comparison_csv, matrix_axes, paired_gap, rescue_matrix
 from altgrad.compare.statistics import ENOUGH_SEEDS
 from altgrad.compare.tables import COLUMNS, Column
-from altgrad.html.charts import Curves, describe, legend, overlay, panel
+from altgrad.html.charts import Curves, legend, overlay, panel
 from altgrad.html.contents import METRIC, Contents
 from altgrad.html.markup import Html, element, join, scrolling, table
 from altgrad.html.prose import sentence
-from altgrad.lines import non_finite_count
+from altgrad.lines import describe, non_finite_count
 from altgrad.markdown import ABSENT, duration
 from altgrad.metrics import METRICS
 from altgrad.palette import format_colour, share_colour
@@ -183,7 +183,7 @@ def _format(fmt: str, variant: str) -> Html:
 
 def _panel_caption(curves: Curves, name: str) -> Html:
     own = [one for one in curves.lines if one.row.format == name]
-    return join([element("strong", name), ": ", describe(curves, own)])
+    return join([element("strong", name), ": ", describe(own)])
 
 
 def _matrix_cell(cell: RescueCell | None) -> Html:

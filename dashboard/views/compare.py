@@ -14,7 +14,14 @@ from dashboard.context import Context
 from dashboard.matrix import learning_rate_figure, matrix_figure, pareto, pareto_figure, survival_figure
 from dashboard.widgets import choose_many, choose_one, show_table
 
-_PARTS = ["Rescue matrix", "Bits against loss", "Learning rate", "Survival", "Settings", "Significance"]
+_PARTS = {
+    "matrix": "Rescue matrix",
+    "bits": "Bits against loss",
+    "learning_rate": "Learning rate",
+    "survival": "Survival",
+    "settings": "Settings",
+    "significance": "Significance",
+}
 
 
 def show(context: Context) -> None:
@@ -22,15 +29,15 @@ def show(context: Context) -> None:
     st.title("Compare")
     part = choose_one("Comparison", _PARTS, "part", label_visibility="collapsed")
     rows = context.rows
-    if part == "Rescue matrix":
+    if part == "matrix":
         _matrix(context, rows)
-    elif part == "Bits against loss":
+    elif part == "bits":
         _pareto(rows)
-    elif part == "Learning rate":
+    elif part == "learning_rate":
         _learning_rate(rows)
-    elif part == "Survival":
+    elif part == "survival":
         _survival(rows)
-    elif part == "Settings":
+    elif part == "settings":
         _settings(context, rows)
     else:
         _significance(rows)
@@ -124,5 +131,7 @@ def _significance(rows: Sequence[Row]) -> None:
             for members in groups
         ]
     )
-    show_table(frame, alt="What may be said about each group's gap to BF16.")
+    widths = {"Group": 220, "Learning rate": 110, "Runs": 70}  # the rest is for the sentence
+    columns = {name: st.column_config.Column(width=width) for name, width in widths.items()}
+    show_table(frame, alt="What may be said about each group's gap to BF16.", column_config=columns)
     st.caption("Paired by seed: both runs saw the same batches from the same initial weights. 95 % t intervals.")

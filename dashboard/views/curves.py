@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,15 +11,17 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from altgrad.compare import Row, baseline_of, settings_of
+from altgrad.compare import Row, baseline_of, by_group, settings_of
 from altgrad.events import read_events
-from altgrad.lines import AXES, Axis, Line, View, line, non_finite_count, seed_bands
+from altgrad.lines import AXES, Axis, Line, View, describe, line, non_finite_count, seed_bands
 from altgrad.metrics import METRICS, columns
 from dashboard.charts import CONFIG, add_moments, bands_figure, curves_figure
 from dashboard.colours import FAINT
 from dashboard.context import Context
-from dashboard.widgets import choose_kept, choose_many, choose_one, metric_label, show_table, switch
+from dashboard.table import group_name
+from dashboard.widgets import choose_kept, choose_many, choose_named, choose_one, metric_label, show_table, switch
 
+_LAYOUTS = {"overlay": "overlay", "multiples": "small multiples", "bands": "seed bands"}
 _MOST_LINES = 100
 _MANY_LINES = 20  # from which on a line gets fewer buckets: its extremes stay, the chart draws faster
 _FEW_BUCKETS = 150
@@ -42,9 +45,9 @@ def show(context: Context) -> None:
         reason = "or has no BF16 baseline of the same seed " if view.difference else ""
         st.info(f"{METRICS[view.metric].label} was not measured {reason}in the chosen runs and window.")
         return
-    if layout == "small multiples":
+    if layout == "multiples":
         _multiples(lines, view, log_x, log_y)
-    elif layout == "seed bands":
+    elif layout == "bands":
         runs = {run.name: run for run in context.sweep.runs}
         _draw(bands_figure(seed_bands(rows, runs, view), lines, view, log_x, log_y), view, lines, "bands")
         st.caption("Line: mean over seeds. Band: lowest to highest seed. Both end where the first of the seeds ends.")
@@ -83,16 +86,32 @@ def _chosen_rows(context: Context) -> list[Row]:
     with columns_[0]:
         formats = choose_many("Formats", sorted({row.format for row in rows}), "format", placeholder="all")
     with columns_[1]:
-        groups = choose_many("Groups", sorted({row.group_label for row in rows}), "group", placeholder="all")
+        chosen = _chosen_groups(rows)
     with columns_[2]:
         names = choose_many("Runs", sorted(row.run for row in rows), "run", placeholder="all")
     return [
         row
         for row in rows
         if (not formats or row.format in formats)
-        and (not groups or row.group_label in groups)
+        and (not chosen or row.group in chosen)
         and (not names or row.run in names)
     ]
+
+
+def _chosen_groups(rows: Sequence[Row]) -> set[str]:
+    """`Row.group` of the groups chosen; each is known by any of its runs, for an earlier one may appear later."""
+    groups = {group_name(members): members for members in by_group(rows).values()}
+    name_of = {row.run: name for name, members in groups.items() for row in members}
+    named = st.query_params.get_all("group")
+    if named != [name_of.get(name, name) for name in named]:
+        st.query_params["group"] = [name_of.get(name, name) for name in named]
+    times = Counter(members[0].group_label for members in groups.values())
+    labels = {
+        name: row.group_label + ("" if times[row.group_label] == 1 else f", learning rate {row.learning_rate:.3g}")
+        for name, (row, *_) in groups.items()
+    }
+    ordered = dict(sorted(labels.items(), key=lambda item: item[1]))
+    return {groups[name][0].group for name in choose_named("Groups", ordered, "group", placeholder="all")}
 
 
 def _chosen_view(context: Context) -> tuple[View, str, bool, bool]:
@@ -102,7 +121,7 @@ def _chosen_view(context: Context) -> tuple[View, str, bool, bool]:
     with second:
         axis = choose_kept("Over", list(AXES), "over", "step", format_func=_axis_label)
     with third:
-        layout = choose_one("Layout", ["overlay", "small multiples", "seed bands"], "layout")
+        layout = choose_one("Layout", _LAYOUTS, "layout")
     with fourth:
         half_life = st.number_input(
             "Smoothing half-life",
@@ -137,7 +156,8 @@ def _int(value: float | None) -> int | None:
 
 
 def _draw(figure: object, view: View, lines: Sequence[Line], key: str) -> None:
-    alt = f"{METRICS[view.metric].label} over {AXES[view.axis].lower()} of {len(lines)} runs."
+    formats = ", ".join(sorted({one.row.format for one in lines}))
+    alt = f"{METRICS[view.metric].label} over {AXES[view.axis].lower()}, {formats}: {describe(lines)}"
     st.plotly_chart(figure, key=f"curves {key}", config=CONFIG, alt=alt)
 
 

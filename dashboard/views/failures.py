@@ -18,7 +18,7 @@ from dashboard.charts import CONFIG
 from dashboard.context import Context
 from dashboard.forensics import alike, first_layers, signals_of, strips_figure
 from dashboard.sweep import WatchedRun
-from dashboard.widgets import choose_run, show_table
+from dashboard.widgets import choose_run, shortened, show_table
 
 
 def show(context: Context) -> None:
@@ -127,4 +127,4 @@ def _alike(context: Context, run: WatchedRun, collapsed: Sequence[Row]) -> None:
     if not found:
         st.caption("No other run collapsed by the same rule.")
     for row in found[:8]:
-        context.link("failures", f"{row.run}: step {row.collapse_step}", run=row.run)
+        context.link("failures", f"{shortened(row.run)}: step {row.collapse_step}", run=row.run)

@@ -17,7 +17,7 @@ from dashboard.explorer import codes, equivalences, facts, fits, grid_figure, sa
 from dashboard.rounding import DISTRIBUTIONS, Fit, Weighted, from_distribution, from_histogram
 from dashboard.widgets import choose, choose_many, choose_one, choose_run, show_table, switch
 
-_PARTS = ["Grids", "Precision", "Codes", "This run's tensors"]
+_PARTS = {"grids": "Grids", "precision": "Precision", "codes": "Codes", "tensors": "This run's tensors"}
 
 
 def show(context: Context) -> None:
@@ -27,11 +27,11 @@ def show(context: Context) -> None:
     formats = _chosen_formats()
     if not formats:
         st.info("Choose at least one format.")
-    elif part == "Grids":
+    elif part == "grids":
         _grids(formats)
-    elif part == "Precision":
+    elif part == "precision":
         _precision(formats)
-    elif part == "Codes":
+    elif part == "codes":
         _codes(formats)
     else:
         _tensors(context, formats)

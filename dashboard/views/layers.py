@@ -11,7 +11,7 @@ from altgrad.metrics import columns as metric_columns
 from dashboard.charts import CONFIG
 from dashboard.context import Context
 from dashboard.heat import heat, heat_figure
-from dashboard.widgets import choose_many, choose_one, choose_run, metric_label
+from dashboard.widgets import choose_named, choose_one, choose_run
 
 _FIRST = ["stall_rate", "overflow_rate", "underflow_rate", "gradient_sparsity"]
 
@@ -28,10 +28,11 @@ def show(context: Context) -> None:
             f"({run.config.get('diagnostic_interval', 'not set')} here), and it has reached step {row.step}."
         )
         return
-    site = choose_one("Site", [name for name in SITES if name in set(table["site"].unique().to_pylist())], "site")
+    sites = set(table["site"].unique().to_pylist())
+    site = choose_one("Site", {name: name for name in SITES if name in sites}, "site")
     measured = measured_metrics(table, site)
-    shown = choose_many("Metrics", measured, "metrics", [n for n in _FIRST if n in measured] or measured[:4],
-                        format_func=metric_label)  # fmt: skip
+    first = [name for name in _FIRST if name in measured] or measured[:4]
+    shown = choose_named("Metrics", {name: METRICS[name].axis for name in measured}, "metrics", first)
     if not shown:
         st.info("Choose at least one metric.")
     cells = st.columns(2 if len(shown) > 1 else 1)

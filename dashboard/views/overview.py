@@ -14,7 +14,7 @@ from altgrad.markdown import duration
 from altgrad.progress import Progress, best_sentence, compute_sentence, newest_events, progress
 from altgrad.results import Status
 from dashboard.context import Context
-from dashboard.widgets import show_table
+from dashboard.widgets import shortened, show_table
 
 _NEWEST = 12
 _COUNTED: Sequence[Status] = ("running", "completed", "collapsed", "failed")
@@ -73,9 +73,8 @@ def _collapses(context: Context) -> None:
     for run in collapsed[:_NEWEST]:
         verdict = run.verdict
         if verdict is not None:
-            context.link(
-                "failures", f"{run.name}: {verdict.rule.replace('_', ' ')} at step {verdict.step}", run=run.name
-            )
+            label = f"{shortened(run.name)}: {verdict.rule.replace('_', ' ')} at step {verdict.step}"
+            context.link("failures", label, run=run.name)
 
 
 def _events(context: Context) -> None:
@@ -85,4 +84,5 @@ def _events(context: Context) -> None:
         st.caption("No event has been recorded.")
         return
     frame = pd.DataFrame(events)
+    frame["Run"] = frame["Run"].map(shortened)
     show_table(frame, alt="The newest events of all runs: run, kind, how often, last step, particulars.")

@@ -12,14 +12,15 @@ import yaml
 from altgrad.compare import Row
 from altgrad.compare.pairing import DEFAULTS
 from altgrad.events import read_events
-from altgrad.lines import View, line
+from altgrad.lines import View, describe, line
 from altgrad.markdown import duration, number
 from altgrad.metrics import METRICS, columns
 from altgrad.progress import event_row
+from altgrad.report import stored_report
 from dashboard.charts import CONFIG, add_moments, curves_figure
 from dashboard.context import Context
 from dashboard.sweep import WatchedRun
-from dashboard.widgets import choose_many, choose_run, metric_label, show_table
+from dashboard.widgets import choose_named, choose_run, show_table
 
 _FIRST = ("loss", "validation_loss", "stall_rate", "overflow_rate")
 _LEGEND = {"orientation": "h", "y": -0.3, "yanchor": "top"}  # above is the verdict's rule
@@ -55,7 +56,8 @@ def _state(context: Context, run: WatchedRun, row: Row) -> None:
     if row.status == "killed":
         st.warning("The run ended without an end record: it was killed. All that it had written until then is shown.")
     if row.reason is not None:
-        st.error(f"Collapsed: {row.reason}")
+        st.error(f"{row.status.capitalize()}: {row.reason}")
+    if row.collapse_step is not None:
         context.link("failures", "Why it collapsed", run=run.name)
     for part in run.tables.broken_parts():
         st.warning(f"`{part}` is damaged and left out; the rows of the other parts are shown.")
@@ -63,7 +65,7 @@ def _state(context: Context, run: WatchedRun, row: Row) -> None:
 
 def _curves(run: WatchedRun, row: Row) -> None:
     names = columns("step")
-    shown = choose_many("Metrics", names, "metrics", _FIRST, format_func=metric_label)
+    shown = choose_named("Metrics", {name: METRICS[name].axis for name in names}, "metrics", _FIRST)
     events = read_events(run)
     cells: Sequence[Any] = []
     for position, metric in enumerate(shown):
@@ -78,7 +80,7 @@ def _curves(run: WatchedRun, row: Row) -> None:
             figure = curves_figure([one], view)
             add_moments(figure, one, events, row.collapse_step)
             figure.update_layout(height=280, legend=_LEGEND, showlegend=len(figure.data) > 1)
-            alt = f"{METRICS[metric].label} of {run.name} over steps."
+            alt = f"{METRICS[metric].label} of {run.name} over steps: {describe([one])}"
             st.plotly_chart(figure, key=f"run {metric}", config=CONFIG, alt=alt)
 
 
@@ -149,7 +151,13 @@ def _text(value: Any) -> str:
 
 
 def _report(run: WatchedRun) -> None:
-    if run.folder.has("failure_report.md"):
-        st.subheader("Failure report")
-        with st.container(border=True):
-            st.markdown(run.folder.read_bytes("failure_report.md").decode(errors="replace"))
+    if run.verdict is None:
+        return
+    st.subheader("Failure report")
+    try:
+        text = stored_report(run)
+    except (ValueError, OSError) as error:
+        st.caption(f"Cannot be made: {error}")
+        return
+    with st.container(border=True):
+        st.markdown(text)

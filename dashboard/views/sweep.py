@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from altgrad.compare import STEP_COLUMNS, Row
+from altgrad.compare import STEP_COLUMNS, Row, by_group
 from altgrad.metrics import METRICS
 from dashboard.context import Context
-from dashboard.table import CELL_COLUMNS, COLUMNS, group_frame, run_frame
-from dashboard.widgets import choose, choose_many, choose_one, show_table, switch
+from dashboard.table import CELL_COLUMNS, COLUMNS, HEADS, group_frame, group_name, run_frame
+from dashboard.widgets import choose_kept, choose_many, choose_named, choose_one, show_table, switch
 
-_HIDDEN = ("Learning rate", "Training loss", "Best step", "At step")  # until asked for
+_HIDDEN = ("learning_rate", "loss", "best_step", "gap_step")  # until asked for
 _MANY = 200  # rows from which on the small loss curves would take longer than the rest of the page
 
 
@@ -24,24 +24,28 @@ def show(context: Context) -> None:
     rows = filtered(context)
     first, second, third, fourth = st.columns([2, 2, 1, 1], vertical_alignment="bottom")
     with first:
-        per_group = choose_one("One row per", ["run", "group of seeds"], "rows") == "group of seeds"
+        per_group = choose_one("One row per", {"run": "run", "group": "group of seeds"}, "rows") == "group"
     if not rows:
         st.info("No run matches the filters. Clear one of them.")
         return
     frame = group_frame(rows) if per_group else run_frame(rows, context.sweep, len(rows) <= _MANY)
     with second:
-        by = choose("Sort by", [name for name in frame.columns if name != "Loss curve"], "sort", "Validation loss")
+        names = [name for name in frame.columns if name != "loss_curve"]
+        by = choose_kept("Sort by", names, "sort", "validation_loss", format_func=HEADS.__getitem__)
     with third:
         descending = switch("Descending", "descending")
     with fourth, st.popover("Columns"):
         default = [name for name in frame.columns if per_group or name not in _HIDDEN]
-        shown = choose_many("Columns", list(frame.columns), "columns", default)
+        shown = choose_named("Columns", {name: HEADS[name] for name in frame.columns}, "columns", default)
     frame = frame.sort_values(by, ascending=not descending, na_position="last", kind="stable")
     frame = frame[[name for name in frame.columns if name in shown]]
-    _table(context, frame, per_group)
+    if not shown:
+        st.info("Choose at least one column.")
+        return
+    _table(context, frame, list(by_group(rows).values()) if per_group else [[row] for row in rows], per_group)
     st.download_button(
         "Download as CSV",
-        frame.drop(columns=["Loss curve"], errors="ignore").to_csv(index=False),
+        frame.drop(columns=["loss_curve"], errors="ignore").rename(columns=HEADS).to_csv(index=False),
         file_name=f"{context.sweep.folder.name}.csv",
         mime="text/csv",
         on_click="ignore",
@@ -68,12 +72,13 @@ def filtered(context: Context) -> list[Row]:
     return kept
 
 
-def _table(context: Context, frame: pd.DataFrame, per_group: bool) -> None:
+def _table(context: Context, frame: pd.DataFrame, members: Sequence[list[Row]], per_group: bool) -> None:
+    """The frame, whose index is the place in `members` of what a row shows."""
     what = "group of seeds" if per_group else "run"
     picked = show_table(
-        frame,
+        frame.rename(columns=HEADS),
         alt=f"One row per {what}: settings, status, losses, gap to the BF16 run of the same seed, collapse, speed.",
-        column_config={name: column for name, column in COLUMNS.items() if name in frame.columns},
+        column_config={HEADS[name]: column for name, column in COLUMNS.items() if name in frame.columns},
         on_select="rerun",
         selection_mode="single-row",
         key=f"table by {what}",
@@ -82,8 +87,8 @@ def _table(context: Context, frame: pd.DataFrame, per_group: bool) -> None:
     if not chosen:
         st.caption(f"{len(frame)} rows; select one to open it. Losses and gaps are in {METRICS['loss'].unit}.")
         return
-    row = frame.iloc[chosen[0]]
+    opened = members[frame.index[chosen[0]]]
     if per_group:
-        context.open("curves", group=str(row["Group"]))
-    elif "Run" in frame.columns:
-        context.open("run", run=str(row["Run"]))
+        context.open("curves", group=group_name(opened))
+    else:
+        context.open("run", run=opened[0].run)

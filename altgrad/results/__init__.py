@@ -1,0 +1,40 @@
+"""The results schema: what a run leaves on disk, its writer and its readers.
+
+A run is a folder, a sweep a folder of runs.  Tables are columnar parts that are written once, so that local disks,
+NFS and object stores work alike and a reader fetches only new parts and the columns it wants:
+
+    <root>/<sweep>/sweep.json              name, command, planned runs (written by the sweep)
+    <root>/<sweep>/<run>/run.json          at start: schema, ids, resolved config, versions, hashes, host, device
+                        /steps/part-*      one row per step; one column per metric, null = not measured
+                        /layers/part-*     step x layer x site
+                        /events/part-*     step, kind, detail (a JSON object)
+                        /tensors/part-*    step x layer x site: log2 histogram and a small fixed sample
+                        /failure_report.md only if collapsed
+                        /end.json          status, verdict, summary; absent while running and after a kill
+
+Every row carries `attempt`: of a step written twice (a restored run) the later attempt counts.  Many small parts are
+merged into one as the run goes on, see `parts`.
+No torch, no ray: the dashboard reads through this package alone.
+"""
+
+from altgrad.results.parts import read_rows, read_table
+from altgrad.results.run import Run, list_runs, list_sweeps, read_run
+from altgrad.results.schema import SCHEMA, SCHEMAS, Status, TableName, Verdict
+from altgrad.results.writer import NoWriter, RunWriter, write_end
+
+__all__ = [
+    "SCHEMA",
+    "SCHEMAS",
+    "NoWriter",
+    "Run",
+    "RunWriter",
+    "Status",
+    "TableName",
+    "Verdict",
+    "list_runs",
+    "list_sweeps",
+    "read_rows",
+    "read_run",
+    "read_table",
+    "write_end",
+]

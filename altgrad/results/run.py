@@ -1,0 +1,112 @@
+"""Readers: a run, the runs of a sweep, the sweeps of a root."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from altgrad.results.parts import read_table
+from altgrad.results.schema import SCHEMA, Status, TableName, Verdict
+from altgrad.storage import Folder
+
+_READERS = 16  # an object store answers slowly, but many at a time
+_SILENT_SECONDS = 60.0  # a run without end record counts as killed after this long without a new part
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as read from its folder.
+
+    `info` is run.json: `run`, `sweep`, `config` (the resolved TrainConfig), `intervention`, `versions`,
+    `git_commit`, `host`, `device`, `workers` (processes that train it together), `parameters`, `vocabulary`, `layers`,
+    `initial_weights_hash`, `batches_hash`, and `resources`: what a sweep gave the run, {"cpus": cores, "gpus": a share
+    or a number}; null where nobody shared out.
+    `end` is end.json or None.
+    """
+
+    folder: Folder
+    info: Mapping[str, Any]
+    end: Mapping[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        return str(self.info.get("run", self.folder.name))
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.info["config"]
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The collapse verdict of a run that has ended with one."""
+        if self.end is None or not self.end.get("verdict"):
+            return None
+        fields = dict(self.end["verdict"])
+        return Verdict(**(fields | {"value": float(fields["value"]), "limit": float(fields["limit"])}))
+
+    @property
+    def status(self) -> Status:
+        """From end.json; without one `running`, or `killed` where nothing was written for a minute."""
+        if self.end is not None:
+            return self.end["status"]
+        newest = max((info.mtime_ns or 0 for info in (self.folder / "steps").list()), default=0) / 1e9
+        return "running" if time.time() - max(newest, float(self.info["started"])) < _SILENT_SECONDS else "killed"
+
+    def table(self, name: TableName, columns: Sequence[str] | None = None) -> pa.Table:
+        """One table, rows in order of step, each row's latest attempt only; `columns` besides the key columns."""
+        return read_table(self.folder, name, columns)
+
+
+def read_run(folder: Folder) -> Run:
+    """The run in a folder.  Raises FileNotFoundError where there is none, ValueError where it cannot be read."""
+    info = folder.read_json("run.json")
+    if info.get("schema") != SCHEMA:
+        raise ValueError(f"{folder / 'run.json'}: schema {info.get('schema')!r}; this version reads schema {SCHEMA}")
+    if not isinstance(info.get("config"), dict):
+        raise ValueError(f"{folder / 'run.json'}: config={info.get('config')!r}; expected an object of config fields")
+    try:
+        end = folder.read_json("end.json")
+    except FileNotFoundError:
+        end = None
+    return Run(folder, info, end)
+
+
+def list_runs(sweep: Folder) -> tuple[list[Run], dict[str, str]]:
+    """The runs of a sweep folder by name, and for each folder that cannot be read a sentence saying why."""
+    folders = [
+        sweep / info.base_name
+        for info in sweep.list()
+        if info.type == pafs.FileType.Directory and not info.base_name.startswith(".")
+    ]
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = list(pool.map(_run_or_reason, folders))
+    broken = {folder.name: one for folder, one in zip(folders, found, strict=True) if isinstance(one, str)}
+    return [one for one in found if isinstance(one, Run)], broken
+
+
+def _run_or_reason(folder: Folder) -> Run | str | None:
+    """The run, or why it cannot be read; None for a folder that holds none."""
+    try:
+        return read_run(folder)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, OSError) as error:
+        return str(error)
+
+
+def list_sweeps(root: Folder) -> list[Folder]:
+    """Sweep folders (those with a sweep.json) below a results root, newest first."""
+    folders = [info.path for info in root.list() if info.type == pafs.FileType.Directory]
+    marks = root.filesystem.get_file_info([f"{path}/sweep.json" for path in folders])
+    found = [
+        (mark.mtime_ns or 0, path.rsplit("/", 1)[-1])
+        for path, mark in zip(folders, marks, strict=True)
+        if mark.type == pafs.FileType.File
+    ]
+    return [root / name for _, name in sorted(found, reverse=True)]

@@ -1,0 +1,12 @@
+"""Processor seconds in which a server that has just started shows the overview of 500 runs of 10,000 steps."""
+
+from bench.dashboard import open_sweep, processor_seconds, results
+from bench.harness import Row
+
+
+def _measure(pairs: int) -> float:
+    folder = results()
+    return processor_seconds(lambda: open_sweep(folder), pairs)
+
+
+ROW = Row("dashboard: overview of 500 runs, cold (seconds)", 3.0, _measure, pairs=3)

@@ -68,6 +68,16 @@ def test_the_default_sweep_is_the_uniform_group_and_a_few_that_collapse() -> Non
 # trials
 
 
+def test_an_intervention_without_effect_is_left_out_with_the_reason() -> None:
+    options = parse_options(["--formats", "E4M3", "--interventions", "none", "stochastic", "master"])
+    plan = plan_sweep(options, CPU_BOX)
+    assert [trial.run for trial in plan.trials] == ["bf16_baseline-s42", "e4m3-s42"]  # FP32 masters from the start
+    assert [note for note in plan.notes if "left out" in note] == [
+        "e4m3-s42+stochastic left out: it would repeat e4m3-s42 (update_rounding has no effect here)",
+        "e4m3-s42+master left out: it would repeat e4m3-s42",
+    ]
+
+
 def test_trials_are_the_product_of_configs_interventions_rates_and_seeds() -> None:
     trials = planned(
         "--formats", "E4M3", "e7m0", "--seeds", "3", "--lr", "1e-3", "3e-4", "--interventions", "none", "clip+shift"

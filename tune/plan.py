@@ -24,6 +24,7 @@ from tune.placement import Expected, work
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _RUN = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*", re.ASCII)
+_SWITCHES = {"enable_partition_clipping": "partition_clip_", "enable_emergency_shift": "emergency_shift_"}
 TEMPLATE = "bf16_baseline.yaml"  # what --formats starts from
 _NUMERIC_DEFAULTS = TrainConfig(format=BASELINE_FORMAT).model_dump(include=set(NUMERICS | RESCUE))
 
@@ -213,10 +214,28 @@ def _distinct(trials: Sequence[Trial], notes: list[str]) -> list[Trial]:
     """The trials without those that would repeat another one exactly."""
     kept: dict[str, Trial] = {}
     for trial in trials:
-        first = kept.setdefault(trial.config.model_dump_json(exclude={"default_sweep"}), trial)
+        first = kept.setdefault(trial.config.model_dump_json(exclude=_without_effect(trial.config)), trial)
         if first is not trial:
-            notes.append(f"{trial.run} left out: the same config as {first.run}")
+            notes.append(f"{trial.run} left out: it would repeat {first.run}{_why_alike(trial.config, first.config)}")
     return list(kept.values())
+
+
+def _without_effect(config: TrainConfig) -> set[str]:
+    """Fields of a config that nothing reads while its other fields are what they are."""
+    fields = {"default_sweep"}
+    if config.master_weights:
+        fields.add("update_rounding")  # the stored weight is FP32
+    for switch, prefix in _SWITCHES.items():
+        if not getattr(config, switch):
+            fields |= {name for name in TrainConfig.model_fields if name.startswith(prefix)}
+    return fields
+
+
+def _why_alike(config: TrainConfig, first: TrainConfig) -> str:
+    """Which fields differ all the same."""
+    other = first.model_dump()
+    differing = [name for name, value in config.model_dump().items() if other[name] != value]
+    return f" ({', '.join(differing)} has no effect here)" if differing else ""
 
 
 def _with_baselines(trials: Sequence[Trial]) -> list[Trial]:

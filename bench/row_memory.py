@@ -1,4 +1,8 @@
-"""Peak memory of a trial, compiled, against the bare loop without rounding; each in a process of its own."""
+"""Peak memory of a trial, compiled, against the bare loop without rounding; each in a process of its own.
+
+At the model's own batch.  What a trial adds is mostly the guard's copy of the last good weights and moments, three
+times the parameters whatever the batch, so that at a batch of a few tokens it weighs more.
+"""
 
 import subprocess
 import sys
@@ -8,15 +12,15 @@ from bench.harness import Row
 _PROGRAM = """
 import resource, sys
 from altgrad.training.trainer import Trainer
-from bench.steps import MEDIUM, bare_step, config
-trainer = Trainer(config(**MEDIUM)) if sys.argv[1] == "trial" else None
+from bench.steps import bare_step, config
+trainer = Trainer(config(model="medium")) if sys.argv[1] == "trial" else None
 if trainer is not None:
     step = trainer.step
 else:
     from altgrad.training.data import TextBatches, load_corpus
-    settings = config(**MEDIUM)
+    settings = config(model="medium")
     step = bare_step(settings, TextBatches(load_corpus(settings), settings, settings.shape.block_size), False)
-for _ in range(5):
+for _ in range(2):
     step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -10,9 +10,6 @@ reports; what it reads there (checkpoint, stop request, baseline) it tells the o
 from __future__ import annotations
 
 import math
-import platform
-import socket
-import subprocess
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -34,6 +31,7 @@ from altgrad.training.checkpoint import load_checkpoint, save_checkpoint
 from altgrad.training.config import ConfigError, TrainConfig
 from altgrad.training.data import Batches
 from altgrad.training.payoff import How
+from altgrad.training.provenance import provenance
 from altgrad.training.ranks import Ranks, lost_another_rank
 from altgrad.training.trainer import StepOutcome, Trainer
 from altgrad.training.usage import ProcessUsage
@@ -284,20 +282,8 @@ class FormatExperimentRunner:
             "sweep": self._sweep,
             "intervention": self._intervention,
             "config": self.config.model_dump(mode="json"),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "git_commit": _git_commit(),
-            "host": socket.gethostname(),
-            "device": _device_name(trainer.device),
             "resources": self._resources,
-            "workers": self._ranks.size,
-            "threads": torch.get_num_threads(),
-            "compiled": trainer.compiled,
-            "compile_reason": trainer.compile_reason,
-            "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
-            "vocabulary": trainer.batches.vocabulary,
-            "layers": list(trainer.layers),
-            "initial_weights_hash": trainer.initial_weights_hash,
-            "batches_hash": trainer.batches.digest(),
+            **provenance(trainer),
         }
 
 
@@ -326,19 +312,3 @@ def run_format_experiment(config: TrainConfig, folder: str | Path | Folder, **op
     """Run one config into a folder (local path or URI); `options` as for `FormatExperimentRunner`."""
     place = folder if isinstance(folder, Folder) else Folder.at(folder)
     return FormatExperimentRunner(config, place, **options).run()
-
-
-def _git_commit() -> str | None:
-    """Commit of the checkout this package runs from, None where it is not one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()

@@ -1,0 +1,54 @@
+"""Where a run comes from: what `run.json` says besides its config, so that a result can be traced and repeated."""
+
+from __future__ import annotations
+
+import platform
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from altgrad.training.trainer import Trainer
+
+
+def provenance(trainer: Trainer) -> dict[str, Any]:
+    """Versions, machine, how the step is computed, and hashes of the initial weights and of the batches."""
+    return {
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "git_commit": _git_commit(),
+        "host": socket.gethostname(),
+        "device": _device_name(trainer.device),
+        "workers": trainer.ranks.size,
+        "threads": torch.get_num_threads(),
+        "compiled": trainer.compiled,
+        "compile_reason": trainer.compile_reason,
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "vocabulary": trainer.batches.vocabulary,
+        "layers": list(trainer.layers),
+        "initial_weights_hash": trainer.initial_weights_hash,
+        "batches_hash": trainer.batches.digest(),
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout this file belongs to; None where it is not one, as in another project's environment."""
+    this = Path(__file__)
+    if _git(this.parent, "ls-files", this.name) is None:
+        return None
+    return _git(this.parent, "rev-parse", "HEAD")
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()

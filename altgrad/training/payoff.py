@@ -20,7 +20,7 @@ Known = Literal["here", "on disk", "nowhere"]  # what was compiled before: in th
 _COLD_PER_LAYER, _COLD = 3.0, 6.0  # nothing in the cache
 _WARM_PER_LAYER, _WARM = 0.15, 4.0  # tracing, and importing the compiler
 # What a step saves: three sites of some 40 small operations per layer, and 20 passes over each value instead of 2.
-_SAVED_PER_LAYER, _SAVED_PER_VALUE = 0.6e-3, 4e-9
+_SAVED_PER_LAYER, _SAVED_PER_VALUE = 1e-3, 7e-9
 _LOST_PER_REGION = 0.7e-3  # entering and leaving a graph, forward and backward
 
 

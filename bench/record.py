@@ -17,7 +17,7 @@ _BEGIN, _END = "<!-- table -->", "<!-- end of table -->"
 
 
 def print_row(row: Measured) -> None:
-    measured = "-" if row.ratio is None else f"{row.ratio:.2f}"
+    measured = "-" if row.ratio is None else _digits(row.ratio)
     print(f"{row.name:56} goal {row.goal:5.2f}  measured {measured:>6}  {row.verdict}", flush=True)
 
 
@@ -48,9 +48,14 @@ def _table(machine: dict[str, object], rows: Sequence[dict[str, object]]) -> str
     lines = ["; ".join(f"{name}: {value}" for name, value in machine.items()), ""]
     lines += ["| what | goal | measured | verdict | date |", "|---|---|---|---|---|"]
     for row in rows:
-        measured = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        measured = "" if row["ratio"] is None else _digits(row["ratio"])
         lines.append(f"| {row['name']} | {row['goal']:g} | {measured} | {row['verdict']} | {row['date']} |")
     return "\n".join(lines) + "\n"
+
+
+def _digits(number: float) -> str:
+    """Two decimals, or four of a small number."""
+    return f"{number:.2f}" if number >= 0.1 else f"{number:.4f}"
 
 
 def _processor() -> str:

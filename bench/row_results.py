@@ -9,7 +9,7 @@ from altgrad.training.trainer import Trainer
 from bench.harness import Row, ratio
 from bench.steps import TINY, config
 
-_STEPS = 200
+_STEPS = 500  # as in the default sweep
 
 
 def _measure(pairs: int) -> float:

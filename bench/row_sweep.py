@@ -11,8 +11,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from bench.harness import Row
+from tune.machine import this_machine
+from tune.options import parse_options
+from tune.plan import plan_sweep
 
 _SWEEP = Path(__file__).parent.parent / "tune" / "sweep.py"
 _BARE = """
@@ -30,16 +34,21 @@ for fields, steps in runs:
 
 
 def _measure(pairs: int) -> float:
+    plan = plan_sweep(parse_options([]), this_machine())
+    _bare([(trial.config.model_dump(), 1) for trial in plan.trials])  # fills the compile cache
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, _SWEEP, "--results", folder, "--name", "timed", "--wandb", "disabled"]
-        subprocess.run([*command[:-4], "--name", "warm", *command[-2:]], check=True, capture_output=True)
         swept = _wall_clock(command)
         runs = []
         for end in sorted(Path(folder, "timed").glob("*/end.json")):
             run = json.loads((end.parent / "run.json").read_text())
             runs.append((run["config"], json.loads(end.read_text())["summary"]["steps"]))
-    bare = _wall_clock([sys.executable, "-c", _BARE], json.dumps(runs))
-    return swept / (bare / len(os.sched_getaffinity(0)))
+    return swept / (_bare(runs) / len(os.sched_getaffinity(0)))
+
+
+def _bare(runs: list[tuple[dict[str, Any], int]]) -> float:
+    """Seconds for (config, steps) of each run in one process."""
+    return _wall_clock([sys.executable, "-c", _BARE], json.dumps(runs))
 
 
 def _wall_clock(command: list[str | Path], text: str = "") -> float:

@@ -123,6 +123,11 @@ def test_baselines_start_first_and_then_the_longest(tmp_path: Path) -> None:
     assert all(run.startswith("bf16") for run in order[:3])
 
 
+def test_of_equal_trials_those_that_may_collapse_start_last() -> None:
+    order = list(planned())
+    assert [run for run in order if "stored" in run or "unscaled" in run] == order[-4:]
+
+
 def test_equal_names_become_distinct_and_equal_configs_run_once(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

@@ -53,6 +53,11 @@ class Trial:
         settings = Settings(self.config.model_dump(), self.intervention)
         return settings.is_baseline and self.intervention == "none"
 
+    @property
+    def may_end_early(self) -> bool:
+        """Whether it is of the kind that collapses more often: no FP32 masters, or no scaling."""
+        return not self.config.master_weights or self.config.scaling == "none"
+
     def to_json(self) -> dict[str, Any]:
         """For `sweep.json` and for Tune: plain values, from which `from_json` makes the same trial."""
         config = self.config.model_dump()
@@ -85,7 +90,7 @@ class Plan:
         if expected is None:
             return replace(self, notes=notes)
         pairs = list(zip(self.trials, expected.seconds, strict=True))
-        pairs.sort(key=lambda pair: (not pair[0].is_baseline, -pair[1]))
+        pairs.sort(key=lambda pair: (not pair[0].is_baseline, -pair[1]))  # stable: of equals those that last come first
         seconds = tuple(taken for _, taken in pairs)
         return Plan(tuple(trial for trial, _ in pairs), notes, replace(expected, seconds=seconds))
 
@@ -102,7 +107,7 @@ def plan_sweep(options: SweepOptions, machine: Machine) -> Plan:
     if not options.no_baseline:
         trials = _with_baselines(trials)
     # The longest first, so that no core waits for one at the end; baselines before them, for others are compared.
-    trials.sort(key=lambda trial: (not trial.is_baseline, -work(trial.config)))
+    trials.sort(key=lambda trial: (not trial.is_baseline, -work(trial.config), trial.may_end_early))
     return Plan(tuple(_paired(_uniquely_named(trials))), tuple(notes))
 
 

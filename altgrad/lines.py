@@ -163,7 +163,8 @@ def scale(lines: Sequence[Line]) -> tuple[float, float] | None:
     low = float(pooled.min()) if pooled.min() > low - reach else float(low)
     high = float(pooled.max()) if pooled.max() < high + reach else float(high)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
-    return low - margin, high + margin
+    bottom = low - margin if low < 0 else max(low - margin, -0.01 * margin)  # a share of -2 % is no tick to draw
+    return bottom, high + margin
 
 
 def off_scale(line: Line, limits: tuple[float, float]) -> tuple[list[int], list[int]]:

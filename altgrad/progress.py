@@ -124,7 +124,9 @@ def newest_events(runs: Iterable[Run], n: int) -> list[dict[str, Any]]:
 
 
 def particulars(detail: Mapping[str, Any]) -> str:
-    """An event's detail in words: `gradient norm 2.5, limit 1`."""
+    """An event's detail in words: `gradient norm 2.5, limit 1`; a verdict has its sentence."""
+    if "sentence" in detail:
+        return str(detail["sentence"])
     return ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in detail.items())
 
 

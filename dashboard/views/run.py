@@ -24,7 +24,10 @@ from dashboard.widgets import choose_named, choose_run, show_table
 
 _FIRST = ("loss", "validation_loss", "stall_rate", "overflow_rate")
 _LEGEND = {"orientation": "h", "y": -0.3, "yanchor": "top"}  # above is the verdict's rule
-_FACTS = ("host", "device", "git_commit", "parameters", "vocabulary", "initial_weights_hash", "batches_hash", "attempt")
+_FACTS = (
+    *("host", "device", "resources", "workers", "threads", "compiled", "compile_reason", "git_commit", "parameters"),
+    *("vocabulary", "initial_weights_hash", "batches_hash", "attempt"),
+)
 
 
 def show(context: Context) -> None:

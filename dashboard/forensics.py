@@ -69,12 +69,10 @@ def strips_figure(evidence: Evidence, signals: Signals) -> go.Figure:
         "xaxis": {"title": "Step", "automargin": True, "anchor": f"y{len(metrics)}" if len(metrics) > 1 else "y"},
     }
     traces: list[dict[str, Any]] = []
-    gap = 0.25 / max(len(metrics), 1)
-    for position, metric in enumerate(metrics):
+    for position, (metric, (bottom, top)) in enumerate(zip(metrics, bands(len(metrics)), strict=True)):
         axis = "y" if position == 0 else f"y{position + 1}"
-        top = 1 - position / len(metrics)
         layout[f"yaxis{'' if position == 0 else position + 1}"] = {
-            "domain": [top - 1 / len(metrics), top - gap],
+            "domain": [bottom, top - 0.25 * (top - bottom)],
             "automargin": True,
             "nticks": 3,
             "tickformat": ".3~g",
@@ -83,6 +81,12 @@ def strips_figure(evidence: Evidence, signals: Signals) -> go.Figure:
         traces += _strip(evidence, metric, axis, departures.get(metric))
         layout["shapes"] += _strip_shapes(evidence, metric, axis, departures.get(metric))
     return go.Figure({"data": traces, "layout": layout})
+
+
+def bands(count: int) -> list[tuple[float, float]]:
+    """Bottom and top of each strip in the figure, from the top down; within 0 and 1 to the last bit."""
+    edges = [1 - position / count for position in range(count + 1)]
+    return list(zip(edges[1:], edges[:-1], strict=True))
 
 
 def _title(metric: str, top: float, departure: Departure | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from altgrad.report.evidence import Evidence
 from altgrad.results import SCHEMAS, list_runs
 from altgrad.training.config import load_config
 from dashboard.explorer import codes, equivalences, facts, sample_figure
-from dashboard.forensics import alike, first_layers, signals_of, strips, strips_figure
+from dashboard.forensics import alike, bands, first_layers, signals_of, strips, strips_figure
 from dashboard.heat import heat, heat_figure
 from dashboard.matrix import cell_text, matrix_axes, matrix_figure, pareto, survival_figure
 from dashboard.rounding import Weighted, fit, from_distribution, from_histogram, power_of_two_scale, rounded
@@ -292,3 +293,11 @@ def test_stored_runs_can_be_read_by_everybody(sweep: Sweep) -> None:
     assert {run.name for run in plain} == {run.name for run in sweep.runs} and broken.keys() == sweep.broken.keys()
     assert {row.run: row.gap for row in comparison(plain)} == {row.run: row.gap for row in comparison(sweep.runs)}
     assert [run.status for run in plain] == [run.status for run in sweep.runs]
+
+
+@pytest.mark.parametrize("count", range(1, 60))
+def test_any_number_of_strips_fills_the_figure_and_leaves_it_nowhere(count: int) -> None:
+    edges = bands(count)
+    assert edges[0][1] == 1 and edges[-1][0] == 0
+    assert all(0 <= bottom < top <= 1 for bottom, top in edges)
+    assert all(above[0] == below[1] for above, below in itertools.pairwise(edges))

@@ -23,7 +23,10 @@ _DENSE = 20  # measurements from which on one that stands alone is noise
 _FEWEST = 3
 _NORMAL = 1.4826  # MAD of a normal distribution to its standard deviation
 _NO_SIGNALS = frozenset(
-    {"learning_rate", "tokens", "elapsed_seconds", "tokens_per_second", "gradient_stiffness_shuffled"}
+    {
+        *("learning_rate", "tokens", "elapsed_seconds", "tokens_per_second", "gradient_stiffness_shuffled"),
+        *("cpu_utilisation", "resident_memory", "gpu_utilisation", "gpu_memory"),
+    }
 )
 _LOSSES = frozenset({"loss", "validation_loss", "shadow_loss"})
 # Smallest scale: by metric or unit where the unit has a natural size, otherwise this share of the median.

@@ -37,7 +37,7 @@ SMALL = {"model": "micro", "warmup_steps": 5, "eval_interval": 50, "eval_batches
 SMALL |= {"checkpoint_interval": 20, "compile": False}
 CONFIGS = {
     "bf16": {"format": "BF16", "max_steps": 300, "batch_size": 8},
-    "e4m3": {"format": "E4M3", "max_steps": 900, "batch_size": 8},
+    "e4m3": {"format": "E4M3", "max_steps": 2400, "batch_size": 8},
 }
 
 

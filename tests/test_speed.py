@@ -155,14 +155,14 @@ def test_auto_compiles_long_runs_and_leaves_short_ones_eager(nothing_compiled):
     short = Trainer(TrainConfig(**MICRO))
     assert short.compiled == "eager" and "saves" in short.compile_reason
     long = TrainConfig(**(MICRO | {"max_steps": 10**6}))
-    assert StepLoss(short.model, short.layers, long, short.device).compiled
+    assert StepLoss(short.model, short.layers, long, short.device).how != "eager"
 
 
 def test_runs_that_share_a_graph_share_its_cost(nothing_compiled):
     trainer = Trainer(TrainConfig(**MICRO, compile=False))
     config = TrainConfig(**(MICRO | {"max_steps": 1500, "n_head": 1}))
-    assert not StepLoss(trainer.model, trainer.layers, config, trainer.device).compiled
-    assert StepLoss(trainer.model, trainer.layers, config, trainer.device, runs_alike=100).compiled
+    assert StepLoss(trainer.model, trainer.layers, config, trainer.device).how == "eager"
+    assert StepLoss(trainer.model, trainer.layers, config, trainer.device, runs_alike=100).how != "eager"
 
 
 @pytest.mark.parametrize("obstacle", ["compiler", "cache"])

@@ -68,6 +68,12 @@ def test_the_default_sweep_is_the_uniform_group_and_a_few_that_collapse() -> Non
 # trials
 
 
+def test_fields_that_only_fit_the_format_leave_the_baseline_alone() -> None:
+    trials = planned("--formats", "E4M3", "--set", "native_fp8=true")
+    assert trials["e4m3-s42"].config.native_fp8 and trials["e4m3-s42"].baseline == "bf16_baseline-s42"
+    assert not trials["bf16_baseline-s42"].config.native_fp8  # FP8 tensor cores know no BF16
+
+
 def test_an_intervention_without_effect_is_left_out_with_the_reason() -> None:
     options = parse_options(["--formats", "E4M3", "--interventions", "none", "stochastic", "master"])
     plan = plan_sweep(options, CPU_BOX)
@@ -196,6 +202,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "bad value": (["--set", "batch_size=many"], "batch_size='many'"),
     "no yaml": (["--set", "data={"], "--set"),
     "no equals sign": (["--set", "data"], "KEY=VALUE"),
+    "native path of another format": (["--formats", "E3M4", "--set", "native_fp8=true"], "native_fp8=True: E3M4"),
+    "graphs without a GPU": (["--set", "cuda_graphs=true"], "no CUDA GPU found"),
     "given twice": (["--max-steps", "5", "--set", "max_steps=6"], "give one of them"),
     "missing config": (["--configs", "no/such.yaml"], "no/such.yaml"),
     "unknown intervention": (["--interventions", "prayer"], "known: none, clip"),

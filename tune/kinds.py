@@ -12,6 +12,7 @@ from tune.plan import Trial
 _COMPILED_FIELDS = {
     *("model", "n_layer", "n_head", "n_embd", "block_size", "tied_head", "batch_size", "layer_formats"),
     *("rounding", "scaling", "scale_granularity", "scale_power_of_two", "amax_factor"),
+    *("gemm_dtype", "native_fp8", "compile", "cuda_graphs"),
 }
 # What does not change how long a step takes: intervals are counted, not timed.
 _TIMELESS_FIELDS = {

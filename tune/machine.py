@@ -88,6 +88,9 @@ def share_out(options: SweepOptions, machine: Machine, trials: Sequence[Trial]) 
         raise SweepError(f"--gpus-per-trial {gpus:g}: a share of one GPU (such as 0.25), or a whole number")
     if gpus > machine.gpus:
         raise SweepError(f"--gpus-per-trial {gpus:g}: {machine.gpu_note}; leave it out to train on the CPU")
+    graphs = [trial.run for trial in trials if trial.config.cuda_graphs]
+    if graphs and not gpus:
+        raise SweepError(f"cuda_graphs=true: {graphs[0]} trains on the CPU ({machine.gpu_note}); leave it out")
     cpus = options.cpus_per_trial
     if cpus is None:
         cpus = 1.0 if gpus else float(max(1, machine.cpus // max(1, len(trials) * workers)))

@@ -17,7 +17,14 @@ from typing import Any
 from altgrad.compare import Settings
 from altgrad.compare.pairing import NUMERICS, RESCUE
 from altgrad.formats import BASELINE_FORMAT, find_format
-from altgrad.training.config import ConfigError, TrainConfig, intervention_fields, load_config, make_config
+from altgrad.training.config import (
+    ConfigError,
+    TrainConfig,
+    check_fields,
+    intervention_fields,
+    load_config,
+    make_config,
+)
 from tune.machine import Machine
 from tune.options import SweepError, SweepOptions
 from tune.placement import Expected, work
@@ -115,18 +122,18 @@ def _sources(options: SweepOptions) -> Iterator[tuple[str, TrainConfig]]:
     """Name and config of each file, or of each `--formats` entry made from the templates; overrides applied."""
     overrides = _overrides(options)
     files = _config_files(options)
-    configs = [(_safe(file.stem), load_config(file, **overrides), file) for file in files]
     if options.formats is None:
-        wanted = [(name, c) for name, c, _ in configs if options.configs is not None or c.default_sweep]
+        configs = [(_safe(file.stem), load_config(file, **overrides)) for file in files]
+        wanted = [(name, c) for name, c in configs if options.configs is not None or c.default_sweep]
         if not wanted:
             raise SweepError(f"--configs: no config of the default sweep in {CONFIGS}")
         yield from wanted
         return
     for fmt in options.formats:
         name = _known_format(fmt)
-        for stem, config, file in configs:
-            fields = config.model_dump(exclude_unset=True) | {"format": name}
-            yield name.lower() if len(configs) == 1 else f"{name.lower()}-{stem}", make_config(fields, str(file))
+        for file in files:
+            config = load_config(file, **(overrides | {"format": name}))
+            yield name.lower() if len(files) == 1 else f"{name.lower()}-{_safe(file.stem)}", config
 
 
 def _known_format(name: str) -> str:
@@ -142,7 +149,7 @@ def _known_format(name: str) -> str:
 def _overrides(options: SweepOptions) -> dict[str, Any]:
     """Config fields that hold for every trial.  Raises SweepError where two options set the same field."""
     settings = dict(options.settings or {})
-    make_config(settings, source="--set")  # names and values, before they get mixed up with a file's
+    check_fields(settings, source="--set")  # before they get mixed up with a file's
     own = {"--model": ("model", options.model), "--max-steps": ("max_steps", options.max_steps)}
     own["--data"] = ("data", options.data)
     for option, (field, value) in own.items():

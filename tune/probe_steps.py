@@ -23,8 +23,6 @@ from altgrad.training.config import TrainConfig, make_config
 from altgrad.training.payoff import How
 from altgrad.training.trainer import Trainer
 
-# `compile` of a config that asks for what `auto` chose
-_AS: dict[How, object] = {"eager": False, "blocks": "blocks", "whole": True}
 _LEAST = 3  # steps of one sort to time, however long they take
 
 
@@ -39,18 +37,18 @@ def main() -> None:
         start = time.time() - job["spawned"]
         _say("ready")
         if sys.stdin.readline().strip() == "go":
-            _say(json.dumps({"start": start, **_times(config, _AS[first.compiled], job["window"])}))
+            _say(json.dumps({"start": start, **_times(config, first.compiled, job["window"])}))
     except (ValueError, RuntimeError, MemoryError, OSError) as error:
         sys.exit(" ".join(str(error).split()) or type(error).__name__)
 
 
-def _times(config: TrainConfig, compiled: object, window: float) -> dict[str, float]:
+def _times(config: TrainConfig, compiled: How, window: float) -> dict[str, float]:
     """Seconds of each part; those of a second trial in the same process, which is what most of a sweep's are."""
     diagnosed = config.diagnostic_interval
     # apart from its last step a run diagnoses at multiples of the interval only; validation is timed by itself
-    steady = config.altered(max_steps=max(config.max_steps, 2 * diagnosed), eval_interval=10**9, compile=compiled)
+    steady = config.altered(max_steps=max(config.max_steps, 2 * diagnosed), eval_interval=10**9)
     started = _now()
-    trainer = Trainer(steady)
+    trainer = Trainer(steady, compiled_before=compiled)
     trainer.step()
     setup = _now() - started
 

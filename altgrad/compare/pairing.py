@@ -26,6 +26,7 @@ SITE_FORMATS = ("weight_format", "activation_format", "gradient_format")
 NUMERICS = frozenset(
     {"format", *SITE_FORMATS, "layer_formats", "rounding", "overflow", "scaling", "scale_granularity"}
     | {"scale_power_of_two", "amax_history", "amax_factor", "master_weights", "update_rounding"}
+    | {"gemm_dtype", "native_fp8"}
 )
 RESCUE = frozenset(
     name for name in DEFAULTS if name.startswith(("partition_clip_", "emergency_shift_")) or name.startswith("enable_")
@@ -36,7 +37,7 @@ MEASURING = frozenset(
     | {"never_learned_margin", "stalled_displacement", "stalled_slope", "stalled_windows", "rank_collapse_ratio"}
     | {"gap_limit", "gap_patience"}
 )
-RUNNING = frozenset({"device", "threads", "compile", "checkpoint_interval", "default_sweep"})
+RUNNING = frozenset({"device", "threads", "compile", "cuda_graphs", "checkpoint_interval", "default_sweep"})
 
 # What an intervention replaces where it makes a difference: `master` rescues a run that had no master weights.
 _REPLACED: Mapping[str, Any] = {"master_weights": False, "update_rounding": "nearest", "scaling": "none"}

@@ -89,10 +89,6 @@ class StepLoss:
         self._marker(self.how).touch()
         return loss
 
-    @property
-    def compiled(self) -> bool:
-        return self.how != "eager"
-
     def _decide(
         self, layers: Mapping[str, QuantizedLinear], device: torch.device, runs_alike: int, earlier: How | None
     ) -> tuple[How, str]:

@@ -295,6 +295,16 @@ def make_config(fields: Mapping[str, Any], source: str) -> TrainConfig:
         raise ConfigError("\n".join(_explain(detail, source) for detail in error.errors())) from error
 
 
+def check_fields(fields: Mapping[str, Any], source: str) -> None:
+    """Refuse unknown fields and values that no config takes; whether they go together, a whole config says."""
+    try:
+        TrainConfig.model_validate(dict(fields))
+    except ValidationError as error:
+        wrong = [_explain(detail, source) for detail in error.errors() if detail["loc"]]
+        if wrong:
+            raise ConfigError("\n".join(wrong)) from error
+
+
 def _explain(detail: Any, source: str) -> str:
     """One line: where, which field, which value, what is accepted."""
     name = ".".join(str(part) for part in detail["loc"])

@@ -12,9 +12,9 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from altgrad.formats import FORMATS, find_format
+from altgrad.quantization.counters import COUNTERS
 from altgrad.quantization.layers import quantize_model, unrounded
 from altgrad.quantization.round import round_to_format
-from altgrad.quantization.site import COUNTERS
 from altgrad.training.config import GEMM_SITES, Recipe
 from tests.layer_reference import IN, OUT, by_hand, draw, layer_of, run
 from tests.oracles import quantise_by_hand, same_bits

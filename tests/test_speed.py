@@ -64,8 +64,18 @@ def test_one_graph_serves_all_formats_and_seeds():
     assert counter.frame_count == 1
 
 
-def vector_loops(rounding: str, granularity: str, scaling: str, counting: bool) -> list[str]:
-    """The loops over all values in the code that Inductor writes for rounding a 512 x 512 tensor."""
+@pytest.mark.parametrize("shape", [(64, 96), (5, 100)])  # the blocks of the second do not fill groups
+def test_compiled_stochastic_rounding_of_blocks_draws_the_eager_numbers(shape):
+    fmt, x = find_format("E4M3"), torch.randn(shape, generator=generator())
+    compiled, counts = compiled_round_and_count(x, fmt, "stochastic", generator(), granularity="block")
+    mode, key = Mode("stochastic", "dynamic", "block", True, 1.0), draw_key(generator(), "cpu")
+    eager, expected = round_site(x, spec_of(fmt), torch.zeros(0), key, mode)
+    assert torch.equal(compiled.view(torch.int32), eager.view(torch.int32))
+    assert torch.equal(counts, expected)
+
+
+def inductor_code(rounding: str, granularity: str, scaling: str, counting: bool) -> str:
+    """The code that Inductor writes for rounding a 512 x 512 tensor."""
     mode = Mode(rounding, scaling, granularity, True, 1.0)
 
     def rounded(x, spec, key):
@@ -76,7 +86,7 @@ def vector_loops(rounding: str, granularity: str, scaling: str, counting: bool) 
     arguments = torch.randn(512, 512), spec_of(FORMATS["E4M3"]), torch.zeros(2, dtype=torch.int32)
     _, (code, *_) = run_and_get_code(compiled, *arguments)
     assert "copysign" not in code, "a library call, which spills the registers of the loop"
-    return re.findall(r"for\(int64_t x0=[^\n]*?(?:262144L|512L)\)", code)
+    return code
 
 
 @pytest.mark.parametrize(
@@ -89,7 +99,15 @@ def vector_loops(rounding: str, granularity: str, scaling: str, counting: bool) 
     ],
 )
 def test_rounding_and_counting_are_one_pass_over_the_data(rounding, scaling, counting, passes):
-    assert len(vector_loops(rounding, "tensor", scaling, counting)) == passes
+    code = inductor_code(rounding, "tensor", scaling, counting)
+    assert len(re.findall(r"for\(int64_t x0=[^\n]*?(?:262144L|512L)\)", code)) == passes
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_amax_scale_rounding_and_counts_of_blocks_are_one_loop_over_128_groups_of_64(rounding):
+    code = inductor_code(rounding, "block", "dynamic", counting=True)
+    assert len(re.findall(r"for\(int64_t x0=[^\n]*?\(128L\); x0\+=static_cast<int64_t>\(1L\)", code)) == 1
+    assert not re.search(r"x\d<static_cast<int64_t>\((?:262144|2048|512)L\)", code), "a pass of its own"
 
 
 def test_compiled_rounding_allocates_its_result_and_nothing_of_its_size():

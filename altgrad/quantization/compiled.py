@@ -17,11 +17,11 @@ from altgrad.formats import NumberFormat
 from altgrad.quantization.random import draw_key
 from altgrad.quantization.round import Rounding, spec_of
 from altgrad.quantization.scale import Granularity
-from altgrad.quantization.site import Mode, round_site
+from altgrad.quantization.site import Mode, round_site, rounded_with_counts
 
 # For `torch.compile(..., options=INDUCTOR_OPTIONS)` of anything that rounds.
 INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
-    "realize_opcount_threshold": 48,
+    "realize_opcount_threshold": 128,
     "realize_reads_threshold": 8,
     "eager_numerics.division_rounding": True,  # Triton's own division is 2 ULP off: real scales would not be eager's
     "eager_numerics.disable_ftz": True,  # subnormals of float32 stay what they are
@@ -55,7 +55,7 @@ def compiled_round_and_count(
     granularity: Granularity | None = None,
     power_of_two: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """As `compiled_round`, and what the rounding did: (rounded, counts in the order of `site.COUNTERS`)."""
+    """As `compiled_round`, and what the rounding did: (rounded, counts in the order of `counters.COUNTERS`)."""
     return _round(x, fmt, rounding, generator, granularity, power_of_two, counting=True)
 
 
@@ -74,6 +74,8 @@ def _round(
     mode = Mode(rounding, scaling, granularity or "tensor", power_of_two, 1.0)
     stochastic = rounding == "stochastic"
     key = draw_key(generator, x.device) if stochastic else torch.zeros(2, dtype=torch.int32, device=x.device)
+    if x.numel() == 0:
+        return round_site(x, _spec(fmt, x.device), x, key, mode)
     with torch.no_grad():
         return _graph(mode, counting)(x, _spec(fmt, x.device), key)
 
@@ -87,7 +89,10 @@ def _spec(fmt: NumberFormat, device: torch.device) -> Tensor:
 def _graph(mode: Mode, counting: bool) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
     def rounded(x: Tensor, spec: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         history = torch.zeros(0, device=x.device)
-        values, counts = round_site(x, spec, history, key, mode)
-        return values, counts if counting else x.new_empty(0)
+        values, counts = rounded_with_counts(x, spec, history, key, mode, in_bits=True)
+        if counting:
+            return values, torch.stack(counts)
+        # The amax of blocks is known anyway; that somebody reads it keeps their loops nested (see `in_groups`).
+        return values, counts[-2] if mode.granularity == "block" else x.new_empty(0)
 
     return torch.compile(rounded, dynamic=False, options=INDUCTOR_OPTIONS)

@@ -31,10 +31,12 @@ class FormatTensors(NamedTuple):
     mantissa_bits: Tensor  # int32
     tie_mask: Tensor  # int32: 1 for M = 0, where ties need the parity of the exponent field, else 0
     takes_scale: Tensor  # int32: 0 for formats with float32's own range, which are never scaled
+    adder_bits: Tensor  # int32: float32 bits of 2^(24 - M), whose ULP is that of twice a significand; 0 for M = 23
     half_steps: Tensor  # 2^(M - 1): half the grid values per binade
     step: Tensor  # 2^-M: the ULP of values in [1, 2)
     max: Tensor  # largest finite value
     overflow: Tensor  # what a magnitude beyond it becomes
+    infinity: Tensor  # float32's
 
     @classmethod
     def of(cls, fmt: NumberFormat, device: torch.device | str = "cpu") -> FormatTensors:
@@ -46,19 +48,21 @@ class FormatTensors(NamedTuple):
         """View a packed spec (see `spec_of`) as its fields; writing another format into `spec` changes them all."""
         integers = spec.unbind()
         floats = spec.view(torch.float32).unbind()
-        return cls(*integers[:5], *floats[5:9])
+        return cls(*integers[:6], *floats[6:11])
 
 
 def spec_of(fmt: NumberFormat, salt: int = 0) -> Tensor:
-    """A format packed into 9 int32, floats by their bits, and `salt`, which tells one tensor's random numbers from
+    """A format packed into 11 int32, floats by their bits, and `salt`, which tells one tensor's random numbers from
     another's: what a layer keeps as a buffer, so that layers of one shape share a graph."""
     field = fmt.min_exponent + 127
+    mantissa_bits = fmt.mantissa_bits
+    adder = (127 + 24 - mantissa_bits) << 23 if mantissa_bits < 23 else 0
     integers = torch.tensor(
-        [field << 23, field, fmt.mantissa_bits, int(fmt.mantissa_bits == 0), int(fmt.exponent_bits < 8)],
+        [field << 23, field, mantissa_bits, int(mantissa_bits == 0), int(fmt.exponent_bits < 8), adder],
         dtype=torch.int32,
     )
     overflow = math.inf if fmt.overflow == "inf" else fmt.max
-    floats = torch.tensor([2.0 ** (fmt.mantissa_bits - 1), 2.0**-fmt.mantissa_bits, fmt.max, overflow])
+    floats = torch.tensor([2.0 ** (fmt.mantissa_bits - 1), 2.0**-fmt.mantissa_bits, fmt.max, overflow, math.inf])
     return torch.cat([integers, floats.view(torch.int32), torch.tensor([salt], dtype=torch.int32)])
 
 
@@ -89,13 +93,17 @@ def round_magnitude(x: Tensor, fmt: FormatTensors, rounding: Rounding, noise: Te
 
     Only toward_zero keeps finite values at the largest one: truncation cannot make them infinite (IEEE 754, 7.4).
     """
-    power_bits, steps = _in_steps(x, fmt)  # both fresh: eager code changes them in place, a compiler sees no difference
+    # Everything here is fresh: eager code changes it in place, a compiler sees no difference.
     if rounding == "nearest":
-        # `torch.round` sends ties to the even count of steps.  That is the even code, except for M = 0, where the
-        # count is always 1 below a tie: shifting by one where the code below is even turns the tie.
-        odd = (power_bits >> 23).bitwise_xor_(fmt.min_field).bitwise_and_(fmt.tie_mask).to(torch.float32)
-        steps.sub_(odd).round_().add_(odd)
-    elif rounding == "toward_zero":
+        power_bits, double = _doubled_significand(x, fmt)
+        # float32's own addition rounds: to a multiple of the adder's ULP, ties to the even one.  That is the even code,
+        # except for M = 0, where the multiple below a tie is always 1: an odd adder, where the code below is even,
+        # turns the tie.
+        odd = (power_bits >> 23).bitwise_xor_(fmt.min_field).bitwise_and_(fmt.tie_mask)
+        adder = odd.bitwise_or_(fmt.adder_bits).view(torch.float32)
+        return double.add_(adder).sub_(adder).mul_(0.5).mul_(power_bits.view(torch.float32))
+    power_bits, steps = _in_steps(x, fmt)
+    if rounding == "toward_zero":
         steps.floor_()
     else:
         assert noise is not None
@@ -136,6 +144,12 @@ def _power_bits(x: Tensor, fmt: FormatTensors) -> Tensor:
 
 def _in_steps(x: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:
     """(power bits, |x| in units of the ULP around it); exact: a factor 2/power and a factor 2^(M-1)."""
+    power_bits, double = _doubled_significand(x, fmt)
+    return power_bits, double.mul_(fmt.half_steps)
+
+
+def _doubled_significand(x: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:
+    """(power bits, 2 |x| / power), in [2, 4) for normal values; 1 / power itself would be a subnormal for 2^127."""
     power_bits = _power_bits(x, fmt)
     twice_inverse = (_EXPONENT - power_bits).view(torch.float32)
-    return power_bits, x.abs().mul_(twice_inverse).mul_(fmt.half_steps)
+    return power_bits, x.abs().mul_(twice_inverse)

@@ -11,11 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from altgrad.quantization.random import materialised
 from altgrad.quantization.round import FormatTensors, ulp
 
 Granularity = Literal["tensor", "row", "block"]
 
 BLOCK = 32  # values per scale with granularity "block", as in OCP MX v1.0
+GROUP = 64  # blocks that compiled code takes at a time: 8 KiB, so that what the amax read is in the nearest cache
 _FIELD = 23  # float32: bits below the exponent field
 _FRACTION = 0x7FFFFF
 _MAGNITUDE = 0x7FFFFFFF
@@ -25,14 +27,14 @@ _LARGEST_SCALE = 126 << _FIELD  # an exponent of 126, in place
 _LARGEST_AMAX = 2.0**128 * (1 - 2.0**-20)  # leaves the roundings of 1 / inverse room below infinity
 
 
-def finite_amax(x: Tensor, granularity: Granularity) -> Tensor:
+def finite_amax(x: Tensor, granularity: Granularity, infinity: Tensor | float = torch.inf) -> Tensor:
     """Largest finite magnitude: 0-d for "tensor", (..., 1) for "row", (..., blocks, 1) for "block".
 
-    "block" wants x already in the shape of `to_blocks`.
+    "block" wants x already in the shape of `to_blocks`, and takes `infinity` as a tensor (see `in_groups`).
     """
     if granularity == "block":  # vectors of integers are slow to reduce to one number, and blocks are short
         magnitude = x.abs()
-        return torch.where(magnitude < torch.inf, magnitude, 0.0).amax(dim=-1, keepdim=True)
+        return torch.where(magnitude < infinity, magnitude, 0.0).amax(dim=-1, keepdim=True)
     # The bits of magnitudes are ordered like their values; one exponent more makes inf and NaN negative.
     bits = (x.view(torch.int32) & _MAGNITUDE) + _NEXT_EXPONENT
     largest = bits.amax() if granularity == "tensor" else bits.amax(dim=-1, keepdim=True)
@@ -45,6 +47,21 @@ def to_blocks(x: Tensor) -> Tensor:
     if missing:
         x = torch.nn.functional.pad(x, (0, missing))
     return x.unflatten(-1, (-1, BLOCK))
+
+
+def in_groups(blocks: Tensor, fmt: FormatTensors) -> tuple[Tensor, FormatTensors]:
+    """Blocks as (groups, GROUP, 32), and the format as a compiler wants it that is to nest the loops over them.
+
+    Amax, scale and rounding of a group in one loop over the groups read the data once.  Inductor would merge groups and
+    blocks into one dimension, and then make three passes.  What each of the three reads once per block of a group
+    prevents that.  Unchanged where the blocks do not fill groups.
+    """
+    if blocks.numel() % (GROUP * BLOCK):
+        return blocks, fmt
+    per_block = {
+        name: materialised(getattr(fmt, name).repeat(GROUP, 1)) for name in ("min_normal_bits", "max", "infinity")
+    }
+    return blocks.reshape(-1, GROUP, BLOCK), fmt._replace(**per_block)
 
 
 def from_blocks(blocks: Tensor, like: Tensor) -> Tensor:

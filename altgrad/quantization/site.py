@@ -15,18 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.formats import NumberFormat
+from altgrad.quantization.counters import COUNTERS, SUMS, count
 from altgrad.quantization.random import materialised, uniform
 from altgrad.quantization.round import FormatTensors, Rounding, round_magnitude, saturate, spec_of
-from altgrad.quantization.scale import Granularity, finite_amax, from_blocks, scale_for, settled_amax, to_blocks
+from altgrad.quantization.scale import (
+    Granularity,
+    finite_amax,
+    from_blocks,
+    in_groups,
+    scale_for,
+    settled_amax,
+    to_blocks,
+)
 from altgrad.training.config import GemmSite, Recipe
 from altgrad.training.ranks import largest_over_ranks
-
-# What a site counts on every step, in this order: values that are not zero; of these those beyond the largest finite
-# value, those rounded to zero, those that landed on the largest finite value; the uses (1); the finite amax; the
-# largest scale.  The first five add up over several uses.
-COUNTERS = ("nonzero", "overflow", "underflow", "saturated", "uses", "amax", "scale")
-_SUMS = 5
-
 
 # Hash of this folder's sources: a graph cached on disk knows the operator below by its arguments alone.
 _SOURCE = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
@@ -102,7 +104,7 @@ class Site(nn.Module):
     def add_counts(self, counts: Tensor) -> None:
         """Counts of one more use in a forward pass."""
         if self.counts is not None:
-            sums, largest = counts[:_SUMS] + self.counts[:_SUMS], torch.maximum(counts[_SUMS:], self.counts[_SUMS:])
+            sums, largest = counts[:SUMS] + self.counts[:SUMS], torch.maximum(counts[SUMS:], self.counts[SUMS:])
             counts = torch.cat([sums, largest])
         self.counts = counts
 
@@ -115,7 +117,7 @@ class Site(nn.Module):
         counts, self.counts = self.counts, None
         if self.slot.grad is not None:
             gradient, self.slot.grad = self.slot.grad, None
-            counts = torch.cat([gradient[:_SUMS], gradient[_SUMS:] / gradient[_SUMS - 1].clamp(min=1)])
+            counts = torch.cat([gradient[:SUMS], gradient[SUMS:] / gradient[SUMS - 1].clamp(min=1)])
         return counts
 
     def remember(self, amax: Tensor) -> None:
@@ -135,7 +137,8 @@ def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
         return x, torch.zeros(len(COUNTERS), device=x.device)
     if torch.compiler.is_dynamo_compiling():
         return torch.ops.altgrad.round_site(x, spec, history, key, *mode, _SOURCE)
-    return _round_site(x, spec, history, key, mode, in_bits=False)
+    values, counts = rounded_with_counts(x, spec, history, key, mode)
+    return values, torch.stack(counts)
 
 
 def code_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,26 +147,33 @@ def code_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode)
     scale: 0-d for "tensor", (..., 1) for "row".
     """
     assert mode.granularity != "block"
-    return _code(x, spec, history, key, mode, in_bits=torch.compiler.is_compiling())
+    codes, scale, counts = _code(x, spec, history, key, mode, in_bits=torch.compiler.is_compiling())
+    return codes, scale, torch.stack(counts)
 
 
-def _round_site(
-    x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode, in_bits: bool
-) -> tuple[Tensor, Tensor]:
+def rounded_with_counts(
+    x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode, in_bits: bool = False
+) -> tuple[Tensor, list[Tensor]]:
+    """As `round_site`, with each count by itself (0-d): a compiler leaves out those that nobody reads.
+
+    x: not empty.  `in_bits`: in the way that compiles to the fewest instructions.
+    """
     rounded, scale, counts = _code(x, spec, history, key, mode, in_bits)
     if mode.scaling != "none":
         rounded = rounded * scale
-    return (from_blocks(rounded, x) if mode.granularity == "block" else rounded), counts
+    return (from_blocks(rounded.view(to_blocks(x).shape), x) if mode.granularity == "block" else rounded), counts
 
 
 def _code(
     x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode, in_bits: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     if in_bits and x.is_contiguous():
         x = materialised(x)  # read twice, by the amax and by the rounding: a GELU before it would be computed twice
-    fmt = FormatTensors.view(spec)
     blocks = to_blocks(x) if mode.granularity == "block" else x
-    amax = finite_amax(blocks, mode.granularity)
+    fmt = FormatTensors.view(spec)
+    if in_bits and mode.granularity == "block":
+        blocks, fmt = in_groups(blocks, fmt)
+    amax = finite_amax(blocks, mode.granularity, fmt.infinity)
     if mode.shares_amax:
         amax = largest_over_ranks(amax)
     if mode.at_rest and mode.scaling != "none":
@@ -176,7 +186,7 @@ def _code(
     scaled = blocks if mode.scaling == "none" else blocks * inverse
     magnitude = round_magnitude(scaled, fmt, mode.rounding, noise)
     rounded = saturate(magnitude, scaled, fmt)
-    return rounded, scale, _count(blocks, scaled, magnitude, fmt, amax, scale, in_bits)
+    return rounded, scale, count(blocks, scaled, magnitude, fmt, amax, scale, in_bits)
 
 
 def site_scale(x: Tensor, spec: Tensor, history: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
@@ -199,30 +209,6 @@ def _scale(amax: Tensor, fmt: FormatTensors, history: Tensor, mode: Mode) -> tup
     return materialised(scale), materialised(inverse)
 
 
-def _count(
-    x: Tensor, scaled: Tensor, magnitude: Tensor, fmt: FormatTensors, amax: Tensor, scale: Tensor, in_bits: bool
-) -> Tensor:
-    nonzero = _nonzero(x, in_bits)
-    overflow = _number_of(scaled.abs() > fmt.max, in_bits)
-    underflow = nonzero - _nonzero(magnitude, in_bits)
-    saturated = _number_of(magnitude >= fmt.max, in_bits)
-    return torch.stack(
-        [n.to(torch.float32) for n in (nonzero, overflow, underflow, saturated)]
-        + [torch.ones_like(amax.max()), amax.max(), scale.max()]
-    )
-
-
-def _nonzero(x: Tensor, in_bits: bool) -> Tensor:
-    """How many are not zero, NaN included.  `in_bits`: in 32-bit integers, which compile to few vector instructions."""
-    if in_bits:
-        return (x.view(torch.int32) & 0x7FFFFFFF).clamp(max=1).sum(dtype=torch.int32)
-    return torch.count_nonzero(x)
-
-
-def _number_of(mask: Tensor, in_bits: bool) -> Tensor:
-    return mask.sum(dtype=torch.int32) if in_bits else torch.count_nonzero(mask)
-
-
 # While Dynamo traces a model, a site is one operator: traces stay short, and a graph without an autograd function's
 # body can be cached on disk.  The compiler behind it gets to see the arithmetic itself.
 torch.library.define(
@@ -235,4 +221,5 @@ torch.library.define(
 @torch.library.impl("altgrad::round_site", "CompositeImplicitAutograd")
 def _operator(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     *mode, _ = rest
-    return _round_site(x, spec, history, key, Mode(*mode), in_bits=True)
+    values, counts = rounded_with_counts(x, spec, history, key, Mode(*mode), in_bits=True)
+    return values, torch.stack(counts)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from altgrad.metrics import Site
+from altgrad.quantization.counters import COUNTERS
 from altgrad.quantization.layers import QuantizedLinear
-from altgrad.quantization.site import COUNTERS
 from altgrad.quantization.site import Site as QuantizedSite
 from altgrad.training.config import GEMM_SITES
 from altgrad.training.optim import WriteBack

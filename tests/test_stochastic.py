@@ -111,8 +111,9 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("lag", [1, 2, 3, 32, 256, 1024, 65536])
-def test_noise_at_a_distance_is_uncorrelated(lag):
-    noise = uniform(draw_key(generator(0), "cpu"), torch.empty(1_000_000))
+@pytest.mark.parametrize("shape", [(1_000_000,), (1000, 1000), (31250, 32)])
+def test_noise_at_a_distance_is_uncorrelated(lag, shape):
+    noise = uniform(draw_key(generator(0), "cpu"), torch.empty(shape)).flatten()
     assert abs(correlation(noise[:-lag], noise[lag:])) < 5
 
 
@@ -137,10 +138,25 @@ def test_neighbouring_keys_and_salts_give_unrelated_noise_not_a_shifted_or_permu
             assert int(torch.isin(first, second).sum()) < 1.2 * by_chance
 
 
+@pytest.mark.parametrize("bit", [0, 1, 3])
+def test_rows_and_columns_of_noise_are_as_independent_as_chance_has_it(bit):
+    """The correlations of all pairs, in standard errors, against a normal distribution: spread, tails and means."""
+    size = 2048
+    noise = uniform(draw_key(generator(bit), "cpu"), torch.empty(size, size))
+    signs = 1.0 - 2.0 * ((noise * 2 ** (bit + 1)).to(torch.int32) & 1)  # of the bit-th highest bit
+    off_diagonal = ~torch.eye(size, dtype=torch.bool)
+    for vectors in (signs, signs.T):
+        scores = (vectors @ vectors.T / math.sqrt(size))[off_diagonal]
+        assert abs(float(scores.std()) - 1) < 0.003
+        assert float((scores.abs() > 5.5).double().mean()) < 1e-5  # 4e-8 by chance; some pairs of words do meet
+        assert abs(float((vectors.mean(dim=1) * math.sqrt(size)).std()) - 1) < 5 / math.sqrt(2 * size)
+
+
+@pytest.mark.parametrize("shape", [(1_048_576,), (1024, 1024), (32768, 32)])
 @pytest.mark.parametrize("key", [(0, 0), (1, 0), (0, 1), (2**31 - 2, 2**31 - 2)])
-def test_noise_is_uniform_bit_by_bit_and_in_bins_also_for_weak_keys(key):
+def test_noise_is_uniform_bit_by_bit_and_in_bins_also_for_weak_keys(key, shape):
     number = 1_048_576
-    noise = uniform(torch.tensor(key, dtype=torch.int32), torch.empty(number))
+    noise = uniform(torch.tensor(key, dtype=torch.int32), torch.empty(shape)).flatten()
     assert noise.min() >= 0 and noise.max() < 1
     word = (noise.double() * 2**24).to(torch.int64)
     for bit in range(24):
@@ -152,17 +168,22 @@ def test_noise_is_uniform_bit_by_bit_and_in_bins_also_for_weak_keys(key):
         assert abs(chi2_per_bin - 1) < 5 * math.sqrt(2 / 1023)
 
 
-def test_a_seed_reproduces_its_roundings_whatever_the_shape_and_the_threads():
+def test_a_seed_reproduces_its_roundings_whatever_the_leading_dimensions_and_the_threads():
     x = torch.randn(64, 96, generator=generator(0))
     first = draws(x, FORMATS["E3M4"], 3)
     assert torch.equal(draws(x, FORMATS["E3M4"], 3), first)
-    assert torch.equal(draws(x.flatten(), FORMATS["E3M4"], 3), first.flatten())
+    assert torch.equal(draws(x.view(4, 16, 96), FORMATS["E3M4"], 3), first.view(4, 16, 96))
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads + 1)
         assert torch.equal(draws(x, FORMATS["E3M4"], 3), first)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("shape", [(0,), (5, 0), (0, 5)])
+def test_nothing_is_rounded_to_nothing(shape):
+    assert draws(torch.empty(shape), FORMATS["E3M4"], 3).shape == shape
 
 
 def test_other_seeds_and_later_draws_differ():

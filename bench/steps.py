@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from altgrad.quantization.layers import quantize_model
 from altgrad.training.compiling import StepLoss
-from altgrad.training.config import GEMM_SITES, TrainConfig
+from altgrad.training.config import TrainConfig
 from altgrad.training.data import Batches, TextBatches, load_corpus
 from altgrad.training.model import build_gpt
 from altgrad.training.optim import build_optimizer
@@ -36,8 +36,7 @@ def bare_step(
     """A plain training loop's step: forward, backward, fused AdamW, one reading; on a GPU in bfloat16 autocast."""
     assert batches.vocabulary is not None
     model: nn.Module = build_gpt(settings, batches.vocabulary).to(device)
-    layers = quantize_model(model, settings) if quantised else {}
-    sites = [layer.site(name) for layer in layers.values() for name in GEMM_SITES]
+    layers = quantize_model(model, settings, counting=False) if quantised else {}
     optimizer = build_optimizer(model, settings)
     parameters = list(model.parameters())
     loss_of = StepLoss(model, layers, settings, device) if quantised else torch.compile(model, dynamic=False)
@@ -51,8 +50,6 @@ def bare_step(
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
         optimizer.step()
-        for site in sites:
-            site.take_counts()  # left where they are, the next step would add its own to them
         return loss.item()
 
     return step

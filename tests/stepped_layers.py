@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from altgrad.diagnostics.protocol import Context, DiagnosticSnapshot, LayerStep
 from altgrad.diagnostics.suite import Diagnostics
-from altgrad.quantization.layers import QuantizedLinear, quantize_model
+from altgrad.quantization.layers import QuantizedLinear, quantize_model, set_step
 from altgrad.training.config import TrainConfig
 from altgrad.training.optim import WriteBack
 from tests import slow_diagnostics as slow
@@ -36,8 +36,6 @@ class Bench:
         self.config = TrainConfig(**(EVERYTHING | fields))
         self.model = plain_model() if model is None else model
         self.layers: dict[str, QuantizedLinear] = quantize_model(self.model, self.config)
-        for layer in self.layers.values():
-            layer.key = next(iter(self.layers.values())).key
         self.write_back = None if self.config.master_weights else WriteBack(self.layers, self.config)
         if self.write_back is not None:
             self.write_back()
@@ -56,7 +54,7 @@ class Bench:
 
     def backward(self) -> None:
         self.number += 1
-        next(iter(self.layers.values())).key.copy_(torch.tensor([7, self.number]))
+        set_step(self.layers.values(), seed=7, step=self.number)
         self.optimizer.zero_grad()
         self.loss().backward()
 

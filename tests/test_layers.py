@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from altgrad.formats import FORMATS, find_format
 from altgrad.quantization.counters import COUNTERS
-from altgrad.quantization.layers import quantize_model, unrounded
+from altgrad.quantization.layers import quantize_model, set_step, unrounded
 from altgrad.quantization.round import round_to_format
 from altgrad.training.config import GEMM_SITES, Recipe
 from tests.layer_reference import IN, OUT, by_hand, draw, layer_of, run
@@ -172,6 +172,33 @@ def test_one_compiled_graph_serves_every_format_shift():
         for site in GEMM_SITES:
             assert torch.equal(compiled.site(site).take_counts(), eager.site(site).take_counts())
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_without_counting_the_values_stay_and_nothing_is_counted(native: bool) -> None:
+    recipe = Recipe(format="E4M3", gradient_format="E5M2", native_fp8=native)
+    counted, bare = (
+        quantize_model(nn.Sequential(nn.Linear(16, 16)), recipe, counting=counting)["0"] for counting in (True, False)
+    )
+    bare.load_state_dict(counted.state_dict())
+    x, dy = draw(16, 16, seed=3), draw(16, 16, seed=4)
+    assert all(torch.equal(a, b) for a, b in zip(run(bare, x, dy), run(counted, x, dy), strict=True))
+    assert all(bare.site(site).take_counts() is None for site in GEMM_SITES)
+    assert all(counted.site(site).take_counts() is not None for site in GEMM_SITES)
+
+
+def test_each_step_of_a_loop_of_ones_own_draws_other_numbers_and_a_step_draws_its_own_again() -> None:
+    layers = quantize_model(nn.Sequential(nn.Linear(64, 64)), Recipe(format="E4M3", rounding="stochastic"))
+    drawn = []
+    for step in (1, 2, 1):
+        set_step(layers.values(), seed=5, step=step)
+        drawn.append(layers["0"].rounded_weight())
+    assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])
+
+
+def test_delayed_scaling_without_counting_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs counting=True"):
+        quantize_model(nn.Sequential(nn.Linear(4, 4)), Recipe(format="E4M3", scaling="delayed"), counting=False)
 
 
 @pytest.mark.parametrize("uses", [1, 2, 3])

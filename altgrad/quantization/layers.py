@@ -2,10 +2,8 @@
 
     y = Q_a(x) Q_w(W)^T + b        dx = Q_g(dy) Q_w(W)        dW = Q_g(dy)^T Q_a(x)
 
-Accumulation is in FP32; the bias and its gradient (the sum of the unrounded dy) are left alone.  The gradient passes
-through the rounding of x and W as if it were the identity (straight-through estimator, Bengio et al. 2013), also where
-values saturate.  Each site counts what its rounding did on every step; the output gradient's counts come out of the
-backward pass as the gradient of a dummy input, so that a compiled graph needs no side effect there.
+Accumulation is in FP32; the bias and its gradient (the sum of the unrounded dy) are left alone.  Each site counts
+what its rounding did on every step.
 """
 
 from __future__ import annotations
@@ -14,59 +12,25 @@ import dataclasses
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from altgrad.formats import NumberFormat, Overflow, find_format
 from altgrad.quantization import gemm, native
-from altgrad.quantization.site import Mode, Site, round_site, site_scale
+from altgrad.quantization.random import fill_key
+from altgrad.quantization.site import Site, round_site, site_scale
+from altgrad.quantization.straight_through import RoundGradient, RoundOperand
 from altgrad.training.config import GEMM_SITES, GemmSite, Recipe
-
-
-class _RoundOperand(torch.autograd.Function):
-    """x -> (Q(x), counts); gradient straight through."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode) -> Any:
-        rounded, counts = round_site(x, spec, history, key, mode)
-        ctx.mark_non_differentiable(counts)
-        return rounded, counts
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return gradients[0], None, None, None, None
-
-
-class _RoundGradient(torch.autograd.Function):
-    """y -> y, and backward dy -> Q(dy); the bias gets sum(dy), `slot` gets the counts as its gradient."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, y: Tensor, bias: Tensor | None, slot: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
-    ) -> Tensor:
-        ctx.save_for_backward(spec, history, key)
-        ctx.mode = mode
-        return y.view_as(y)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        (gradient,) = gradients
-        spec, history, key = ctx.saved_tensors
-        rounded, counts = round_site(gradient.contiguous(), spec, history, key, ctx.mode)
-        bias = gradient.reshape(-1, gradient.shape[-1]).sum(0) if ctx.needs_input_grad[1] else None
-        return rounded, bias, counts, None, None, None, None
 
 
 class QuantizedLinear(nn.Linear):
     """A linear layer that shares the Parameters of the one it replaces and rounds the operands of its GEMMs.
 
-    `sites["weight" | "activation" | "gradient"]` hold the formats and the counts of the last step.
+    `sites["weight" | "activation" | "gradient"]` hold the formats and, while `counting` is set, the counts since they
+    were last taken (see `site.take_counts`).
     While `bypass` is set (see `unrounded`) nothing is rounded or counted.
     weight (out, in); input (..., in), output (..., out), computed in float32 whatever the input's dtype.
     """
@@ -82,6 +46,7 @@ class QuantizedLinear(nn.Linear):
         self.name = name
         self.master_weights = recipe.master_weights
         self.bypass = False
+        self.counting = True
         self.native_fp8 = recipe.native_fp8
         self.gemm_dtype = recipe.gemm_dtype
         device = linear.weight.device
@@ -125,15 +90,16 @@ class QuantizedLinear(nn.Linear):
         y = linear(rounded_x, rounded_w, None if bias is None else bias.detach())
         if torch.is_grad_enabled():
             site = self.site("gradient")
-            y = _RoundGradient.apply(y, bias, site.slot, site.spec, site.history, self.key, site.mode)
+            slot = site.slot if self.counting else None
+            y = RoundGradient.apply(y, bias, slot, site.spec, site.history, self.key, site.mode)
         return y
 
     def _native(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if torch.is_grad_enabled() and x.shape[:-1].numel() % native.DIVISOR:
             native.refuse_rows(self.name, x.shape)  # a name read on the way here would make a graph of this layer alone
         sites = [self.site(name) for name in GEMM_SITES]
-        y, *counts = native.native_linear(x, self.weight.float(), bias, self.key, sites)
-        if torch.is_grad_enabled():
+        y, *counts = native.native_linear(x, self.weight.float(), bias, self.key, sites, self.counting)
+        if torch.is_grad_enabled() and self.counting:
             self.site("activation").add_counts(counts[0])
             self.site("weight").add_counts(counts[1])
         return y
@@ -152,8 +118,8 @@ class QuantizedLinear(nn.Linear):
 
     def _operand(self, name: GemmSite, operand: Tensor) -> Tensor:
         site = self.site(name)
-        rounded, counts = _RoundOperand.apply(operand, site.spec, site.history, self.key, site.mode)
-        if torch.is_grad_enabled():
+        rounded, counts = RoundOperand.apply(operand, site.spec, site.history, self.key, site.mode)
+        if torch.is_grad_enabled() and self.counting:
             site.add_counts(counts)
         return rounded
 
@@ -186,6 +152,16 @@ class QuantizedLinear(nn.Linear):
         return f"{super().extra_repr()}, {formats}"
 
 
+def set_step(layers: Iterable[QuantizedLinear], seed: int, step: int) -> None:
+    """Give stochastic rounding the random numbers of (seed, step).
+
+    For a training loop of one's own, before every step: otherwise each step draws the same ones, which biases the sum
+    of the steps.
+    """
+    for layer in layers:
+        fill_key(layer.key, seed, step)
+
+
 @contextmanager
 def unrounded(layers: Iterable[QuantizedLinear]) -> Iterator[None]:
     """Within, the layers compute as plain linear layers and count nothing."""
@@ -199,20 +175,28 @@ def unrounded(layers: Iterable[QuantizedLinear]) -> Iterator[None]:
             layer.bypass = False
 
 
-def quantize_model(model: nn.Module, recipe: Recipe) -> dict[str, QuantizedLinear]:
+def quantize_model(model: nn.Module, recipe: Recipe, counting: bool = True) -> dict[str, QuantizedLinear]:
     """Swap every `nn.Linear` of a model in place for a `QuantizedLinear` with the same Parameters; return them by name.
 
+    `counting`: what each rounding did is counted, for `site.take_counts` after every step; without it a step is a few
+    percent faster.  Delayed scaling needs it.
+
     A layer that stands in several places stays one layer.  Subclasses of `nn.Linear` keep their own forward and are
-    left alone (`nn.MultiheadAttention` never calls its output projection).  Raises ValueError where there is nothing
-    to swap, where a `layer_formats` glob matches no layer, or where two layers of different formats share a weight,
-    and with `native_fp8` for a shape or a device without FP8 GEMMs.
+    left alone (`nn.MultiheadAttention` never calls its output projection).
+
+    Raises ValueError where there is nothing to swap, for delayed scaling without counting, where a `layer_formats` glob
+    matches no layer, or where two layers of different formats share a weight, and with `native_fp8` for a shape or a
+    device without FP8 GEMMs.
     """
+    if recipe.scaling == "delayed" and not counting:
+        raise ValueError("quantize_model: scaling='delayed' remembers the amaxes of past steps and needs counting=True")
     layers: dict[str, QuantizedLinear] = {}
     swapped: dict[nn.Module, QuantizedLinear] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if type(module) is nn.Linear and name:
             if module not in swapped:
                 swapped[module] = layers[name] = QuantizedLinear(module, recipe, name, salt=len(layers))
+                layers[name].counting = counting
             parent_name, _, child_name = name.rpartition(".")
             setattr(model.get_submodule(parent_name), child_name, swapped[module])
     if not layers:

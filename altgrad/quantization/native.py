@@ -101,26 +101,34 @@ def refuse_rows(name: str, shape: torch.Size) -> None:
 
 
 def native_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, key: Tensor, sites: Sequence[Site]
+    x: Tensor, weight: Tensor, bias: Tensor | None, key: Tensor, sites: Sequence[Site], counting: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(x W^T + b, counts of x, counts of W), float32, with the three GEMMs on FP8 codes.
 
     x (..., in), weight (out, in), bias (out,); `sites` in the order of `GEMM_SITES`.  The gradient passes straight
-    through the rounding; the bias gets the sum of the unrounded dy, the gradient site's slot the counts of dy as its
-    gradient, for which the rows of x must be a multiple of 16.
+    through the rounding; the bias gets the sum of the unrounded dy, with `counting` the gradient site's slot the counts
+    of dy as its gradient, for which the rows of x must be a multiple of 16.
     """
     keep = torch.is_grad_enabled()
     rows = x.reshape(-1, x.shape[-1])
     plan = Plan(tuple(FLOAT8[site.format.name] for site in sites), tuple(site.mode for site in sites), keep)
     states = [state for site in sites for state in (site.spec, site.history)]
-    y, *counts = _NativeLinear.apply(rows, weight, bias, sites[2].slot, plan, key, *states)
+    slot = sites[2].slot if counting else None
+    y, *counts = _NativeLinear.apply(rows, weight, bias, slot, plan, key, *states)
     return y.view(*x.shape[:-1], -1), counts[1], counts[0]
 
 
 class _NativeLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slot: Tensor, plan: Plan, key: Tensor, *states: Tensor
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        slot: Tensor | None,
+        plan: Plan,
+        key: Tensor,
+        *states: Tensor,
     ) -> Any:
         codes_w, counts_w = _codes(weight, 0, plan, key, states)
         codes_x, counts_x = _codes(x, 1, plan, key, states)
@@ -146,7 +154,7 @@ class _NativeLinear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             dw = multiply(_turned(codes, dy, 2, plan, key, states), Codes(x_values, x_scale))
         bias = dy.sum(0) if ctx.needs_input_grad[2] else None
-        return dx, dw, bias, counts, None, None, *(None for _ in states)
+        return dx, dw, bias, counts if ctx.needs_input_grad[3] else None, None, None, *(None for _ in states)
 
 
 def _codes(x: Tensor, site: int, plan: Plan, key: Tensor, states: Sequence[Tensor]) -> tuple[Codes, Tensor]:

@@ -21,6 +21,13 @@ def draw_key(generator: torch.Generator | None, device: torch.device | str) -> T
     return torch.randint(2**31 - 1, (2,), generator=generator, dtype=torch.int32, device=source).to(device)
 
 
+def fill_key(key: Tensor, *words: int) -> None:
+    """Set a key to non-negative words (the lowest 31 bits count) without a copy from the host, which would wait for
+    the device."""
+    for position, word in enumerate(words):
+        key[position].fill_(word & 0x7FFFFFFF)
+
+
 def uniform(key: Tensor, like: Tensor, salt: int | Tensor = 0, shared: bool = False) -> Tensor:
     """Uniform float32 in [0, 1), multiples of 2^-24, in the shape of `like`; `salt` (an int,
     or 0-d int32) tells tensors of one key apart.

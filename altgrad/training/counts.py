@@ -16,6 +16,7 @@ from altgrad.metrics import Site
 from altgrad.quantization.counters import COUNTERS
 from altgrad.quantization.layers import QuantizedLinear
 from altgrad.quantization.site import Site as QuantizedSite
+from altgrad.quantization.site import take_counts
 from altgrad.training.config import GEMM_SITES
 from altgrad.training.optim import WriteBack
 from altgrad.training.ranks import Ranks
@@ -30,7 +31,9 @@ class SiteCounts:
     """Reads what every site counted in the last forward and backward pass.  A site that was not used is absent."""
 
     def __init__(self, layers: Mapping[str, QuantizedLinear], ranks: Ranks) -> None:
-        self._layers = layers
+        self._sites: dict[SiteKey, QuantizedSite] = {
+            (name, site): layer.site(site) for name, layer in layers.items() for site in GEMM_SITES
+        }
         self._ranks = ranks
         self._values: dict[SiteKey, list[float]] = {}
 
@@ -39,10 +42,7 @@ class SiteCounts:
 
         loss: 0-d, of this rank's rows; the mean over ranks is returned.  others: 1-d, the same on every rank.
         """
-        sites: dict[SiteKey, QuantizedSite] = {
-            (name, site): layer.site(site) for name, layer in self._layers.items() for site in GEMM_SITES
-        }
-        taken = {key: site.take_counts() for key, site in sites.items()}
+        taken = dict(zip(self._sites, take_counts(list(self._sites.values())), strict=True))
         head = torch.cat([loss.float().reshape(1), others.float()])
         if self._ranks.alone:
             used: dict[SiteKey, Tensor] = {key: counts for key, counts in taken.items() if counts is not None}
@@ -54,7 +54,7 @@ class SiteCounts:
             values = numbers[start : start + len(COUNTERS)]
             if values[_USES]:
                 self._values[key] = values
-                sites[key].remember(used[key][_AMAX])
+                self._sites[key].remember(used[key][_AMAX])
         return loss_value, numbers[: len(others)]
 
     def _over_ranks(self, head: Tensor, taken: Mapping[SiteKey, Tensor | None]) -> tuple[Tensor, dict[SiteKey, Tensor]]:

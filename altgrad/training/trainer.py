@@ -22,6 +22,7 @@ from altgrad.diagnostics.protocol import Context
 from altgrad.diagnostics.suite import Diagnostics
 from altgrad.quantization.gemm import full_precision_sums
 from altgrad.quantization.layers import QuantizedLinear, quantize_model
+from altgrad.quantization.random import fill_key
 from altgrad.stability.clipper import PartitionRelativeClipper
 from altgrad.stability.guard import NonFiniteGuard
 from altgrad.stability.protocol import Event, Intervention, StepState
@@ -144,8 +145,7 @@ class Trainer:
         rate = learning_rate(config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        for position, word in enumerate((config.seed, step, self.ranks.rank)[: len(self._key)]):
-            self._key[position].fill_(word & 0x7FFFFFFF)  # a copy from the host would wait for the device
+        fill_key(self._key, *(config.seed, step, self.ranks.rank)[: len(self._key)])
 
         measuring = step % config.diagnostic_interval == 0 or step == config.max_steps
         before_forward = self._random.take() if measuring else []

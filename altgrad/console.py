@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from altgrad.training.format_runner import ExperimentResult, Report
+    from altgrad.training.outcome import ExperimentResult, Report
 
 
 class TrainingProgress:

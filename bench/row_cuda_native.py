@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from altgrad.quantization.compiled import INDUCTOR_OPTIONS
 from altgrad.quantization.layers import quantize_model
-from altgrad.training.config import Recipe
+from altgrad.training.recipe import Recipe
 from bench.harness import NotMeasured, Row, cuda_device, cuda_ratio
 
 _TOKENS, _WIDTH = 16384, 2048

@@ -3,8 +3,6 @@
 from bench.harness import Row
 from bench.steps import rounded_step_against_bfloat16
 
-_MODEL = {"model": "medium", "n_layer": 16, "batch_size": 16}
+MODEL = {"model": "medium", "n_layer": 16, "batch_size": 16}
 
-ROW = Row(
-    "GPU: training step, 50M parameters, rounded (x BF16)", 1.3, rounded_step_against_bfloat16(**_MODEL), pairs=11
-)
+ROW = Row("GPU: training step, 50M parameters, rounded (x BF16)", 1.3, rounded_step_against_bfloat16(**MODEL), pairs=11)

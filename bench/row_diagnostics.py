@@ -19,4 +19,4 @@ def _measure(pairs: int) -> float:
     return ratio(lambda: steps(measured), lambda: steps(without), pairs)
 
 
-ROW = Row("diagnostics and shadow at their interval (x step)", 1.10, _measure, pairs=5)
+ROW = Row("diagnostics and shadow at their interval (x step)", 1.10, _measure, pairs=15)

@@ -28,7 +28,7 @@ from altgrad.storage import Folder
 from altgrad.training.config import TrainConfig
 from tune.manifest import Sweep, create_sweep
 from tune.options import SweepOptions
-from tune.plan import Plan, Trial
+from tune.trial import Plan, Trial
 
 STEPS = 50
 _REPORT_INTERVAL = 10

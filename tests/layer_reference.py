@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from altgrad.quantization.layers import QuantizedLinear, quantize_model
-from altgrad.training.config import Recipe
+from altgrad.training.recipe import Recipe
 from tests.oracles import quantise_by_hand
 
 IN, OUT = 24, 10

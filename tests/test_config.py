@@ -7,13 +7,13 @@ import pytest
 from altgrad.training.config import (
     INTERVENTIONS,
     ConfigError,
-    Recipe,
     TrainConfig,
     intervention_fields,
     load_config,
     make_config,
     parse_value,
 )
+from altgrad.training.recipe import Recipe
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PROMISED = {

@@ -21,11 +21,11 @@ from altgrad.results import RunWriter, read_run
 from altgrad.status import sweep_state
 from altgrad.storage import Folder
 from altgrad.training import TrainConfig, run_format_experiment
-from altgrad.training.format_runner import Report
+from altgrad.training.outcome import Report
 from tune.manifest import create_sweep
 from tune.options import SweepOptions
-from tune.plan import Plan, Trial
 from tune.trainable import Job, train_trial
+from tune.trial import Plan, Trial
 
 SMALL = TrainConfig(
     format="E4M3", model="micro", batch_size=4, max_steps=60, warmup_steps=5, eval_interval=60, eval_batches=1,

@@ -13,7 +13,8 @@ from altgrad.quantization.compiled import compiled_round, compiled_round_and_cou
 from altgrad.quantization.layers import quantize_model
 from altgrad.quantization.round import round_to_format, spec_of
 from altgrad.quantization.site import Mode, round_site
-from altgrad.training.config import Recipe, TrainConfig
+from altgrad.training.config import TrainConfig
+from altgrad.training.recipe import Recipe
 from altgrad.training.trainer import Trainer
 from tests.layer_reference import draw, run
 from tests.rounding_inputs import ALL, million

@@ -26,7 +26,7 @@ from altgrad.results import Run, list_runs, read_run
 from altgrad.storage import Folder
 from altgrad.training import TrainConfig, run_format_experiment
 from altgrad.training.config import load_config
-from altgrad.training.format_runner import Report
+from altgrad.training.outcome import Report
 from tests.polling import PATIENCE, Poller, polling, wait_until
 from tests.ray_nodes import environment
 

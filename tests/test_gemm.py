@@ -14,7 +14,8 @@ from altgrad.quantization import gemm
 from altgrad.quantization.layers import quantize_model
 from altgrad.quantization.round import FormatTensors, round_to_format
 from altgrad.quantization.scale import scale_for
-from altgrad.training.config import GEMM_SITES, ConfigError, Recipe, TrainConfig, make_config
+from altgrad.training.config import ConfigError, TrainConfig, make_config
+from altgrad.training.recipe import GEMM_SITES, Recipe
 from altgrad.training.trainer import Trainer
 from tests.layer_reference import IN, OUT, draw, layer_of, run
 from tests.rounding_inputs import ALL

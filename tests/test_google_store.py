@@ -17,7 +17,7 @@ from altgrad.events import read_events
 from altgrad.results import Run, list_runs, list_sweeps, read_run
 from altgrad.storage import Folder
 from altgrad.training import TrainConfig, run_format_experiment
-from altgrad.training.format_runner import Report
+from altgrad.training.outcome import Report
 from tests.google_store import BUCKET, google_store
 from tests.ray_nodes import environment, free_port
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from altgrad.formats import FALLBACKS, FORMATS, find_format
-from altgrad.training.config import GEMM_SITES, TrainConfig
+from altgrad.training.config import TrainConfig
+from altgrad.training.recipe import GEMM_SITES
 from altgrad.training.trainer import Trainer
 from tests.test_trainer import MICRO
 

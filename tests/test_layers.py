@@ -15,7 +15,7 @@ from altgrad.formats import FORMATS, find_format
 from altgrad.quantization.counters import COUNTERS
 from altgrad.quantization.layers import quantize_model, set_step, unrounded
 from altgrad.quantization.round import round_to_format
-from altgrad.training.config import GEMM_SITES, Recipe
+from altgrad.training.recipe import GEMM_SITES, Recipe
 from tests.layer_reference import IN, OUT, by_hand, draw, layer_of, run
 from tests.oracles import quantise_by_hand, same_bits
 

@@ -19,8 +19,8 @@ from altgrad.training.config import TrainConfig
 from tune.ending import EndRecords, out_of_memory, why_failed
 from tune.execution import BaselineSparingASHA
 from tune.live import Progress, TrialState
-from tune.plan import Trial
 from tune.stopper import CollapseStopper
+from tune.trial import Trial
 
 BASELINE = Trial("bf16", TrainConfig(format="BF16", max_steps=100))
 OTHER = Trial("e4m3", TrainConfig(format="E4M3", max_steps=100, non_finite_patience=3), baseline="bf16")

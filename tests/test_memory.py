@@ -18,8 +18,8 @@ from tune.accelerators import smallest_gpu
 from tune.machine import share_out
 from tune.memory import GIB, check_share, estimate, fitting_share, needs, share_of, vocabulary_of
 from tune.options import SweepError, SweepOptions
-from tune.plan import Trial
 from tune.sweep import main
+from tune.trial import Trial
 
 # The estimate may be so much below and above the peak that torch's own allocation record shows.
 LOW, HIGH = 0.9, 1.1

@@ -12,7 +12,8 @@ from altgrad.quantization import native
 from altgrad.quantization.layers import quantize_model
 from altgrad.quantization.round import round_to_format, spec_of
 from altgrad.quantization.site import Mode, round_site
-from altgrad.training.config import GEMM_SITES, ConfigError, Recipe, TrainConfig, make_config
+from altgrad.training.config import ConfigError, TrainConfig, make_config
+from altgrad.training.recipe import GEMM_SITES, Recipe
 from altgrad.training.trainer import Trainer
 from tests.layer_reference import run
 

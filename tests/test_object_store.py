@@ -22,7 +22,7 @@ from altgrad.events import read_events
 from altgrad.results import Run, RunWriter, list_runs, list_sweeps, read_run
 from altgrad.storage import Folder
 from altgrad.training import TrainConfig, run_format_experiment
-from altgrad.training.format_runner import Report
+from altgrad.training.outcome import Report
 from tests.object_store import ENVIRONMENT, ObjectStore, object_store
 from tests.ray_nodes import environment
 

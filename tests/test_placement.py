@@ -16,8 +16,8 @@ from tune.kinds import runs_alike, timed_kind
 from tune.machine import Resources
 from tune.options import SweepError
 from tune.placement import Expected, place, work
-from tune.plan import Plan, Trial
 from tune.probe import StepTimes, TimesStore, expected, measure
+from tune.trial import Plan, Trial
 
 TWO_AT_A_TIME = Resources(cpus=1.0, gpus=0.0, concurrent=2)
 TIMES = StepTimes(start=4.0, setup=2.0, step=0.1, diagnosis=0.5, validation=1.0, checkpoint=0.25)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from altgrad.quantization.layers import quantize_model
-from altgrad.training.config import GEMM_SITES, Recipe
+from altgrad.training.recipe import GEMM_SITES, Recipe
 from tests.layer_reference import IN, OUT, draw, layer_of, run
 from tests.oracles import same_bits
 

@@ -27,7 +27,7 @@ from altgrad.quantization.random import uniform
 from altgrad.results import read_run
 from altgrad.storage import Folder
 from altgrad.training import FormatExperimentRunner, TrainConfig
-from altgrad.training.format_runner import Report
+from altgrad.training.outcome import Report
 from altgrad.training.ranks import Ranks
 from altgrad.training.trainer import StepOutcome, Trainer
 

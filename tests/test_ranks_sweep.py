@@ -20,7 +20,7 @@ from altgrad.training import FormatExperimentRunner, TrainConfig
 from tests.test_sweep import attempt, checkpoints, complete, family, start, wait_until, write_configs
 from tune.machine import Machine, share_out
 from tune.options import SweepError, SweepOptions, parse_options
-from tune.plan import Trial
+from tune.trial import Trial
 
 ROOT = Path(__file__).parents[1]
 SIZE = 2

@@ -17,7 +17,7 @@ from altgrad.quantization.counters import COUNTERS
 from altgrad.quantization.round import FormatTensors, round_to_format, spec_of
 from altgrad.quantization.scale import finite_amax, from_blocks, scale_for, to_blocks
 from altgrad.quantization.site import Mode, Site, round_site
-from altgrad.training.config import Recipe
+from altgrad.training.recipe import Recipe
 from tests.oracles import LARGEST, SMALLEST, power_of_two_scale, quantise_by_hand, same_bits
 
 EIGHT_BITS = [fmt for fmt in FORMATS.values() if fmt.bits == 8]

@@ -12,7 +12,7 @@ import pytest
 from altgrad.training.config import ConfigError, TrainConfig
 from tune.manifest import create_sweep, open_sweep
 from tune.options import SweepError, SweepOptions
-from tune.plan import Plan, Trial
+from tune.trial import Plan, Trial
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [path for part in ("altgrad", "tune", "dashboard") for path in sorted((ROOT / part).rglob("*.py"))]

@@ -22,7 +22,8 @@ from altgrad.quantization.random import draw_key
 from altgrad.quantization.round import round_to_format, spec_of
 from altgrad.quantization.site import Mode, round_site
 from altgrad.training.compiling import StepLoss
-from altgrad.training.config import ConfigError, Recipe, TrainConfig
+from altgrad.training.config import ConfigError, TrainConfig
+from altgrad.training.recipe import Recipe
 from altgrad.training.trainer import Trainer
 from tests.rounding_inputs import ALL, million
 

@@ -14,8 +14,8 @@ import pytest
 from altgrad.results import RunWriter
 from altgrad.storage import Folder
 from altgrad.training.config import TrainConfig
-from tune.plan import Trial
 from tune.stopper import CollapseStopper
+from tune.trial import Trial
 
 CONFIG = TrainConfig(
     max_steps=200, warmup_steps=5, gap_limit=0.5, gap_patience=20, never_learned_fraction=1.0, diverged_patience=500

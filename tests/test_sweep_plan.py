@@ -15,8 +15,9 @@ from altgrad.training.config import ConfigError, TrainConfig, load_config
 from tune.machine import Machine, share_out
 from tune.manifest import check_same_plan, create_sweep, open_sweep
 from tune.options import SweepError, SweepOptions, parse_options
-from tune.plan import CONFIGS, Plan, Trial, plan_sweep
+from tune.plan import CONFIGS, plan_sweep
 from tune.sweep import main
+from tune.trial import Plan, Trial
 
 CPU_BOX = Machine(cpus=2, gpus=0, gpu_note="no CUDA GPU found")
 GPU_BOX = Machine(cpus=16, gpus=4, gpu_note="4 CUDA GPUs found")

@@ -20,8 +20,8 @@ from altgrad.report import write_failure_report
 from altgrad.results import Verdict, write_end
 from altgrad.storage import Folder
 from tune.manifest import write_never_started
-from tune.plan import Trial
 from tune.stopper import CollapseStopper
+from tune.trial import Trial
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial

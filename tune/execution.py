@@ -29,10 +29,10 @@ from tune.machine import Resources
 from tune.manifest import Sweep
 from tune.notices import Notices
 from tune.options import SweepOptions
-from tune.plan import Trial
 from tune.stalls import StallWatch
 from tune.stopper import CollapseStopper
 from tune.trainable import Job, train_trial
+from tune.trial import Trial
 
 _GRACE_PERIOD = 100  # steps before asha may stop a trial
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from altgrad.training.config import TrainConfig
-from tune.plan import Trial
+from tune.trial import Trial
 
 # What decides which graph a trial compiles; formats, seeds and learning rates are data to it.
 _COMPILED_FIELDS = {

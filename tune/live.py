@@ -16,7 +16,7 @@ from altgrad.markdown import ABSENT, duration, number
 from altgrad.results import Status
 from altgrad.storage import Folder
 from tune.ending import run_of, why_failed
-from tune.plan import Trial
+from tune.trial import Trial
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial

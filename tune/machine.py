@@ -15,7 +15,7 @@ from tune.memory import GIB, check_share, fitting_share, needs
 from tune.options import SweepError, SweepOptions
 
 if TYPE_CHECKING:
-    from tune.plan import Trial
+    from tune.trial import Trial
 
 # Small models keep a fraction of a GPU busy; several trials share one.
 _GPU_SHARE = 0.25

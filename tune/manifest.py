@@ -20,7 +20,7 @@ from pyarrow import fs as pafs
 from altgrad.results import SCHEMA, RunWriter, list_sweeps
 from altgrad.storage import Folder
 from tune.options import NEWEST, SweepError, SweepOptions
-from tune.plan import Plan, Trial
+from tune.trial import Plan, Trial
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FINISHED = ("completed", "collapsed", "stopped")

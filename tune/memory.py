@@ -32,7 +32,7 @@ from altgrad.training.config import TrainConfig
 from tune.options import SweepError
 
 if TYPE_CHECKING:
-    from tune.plan import Trial
+    from tune.trial import Trial
 
 GIB = 2**30
 _FLOAT = 4  # bytes

@@ -18,8 +18,8 @@ from typing import Any, Literal, NoReturn
 
 import yaml
 
-from altgrad.notify import check_address
 from altgrad.training.config import INTERVENTIONS, parse_value
+from tune.arguments import count, count_or_zero, not_negative, positive, webhook
 
 NEWEST = "newest"  # `--resume` without a name
 NOTIFY = "ALTGRAD_NOTIFY"  # the webhook's address, where other users must not see it on the command line
@@ -118,10 +118,10 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def parse_options(arguments: Sequence[str] | None = None) -> SweepOptions:
+def parse_options(words: Sequence[str] | None = None) -> SweepOptions:
     """The options of a command line (`sys.argv` by default).  Exits with code 2 and one line on a wrong one."""
     parser = _parser()
-    found = vars(parser.parse_args(arguments))
+    found = vars(parser.parse_args(words))
     pairs = found.pop("set")
     found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
     return SweepOptions(**found, settings=None if pairs is None else _settings(parser, [p for ps in pairs for p in ps]))
@@ -145,9 +145,14 @@ def _add_trials(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--formats", nargs="+", metavar="FORMAT", help="a trial each, from the first config or bf16_baseline.yaml"
     )
-    group.add_argument("--seeds", type=_count, metavar="N", help="N trials each, from the config's seed upward")
+    group.add_argument("--seeds", type=count, metavar="N", help="N trials each, from the config's seed upward")
     group.add_argument(
-        "--lr", type=_positive, nargs="+", metavar="LR", dest="learning_rates", help="a trial each per learning rate"
+        "--lr",
+        type=positive,
+        nargs="+",
+        metavar="LR",
+        dest="learning_rates",
+        help="a trial each per learning rate",
     )
     group.add_argument(
         "--interventions",
@@ -159,7 +164,7 @@ def _add_trials(group: argparse._ArgumentGroup) -> None:
         "--set", action="append", nargs="+", metavar="KEY=VALUE", help="a config field, for every trial (repeatable)"
     )
     group.add_argument("--model", metavar="PRESET", help="micro, tiny, small, ...; default: what fits the machine")
-    group.add_argument("--max-steps", type=_count, metavar="N", help="steps of every trial")
+    group.add_argument("--max-steps", type=count, metavar="N", help="steps of every trial")
     group.add_argument("--data", metavar="PATH", help="a text file, a folder, a glob, or a folder with train.bin")
     group.add_argument(
         "--no-baseline", action="store_true", default=None, help="do not add the BF16 runs that others are compared to"
@@ -183,22 +188,25 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
 def _add_running(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--workers-per-trial",
-        type=_count,
+        type=count,
         default=1,
         metavar="K",
         help="processes that train a trial together, each a part of every batch (default: 1)",
     )
     group.add_argument(
-        "--cpus-per-trial", type=_positive, metavar="N", help="cores and threads of a trial, or of each of its workers"
+        "--cpus-per-trial",
+        type=positive,
+        metavar="N",
+        help="cores and threads of a trial, or of each of its workers",
     )
     group.add_argument(
         "--gpus-per-trial",
-        type=_not_negative,
+        type=not_negative,
         metavar="X",
         help="GPUs of a trial, or of each of its workers; of a single one also a fraction, such as 0.25 (default: what "
         "fits)",
     )
-    group.add_argument("--max-concurrent", type=_count, metavar="N", help="trials at a time")
+    group.add_argument("--max-concurrent", type=count, metavar="N", help="trials at a time")
     group.add_argument(
         "--scheduler",
         choices=("none", "asha"),
@@ -206,18 +214,22 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         help="asha stops trials that lag behind, never the baseline (default: none)",
     )
     group.add_argument(
-        "--retries", type=_count_or_zero, default=2, metavar="N", help="restarts of a trial that died (default: 2)"
+        "--retries",
+        type=count_or_zero,
+        default=2,
+        metavar="N",
+        help="restarts of a trial that died (default: 2)",
     )
     group.add_argument(
         "--stall-timeout",
-        type=_positive,
+        type=positive,
         metavar="SECONDS",
         help="kill and restart a trial that reports nothing for that long; until its first report, while it imports "
         "and compiles, ten minutes longer (default: never)",
     )
     group.add_argument(
         "--notify",
-        type=_webhook,
+        type=webhook,
         default=os.environ.get(NOTIFY),
         metavar="URL",
         help=f"POST JSON there on collapse, failure and end (default: ${NOTIFY})",
@@ -226,40 +238,6 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         "--wandb", choices=("offline", "online", "disabled"), default="offline", help="default: offline, no account"
     )
     group.add_argument("--address", help="an existing Ray cluster, such as auto or ray://HEAD:10001")
-
-
-def _webhook(text: str) -> str:
-    try:
-        check_address(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
-
-
-def _count(text: str) -> int:
-    return _number(text, int, "a whole number from 1", lambda value: value >= 1)
-
-
-def _count_or_zero(text: str) -> int:
-    return _number(text, int, "a whole number from 0", lambda value: value >= 0)
-
-
-def _positive(text: str) -> float:
-    return _number(text, float, "a number above 0", lambda value: 0 < value < float("inf"))
-
-
-def _not_negative(text: str) -> float:
-    return _number(text, float, "a number from 0", lambda value: 0 <= value < float("inf"))
-
-
-def _number(text: str, kind: Any, accepted: str, holds: Any) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not holds(value):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected {accepted}")
-    return value
 
 
 def _settings(parser: _Parser, pairs: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from rich.table import Table
 from altgrad.markdown import duration
 from tune.machine import Resources
 from tune.placement import place, work
-from tune.plan import Plan
+from tune.trial import Plan
 
 _HEADS = ("Trial", "Format", "Weights at rest", "Scaling", "Intervention", "Steps", "Learning rate", "Model", "Wave")
 

@@ -27,7 +27,7 @@ from tune.kinds import runs_alike, timed_kind
 from tune.machine import Resources
 from tune.options import SweepError
 from tune.placement import Expected
-from tune.plan import Trial
+from tune.trial import Trial
 
 _ROOT = Path(__file__).resolve().parents[1]
 _RAY_SECONDS = 6.0  # from the command to its first worker's start, on a machine that does nothing else

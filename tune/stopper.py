@@ -17,7 +17,7 @@ from ray import tune
 from altgrad.collapse import BaselineGap, CollapseDetector
 from altgrad.results import Verdict, read_table
 from altgrad.storage import Folder
-from tune.plan import Trial
+from tune.trial import Trial
 
 Record = Mapping[str, float]
 

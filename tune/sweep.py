@@ -27,9 +27,10 @@ from tune.machine import Machine, Resources, share_out, this_machine
 from tune.manifest import Sweep, check_new, check_same_plan, create_sweep, open_sweep
 from tune.options import SweepError, SweepOptions, parse_options
 from tune.outlook import show_plan
-from tune.plan import Plan, Trial, plan_sweep
+from tune.plan import plan_sweep
 from tune.probe import TimesStore, expected, measure
 from tune.tracking import REPORT, check_account
+from tune.trial import Plan, Trial
 
 _MODEL_FIELDS = ("model", "n_layer", "n_head", "n_embd", "block_size")
 _LOG_WIDTH = 200  # columns of tables in a log, where there is no terminal to ask

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from altgrad.storage import Folder
 from tune.options import SweepError, WandbMode
-from tune.plan import Trial
+from tune.trial import Trial
 
 if TYPE_CHECKING:
     import wandb

@@ -17,12 +17,13 @@ from ray import tune
 from altgrad.control import stop_request, stop_sentence
 from altgrad.results import read_table, write_end
 from altgrad.storage import Folder
-from altgrad.training.format_runner import FormatExperimentRunner, Report
+from altgrad.training.format_runner import FormatExperimentRunner
+from altgrad.training.outcome import Report
 from altgrad.training.ranks import Ranks
 from tune.manifest import is_finished, write_never_started
 from tune.options import WandbMode
-from tune.plan import Trial
 from tune.tracking import Tracker
+from tune.trial import Trial
 from tune.workers import Reporter, train_on_workers
 
 # Steps between two reports: a report costs the driver about 6 ms, and a stop takes effect at a report.

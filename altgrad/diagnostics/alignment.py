@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from altgrad.diagnostics.moments import Moments, total
+from altgrad.diagnostics.moments import Moments, mask, only, total
 from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured
 from altgrad.quantization.round import ulp
 
@@ -27,7 +27,7 @@ class GridAlignment(Diagnostic):
             in_ulps = error * step.inverse_scale / ulp(step.scaled_weight, step.tensors)
             parts[step.name] = Moments.of(in_ulps)
             nonzero = weight != 0
-            relative[step.name] = total((error / weight.abs()).where(nonzero, 0.0)), total(nonzero)
+            relative[step.name] = total(only(mask(nonzero), error / weight.abs())), total(nonzero)
             on_grid[step.name] = total(weight == stored), weight.numel()
         whole = Moments.pool(parts.values())
         found.add("grid_error_mean", {name: part.mean for name, part in parts.items()}, whole.mean)

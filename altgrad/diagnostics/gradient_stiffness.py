@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from altgrad.diagnostics.moments import Comoments, total
+from altgrad.diagnostics.moments import Comoments, mask, only, total
 from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured
 from altgrad.diagnostics.stiffness import stiffness_of
 
@@ -36,7 +36,7 @@ class GradientStiffness(Diagnostic):
             plain[name] = Comoments.of(gradient, stiffness, kept)
             control[name] = Comoments.of(shuffled(gradient), stiffness, kept)
             logs[name] = Comoments.of(gradient.log2(), stiffness.log2(), kept & (gradient != 0))
-            ratio[name] = total((gradient / stiffness).where(kept, 0.0)), count
+            ratio[name] = total(only(mask(kept), gradient / stiffness)), count
             below[name] = total((gradient < stiffness) & kept), count
         found = Measured()
         for metric, parts in (

@@ -19,6 +19,7 @@ from altgrad.quantization.layers import QuantizedLinear
 SAMPLE = 64
 _LOWEST, _HIGHEST = -149, 127  # floor(log2 |x|) of float32 values, subnormals included
 _BINS = _HIGHEST - _LOWEST + 1
+_BIAS, _NON_FINITE_FIELD = 1023, 0x7FF  # of float64's exponent field
 _ZEROS, _NON_FINITE = _BINS, _BINS + 1  # where these are counted
 
 
@@ -45,10 +46,10 @@ class Histograms:
 def counts(x: Tensor) -> Tensor:
     """How many float32 values have floor(log2 |x|) = -149 ... 127, are zero, are not finite; (279,) int64."""
     # in float64 every float32 value but zero is normal: its exponent field is its exponent
-    field = (x.flatten().double().view(torch.int64) >> 52) & 0x7FF
-    place = field - 1023 - _LOWEST
-    place = place.where(field != 0, _ZEROS).where(field != 0x7FF, _NON_FINITE)
-    return torch.zeros(_BINS + 2, dtype=torch.int64, device=x.device).scatter_add_(0, place, torch.ones_like(place))
+    field = (x.flatten().double().view(torch.int64) >> 52) & _NON_FINITE_FIELD
+    by_field = torch.zeros(_NON_FINITE_FIELD + 1, dtype=torch.int64, device=x.device)
+    by_field.scatter_add_(0, field, torch.ones_like(field))
+    return torch.cat([by_field[_BIAS + _LOWEST : _BIAS + _HIGHEST + 1], by_field[:1], by_field[_NON_FINITE_FIELD:]])
 
 
 def row(values: Sequence[float]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from altgrad.formats import NumberFormat
 from altgrad.quantization.layers import QuantizedLinear
-from altgrad.quantization.round import FormatTensors, grid_index, round_to_format
+from altgrad.quantization.round import FormatTensors, grid_index
 from altgrad.training.ranks import ALONE, Ranks
 
 
@@ -56,26 +56,20 @@ class LayerStep:
         """The weight before the step in the units of the grid: what is rounded."""
         return self.weight_before * self.inverse_scale
 
-    @property
-    def index_before(self) -> Tensor:
-        """Grid index of the stored weight before the step (int32); anything where it is not finite."""
-        return self._index(self.stored_before)
-
-    @property
-    def index_after(self) -> Tensor:
-        """Grid index of the stored weight after the step, on the grid (format and scale) it had before the step."""
-        return self._index(self.stored_after)
-
     @cached_property
     def ulps_moved(self) -> Tensor:
-        """Signed number of grid positions from `stored_before` to `stored_after`; NaN where one is not finite."""
-        moved = (self.index_after.to(torch.int64) - self.index_before).to(torch.float32)
-        finite = torch.isfinite(self.stored_before) & torch.isfinite(self.stored_after)
-        return torch.where(finite, moved, torch.nan)
+        """Signed number of grid positions from `stored_before` to `stored_after`; NaN where one is not finite.
 
-    def _index(self, stored: Tensor) -> Tensor:
-        rounded = round_to_format(stored * self.inverse_scale, self.tensors)
-        return grid_index(rounded.clamp(-self.tensors.max, self.tensors.max), self.tensors)
+        On the grid (format and scale) of before the step.
+        """
+        before, after = (
+            grid_index(stored * self.inverse_scale, self.tensors) for stored in (self.stored_before, self.stored_after)
+        )
+        if self.format.max_index >= 2**30:  # the difference of two indices may need more than 32 bits
+            after = after.to(torch.int64)
+        moved = (after - before).to(torch.float32)
+        finite = torch.isfinite(self.stored_before) & torch.isfinite(self.stored_after)
+        return moved.masked_fill_(~finite, torch.nan)
 
 
 Ratio = tuple[Tensor, Tensor | int]  # numerator and denominator

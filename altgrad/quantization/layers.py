@@ -21,9 +21,9 @@ from torch.nn import functional
 from altgrad.formats import NumberFormat, Overflow, find_format
 from altgrad.quantization import gemm, native
 from altgrad.quantization.random import fill_key
-from altgrad.quantization.site import Site, round_site, site_scale
+from altgrad.quantization.site import Site, rounded, site_scale
 from altgrad.quantization.straight_through import RoundGradient, RoundOperand
-from altgrad.training.config import GEMM_SITES, GemmSite, Recipe
+from altgrad.training.recipe import GEMM_SITES, GemmSite, Recipe
 
 
 class QuantizedLinear(nn.Linear):
@@ -118,17 +118,17 @@ class QuantizedLinear(nn.Linear):
 
     def _operand(self, name: GemmSite, operand: Tensor) -> Tensor:
         site = self.site(name)
-        rounded, counts = RoundOperand.apply(operand, site.spec, site.history, self.key, site.mode)
+        values, counts = RoundOperand.apply(operand, site.spec, site.history, self.key, site.mode)
         if torch.is_grad_enabled() and self.counting:
             site.add_counts(counts)
-        return rounded
+        return values
 
     def rounded_weight(self, weight: Tensor | None = None) -> Tensor:
         """Q_w of the layer's weight, or of another tensor in its place; (out, in), nothing is counted."""
         site = self.site("weight")
         with torch.no_grad():
             operand = (self.weight if weight is None else weight).detach().float()
-            return round_site(operand, site.spec, site.history, self.key, site.mode)[0]
+            return rounded(operand, site.spec, site.history, self.key, site.mode)
 
     def weight_scale(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(scale, inverse scale) with which `rounded_weight` rounds, expanded to (out, in)."""

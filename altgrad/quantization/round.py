@@ -95,13 +95,8 @@ def round_magnitude(x: Tensor, fmt: FormatTensors, rounding: Rounding, noise: Te
     """
     # Everything here is fresh: eager code changes it in place, a compiler sees no difference.
     if rounding == "nearest":
-        power_bits, double = _doubled_significand(x, fmt)
-        # float32's own addition rounds: to a multiple of the adder's ULP, ties to the even one.  That is the even code,
-        # except for M = 0, where the multiple below a tie is always 1: an odd adder, where the code below is even,
-        # turns the tie.
-        odd = (power_bits >> 23).bitwise_xor_(fmt.min_field).bitwise_and_(fmt.tie_mask)
-        adder = odd.bitwise_or_(fmt.adder_bits).view(torch.float32)
-        return double.add_(adder).sub_(adder).mul_(0.5).mul_(power_bits.view(torch.float32))
+        power_bits, double = _nearest_double(x, fmt)
+        return double.mul_(0.5).mul_(power_bits.view(torch.float32))
     power_bits, steps = _in_steps(x, fmt)
     if rounding == "toward_zero":
         steps.floor_()
@@ -124,11 +119,15 @@ def saturate(magnitude: Tensor, x: Tensor, fmt: FormatTensors) -> Tensor:
 
 
 def grid_index(x: Tensor, fmt: FormatTensors) -> Tensor:
-    """Signed index of finite values that lie on the grid (int32): `fmt.value(abs(index)) == abs(x)`."""
-    power_bits, steps = _in_steps(x, fmt)
-    binade = (power_bits >> 23) - fmt.min_field
-    index = (binade << fmt.mantissa_bits) + steps.to(torch.int32)
-    return torch.where(torch.signbit(x), -index, index)
+    """Signed index (int32) of the grid value nearest to x, at most that of the largest finite one; anything for NaN.
+
+    Of a value on the grid: `fmt.value(abs(index)) == abs(x)`.
+    """
+    power_bits, double = _nearest_double(torch.minimum(x.abs(), fmt.max), fmt)
+    binade = (power_bits >> 23).sub_(fmt.min_field)
+    index = (binade << fmt.mantissa_bits).add_(double.mul_(fmt.half_steps).to(torch.int32))
+    negative = x.view(torch.int32) >> 31  # all bits or none
+    return index.bitwise_xor_(negative).sub_(negative)
 
 
 def ulp(x: Tensor, fmt: FormatTensors) -> Tensor:
@@ -146,6 +145,18 @@ def _in_steps(x: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:
     """(power bits, |x| in units of the ULP around it); exact: a factor 2/power and a factor 2^(M-1)."""
     power_bits, double = _doubled_significand(x, fmt)
     return power_bits, double.mul_(fmt.half_steps)
+
+
+def _nearest_double(x: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:
+    """`_doubled_significand`, rounded to nearest.
+
+    float32's own addition rounds: to a multiple of the adder's ULP, ties to the even one.  That is the even code,
+    except for M = 0, where the multiple below a tie is always 1: an odd adder, where the code below is even, turns it.
+    """
+    power_bits, double = _doubled_significand(x, fmt)
+    odd = (power_bits >> 23).bitwise_xor_(fmt.min_field).bitwise_and_(fmt.tie_mask)
+    adder = odd.bitwise_or_(fmt.adder_bits).view(torch.float32)
+    return power_bits, double.add_(adder).sub_(adder)
 
 
 def _doubled_significand(x: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:

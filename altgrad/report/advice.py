@@ -21,7 +21,8 @@ from altgrad.report.causes import (
     underflow,
 )
 from altgrad.report.evidence import Evidence
-from altgrad.training.config import GEMM_SITES, ConfigError, make_config
+from altgrad.training.config import ConfigError, make_config
+from altgrad.training.recipe import GEMM_SITES
 
 Cause = Callable[[Evidence], Iterator[Advice]]
 _ALL: tuple[Cause, ...] = (overflow, underflow, frozen, noisy_gradient, non_finite)

@@ -17,7 +17,7 @@ from altgrad.markdown import number
 from altgrad.metrics import SITES, Site
 from altgrad.report.alternatives import more_exponent, more_mantissa
 from altgrad.report.evidence import Evidence, Finding
-from altgrad.training.config import GEMM_SITES
+from altgrad.training.recipe import GEMM_SITES
 
 _OVERFLOW = 0.01  # from this share on a rate is evidence
 _UNDERFLOW = 0.5

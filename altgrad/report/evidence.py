@@ -21,7 +21,8 @@ from altgrad.formats import NumberFormat, find_format
 from altgrad.markdown import number
 from altgrad.metrics import METRICS, SITES, Site
 from altgrad.results import Run, Verdict
-from altgrad.training.config import GemmSite, TrainConfig, make_config
+from altgrad.training.config import TrainConfig, make_config
+from altgrad.training.recipe import GemmSite
 
 # Which config field switches on the metrics whose names begin so.
 _SWITCHES: Mapping[str, str] = {

@@ -14,8 +14,9 @@ from typing import Any
 from altgrad.formats import FALLBACKS, find_format
 from altgrad.quantization.layers import QuantizedLinear
 from altgrad.stability.protocol import StepState
-from altgrad.training.config import GEMM_SITES, TrainConfig
+from altgrad.training.config import TrainConfig
 from altgrad.training.optim import WriteBack
+from altgrad.training.recipe import GEMM_SITES
 
 
 class EmergencyMantissaShift:

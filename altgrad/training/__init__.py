@@ -8,7 +8,7 @@ from typing import Any
 _HOME = {
     "TrainConfig": "altgrad.training.config",
     "FormatExperimentRunner": "altgrad.training.format_runner",
-    "ExperimentResult": "altgrad.training.format_runner",
+    "ExperimentResult": "altgrad.training.outcome",
     "run_format_experiment": "altgrad.training.format_runner",
     "DiagnosticSnapshot": "altgrad.diagnostics.protocol",
 }

@@ -17,9 +17,9 @@ from altgrad.quantization.counters import COUNTERS
 from altgrad.quantization.layers import QuantizedLinear
 from altgrad.quantization.site import Site as QuantizedSite
 from altgrad.quantization.site import take_counts
-from altgrad.training.config import GEMM_SITES
 from altgrad.training.optim import WriteBack
 from altgrad.training.ranks import Ranks
+from altgrad.training.recipe import GEMM_SITES
 
 Row = dict[str, Any]
 SiteKey = tuple[str, Site]  # layer and site

@@ -9,11 +9,9 @@ reports; what it reads there (checkpoint, stop request, baseline) it tells the o
 
 from __future__ import annotations
 
-import math
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,40 +25,16 @@ from altgrad.report import write_failure_report
 from altgrad.results import NoWriter, RunWriter, Status, Verdict
 from altgrad.storage import Folder
 from altgrad.training.allocator import keep_freed_memory
+from altgrad.training.attempts import next_attempt
 from altgrad.training.checkpoint import load_checkpoint, save_checkpoint
-from altgrad.training.config import ConfigError, TrainConfig
+from altgrad.training.config import TrainConfig
 from altgrad.training.data import Batches
+from altgrad.training.outcome import ExperimentResult, LossSummary, Report
 from altgrad.training.payoff import How
 from altgrad.training.provenance import provenance
 from altgrad.training.ranks import Ranks, lost_another_rank
 from altgrad.training.trainer import StepOutcome, Trainer
 from altgrad.training.usage import ProcessUsage
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a run tells its caller: the records of the steps since the last report, and where it stands."""
-
-    step: int
-    max_steps: int
-    rows: list[Mapping[str, float]]
-    status: Status
-    verdict: Verdict | None
-
-
-@dataclass(frozen=True)
-class ExperimentResult:
-    """How a run ended; losses in nats.  A loss that was not measured is None."""
-
-    run: str
-    folder: Folder
-    status: Status
-    verdict: Verdict | None
-    steps: int
-    final_loss: float | None
-    best_loss: float | None
-    final_validation_loss: float | None
-    seconds: float
 
 
 class FormatExperimentRunner:
@@ -106,7 +80,7 @@ class FormatExperimentRunner:
 
     def run(self) -> ExperimentResult:
         """Train to the end, to a collapse, or to an exception, which is recorded (status `failed`) and raised."""
-        attempt, self._compiled_before = self._ranks.from_first(self._next_attempt)
+        attempt, self._compiled_before = self._ranks.from_first(lambda: next_attempt(self.folder, self.config))
         baseline = self._ranks.from_first(lambda: self._baseline)
         self._gap = BaselineGap(baseline) if baseline is not None else None
         if self.config.threads is not None:
@@ -136,21 +110,6 @@ class FormatExperimentRunner:
         with suppress(OSError):
             if self.folder.patient(0).has("run.json"):
                 writer.end("failed", None, summary, patience=0)
-
-    def _next_attempt(self) -> tuple[int, How | None]:
-        """Number of this attempt, and how the one before it was compiled."""
-        if not self.folder.has("run.json"):
-            return 0, None
-        if self.folder.has("end.json") and self.folder.read_json("end.json")["status"] != "failed":
-            raise ConfigError(f"{self.folder}: holds a run that has ended; choose another folder or remove it")
-        info = self.folder.read_json("run.json")
-        here = self.config.model_dump(mode="json")
-        changed = sorted(key for key, value in here.items() if info["config"].get(key) != value)
-        if changed:
-            raise ConfigError(
-                f"{self.folder}: holds a run with another config ({', '.join(changed)}); choose another folder"
-            )
-        return int(info["attempt"]) + 1, info.get("compiled")
 
     def _resume(self, trainer: Trainer, detector: CollapseDetector, writer: RunWriter) -> None:
         state, corrupt = self._ranks.from_first(lambda: load_checkpoint(self._checkpoints))
@@ -285,27 +244,6 @@ class FormatExperimentRunner:
             "resources": self._resources,
             **provenance(trainer),
         }
-
-
-class LossSummary:
-    """Final, best and validation loss of a run so far; None where none was finite or measured."""
-
-    def __init__(self) -> None:
-        self.final: float | None = None
-        self.best: float | None = None
-        self.validation: float | None = None
-
-    def add(self, record: Mapping[str, float]) -> None:
-        self.final = record["loss"]
-        if math.isfinite(record["loss"]):
-            self.best = record["loss"] if self.best is None else min(self.best, record["loss"])
-        self.validation = record.get("validation_loss", self.validation)
-
-    def state_dict(self) -> dict[str, float | None]:
-        return dict(vars(self))
-
-    def load_state_dict(self, state: Mapping[str, float | None]) -> None:
-        vars(self).update(state)
 
 
 def run_format_experiment(config: TrainConfig, folder: str | Path | Folder, **options: Any) -> ExperimentResult:

@@ -9,7 +9,6 @@ On several ranks (see `ranks`) each takes its rows of the batch, and all decide 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,6 +34,7 @@ from altgrad.training.model import build_gpt
 from altgrad.training.optim import WriteBack, build_optimizer, learning_rate
 from altgrad.training.payoff import How
 from altgrad.training.ranks import Ranks
+from altgrad.training.start import check_alike, device_named, hash_weights
 from altgrad.training.watch import RandomState, WeightWatch
 
 
@@ -68,7 +68,7 @@ class Trainer:
         self.config = config
         self.ranks = Ranks.joined()
         self.ranks.check_batch(config.batch_size)
-        self.device = _device(config.device)
+        self.device = device_named(config.device)
         full_precision_sums()
         if batches is None:
             block_size = config.shape.block_size
@@ -78,7 +78,7 @@ class Trainer:
             if batches.vocabulary is None:
                 raise ValueError("batches.vocabulary is None, which the built-in GPT needs; give your own model too")
             model = build_gpt(config, batches.vocabulary)
-        self.initial_weights_hash = _hash_weights(model)
+        self.initial_weights_hash = hash_weights(model)
         self.model = model.to(self.device).train()
         self.layers: dict[str, QuantizedLinear] = quantize_model(model, config)
         self._key = torch.zeros(2 if self.ranks.alone else 3, dtype=torch.int32, device=self.device)
@@ -86,7 +86,7 @@ class Trainer:
             layer.key = self._key
             if not self.ranks.alone:
                 layer.share()
-        self._check_ranks()
+        check_alike(self.ranks, self.device, self.initial_weights_hash, self.batches.digest())
         self.optimizer = build_optimizer(model, config)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._write_back = None if config.master_weights else WriteBack(self.layers, config)
@@ -112,19 +112,6 @@ class Trainer:
     @property
     def compile_reason(self) -> str:
         return self._loss.reason
-
-    def _check_ranks(self) -> None:
-        """Ranks must start alike, but with random numbers (dropout) of their own.  Raises ValueError."""
-        if self.ranks.alone:
-            return
-        if self.device.index is not None:
-            raise ValueError(f"device={self.config.device!r} is one GPU; with several workers use device=cuda or auto")
-        starts = self.ranks.of_all((self.initial_weights_hash, self.batches.digest()))
-        for rank, start in enumerate(starts):
-            if start != starts[0]:
-                raise ValueError(f"rank {rank} has other initial weights or batches than rank 0; seed them alike")
-        if not self.ranks.first:
-            torch.manual_seed(torch.initial_seed() + self.ranks.rank)
 
     def _build_interventions(self) -> list[Intervention]:
         corrections = [] if self._write_back is None else list(self._write_back.corrections.values())
@@ -277,22 +264,6 @@ class Trainer:
         for intervention, kept in zip(self.interventions, state["interventions"], strict=True):
             intervention.load_state_dict(kept)
         self._random.put(state["random"][self.ranks.rank])
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={name!r}: no CUDA device here; use device=cpu or auto")
-    return torch.device(name)
-
-
-def _hash_weights(model: nn.Module) -> str:
-    """Hash of the parameters by name, before anything is rounded."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(name.encode() + parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _non_finite_share(parameters: list[Tensor]) -> float:

@@ -54,8 +54,8 @@ _TABLE = (
     Metric("underflow_rate", "Underflow rate", "share", "non-zero values that rounded to zero", _BOTH, "lower"),
     Metric("saturation_rate", "Saturation rate", "share", "non-zero values whose rounded magnitude is the largest finite one", _BOTH),
     # every report interval (10 steps in a sweep), of the process that trains
-    Metric("cpu_utilisation", "CPU use", "cores", "CPU time of the process by wall time since the last sample: 1 = one core busy"),
-    Metric("resident_memory", "Resident memory", "MiB", "memory of the process that is in RAM"),
+    Metric("cpu_utilisation", "CPU use", "cores", "CPU time of the process by wall time since the last sample: 1 = one core busy; of several workers the first's"),
+    Metric("resident_memory", "Resident memory", "MiB", "memory of the process that is in RAM; of several workers the first's"),
     Metric("gpu_utilisation", "GPU use", "share", "share of time in which any kernel ran on the run's GPU, by whichever process; absent without NVML"),
     Metric("gpu_memory", "GPU memory", "MiB", "memory in use on the run's GPU, by all processes that share it; absent without NVML"),
     # every eval_interval steps

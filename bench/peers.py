@@ -1,13 +1,16 @@
 """`make bench-peers`: what other libraries take to round 2^24 float32 values to E4M3, by the time of `torch.clone`.
 
 Peers come from the package index; one that is not installed or does not load here is named with its reason.
+With `--write` the table goes to bench/README.md and peers.json.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +19,7 @@ from altgrad.formats import FORMATS
 from altgrad.quantization.compiled import compiled_round
 from altgrad.quantization.round import round_to_format
 from bench.harness import MALLOC, malloc_setting, ratio
+from bench.record import write_peers
 
 _PAIRS = 5
 Rounding = Callable[[Tensor], object]
@@ -23,6 +27,10 @@ Rounding = Callable[[Tensor], object]
 
 def _altgrad_compiled() -> Rounding:
     return lambda x: compiled_round(x, FORMATS["E4M3"])
+
+
+def _altgrad_blocks() -> Rounding:
+    return lambda x: compiled_round(x, FORMATS["E4M3"], granularity="block")
 
 
 def _altgrad_eager() -> Rounding:
@@ -72,32 +80,47 @@ def _unit_scaling() -> Rounding:
     return FPFormat(4, 3).quantise
 
 
-PEERS: dict[str, Callable[[], Rounding]] = {
-    "altgrad, compiled": _altgrad_compiled,
-    "altgrad, eager": _altgrad_eager,
-    "torch float8 cast, round trip": _torch_cast,
-    "ml_dtypes, round trip": _ml_dtypes,
-    "gfloat": _gfloat,
-    "qtorch": _qtorch,
-    "torchao MX, blocks of 32": _torchao,
-    "brevitas": _brevitas,
-    "unit-scaling": _unit_scaling,
+# name: (package, how to round)
+PEERS: dict[str, tuple[str, Callable[[], Rounding]]] = {
+    "altgrad, compiled": ("altgrad", _altgrad_compiled),
+    "altgrad, compiled, blocks of 32": ("altgrad", _altgrad_blocks),
+    "altgrad, eager": ("altgrad", _altgrad_eager),
+    "torch float8 cast, round trip": ("torch", _torch_cast),
+    "ml_dtypes, round trip": ("ml_dtypes", _ml_dtypes),
+    "gfloat": ("gfloat", _gfloat),
+    "qtorch": ("qtorch", _qtorch),
+    "torchao MX, blocks of 32": ("torchao", _torchao),
+    "brevitas": ("brevitas", _brevitas),
+    "unit-scaling": ("unit-scaling", _unit_scaling),
 }
 
 
 def main() -> None:
     if "GLIBC_TUNABLES" not in os.environ:
         environment = os.environ | {"GLIBC_TUNABLES": MALLOC, "OMP_NUM_THREADS": "1"}
-        os.execve(sys.executable, [sys.executable, "-m", "bench.peers"], environment)
+        os.execve(sys.executable, [sys.executable, "-m", "bench.peers", *sys.argv[1:]], environment)
     print(f"2^24 float32 to E4M3, x torch.clone; threads {torch.get_num_threads()}, malloc {malloc_setting()}")
     x = torch.randn(4096, 4096)
-    for name, prepare in PEERS.items():
+    rows: list[dict[str, object]] = []
+    for name, (package, prepare) in PEERS.items():
+        measured, note = None, ""
         try:
             round_it = prepare()
             with torch.no_grad():
-                print(f"{name:32} {ratio(lambda run=round_it: run(x), x.clone, _PAIRS):8.1f}", flush=True)
+                measured = ratio(lambda run=round_it: run(x), x.clone, _PAIRS)
         except (ImportError, AttributeError, TypeError, RuntimeError) as error:  # another library's version or build
-            print(f"{name:32} not measured: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
+            note = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        print(f"{name:32} {f'not measured: {note}' if measured is None else f'{measured:8.1f}'}", flush=True)
+        rows.append({"name": name, "version": _version(package), "ratio": measured, "note": note})
+    if "--write" in sys.argv[1:]:
+        write_peers(rows, Path(__file__).parent)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 if __name__ == "__main__":

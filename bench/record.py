@@ -13,7 +13,7 @@ import torch
 
 from bench.harness import Measured, malloc_setting
 
-_BEGIN, _END = "<!-- table -->", "<!-- end of table -->"
+_BEGIN, _END = "<!-- {} -->", "<!-- end of {} -->"  # around what is written into README.md
 
 
 def print_row(row: Measured) -> None:
@@ -23,14 +23,7 @@ def print_row(row: Measured) -> None:
 
 def write_results(rows: Sequence[Measured], folder: Path) -> None:
     """results.json, and the table between the marks in README.md; rows measured earlier on this machine are kept."""
-    machine = {
-        "processor": _processor(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "malloc": malloc_setting(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-    }
+    machine = _machine()
     file = folder / "results.json"
     before = json.loads(file.read_text()) if file.exists() else {"machine": None}
     table = {row["name"]: row for row in before["rows"]} if before["machine"] == machine else {}
@@ -38,10 +31,38 @@ def write_results(rows: Sequence[Measured], folder: Path) -> None:
     table |= {row.name: asdict(row) | {"verdict": row.verdict, "date": date} for row in rows}
     ordered = sorted(table.values(), key=lambda row: str(row["name"]))
     file.write_text(json.dumps({"machine": machine, "rows": ordered}, indent=1) + "\n")
-    readme = folder / "README.md"
-    head, _, rest = readme.read_text().partition(_BEGIN)
-    _, _, tail = rest.partition(_END)
-    readme.write_text(f"{head}{_BEGIN}\n{_table(machine, ordered)}{_END}{tail}")
+    _insert(folder, "table", _table(machine, ordered))
+
+
+def write_peers(rows: Sequence[dict[str, object]], folder: Path) -> None:
+    """peers.json, and the table of peers in README.md; `rows` with name, version, ratio (or None) and note."""
+    machine = _machine() | {"date": time.strftime("%Y-%m-%d")}
+    (folder / "peers.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    lines = ["; ".join(f"{name}: {value}" for name, value in machine.items()), ""]
+    lines += ["| 2^24 float32 to E4M3 | version | x clone |", "|---|---|---|"]
+    for row in rows:
+        measured = f"not measured: {row['note']}" if row["ratio"] is None else f"{row['ratio']:.1f}"
+        lines.append(f"| {row['name']} | {row['version']} | {measured} |")
+    _insert(folder, "peers", "\n".join(lines) + "\n")
+
+
+def _machine() -> dict[str, object]:
+    return {
+        "processor": _processor(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "malloc": malloc_setting(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+
+
+def _insert(folder: Path, what: str, text: str) -> None:
+    """Put a text between its two marks in README.md."""
+    readme, begin, end = folder / "README.md", _BEGIN.format(what), _END.format(what)
+    head, _, rest = readme.read_text().partition(begin)
+    _, _, tail = rest.partition(end)
+    readme.write_text(f"{head}{begin}\n{text}{end}{tail}")
 
 
 def _table(machine: dict[str, object], rows: Sequence[dict[str, object]]) -> str:

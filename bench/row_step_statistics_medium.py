@@ -3,4 +3,9 @@
 from bench.harness import Row
 from bench.steps import MEDIUM, trainer_step_against_plain
 
-ROW = Row("the same with statistics, 26M parameters (x plain)", 1.20, trainer_step_against_plain(**MEDIUM), pairs=7)
+ROW = Row(
+    "training step with statistics of every site, 26M parameters (x plain)",
+    1.20,
+    trainer_step_against_plain(**MEDIUM),
+    pairs=7,
+)

@@ -3,4 +3,4 @@
 from bench.harness import Row
 from bench.steps import TINY, trainer_step_against_plain
 
-ROW = Row("the same with statistics of every site, tiny (x plain)", 1.20, trainer_step_against_plain(**TINY))
+ROW = Row("training step with statistics of every site, tiny (x plain)", 1.20, trainer_step_against_plain(**TINY))

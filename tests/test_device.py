@@ -47,7 +47,7 @@ class _Crossings(TorchDispatchMode):
 @pytest.mark.parametrize("fields", VARIANTS, ids=lambda fields: "-".join(map(str, fields.values())))
 def test_a_step_sends_the_batch_without_waiting_and_reads_its_numbers_once(fields, monkeypatch):
     """On the meta device, which holds no values: whatever else would look at one on the host raises."""
-    monkeypatch.setattr(trainer_module, "_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(trainer_module, "device_named", lambda name: torch.device("meta"))
     monkeypatch.setattr(QuantizedLinear, "forward", QuantizedLinear._forward)  # autocast knows no such device
     trainer = Trainer(TrainConfig(**MICRO, **fields))
     monkeypatch.setattr(trainer.optimizer, "step", lambda: None)  # fused AdamW, which has no meta kernel

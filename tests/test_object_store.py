@@ -10,27 +10,22 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import moto.settings
 import pyarrow as pa
 import pytest
 
 import altgrad.outage
-from altgrad.compare import comparison
 from altgrad.events import read_events
-from altgrad.results import Run, RunWriter, list_runs, list_sweeps, read_run
+from altgrad.results import RunWriter, read_run
 from altgrad.storage import Folder
 from altgrad.training import TrainConfig, run_format_experiment
 from altgrad.training.outcome import Report
 from tests.object_store import ENVIRONMENT, ObjectStore, object_store
 from tests.ray_nodes import environment
+from tests.store_claims import SMALL, check_interrupted_run, check_printed_location, check_resumed_sweep, losses
 
 ROOT = Path(__file__).parents[1]
-SMALL: dict[str, Any] = {
-    "model": "micro", "batch_size": 4, "max_steps": 20, "eval_interval": 10, "eval_batches": 2,
-    "diagnostic_interval": 10, "checkpoint_interval": 5, "warmup_steps": 5, "threads": 1,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +41,8 @@ def store(server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     return server
 
 
-def losses(run: Run) -> list[Any]:
-    return run.table("steps", ["loss", "validation_loss"]).select(["step", "loss", "validation_loss"]).to_pylist()
-
-
 def test_a_location_survives_being_printed_and_read_again(store: ObjectStore) -> None:
-    folder = Folder.at(store.uri("a/b")) / "c"
-    folder.write_bytes("x", b"content")
-    again = Folder.at(str(folder))
-    assert again.path == "bucket/a/b/c" and again.read_bytes("x") == b"content"
+    check_printed_location(store.uri("a/b"), "bucket/a/b/c")
     assert [info.base_name for info in (Folder.at(store.uri("a")) / "b").list()] == ["c"]
 
 
@@ -70,23 +58,7 @@ def test_an_unknown_option_of_a_location_is_named() -> None:
 
 
 def test_a_run_on_s3_is_bit_for_bit_the_run_on_disk_and_resumes_there(store: ObjectStore, tmp_path: Path) -> None:
-    config = TrainConfig(format="E4M3", **SMALL)
-    folder = Folder.at(store.uri("sweep")) / "run"
-
-    def interrupt(report: Report) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_format_experiment(config, folder, report=interrupt, report_interval=7)
-    run_format_experiment(config, folder)
-    run_format_experiment(config, tmp_path / "disk")
-    runs, broken = list_runs(Folder.at(store.uri("sweep")))
-    assert not broken and [run.name for run in runs] == ["run"]
-    assert runs[0].status == "completed" and runs[0].info["attempt"] == 1
-    restore = [event for event in read_events(runs[0]) if event.kind == "restore"]
-    assert [event.detail["from_step"] for event in restore] == [5]
-    assert losses(runs[0]) == losses(read_run(Folder.at(tmp_path / "disk")))
-    assert comparison(runs)[0].step == 20
+    check_interrupted_run(store.uri("sweep"), tmp_path / "disk")
 
 
 def sweep(store: ObjectStore, home: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -98,25 +70,7 @@ def sweep(store: ObjectStore, home: Path, *options: str) -> subprocess.Completed
 
 
 def test_a_sweep_writes_to_s3_and_is_resumed_there(store: ObjectStore, tmp_path: Path) -> None:
-    settings = [f"{name}={value}" for name, value in SMALL.items() if name not in ("threads", "model", "max_steps")]
-    options = ["--name", "s", "--formats", "E4M3", "--model", "micro", "--max-steps", "20", "--wandb", "disabled"]
-    done = sweep(store, tmp_path, *options, "--set", *settings)
-    assert done.returncode == 0, done.stdout + done.stderr
-    folder = Folder.at(store.uri("sweeps")) / "s"
-    assert [found.name for found in list_sweeps(Folder.at(store.uri("sweeps")))] == ["s"]
-    runs, broken = list_runs(folder)
-    assert not broken and {run.name: run.status for run in runs} == {
-        "bf16_baseline-s42": "completed",
-        "e4m3-s42": "completed",
-    }
-    before = losses(runs[1])
-    (folder / "e4m3-s42").delete("end.json")
-    again = sweep(store, tmp_path, "--resume", "s", "--wandb", "disabled")
-    assert again.returncode == 0, again.stdout + again.stderr
-    run = read_run(folder / "e4m3-s42")
-    assert run.status == "completed" and run.info["attempt"] == 1 and losses(run) == before
-    assert "bf16_baseline-s42  starts" not in again.stdout
-    assert folder.has("comparison.md") and not (folder / ".ray").list()
+    check_resumed_sweep(store.uri("sweeps"), lambda *options: sweep(store, tmp_path, *options))
 
 
 def test_a_run_trains_on_while_s3_refuses_writes_and_loses_nothing(store: ObjectStore, tmp_path: Path) -> None:

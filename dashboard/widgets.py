@@ -72,8 +72,12 @@ def _follow_url(key: str, options: Mapping[str, str], default: list[str], many: 
     elif st.session_state[widget] not in options:
         st.session_state[widget] = default[0]
     if st.session_state.get(f"{key} unknown"):
-        st.caption(f"The link asks for `{key}={st.session_state[f'{key} unknown']}`, which there is not (any more).")
+        st.caption(_not_there(key, st.session_state[f"{key} unknown"]))
     return widget
+
+
+def _not_there(key: str, value: str) -> str:
+    return f"The link asks for `{key}={value}`, which there is not (any more)."
 
 
 def _tell_url(key: str, chosen: list[str], default: list[str]) -> None:
@@ -105,6 +109,11 @@ def choose_kept(title: str, options: Sequence[str], key: str, default: str | Non
     if st.session_state.get(widget) not in options:
         st.session_state[widget] = next((name for name in (last, default) if name in options), options[0])
     chosen = str(st.selectbox(title, options, key=widget, **more))
+    if wanted is not None and wanted not in options:
+        st.session_state[f"{key} unknown"] = wanted, chosen
+    unknown, instead = st.session_state.get(f"{key} unknown", (None, None))
+    if unknown is not None and chosen == instead:  # until the viewer chooses
+        st.caption(_not_there(key, unknown))
     st.session_state[f"{key} shown"] = st.query_params[key] = chosen
     return chosen
 

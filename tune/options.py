@@ -23,8 +23,6 @@ from tune.arguments import count, count_or_zero, not_negative, positive, webhook
 
 NEWEST = "newest"  # `--resume` without a name
 NOTIFY = "ALTGRAD_NOTIFY"  # the webhook's address, where other users must not see it on the command line
-
-
 WandbMode = Literal["offline", "online", "disabled"]
 
 

@@ -181,7 +181,7 @@ def _code(
         x = materialised(x)  # read twice, by the amax and by the rounding: a GELU before it would be computed twice
     blocks = to_blocks(x) if mode.granularity == "block" else x
     fmt = FormatTensors.view(spec)
-    if in_bits and mode.granularity == "block":
+    if in_bits and mode.granularity == "block" and x.device.type == "cpu":
         blocks, fmt = in_groups(blocks, fmt)
     amax = finite_amax(blocks, mode.granularity, fmt.infinity)
     if mode.shares_amax:

@@ -69,9 +69,9 @@ def _torchao() -> Rounding:
 
 def _brevitas() -> Rounding:
     from brevitas.nn import QuantIdentity
-    from brevitas.quant.experimental.float import Fp8e4m3WeightPerTensorFloat
+    from brevitas.quant.float import Fp8e4m3Act
 
-    return QuantIdentity(Fp8e4m3WeightPerTensorFloat).eval()
+    return QuantIdentity(Fp8e4m3Act).eval()
 
 
 def _unit_scaling() -> Rounding:

@@ -33,8 +33,7 @@ class GradientStiffness(Diagnostic):
             gradient = (step.gradient.float() * step.inverse_scale).abs()
             kept = stiffness > 0
             name, count = step.name, total(kept)
-            plain[name] = Comoments.of(gradient, stiffness, kept)
-            control[name] = Comoments.of(shuffled(gradient), stiffness, kept)
+            plain[name], control[name] = Comoments.of_each([gradient, shuffled(gradient)], stiffness, kept)
             logs[name] = Comoments.of(gradient.log2(), stiffness.log2(), kept & (gradient != 0))
             ratio[name] = total(only(mask(kept), gradient / stiffness)), count
             below[name] = total((gradient < stiffness) & kept), count

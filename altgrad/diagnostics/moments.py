@@ -6,7 +6,7 @@ sum no longer has, and a constant must have a spread of exactly zero.  All resul
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -43,9 +43,8 @@ class Moments(NamedTuple):
             n, sum_ = values.new_full((), values.numel(), dtype=torch.float64), total(values)
             apart = values - (sum_ / n).float()
             return cls(n, sum_, total(apart * apart), values.amax().double())
-        n, kept = total(keep), mask(keep)
-        sum_ = total(only(kept, values))
-        apart = only(kept, values - (sum_ / n).float())
+        n = total(keep)
+        sum_, apart = _apart(values, n, mask(keep))
         largest = values.masked_fill(~keep, -torch.inf).amax().double()
         return cls(n, sum_, total(apart * apart), torch.where(n > 0, largest, torch.nan))
 
@@ -87,10 +86,18 @@ class Comoments(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, y: Tensor, keep: Tensor) -> Comoments:
         """Of the pairs where `keep` (bool, same shape) is true."""
+        return next(cls.of_each([x], y, keep))
+
+    @classmethod
+    def of_each(cls, xs: Iterable[Tensor], y: Tensor, keep: Tensor) -> Iterator[Comoments]:
+        """Of several x with one y: what only y decides is computed once."""
         n, kept = total(keep), mask(keep)
-        sum_x, sum_y = total(only(kept, x)), total(only(kept, y))
-        x, y = only(kept, x - (sum_x / n).float()), only(kept, y - (sum_y / n).float())
-        return cls(n, sum_x, sum_y, total(x * x), total(y * y), total(x * y))
+        sum_y, from_mean_y = _apart(y, n, kept)
+        yy = total(from_mean_y * from_mean_y)
+        for x in xs:
+            sum_x, from_mean_x = _apart(x, n, kept)
+            xx, xy = total(from_mean_x * from_mean_x), total(from_mean_x * from_mean_y)
+            yield cls(n, sum_x, sum_y, xx, yy, xy)
 
     @classmethod
     def pool(cls, parts: Iterable[Comoments]) -> Comoments:
@@ -112,3 +119,9 @@ class Comoments(NamedTuple):
     def correlation(self) -> Tensor:
         """Pearson's r; NaN where x or y is constant or there are no pairs."""
         return self.xy / (self.xx * self.yy).sqrt()
+
+
+def _apart(values: Tensor, n: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the n values that are kept, and how far each is from their mean; 0 where it is not kept."""
+    sum_ = total(only(kept, values))
+    return sum_, only(kept, values - (sum_ / n).float())

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from altgrad.diagnostics.moments import total
 from altgrad.diagnostics.protocol import Context, Diagnostic, LayerStep, Measured
 from altgrad.quantization.layers import unrounded
 
@@ -28,11 +27,9 @@ class _Agreement(NamedTuple):
 
     @classmethod
     def of(cls, gradient: Tensor, shadow: Tensor) -> _Agreement:
-        gradient, shadow = gradient.float(), shadow.float()
-        noise = gradient - shadow
-        return cls(
-            *(total(a * b) for a, b in ((gradient, gradient), (shadow, shadow), (gradient, shadow), (noise, noise)))
-        )
+        g, s = gradient.double().flatten(), shadow.double().flatten()
+        noise = g - s
+        return cls(*(torch.dot(a, b) for a, b in ((g, g), (s, s), (g, s), (noise, noise))))
 
     @property
     def cosine(self) -> Tensor:

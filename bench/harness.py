@@ -64,9 +64,9 @@ class Measured:
         return "reached" if self.ratio <= self.goal else "missed"
 
 
-def ratio(ours: Callable[[], object], reference: Callable[[], object], pairs: int) -> float:
-    """Median over pairs of (time of `ours`) / (time of `reference`), run in turn after a warm-up."""
-    return _ratio(ours, reference, pairs, _seconds)
+def ratio(ours: Callable[[], object], reference: Callable[[], object], pairs: int, warm_up: int = _WARM_UP) -> float:
+    """Median over pairs of (time of `ours`) / (time of `reference`), run in turn after `warm_up` runs of each."""
+    return _ratio(ours, reference, pairs, _seconds, warm_up)
 
 
 def cuda_ratio(ours: Callable[[], object], reference: Callable[[], object], pairs: int) -> float:
@@ -86,8 +86,9 @@ def _ratio(
     reference: Callable[[], object],
     pairs: int,
     time_of: Callable[[Callable[[], object]], float],
+    warm_up: int = _WARM_UP,
 ) -> float:
-    for _ in range(_WARM_UP):
+    for _ in range(warm_up):
         ours()
         reference()
     ratios = []

@@ -18,7 +18,7 @@ _BEGIN, _END = "<!-- {} -->", "<!-- end of {} -->"  # around what is written int
 
 def print_row(row: Measured) -> None:
     measured = "-" if row.ratio is None else _digits(row.ratio)
-    print(f"{row.name:56} goal {row.goal:5.2f}  measured {measured:>6}  {row.verdict}", flush=True)
+    print(f"{row.name:70} goal {row.goal:5.2f}  measured {measured:>6}  {row.verdict}", flush=True)
 
 
 def write_results(rows: Sequence[Measured], folder: Path) -> None:

@@ -22,7 +22,7 @@ def _measure(pairs: int) -> float:
             for _ in range(_STEPS):
                 trainer.step()
 
-        return ratio(lambda: run_format_experiment(settings, Path(folder) / str(next(names))), steps, pairs)
+        return ratio(lambda: run_format_experiment(settings, Path(folder) / str(next(names))), steps, pairs, warm_up=1)
 
 
 ROW = Row("results, reports and collapse detection (x steps)", 1.03, _measure, pairs=3)

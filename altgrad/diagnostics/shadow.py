@@ -27,9 +27,10 @@ class _Agreement(NamedTuple):
 
     @classmethod
     def of(cls, gradient: Tensor, shadow: Tensor) -> _Agreement:
-        g, s = gradient.double().flatten(), shadow.double().flatten()
-        noise = g - s
-        return cls(*(torch.dot(a, b) for a, b in ((g, g), (s, s), (g, s), (noise, noise))))
+        g, s = (x.to(torch.float64, copy=True).flatten() for x in (gradient, shadow))
+        products = torch.dot(g, g), torch.dot(s, s), torch.dot(g, s)
+        noise = g.sub_(s)  # in place: a large embedding's gradient exists twice in float64 as it is
+        return cls(*products, torch.dot(noise, noise))
 
     @property
     def cosine(self) -> Tensor:

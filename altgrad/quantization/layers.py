@@ -179,7 +179,7 @@ def quantize_model(model: nn.Module, recipe: Recipe, counting: bool = True) -> d
     """Swap every `nn.Linear` of a model in place for a `QuantizedLinear` with the same Parameters; return them by name.
 
     `counting`: what each rounding did is counted, for `site.take_counts` after every step; without it a step is a few
-    percent faster.  Delayed scaling needs it.
+    percent faster.  Delayed scaling needs it, and `site.remember` with each amax that was taken.
 
     A layer that stands in several places stays one layer.  Subclasses of `nn.Linear` keep their own forward and are
     left alone (`nn.MultiheadAttention` never calls its output projection).

@@ -36,8 +36,8 @@ def uniform(key: Tensor, like: Tensor, salt: int | Tensor = 0, shared: bool = Fa
     place there.  The key then has the rank as its third value.
 
     Rows and columns are each hashed in full, with the key entering both in its own way, and stored; an element adds its
-    two words and mixes once more.  A counter mixed in full per element takes half as long again, and its columns and
-    rows are less independent.
+    two words and mixes once more.  That is cheaper than a counter mixed in full per element, and rows and columns are
+    more independent (bench/NOTES.md).
     """
     if like.numel() == 0:
         return torch.zeros_like(like)

@@ -201,7 +201,7 @@ def _code(
 
 
 def rounded(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode) -> Tensor:
-    """Q(x) alone, which takes eager code half as long."""
+    """Q(x) alone: eager code does not count then."""
     return rounded_with_counts(x, spec, history, key, mode, counting=False)[0] if x.numel() else x
 
 

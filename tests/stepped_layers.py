@@ -65,7 +65,7 @@ class Bench:
         """Clip, move, write back."""
         nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
         before = {
-            name: (layer.weight.detach().clone(), layer.rounded_weight(), *layer.weight_scale())
+            name: (layer.weight.detach().clone(), *layer.rounded_weight_and_scale())
             for name, layer in self.layers.items()
         }
         self.optimizer.step()

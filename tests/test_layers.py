@@ -131,7 +131,7 @@ def test_the_rounded_weight_is_what_the_gemm_sees():
     expected = quantise_by_hand(layer.weight.detach().numpy(), FORMATS["E3M4"], "row")[0]
     assert same_bits(layer.rounded_weight().numpy(), expected)
     assert torch.equal(layer(torch.eye(IN)).t(), layer.rounded_weight())
-    scale, inverse = layer.weight_scale()
+    _, scale, inverse = layer.rounded_weight_and_scale()
     assert scale.shape == inverse.shape == layer.weight.shape
     assert torch.equal(scale * inverse, torch.ones(OUT, IN))
     on_grid = layer.rounded_weight() * inverse

@@ -72,7 +72,7 @@ def test_without_master_weights_every_weight_is_on_its_grid_after_every_step(nam
     for _ in range(4):
         trainer.step()
         for layer in trainer.layers.values():
-            scaled = layer.weight.detach() * layer.weight_scale()[1]
+            scaled = layer.weight.detach() * layer.rounded_weight_and_scale()[2]
             fmt = FormatTensors.view(layer.site("weight").spec)
             assert torch.equal(round_to_format(scaled, fmt), scaled)
 

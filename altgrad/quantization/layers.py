@@ -21,7 +21,7 @@ from torch.nn import functional
 from altgrad.formats import NumberFormat, Overflow, find_format
 from altgrad.quantization import gemm, native
 from altgrad.quantization.random import fill_key
-from altgrad.quantization.site import Site, rounded, site_scale
+from altgrad.quantization.site import Site, rounded_and_scale
 from altgrad.quantization.straight_through import RoundGradient, RoundOperand
 from altgrad.training.recipe import GEMM_SITES, GemmSite, Recipe
 
@@ -123,19 +123,15 @@ class QuantizedLinear(nn.Linear):
             site.add_counts(counts)
         return values
 
-    def rounded_weight(self, weight: Tensor | None = None) -> Tensor:
-        """Q_w of the layer's weight, or of another tensor in its place; (out, in), nothing is counted."""
-        site = self.site("weight")
-        with torch.no_grad():
-            operand = (self.weight if weight is None else weight).detach().float()
-            return rounded(operand, site.spec, site.history, self.key, site.mode)
+    def rounded_weight(self) -> Tensor:
+        """Q_w of the layer's weight, (out, in); nothing is counted."""
+        return self.rounded_weight_and_scale()[0]
 
-    def weight_scale(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(scale, inverse scale) with which `rounded_weight` rounds, expanded to (out, in)."""
+    def rounded_weight_and_scale(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Q_w of the layer's weight, and the scale and inverse scale that it got; each (out, in)."""
         site = self.site("weight")
         with torch.no_grad():
-            operand = (self.weight if weight is None else weight).detach().float()
-            return site_scale(operand, site.spec, site.history, site.mode)
+            return rounded_and_scale(self.weight.detach().float(), site.spec, site.history, self.key, site.mode)
 
     def format_names(self) -> dict[str, tuple[str, Overflow]]:
         """Name and overflow rule of each site's format, for a checkpoint."""

@@ -157,18 +157,18 @@ def code_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode)
     scale: 0-d for "tensor", (..., 1) for "row".
     """
     assert mode.granularity != "block"
-    codes, scale, counts = _code(x, spec, history, key, mode, in_bits=torch.compiler.is_compiling())
+    codes, (scale, _), counts = _code(x, spec, history, key, mode, in_bits=torch.compiler.is_compiling())
     return codes, scale, torch.stack(counts)
 
 
 def rounded_with_counts(
-    x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode, in_bits: bool = False, counting: bool = True
+    x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode, in_bits: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
-    """As `round_site`, with each count by itself (0-d), or without counts.
+    """As `round_site`, with each count by itself (0-d).
 
     x: not empty.  `in_bits`: in the way that compiles to the fewest instructions.
     """
-    rounded, scale, counts = _code(x, spec, history, key, mode, in_bits, counting)
+    rounded, (scale, _), counts = _code(x, spec, history, key, mode, in_bits)
     if mode.scaling != "none":
         rounded = rounded * scale
     return (from_blocks(rounded.view(to_blocks(x).shape), x) if mode.granularity == "block" else rounded), counts
@@ -176,7 +176,8 @@ def rounded_with_counts(
 
 def _code(
     x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode, in_bits: bool, counting: bool = True
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
+    """Q(x) / scale, (scale, inverse scale) and the counts; for blocks in their shape, or in that of `in_groups`."""
     if in_bits and x.is_contiguous():
         x = materialised(x)  # read twice, by the amax and by the rounding: a GELU before it would be computed twice
     blocks = to_blocks(x) if mode.granularity == "block" else x
@@ -197,20 +198,21 @@ def _code(
     magnitude = round_magnitude(scaled, fmt, mode.rounding, noise)
     rounded = saturate(magnitude, scaled, fmt)
     counts = count(blocks, scaled, magnitude, fmt, amax, scale, in_bits) if counting else []
-    return rounded, scale, counts
+    return rounded, (scale, inverse), counts
 
 
-def rounded(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode) -> Tensor:
-    """Q(x) alone: eager code does not count then."""
-    return rounded_with_counts(x, spec, history, key, mode, counting=False)[0] if x.numel() else x
-
-
-def site_scale(x: Tensor, spec: Tensor, history: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
-    """(scale, inverse scale) that `round_site` uses for x, each expanded to the shape of x."""
-    blocks = to_blocks(x) if mode.granularity == "block" else x
-    pair = _scale(finite_amax(blocks, mode.granularity), FormatTensors.view(spec), history, mode)
-    scale, inverse = (part.expand(blocks.shape) for part in pair)
-    return (from_blocks(scale, x), from_blocks(inverse, x)) if mode.granularity == "block" else (scale, inverse)
+def rounded_and_scale(
+    x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(Q(x), scale, inverse scale), each in the shape of x; nothing is counted."""
+    if x.numel() == 0:
+        return x, torch.ones_like(x), torch.ones_like(x)
+    codes, scales, _ = _code(x, spec, history, key, mode, in_bits=False, counting=False)
+    scale, inverse = (part.expand(codes.shape) for part in scales)
+    values = codes if mode.scaling == "none" else codes * scale
+    if mode.granularity == "block":
+        return from_blocks(values, x), from_blocks(scale, x), from_blocks(inverse, x)
+    return values, scale, inverse
 
 
 def _scale(amax: Tensor, fmt: FormatTensors, history: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:

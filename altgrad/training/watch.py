@@ -25,7 +25,7 @@ class WeightWatch:
     def before_step(self) -> None:
         """Copy weight, stored weight, scale and inverse scale."""
         self._before = {
-            name: (layer.weight.detach().clone(), layer.rounded_weight(), *layer.weight_scale())
+            name: (layer.weight.detach().clone(), *layer.rounded_weight_and_scale())
             for name, layer in self._layers.items()
             if layer.weight.grad is not None
         }

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from importlib import metadata, resources
+from importlib import resources
 
+from altgrad import __version__
 from altgrad.events import read_events
 from altgrad.html.charts import Curves
 from altgrad.html.contents import METRIC, Contents, read_contents
@@ -58,7 +59,7 @@ _NO_RUN = "No run can be shown: a sweep is a folder of run folders, each with a 
 
 def _header(contents: Contents, title: str, now: float) -> Html:
     at = f"{datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M} UTC"
-    said = f"As of {at}, by altgrad {metadata.version('altgrad')}, from {contents.sweep}"
+    said = f"As of {at}, by altgrad {__version__}, from {contents.sweep}"
     links = (element("a", name, href=f"#{place}") for name, place in _SECTIONS.items()) if contents.rows else ()
     menu = element("nav", join(links, " "), aria_label="Sections")
     return element("header", element("h1", title), element("p", said), menu)

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from altgrad import __version__
 from altgrad.training.trainer import Trainer
 
 
 def provenance(trainer: Trainer) -> dict[str, Any]:
     """Versions, machine, how the step is computed, and hashes of the initial weights and of the batches."""
     return {
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {"altgrad": __version__, "python": platform.python_version(), "torch": torch.__version__},
         "git_commit": _git_commit(),
         "host": socket.gethostname(),
         "device": _device_name(trainer.device),

@@ -1,68 +1,74 @@
-"""What happened in a run: its events, without those that a restored run has undone.
+"""Every kind of event: its name, its label, what it means, whether it is an act, and how it is drawn.
 
-A run restored from step 100 trains steps 101... again, and their events are written again.  As with steps, the
-later attempt counts; an interventions count that ignores this reports rescues that never happened.
+An event says that something happened to a run at a step.  Whoever writes one must find its kind in this table; whoever
+shows or counts events reads the table, so that a new kind is one new row here and is then counted and drawn right
+everywhere.  A kind of an older or newer version that this table lacks stays readable: see `kind_of`.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import pyarrow as pa
+# Plotly's names; `html.marks` has a path for each.
+Symbol = Literal["triangle-down", "triangle-left", "x", "star", "circle", "diamond", "square"]
+# `run`: in the colour of the run's format, as what was done to its training; `neutral`: grey, as what befell it.
+Colour = Literal["run", "neutral"]
 
-from altgrad.results import Run
 
-# Kinds that record something else than an intervention's act; every other kind is an act.
-NO_ACTS = frozenset(
-    {"verdict", "restore", "checkpoint_fallback", "shift_unavailable", "storage_outage", "checkpoint_skipped"}
-)
+@dataclass(frozen=True)
+class EventKind:
+    """One kind of event.
+
+    `is_act`: an intervention did something to save the run; acts are what rescue tables and comparisons count.
+    `on_curve`: the event is marked on the run's curves.
+    """
+
+    name: str
+    label: str
+    meaning: str
+    is_act: bool
+    symbol: Symbol
+    colour: Colour
+    on_curve: bool = True
 
 
 @dataclass(frozen=True)
 class Event:
-    """One row of the events table; `detail` is its JSON object, decoded."""
+    """Something that happened to a run: at which step, of which kind (a name in `EVENTS`), and its particulars."""
 
     step: int
-    attempt: int
     kind: str
     detail: Mapping[str, Any]
 
 
-def read_events(run: Run, steps: pa.Table | None = None) -> list[Event]:
-    """A run's events in order of step, those of later-repeated steps left out.
-
-    `steps`: the run's steps table (any columns), where the caller has it already.
-    """
-    table = run.table("events", ["kind", "detail"])
-    if not table.num_rows:
-        return []
-    superseded = _superseded(run.table("steps", []) if steps is None else steps) if run.info.get("attempt") else {}
-    found = [
-        Event(row["step"], row["attempt"], row["kind"], json.loads(row["detail"] or "{}")) for row in table.to_pylist()
-    ]
-    return [
-        event
-        for event in found
-        if all(event.attempt >= attempt or event.step < first for attempt, first in superseded.items())
-    ]
-
-
-def acts(events: Iterable[Event]) -> dict[str, int]:
-    """How often each kind of intervention acted."""
-    return dict(Counter(event.kind for event in events if event.kind not in NO_ACTS))
+# fmt: off
+_TABLE = (
+    # what an intervention did
+    EventKind("clip", "clip", "the clipper cut the gradient norm to the limit of an overflowing format", True, "triangle-down", "run"),
+    EventKind("skip", "skip", "the optimizer did not move, because the loss or a gradient was NaN or inf", True, "x", "run"),
+    EventKind("rollback", "rollback", "weights and optimizer state went back to the last good snapshot, because they held NaN or inf", True, "triangle-left", "run"),
+    EventKind("format_shift", "format shift", "a failing format was replaced by a safer one", True, "star", "run"),
+    # what befell the run
+    EventKind("shift_unavailable", "shift unavailable", "a shift was due, but no site has a safer format left", False, "diamond", "run"),
+    EventKind("restore", "restore", "a further attempt went on from a checkpoint, or from the beginning", False, "circle", "neutral"),
+    EventKind("checkpoint_fallback", "checkpoint fallback", "a checkpoint was damaged; the one before it was used", False, "square", "neutral"),
+    EventKind("checkpoint_skipped", "checkpoint skipped", "storage refused a checkpoint; training went on without it", False, "square", "neutral", on_curve=False),
+    EventKind("storage_outage", "storage outage", "storage refused rows for a while; they were kept and written afterwards", False, "square", "neutral", on_curve=False),
+    # drawn from the run's end record, as a line through the whole chart
+    EventKind("verdict", "verdict", "a collapse rule judged the run", False, "diamond", "neutral", on_curve=False),
+)
+# fmt: on
+EVENTS: Mapping[str, EventKind] = {kind.name: kind for kind in _TABLE}
 
 
-def format_shifts(events: Iterable[Event]) -> list[Event]:
-    """The events in which a format was replaced; `detail` has `from`, `to` and `trigger`."""
-    return [event for event in events if event.kind == "format_shift"]
+def check_kind(name: str) -> None:
+    """Raises ValueError for a kind that is not in `EVENTS`."""
+    if name not in EVENTS:
+        raise ValueError(f"event kind {name!r}; known: {', '.join(EVENTS)} (declared in altgrad/events.py)")
 
 
-def _superseded(steps: pa.Table) -> dict[int, int]:
-    """Attempt -> its first step, for every attempt but the first: from there on earlier attempts do not count."""
-    first = steps.group_by("attempt").aggregate([("step", "min")])
-    starts = dict(zip(first["attempt"].to_pylist(), first["step_min"].to_pylist(), strict=True))
-    return {attempt: step for attempt, step in starts.items() if attempt != min(starts)}
+def kind_of(name: str) -> EventKind:
+    """The kind of that name; for a name that only another version knows one that shows the raw name and is no act."""
+    return EVENTS.get(name) or EventKind(name, name, "a kind that this version does not know", False, "diamond", "run")

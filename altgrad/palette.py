@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from altgrad.events import EventKind
 from altgrad.formats import find_format
 
 Marker = Literal["circle", "square", "diamond", "triangle-up", "x-thin", "star"]
@@ -41,6 +42,11 @@ def format_colour(name: str) -> str:
         return _BY_EXPONENT[find_format(name).exponent_bits % len(_BY_EXPONENT)]
     except ValueError:  # a format that only a newer version knows
         return NEUTRAL
+
+
+def event_colour(kind: EventKind, format_name: str) -> str:
+    """The colour of an event's mark on the curve of a run in that format."""
+    return format_colour(format_name) if kind.colour == "run" else NEUTRAL
 
 
 def intervention_dash(name: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from altgrad.compare import Row, by_group, paired_gap
-from altgrad.events import Event
+from altgrad.events import Event, kind_of
 from altgrad.markdown import number
 from altgrad.results import Run
 from altgrad.storage import Folder
@@ -114,7 +114,7 @@ def newest_events(runs: Iterable[Run], n: int) -> list[dict[str, Any]]:
     return [
         {
             "Run": name,
-            "Event": kind.replace("_", " "),
+            "Event": kind_of(kind).label,
             "Times": times,
             "Last step": step,
             "Then": particulars(json.loads(detail)),
@@ -136,4 +136,4 @@ def _plain(value: Any) -> str:
 
 def event_row(event: Event) -> dict[str, Any]:
     """An event as a row of a table."""
-    return {"Step": event.step, "Event": event.kind.replace("_", " "), "Particulars": particulars(event.detail)}
+    return {"Step": event.step, "Event": kind_of(event.kind).label, "Particulars": particulars(event.detail)}

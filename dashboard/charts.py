@@ -14,18 +14,17 @@ import numpy as np
 import plotly.graph_objects as go
 
 from altgrad.compare import Row
-from altgrad.events import Event
+from altgrad.events import Event, kind_of
 from altgrad.lines import AXES, Band, Line, View, off_scale, scale
 from altgrad.markdown import number
 from altgrad.metrics import METRICS
-from altgrad.palette import ALARM, NEUTRAL, format_colour, intervention_dash, variant_marker
+from altgrad.palette import ALARM, NEUTRAL, event_colour, format_colour, intervention_dash, variant_marker
 from dashboard.colours import with_alpha
 
 CONFIG = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
 _HEIGHT, _LEGEND_ROW, _MOST_HEIGHT = 520, 27, 1000
 _LABEL_WIDTH = 32
 _FEW_STEPS = 8
-_SYMBOLS = {"clip": "triangle-down", "skip": "x", "rollback": "arrow-left", "format_shift": "star", "restore": "circle"}
 
 
 def curves_figure(lines: Sequence[Line], view: View, log_x: bool = False, log_y: bool = False) -> go.Figure:
@@ -81,10 +80,10 @@ def add_moments(figure: go.Figure, one: Line, events: Iterable[Event], verdict_s
     """Draw a run's events on its curve and its verdict as a line through the chart."""
     by_kind: dict[str, list[int]] = {}
     for event in events:
-        if event.kind != "verdict":
+        if kind_of(event.kind).on_curve:
             by_kind.setdefault(event.kind, []).append(event.step)
     finite = one.smoothed.finite()
-    for kind, steps in by_kind.items():
+    for kind, steps in ((kind_of(name), steps) for name, steps in by_kind.items()):
         if not len(finite.steps):
             break
         figure.add_trace(
@@ -93,9 +92,9 @@ def add_moments(figure: go.Figure, one: Line, events: Iterable[Event], verdict_s
                 "mode": "markers",
                 "x": [one.x(step) for step in steps],
                 "y": np.interp(steps, finite.steps, finite.values),
-                "marker": {"symbol": _SYMBOLS.get(kind, "diamond"), "size": 8, "color": format_colour(one.row.format)},
-                "name": kind.replace("_", " "),
-                "hovertemplate": f"{kind.replace('_', ' ')} at step %{{x}}<extra>{one.row.run}</extra>",
+                "marker": {"symbol": kind.symbol, "size": 8, "color": event_colour(kind, one.row.format)},
+                "name": kind.label,
+                "hovertemplate": f"{kind.label} at step %{{x}}<extra>{one.row.run}</extra>",
             }
         )
     if verdict_step is not None:

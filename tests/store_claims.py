@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from altgrad.compare import comparison
-from altgrad.events import read_events
-from altgrad.results import Run, list_runs, list_sweeps, read_run
+from altgrad.results import Run, list_runs, list_sweeps, read_events, read_run
 from altgrad.storage import Folder
 from altgrad.training import TrainConfig, run_format_experiment
 from altgrad.training.outcome import Report

@@ -316,7 +316,7 @@ def test_the_terminal_table_says_what_matters_and_moves_what_is_equal_into_the_c
     console = Console(width=240, file=io.StringIO(), color_system=None)
     console.print(comparison_table(mixed))
     text = console.file.getvalue()
-    for said in ("2.123", "baseline", "+0.1265", "NaN", "format_shift 1 (to E5M2)", "non_finite, step 99", "1.23 %"):
+    for said in ("2.123", "baseline", "+0.1265", "NaN", "format shift 1 (to E5M2)", "non_finite, step 99", "1.23 %"):
         assert said in text
     assert "seed 42" in text and "learning rate 0.0006" in text and "Seed" not in text
     assert comparison_table([]).row_count == 0

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from altgrad.compare import Row, comparison
-from altgrad.events import read_events
 from altgrad.lines import View, line, non_finite_count, off_scale, scale, seed_bands
 from altgrad.palette import BASELINES, format_colour, intervention_dash
-from altgrad.results import Run, RunWriter, read_run
+from altgrad.results import Run, RunWriter, read_events, read_run
 from altgrad.storage import Folder
 from dashboard.charts import add_moments, curves_figure
 from dashboard.views.curves import drawn_values

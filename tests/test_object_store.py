@@ -16,8 +16,7 @@ import pyarrow as pa
 import pytest
 
 import altgrad.outage
-from altgrad.events import read_events
-from altgrad.results import RunWriter, read_run
+from altgrad.results import RunWriter, read_events, read_run
 from altgrad.storage import Folder
 from altgrad.training import TrainConfig, run_format_experiment
 from altgrad.training.outcome import Report

@@ -21,8 +21,7 @@ import pytest
 import yaml
 
 from altgrad.compare import Row, comparison
-from altgrad.events import read_events
-from altgrad.results import Run, list_runs, read_run
+from altgrad.results import Run, list_runs, read_events, read_run
 from altgrad.storage import Folder
 from altgrad.training import run_format_experiment
 from altgrad.training.config import load_config

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from altgrad.compare.pairing import Settings, choose_baselines, settings_of
 from altgrad.curves import Curve, difference, measured
-from altgrad.events import acts, format_shifts, read_events
-from altgrad.results import Run, Status
+from altgrad.results import Run, Status, acts, format_shifts, read_events
 
 STEP_COLUMNS = ["validation_loss", "tokens_per_second", "stall_rate", "overflow_rate", "elapsed_seconds"]
 _NEEDED: Mapping[str, tuple[tuple[type, ...], str]] = {

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from altgrad.compare.rows import Row
+from altgrad.events import kind_of
 from altgrad.markdown import ABSENT, duration, number, table
 from altgrad.storage import Folder
 
@@ -40,9 +41,11 @@ def _number(name: str, head: str, value: Callable[[Row], float | None], digits: 
 
 
 def acts_text(row: Row) -> str:
-    """`clip 12, format_shift 1 (to E5M2)`; "" where no intervention acted."""
+    """`clip 12, format shift 1 (to E5M2)`; "" where no intervention acted."""
     shift = f" (to {row.shifted_to})" if row.shifted_to else ""
-    return ", ".join(f"{kind} {n}{shift if kind == 'format_shift' else ''}" for kind, n in sorted(row.acts.items()))
+    return ", ".join(
+        f"{kind_of(kind).label} {n}{shift if kind == 'format_shift' else ''}" for kind, n in sorted(row.acts.items())
+    )
 
 
 def _gap(row: Row) -> str:

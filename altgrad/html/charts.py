@@ -14,7 +14,7 @@ import numpy as np
 
 from altgrad.compare import Row
 from altgrad.curves import Curve
-from altgrad.events import Event
+from altgrad.events import Event, EventKind
 from altgrad.html import marks
 from altgrad.html.frame import Frame, axes, margin, most_values, ticks
 from altgrad.html.markup import Html, element, join
@@ -107,7 +107,7 @@ def alone(curves: Curves, one: Line) -> Html:
     return _drawn(single, [one], line, 860, 230, f"{METRICS[curves.metric].label} of {one.row.run}")
 
 
-def legend(curves: Curves, kinds: Iterable[str] = ()) -> Html:
+def legend(curves: Curves, kinds: Iterable[EventKind] = ()) -> Html:
     """Groups by line, and the kinds of marks, as a list."""
     groups: dict[str, Row] = {}
     for one in curves.lines:

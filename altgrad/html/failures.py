@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from altgrad.compare import Row
+from altgrad.events import kind_of
 from altgrad.html.charts import Curves, alone, legend
 from altgrad.html.contents import Contents, HeldRun
 from altgrad.html.markup import Html, element, join, table
@@ -66,8 +67,8 @@ def _failure(run: HeldRun, row: Row, link: str, curves: Curves | None) -> Html:
     figure = None
     line = next((one for one in curves.lines if one.row.run == row.run), None) if curves else None
     if curves is not None and line is not None:
-        kinds = dict.fromkeys(event.kind for event in curves.events.get(row.run, ()) if event.kind != "verdict")
-        key = legend(Curves([line], curves.events, curves.metric), kinds)
+        kinds = [kind_of(name) for name in dict.fromkeys(one.kind for one in curves.events.get(row.run, ()))]
+        key = legend(Curves([line], curves.events, curves.metric), [kind for kind in kinds if kind.on_curve])
         caption = element("figcaption", describe([line]))
         figure = element("figure", alone(curves, line), key, caption)
     report = element("article", _report(run, figure), class_="report", id=link.removeprefix("#"))

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from altgrad.events import Event
+from altgrad.events import Event, EventKind, Symbol, kind_of
 from altgrad.html.frame import Frame
 from altgrad.html.markup import Html, element, join
 from altgrad.lines import Line, off_scale
 from altgrad.markdown import number
-from altgrad.palette import ALARM, Marker, format_colour
+from altgrad.palette import ALARM, Marker, event_colour, format_colour
 
 # Paths around the origin.
 GLYPHS: Mapping[Marker, str] = {
@@ -27,14 +27,15 @@ GLYPHS: Mapping[Marker, str] = {
 }
 _UP, _DOWN = "m0-5l5 8h-10z", "m0 5l5-8h-10z"
 _CROSS = "m-5-5l10 10m0-10l-10 10"
-_EVENTS: Mapping[str, str] = {
-    "clip": "m0 4l3.5-6h-7z",
-    "skip": "m-3-3l6 6m0-6l-6 6",
-    "rollback": "m-4 0l6-4v8z",
-    "format_shift": "m0-6l1.8 4.2h4.2l-3.4 2.8l1.4 4.5l-4-2.8l-4 2.8l1.4-4.5l-3.4-2.8h4.2z",
-    "restore": "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0",
+EVENT_GLYPHS: Mapping[Symbol, str] = {
+    "triangle-down": "m0 4l3.5-6h-7z",
+    "triangle-left": "m-4 0l6-4v8z",
+    "x": "m-3-3l6 6m0-6l-6 6",
+    "star": "m0-6l1.8 4.2h4.2l-3.4 2.8l1.4 4.5l-4-2.8l-4 2.8l1.4-4.5l-3.4-2.8h4.2z",
+    "circle": "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0",
+    "diamond": "m0-4l4 4l-4 4l-4-4z",
+    "square": "m-3-3h6v6h-6z",
 }
-_OTHER_EVENT = "m0-4l4 4l-4 4l-4-4z"
 _APART = 22.0  # events of one kind nearer than this share a mark
 
 
@@ -102,25 +103,26 @@ def events(one: Line, happened: Iterable[Event], frame: Frame) -> Html:
     """A run's events on its line, one mark for those of a kind that lie too near to be told apart."""
     kinds: dict[str, list[int]] = {}
     for event in happened:
-        if event.kind != "verdict":
+        if kind_of(event.kind).on_curve:
             kinds.setdefault(event.kind, []).append(event.step)
     parts = []
-    for kind, steps in kinds.items():
+    for kind, steps in ((kind_of(name), steps) for name, steps in kinds.items()):
         for near in _spread(steps, frame, _APART):
             where = f"step {near[0]}" if len(near) == 1 else f"{len(near)} times, steps {near[0]} to {near[-1]}"
-            said = element("title", f"{one.row.run}: {kind.replace('_', ' ')} at {where}")
+            said = element("title", f"{one.row.run}: {kind.label} at {where}")
             at = f"M{frame.x(near[0]):.1f} {frame.y(_height(one, near[0], frame)):.1f}"
-            glyph = _EVENTS.get(kind, _OTHER_EVENT)
-            colour = format_colour(one.row.format)
-            parts.append(element("path", said, d=at + glyph, stroke=colour, fill=colour, class_="event"))
+            colour = event_colour(kind, one.row.format)
+            parts.append(
+                element("path", said, d=at + EVENT_GLYPHS[kind.symbol], stroke=colour, fill=colour, class_="event")
+            )
     return join(parts)
 
 
-def event_key(kinds: Iterable[str]) -> Html:
+def event_key(kinds: Iterable[EventKind]) -> Html:
     """What the marks of some kinds of events look like, for a legend."""
     return join(
-        element("li", element("svg", element("path", d="M8 8" + _EVENTS.get(kind, _OTHER_EVENT), class_="event key"),
-                              viewBox="0 0 16 16", width=16, height=16, aria_hidden="true"), kind.replace("_", " "))
+        element("li", element("svg", element("path", d="M8 8" + EVENT_GLYPHS[kind.symbol], class_="event key"),
+                              viewBox="0 0 16 16", width=16, height=16, aria_hidden="true"), kind.label)
         for kind in kinds
     )  # fmt: skip
 

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from altgrad.curves import Curve, measured
-from altgrad.events import Event, format_shifts, read_events
+from altgrad.events import Event
 from altgrad.formats import NumberFormat, find_format
 from altgrad.markdown import number
 from altgrad.metrics import METRICS, SITES, Site
-from altgrad.results import Run, Verdict
+from altgrad.results import Run, Verdict, format_shifts, read_events
 from altgrad.training.config import TrainConfig, make_config
 from altgrad.training.recipe import GemmSite
 

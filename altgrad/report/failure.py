@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import yaml
 
 from altgrad.curves import measured
-from altgrad.events import Event, format_shifts
+from altgrad.events import Event, kind_of
 from altgrad.markdown import ABSENT, duration, number, table
 from altgrad.metrics import METRICS, columns
 from altgrad.report.advice import advise, measure_more
@@ -20,7 +20,7 @@ from altgrad.report.evidence import Evidence
 from altgrad.report.layers import gradient_sparsity, rates_by_layer, zero_update_regions
 from altgrad.report.plot import plot
 from altgrad.report.signals import Departure, what_moved
-from altgrad.results import Run, read_run
+from altgrad.results import Run, format_shifts, read_run
 from altgrad.storage import Folder
 
 _MEANING: Mapping[str, str] = {
@@ -221,7 +221,7 @@ def _events(evidence: Evidence) -> str:
             which = "" if len(events) <= _LISTED else ("first" if place == 0 else "last")
             rows.append(
                 [
-                    kind if place == 0 else "",
+                    kind_of(kind).label if place == 0 else "",
                     str(len(events)) if place == 0 else "",
                     which,
                     str(event.step),

@@ -17,6 +17,7 @@ merged into one as the run goes on, see `parts`.
 No torch, no ray: the dashboard reads through this package alone.
 """
 
+from altgrad.results.events import acts, format_shifts, read_events
 from altgrad.results.parts import read_rows, read_table
 from altgrad.results.run import Run, list_runs, list_sweeps, read_run
 from altgrad.results.schema import SCHEMA, SCHEMAS, Status, TableName, Verdict
@@ -31,8 +32,11 @@ __all__ = [
     "Status",
     "TableName",
     "Verdict",
+    "acts",
+    "format_shifts",
     "list_runs",
     "list_sweeps",
+    "read_events",
     "read_rows",
     "read_run",
     "read_table",

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from altgrad.events import check_kind
 from altgrad.outage import PATIENCE, Outage
 from altgrad.results.parts import encoded, merge_newest, merge_parts, part_name
 from altgrad.results.schema import SCHEMA, SCHEMAS, Status, TableName, Verdict
@@ -58,7 +59,8 @@ class RunWriter:
             self._add("layers", row)
 
     def event(self, step: int, kind: str, /, **detail: Any) -> None:
-        """Something that happened: kind (clip, skip, rollback, format_shift, restore, ...) and its particulars."""
+        """Something that happened: a kind of `EVENTS`, and its particulars.  Raises ValueError for another kind."""
+        check_kind(kind)
         self._add("events", {"step": step, "time": time.time(), "kind": kind, "detail": json.dumps(detail)})
 
     def tensors(self, rows: Iterable[Mapping[str, Any]]) -> None:

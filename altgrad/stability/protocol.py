@@ -14,14 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to a run: kind and particulars, as stored in the `events` table."""
-
-    step: int
-    kind: str
-    detail: Mapping[str, Any]
+from altgrad.events import Event
 
 
 @dataclass

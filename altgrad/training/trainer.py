@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from altgrad.diagnostics.protocol import Context
 from altgrad.diagnostics.suite import Diagnostics
+from altgrad.events import Event
 from altgrad.quantization.gemm import full_precision_sums
 from altgrad.quantization.layers import QuantizedLinear, quantize_model
 from altgrad.quantization.random import fill_key
 from altgrad.stability.clipper import PartitionRelativeClipper
 from altgrad.stability.guard import NonFiniteGuard
-from altgrad.stability.protocol import Event, Intervention, StepState
+from altgrad.stability.protocol import Intervention, StepState
 from altgrad.stability.shift import EmergencyMantissaShift
 from altgrad.training.compiling import StepLoss
 from altgrad.training.config import TrainConfig

@@ -12,9 +12,9 @@ import pandas as pd
 import streamlit as st
 
 from altgrad.compare import Row, baseline_of, by_group, settings_of
-from altgrad.events import read_events
 from altgrad.lines import AXES, Axis, Line, View, describe, line, non_finite_count, seed_bands
 from altgrad.metrics import METRICS, columns
+from altgrad.results import read_events
 from dashboard.charts import CONFIG, add_moments, bands_figure, curves_figure
 from dashboard.colours import FAINT
 from dashboard.context import Context

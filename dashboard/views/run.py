@@ -11,12 +11,12 @@ import yaml
 
 from altgrad.compare import Row
 from altgrad.compare.pairing import DEFAULTS
-from altgrad.events import read_events
 from altgrad.lines import View, describe, line
 from altgrad.markdown import duration, number
 from altgrad.metrics import METRICS, columns
 from altgrad.progress import event_row
 from altgrad.report import stored_report
+from altgrad.results import read_events
 from dashboard.charts import CONFIG, add_moments, curves_figure
 from dashboard.context import Context
 from dashboard.sweep import WatchedRun

@@ -9,6 +9,7 @@ from altgrad.formats import FALLBACKS, FORMATS, find_format
 from altgrad.training.config import TrainConfig
 from altgrad.training.recipe import GEMM_SITES
 from altgrad.training.trainer import Trainer
+from tests.small_runs import SMALL, train
 from tests.test_trainer import MICRO
 
 
@@ -58,6 +59,65 @@ def test_a_clipper_without_its_trigger_is_bitwise_absent(config):
     armed, events = run(config.altered(enable_partition_clipping=True), 3)
     assert not [event for event in events if event.kind == "clip"]
     assert torch.equal(weights(without), weights(armed))
+
+
+def test_what_overflows_among_activations_or_weights_clips_no_gradient():
+    """Activations scaled beyond their range, gradients in BF16, which has float32's."""
+    config = OVERFLOWING.altered(gradient_format="BF16", partition_clip_base=1e-45)
+    without, _ = run(config, 3)
+    armed = Trainer(config.altered(enable_partition_clipping=True))
+    outcomes = [armed.step() for _ in range(3)]
+    assert min(outcome.record["overflow_rate"] for outcome in outcomes) > 0.1
+    assert not [event for outcome in outcomes for event in outcome.events]
+    assert torch.equal(weights(without), weights(armed))
+
+
+def test_the_rate_that_triggers_is_that_of_the_gradients_of_this_very_step():
+    config = OVERFLOWING.altered(diagnostic_interval=1, enable_partition_clipping=True, partition_clip_base=1e-9)
+    trainer = Trainer(config)
+    for _ in range(3):
+        outcome = trainer.step()
+        rates = [row["overflow_rate"] for row in outcome.layers if row["site"] == "gradient"]
+        (clip,) = [event for event in outcome.events if event.kind == "clip"]
+        assert min(rates) < clip.detail["overflow_rate"] < max(rates)
+        assert clip.detail["overflow_rate"] != outcome.record["overflow_rate"]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_clipping_what_overflowed_saves_a_run_that_the_same_limit_at_every_step_does_not(seed):
+    """Four steps of gradients that overflow an unscaled E5M2.  AdamW hardly feels how small all gradients are, unless
+    its epsilon outweighs them: so the control learns, but late."""
+    config = SMALL.altered(
+        max_steps=60, learning_rate=3e-3, schedule="constant", warmup_steps=5, gradient_clip=0.0, eval_interval=60,
+        eval_batches=4, diagnostic_interval=60, format="BF16", gradient_format="E5M2", scaling="none", seed=seed,
+        partition_clip_base=1e-7,
+    )  # fmt: skip
+    bursts = {step: 1e10 for step in range(20, 60, 10)}
+
+    def end(**changes) -> float:
+        return train(config.altered(**changes), bursts)[1][-1].record["validation_loss"]
+
+    triggered = end(enable_partition_clipping=True)
+    undisturbed = train(config)[1][-1].record["validation_loss"]
+    assert triggered == pytest.approx(undisturbed, abs=0.1)
+    assert triggered < end() - 0.25
+    assert triggered < end(gradient_clip=1e-7) - 0.5
+
+
+@pytest.mark.parametrize("name", ["E2M5", "E5M2"])
+def test_the_norm_after_the_clip_is_the_limit_of_the_narrowest_gradient_format(name):
+    """E2M5 reaches 7.875, E5M2 57344; the other layers' E5M2 at base 1e-2 would allow 1e-2."""
+    config = OVERFLOWING.altered(
+        enable_partition_clipping=True, partition_clip_base=0.01, layer_formats={"lm_head": name}
+    )
+    trainer = Trainer(config)
+    trainer.optimizer.step = lambda: None
+    outcome = trainer.step()
+    limit = 0.01 * {"E2M5": 7.875, "E5M2": 57344}[name] / 57344
+    (clip,) = [event for event in outcome.events if event.kind == "clip"]
+    assert clip.detail["limit"] == limit
+    norm = math.sqrt(sum(float((p.grad.double() ** 2).sum()) for p in trainer.model.parameters()))
+    assert norm == pytest.approx(limit / (1 + 1e-6 / clip.detail["norm"]), rel=1e-5)
 
 
 def test_the_clip_limit_is_relative_to_the_largest_value_of_e5m2():

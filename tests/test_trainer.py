@@ -10,9 +10,7 @@ from altgrad.quantization.round import FormatTensors, round_to_format
 from altgrad.results import read_run
 from altgrad.storage import Folder
 from altgrad.training import FormatExperimentRunner, TrainConfig, run_format_experiment
-from altgrad.training.data import TextBatches, load_corpus
 from altgrad.training.model import build_gpt
-from altgrad.training.optim import build_optimizer, learning_rate
 from altgrad.training.trainer import Trainer
 
 MICRO = TrainConfig(
@@ -46,23 +44,6 @@ def test_every_format_sees_the_same_initial_weights_and_batches(tmp_path):
     info = read_run(other.folder).info
     assert (info["initial_weights_hash"], info["batches_hash"]) not in hashes
     assert info["initial_weights_hash"] != next(iter(hashes))[0] and info["batches_hash"] != next(iter(hashes))[1]
-
-
-def test_training_in_fp32_is_bitwise_training_the_plain_model():
-    config = MICRO.altered(format="FP32", max_steps=5)
-    trainer = Trainer(config)
-    plain = build_gpt(config, 256)
-    optimizer = build_optimizer(plain, config)
-    batches = TextBatches(load_corpus(config), config, config.shape.block_size)
-    for step in range(1, 6):
-        loss = plain(*batches.training(step))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(plain.parameters(), config.gradient_clip)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        optimizer.step()
-        assert trainer.step().record["loss"] == loss.item()
 
 
 @pytest.mark.parametrize("name", ["E0M7", "E3M4", "E7M0"])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from altgrad.events import Event
 
@@ -22,7 +22,9 @@ class StepState:
     """One training step between backward and the optimizer step.
 
     `measured` holds the step's metrics by name, with the diagnostics' once they are there (`after_step`); a metric
-    that was not measured is missing.  `skip` keeps the optimizer from moving.
+    that was not measured is missing.  `gradient_overflow`: overflow rate of the `gradient` operands alone, of this
+    step; None where none was rounded.  `norm`: the gradient norm as a tensor (0-d), on the device.
+    `skip` keeps the optimizer from moving.
     """
 
     step: int
@@ -30,6 +32,8 @@ class StepState:
     gradient_norm: float
     parameters: Sequence[nn.Parameter]
     measured: dict[str, float]
+    norm: Tensor
+    gradient_overflow: float | None = None
     skip: bool = False
     events: list[Event] = field(default_factory=list)
 
@@ -41,10 +45,17 @@ class StepState:
     def event(self, kind: str, **detail: Any) -> None:
         self.events.append(Event(self.step, kind, detail))
 
-    def scale_gradients(self, factor: float) -> None:
-        """Multiply all gradients; `gradient_norm` follows."""
-        torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
-        self.gradient_norm *= factor
+    def limit_norm(self, limit: float) -> None:
+        """Scale all gradients down to a norm of `limit` where theirs is larger; both norms follow.
+
+        The factor is torch's own, limit / (norm + 1e-6), so that a run clips bit for bit as a plain training loop does.
+        Where torch would multiply by 1 nothing is done.
+        """
+        if self.gradient_norm * (1 + 1e-6) + 2e-6 < limit:  # in whatever precision the norm is: the factor is 1
+            return
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, self.norm)
+        self.norm = self.norm * (limit / (self.norm + 1e-6)).clamp(max=1.0)
+        self.gradient_norm *= min(1.0, limit / (self.gradient_norm + 1e-6))
 
 
 class Intervention(Protocol):

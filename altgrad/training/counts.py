@@ -69,9 +69,10 @@ class SiteCounts:
         rows = combined[len(head) :].view(-1, width)
         return combined[: len(head)], dict(zip(taken, rows, strict=True))
 
-    def rates(self) -> dict[str, float]:
-        """Overflow, underflow and saturation rates over all sites, of what was last read."""
-        return _rates([sum(column) for column in zip(*self._values.values(), strict=True)]) if self._values else {}
+    def rates(self, only: Site | None = None) -> dict[str, float]:
+        """Overflow, underflow and saturation rates over all sites of what was last read, or over those of one kind."""
+        values = [value for (_, site), value in self._values.items() if only in (None, site)]
+        return _rates([sum(column) for column in zip(*values, strict=True)]) if values else {}
 
     def rows(
         self, step: int, diagnosed: Iterable[Mapping[str, Any]], write_back: WriteBack | None

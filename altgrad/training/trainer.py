@@ -89,7 +89,8 @@ class Trainer:
                 layer.share()
         check_alike(self.ranks, self.device, self.initial_weights_hash, self.batches.digest())
         self.optimizer = build_optimizer(model, config)
-        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        # in the model's order, as a plain loop clips them: the last bit of the norm depends on it
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._write_back = None if config.master_weights else WriteBack(self.layers, config)
         if self._write_back is not None:
             self._write_back()
@@ -191,16 +192,16 @@ class Trainer:
             if not count:  # no rank's rows reached it: the optimizer leaves it alone, as it does in one process
                 parameter.grad = None
         record = {"step": step, "loss": loss_value, "gradient_norm": norm_value, **self._counts.rates()}
-        state = StepState(step, loss_value, norm_value, self._parameters, record)
+        overflow = self._counts.rates("gradient").get("overflow_rate")
+        state = StepState(step, loss_value, norm_value, self._parameters, record, norm, overflow)
         # a finite norm proves that no value is NaN or inf
         record["non_finite_gradients"] = 0.0 if state.finite else _non_finite_share(self._parameters)
         return state
 
     def _update(self, state: StepState, outcome: StepOutcome, *, measuring: bool) -> None:
         """Clip, move the optimizer, write back, and measure around it."""
-        limit = self.config.gradient_clip
-        if limit and state.gradient_norm > limit:
-            state.scale_gradients(limit / state.gradient_norm)
+        if self.config.gradient_clip:
+            state.limit_norm(self.config.gradient_clip)
         if measuring:
             self._watch.before_step()
         self.optimizer.step()

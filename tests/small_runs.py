@@ -1,0 +1,58 @@
+"""Runs small enough for a test, and faults planted in them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from altgrad.training import TrainConfig
+from altgrad.training.trainer import StepOutcome, Trainer
+
+SMALL = TrainConfig(
+    model="micro", n_layer=1, max_steps=12, batch_size=4, eval_interval=6, eval_batches=1, diagnostic_interval=4,
+    checkpoint_interval=5, compile=False, warmup_steps=2, threads=1,
+)  # fmt: skip
+# what a run measures of itself and its machine: no part of what must repeat
+TIMED = {"elapsed_seconds", "tokens_per_second", "cpu_utilisation", "resident_memory", "gpu_utilisation", "gpu_memory"}
+
+
+def untimed(record: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in record.items() if key not in TIMED}
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).clone()
+
+
+def multiply_loss(trainer: Trainer, factors: dict[int, float]) -> None:
+    """Multiply the loss of some steps, and with it their gradients: a NaN is a broken step, 1000 a burst."""
+    real = trainer._loss
+
+    def loss(inputs: Tensor, targets: Tensor) -> Tensor:
+        return real(inputs, targets) * factors.get(trainer.step_number, 1.0)
+
+    trainer._loss = loss  # type: ignore[assignment]
+
+
+def train(
+    config: TrainConfig, factors: dict[int, float] | None = None, **own: Any
+) -> tuple[Trainer, list[StepOutcome]]:
+    """All steps of a config, with planted factors of the loss."""
+    trainer = Trainer(config, **own)
+    multiply_loss(trainer, factors or {})
+    return trainer, [trainer.step() for _ in range(config.max_steps)]
+
+
+def same(one: float, other: float) -> bool:
+    """Equal bit for bit; NaN equals NaN."""
+    return one == other or (math.isnan(one) and math.isnan(other))
+
+
+def write_text(folder: Path, content: bytes) -> str:
+    path = folder / "text.txt"
+    path.write_bytes(content)
+    return str(path)

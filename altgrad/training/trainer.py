@@ -10,7 +10,7 @@ On several ranks (see `ranks`) each takes its rows of the batch, and all decide 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -268,7 +268,7 @@ class Trainer:
         self._random.put(state["random"][self.ranks.rank])
 
 
-def _non_finite_share(parameters: list[Tensor]) -> float:
+def _non_finite_share(parameters: Sequence[Tensor]) -> float:
     gradients = [p.grad for p in parameters if p.grad is not None]
     bad = torch.stack([(~torch.isfinite(gradient)).sum() for gradient in gradients]).sum()
     return float(bad) / sum(gradient.numel() for gradient in gradients)

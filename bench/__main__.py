@@ -1,12 +1,11 @@
-"""`python -m bench [NAME ...]`: measure the rows (all, or those whose file name contains a NAME) and print the table.
+"""`python -m bench [NAME ...]`: measure the rows (all, or those whose name contains a NAME) and print the table.
 
-Every `bench/row_*.py` is a row: it exposes `ROW`.  With `--write` the table goes to bench/README.md and results.json.
+The rows stand in `bench/rows.py`.  With `--write` the table goes to bench/README.md and results.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 from pathlib import Path
@@ -28,10 +27,11 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, "-m", "bench", *sys.argv[1:]], environment)
 
     from bench.record import print_row, write_results
+    from bench.rows import ROWS
 
     rows = _rows(options.names)
     if not rows:
-        parser.error(f"no row matches {' '.join(options.names)!r}; rows: {', '.join(_names())}")
+        parser.error(f"no row matches {' '.join(options.names)!r}; rows: {', '.join(ROWS)}")
     measured = []
     for row in rows:
         measured.append(Measured.of(row))
@@ -40,14 +40,11 @@ def main() -> None:
             write_results(measured, _HERE)
 
 
-def _names() -> list[str]:
-    return sorted(file.stem.removeprefix("row_") for file in _HERE.glob("row_*.py"))
-
-
 def _rows(wanted: list[str]) -> list[Row]:
-    chosen = [name for name in _names() if not wanted or any(part in name for part in wanted)]
-    rows: list[Row] = [importlib.import_module(f"bench.row_{name}").ROW for name in chosen]
-    return [row for row in rows if wanted or not row.minutes]
+    from bench.rows import ROWS
+
+    chosen = {name: row for name, row in ROWS.items() if not wanted or any(part in name for part in wanted)}
+    return [row for row in chosen.values() if wanted or not row.minutes]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -69,14 +68,45 @@ class Stopwatch:
         return result
 
 
-def processor_seconds(action: Callable[[], object], times: int) -> float:
-    """Median processor time of this process, over all its threads."""
+def processor_seconds(action: Callable[[], object], times: int) -> list[float]:
+    """Processor time of this process, over all its threads, each time."""
     taken = []
     for _ in range(times):
         begun = time.process_time()
         action()
         taken.append(time.process_time() - begun)
-    return statistics.median(taken)
+    return taken
+
+
+def cold_overview(times: int) -> list[float]:
+    """A server that has just started shows the overview."""
+    folder = results()
+    return processor_seconds(lambda: open_sweep(folder), times)
+
+
+def cold_table(times: int) -> list[float]:
+    """A server that has just started shows the sweep page."""
+    folder = results()
+    return processor_seconds(lambda: open_table(folder), times)
+
+
+def warm_table(times: int) -> list[float]:
+    """A click on the sweep page."""
+    sweep, rows = opened()
+    run_frame(rows, sweep, sparklines=False)
+    return processor_seconds(lambda: run_frame(rows, sweep, sparklines=False), times)
+
+
+def nothing_new(times: int) -> list[float]:
+    """A look at the folder that finds nothing new."""
+    sweep, _ = opened()
+    return processor_seconds(lambda: look_again(sweep), times)
+
+
+def sixty_curves(times: int) -> list[float]:
+    """What 60 curves of 10,000 steps on one chart take beyond the page."""
+    sweep, rows = open_sweep(results())  # of its own: only the first time counts
+    return processor_seconds(lambda: curves(sweep, rows), 1)
 
 
 @cache

@@ -30,32 +30,39 @@ class NotMeasured(Exception):
 class Row:
     """One line of the table: what is compared with what, and how large the ratio may be.
 
-    `measure` raises NotMeasured where the machine lacks what it takes.  `minutes`: takes so long that it runs only
-    where it is named.
+    `measure` takes the number of pairs and returns what each of them gave; it raises NotMeasured where the machine
+    lacks what it takes.  `minutes`: takes so long that it runs only where it is named.
     """
 
     name: str
     goal: float
-    measure: Callable[[int], float]  # pairs -> ratio
+    measure: Callable[[int], list[float]]
     pairs: int = 21
     minutes: bool = False
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A row's result.  `note` where it could not be measured; then `ratio` is None."""
+    """A row's result: the median of its pairs, and the quartiles, between which half of them lie.
+
+    `note` where it could not be measured; then the numbers are None.
+    """
 
     name: str
     goal: float
     ratio: float | None
     note: str = ""
+    low: float | None = None
+    high: float | None = None
 
     @classmethod
     def of(cls, row: Row) -> Measured:
         try:
-            return cls(row.name, row.goal, row.measure(row.pairs))
+            found = row.measure(row.pairs)
         except NotMeasured as reason:
             return cls(row.name, row.goal, None, str(reason))
+        low, middle, high = statistics.quantiles(found, method="inclusive") if len(found) > 1 else found * 3
+        return cls(row.name, row.goal, middle, low=low, high=high)
 
     @property
     def verdict(self) -> str:
@@ -64,12 +71,14 @@ class Measured:
         return "reached" if self.ratio <= self.goal else "missed"
 
 
-def ratio(ours: Callable[[], object], reference: Callable[[], object], pairs: int, warm_up: int = _WARM_UP) -> float:
-    """Median over pairs of (time of `ours`) / (time of `reference`), run in turn after `warm_up` runs of each."""
+def ratio(
+    ours: Callable[[], object], reference: Callable[[], object], pairs: int, warm_up: int = _WARM_UP
+) -> list[float]:
+    """(Time of `ours`) / (time of `reference`) of each pair, run in turn after `warm_up` runs of each."""
     return _ratio(ours, reference, pairs, _seconds, warm_up)
 
 
-def cuda_ratio(ours: Callable[[], object], reference: Callable[[], object], pairs: int) -> float:
+def cuda_ratio(ours: Callable[[], object], reference: Callable[[], object], pairs: int) -> list[float]:
     """As `ratio`, in the time that passes on the current CUDA device between the first and the last kernel."""
     return _ratio(ours, reference, pairs, _device_milliseconds)
 
@@ -87,7 +96,7 @@ def _ratio(
     pairs: int,
     time_of: Callable[[Callable[[], object]], float],
     warm_up: int = _WARM_UP,
-) -> float:
+) -> list[float]:
     for _ in range(warm_up):
         ours()
         reference()
@@ -95,7 +104,7 @@ def _ratio(
     for _ in range(pairs):
         first, second = time_of(reference), time_of(ours)
         ratios.append(second / first)
-    return statistics.median(ratios)
+    return ratios
 
 
 def _seconds(run: Callable[[], object]) -> float:

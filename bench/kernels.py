@@ -17,10 +17,10 @@ _SHAPE = (4096, SIZE // 4096)
 
 def against_clone(
     number_of_threads: int = 1, round_with: Callable[..., Any] = compiled_round, **options: Any
-) -> Callable[[int], float]:
+) -> Callable[[int], list[float]]:
     """A row's measurement: rounding 2^24 normal float32 values to E4M3, by the time of `torch.clone`."""
 
-    def measure(pairs: int) -> float:
+    def measure(pairs: int) -> list[float]:
         x = torch.randn(_SHAPE)
         fmt = find_format("E4M3")
         with threads(number_of_threads):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -107,7 +108,7 @@ def main() -> None:
         try:
             round_it = prepare()
             with torch.no_grad():
-                measured = ratio(lambda run=round_it: run(x), x.clone, _PAIRS)
+                measured = statistics.median(ratio(lambda run=round_it: run(x), x.clone, _PAIRS))
         except (ImportError, AttributeError, TypeError, RuntimeError) as error:  # another library's version or build
             note = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         print(f"{name:32} {f'not measured: {note}' if measured is None else f'{measured:8.1f}'}", flush=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,8 +18,9 @@ _BEGIN, _END = "<!-- {} -->", "<!-- end of {} -->"  # around what is written int
 
 
 def print_row(row: Measured) -> None:
-    measured = "-" if row.ratio is None else _digits(row.ratio)
-    print(f"{row.name:70} goal {row.goal:5.2f}  measured {measured:>6}  {row.verdict}", flush=True)
+    print(
+        f"{row.name:70} goal {row.goal:5.2f}  measured {_measured(asdict(row)) or '-':>20}  {row.verdict}", flush=True
+    )
 
 
 def write_results(rows: Sequence[Measured], folder: Path) -> None:
@@ -69,9 +71,17 @@ def _table(machine: dict[str, object], rows: Sequence[dict[str, object]]) -> str
     lines = ["; ".join(f"{name}: {value}" for name, value in machine.items()), ""]
     lines += ["| what | goal | measured | verdict | date |", "|---|---|---|---|---|"]
     for row in rows:
-        measured = "" if row["ratio"] is None else _digits(row["ratio"])
-        lines.append(f"| {row['name']} | {row['goal']:g} | {measured} | {row['verdict']} | {row['date']} |")
+        lines.append(f"| {row['name']} | {row['goal']:g} | {_measured(row)} | {row['verdict']} | {row['date']} |")
     return "\n".join(lines) + "\n"
+
+
+def _measured(row: Mapping[str, Any]) -> str:
+    """The median, and between which values half of the pairs lay: 1.12 (1.10 to 1.15)."""
+    if row["ratio"] is None:
+        return ""
+    low, high = row.get("low"), row.get("high")  # a row measured before the spread was kept has none
+    spread = "" if low is None or high is None or low == high else f" ({_digits(low)} to {_digits(high)})"
+    return f"{_digits(row['ratio'])}{spread}"
 
 
 def _digits(number: float) -> str:

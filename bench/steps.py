@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +17,7 @@ from altgrad.quantization.layers import quantize_model
 from altgrad.training.compiling import StepLoss
 from altgrad.training.config import TrainConfig
 from altgrad.training.data import Batches, TextBatches, load_corpus
+from altgrad.training.format_runner import run_format_experiment
 from altgrad.training.model import build_gpt
 from altgrad.training.optim import build_optimizer
 from altgrad.training.trainer import Trainer
@@ -22,6 +27,9 @@ from bench.harness import cuda_device, cuda_ratio, ratio
 _CPU = torch.device("cpu")
 MEDIUM: dict[str, Any] = {"model": "medium", "block_size": 64, "batch_size": 2}
 TINY: dict[str, Any] = {"model": "tiny"}
+_INTERVAL = 25  # steps between diagnostics, as in the sweep
+_DIAGNOSTICS = {"use_shadow": True, "log_stiffness": True, "log_grid_alignment": True, "log_ulp": True}
+_RUN_STEPS = 500  # of a run of the default sweep
 
 
 def config(**fields: Any) -> TrainConfig:
@@ -55,10 +63,10 @@ def bare_step(
     return step
 
 
-def rounded_step_against_plain(**fields: Any) -> Callable[[int], float]:
+def rounded_step_against_plain(**fields: Any) -> Callable[[int], list[float]]:
     """The bare loop with rounded GEMMs, by the bare loop without."""
 
-    def measure(pairs: int) -> float:
+    def measure(pairs: int) -> list[float]:
         settings = config(**fields)
         batches = Trainer(settings.altered(compile=False)).batches
         rounded, plain = (bare_step(settings, batches, quantised) for quantised in (True, False))
@@ -67,20 +75,20 @@ def rounded_step_against_plain(**fields: Any) -> Callable[[int], float]:
     return measure
 
 
-def trainer_step_against_plain(**fields: Any) -> Callable[[int], float]:
+def trainer_step_against_plain(**fields: Any) -> Callable[[int], list[float]]:
     """`Trainer.step`, which collects every site's statistics, by the bare loop without rounding."""
 
-    def measure(pairs: int) -> float:
+    def measure(pairs: int) -> list[float]:
         trainer = Trainer(config(**fields))
         return _ratio(trainer.step, bare_step(trainer.config, trainer.batches, quantised=False), pairs)
 
     return measure
 
 
-def rounded_step_against_bfloat16(**fields: Any) -> Callable[[int], float]:
+def rounded_step_against_bfloat16(**fields: Any) -> Callable[[int], list[float]]:
     """On a GPU: the bare loop with rounded GEMMs, by the bare loop of the plain model, both in bfloat16 autocast."""
 
-    def measure(pairs: int) -> float:
+    def measure(pairs: int) -> list[float]:
         device = cuda_device()
         settings = config(**fields)
         batches = TextBatches(load_corpus(settings), settings, settings.shape.block_size)
@@ -90,7 +98,44 @@ def rounded_step_against_bfloat16(**fields: Any) -> Callable[[int], float]:
     return measure
 
 
-def _ratio(ours: Callable[[], object], reference: Callable[[], object], pairs: int) -> float:
+def diagnosed_step_against_step(pairs: int) -> list[float]:
+    """All diagnostics and the shadow at the sweep's interval, on top of the trainer's step."""
+    without = Trainer(config(**TINY))
+    measured = Trainer(config(**TINY, **_DIAGNOSTICS, diagnostic_interval=_INTERVAL))
+
+    def steps(trainer: Trainer) -> None:
+        for _ in range(_INTERVAL):
+            trainer.step()
+
+    return ratio(lambda: steps(measured), lambda: steps(without), pairs)
+
+
+def run_against_steps(pairs: int) -> list[float]:
+    """A run with its results folder, collapse detection and last checkpoint, by its bare steps."""
+    settings = config(**TINY, max_steps=_RUN_STEPS)
+    with tempfile.TemporaryDirectory() as folder:
+        names = itertools.count()
+
+        def steps() -> None:
+            trainer = Trainer(settings)
+            for _ in range(_RUN_STEPS):
+                trainer.step()
+
+        return ratio(lambda: run_format_experiment(settings, Path(folder) / str(next(names))), steps, pairs, warm_up=1)
+
+
+def second_trial(pairs: int) -> list[float]:
+    """Processor seconds until a second trial of a process, of another format and seed, has done its first step."""
+    Trainer(config(**TINY)).step()  # compiles, or finds what was compiled on this machine
+    formats, taken = itertools.cycle(["E5M2", "E3M4", "BF16"]), []
+    for seed in range(2, 2 + pairs):
+        started = time.process_time()
+        Trainer(config(**TINY, seed=seed, format=next(formats))).step()
+        taken.append(time.process_time() - started)
+    return taken
+
+
+def _ratio(ours: Callable[[], object], reference: Callable[[], object], pairs: int) -> list[float]:
     """One model after the other would hold two in memory anyway; garbage of the last row must not count here."""
     gc.collect()
     return ratio(ours, reference, pairs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import weakref
 
 import pytest
@@ -16,6 +15,7 @@ from altgrad.training import trainer as trainer_module
 from altgrad.training.config import TrainConfig
 from altgrad.training.trainer import Trainer
 from bench.harness import Measured
+from bench.rows import ROWS
 
 MICRO = {"model": "micro", "batch_size": 2, "max_steps": 20, "eval_interval": 20, "diagnostic_interval": 20}
 MICRO |= {"compile": False, "threads": 1}
@@ -96,5 +96,5 @@ def test_cuda_graphs_want_a_step_compiled_as_one_graph(how):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 @pytest.mark.parametrize("name", ["round", "step", "native"])
 def test_a_gpu_row_of_the_benchmark_says_that_it_was_not_measured(name):
-    row = Measured.of(importlib.import_module(f"bench.row_cuda_{name}").ROW)
+    row = Measured.of(ROWS[f"cuda_{name}"])
     assert row.ratio is None and row.verdict == "not measured: no CUDA device"

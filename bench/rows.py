@@ -1,0 +1,61 @@
+"""Every row of the benchmark: its short name, what it compares, its goal and its number of pairs.
+
+A name says how to run it alone: `python -m bench nearest`.  What takes minutes runs only where it is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from altgrad.quantization.compiled import compiled_round_and_count
+from bench import dashboard, gpu, processes
+from bench.harness import Row
+from bench.kernels import against_clone
+from bench.steps import (
+    MEDIUM,
+    TINY,
+    diagnosed_step_against_step,
+    rounded_step_against_bfloat16,
+    rounded_step_against_plain,
+    run_against_steps,
+    second_trial,
+    trainer_step_against_plain,
+)
+
+_COUNTING = against_clone(round_with=compiled_round_and_count)
+_50M = {"model": "medium", "n_layer": 16, "batch_size": 16}
+
+# fmt: off
+ROWS: Mapping[str, Row] = {
+    # the kernel, by torch.clone
+    "nearest": Row("round 2^24 float32, nearest (x clone)", 1.2, against_clone()),
+    "nearest_two_threads": Row("round 2^24 float32, nearest, 2 threads (x clone)", 1.2, against_clone(number_of_threads=2)),
+    "counts": Row("round with all counts and amax, nearest (x clone)", 1.4, _COUNTING),
+    "stochastic": Row("round 2^24 float32, stochastic (x clone)", 1.5, against_clone(rounding="stochastic")),
+    "rows_scaled": Row("round with one scale per row (x clone)", 1.8, against_clone(granularity="row")),
+    "blocks_scaled": Row("round with one scale per 32 values (x clone)", 1.8, against_clone(granularity="block")),
+    # the step, by the plain compiled step
+    "step_tiny": Row("training step, tiny, rounded (x plain)", 1.10, rounded_step_against_plain(**TINY)),
+    "step_medium": Row("training step, 26M parameters, rounded (x plain)", 1.10, rounded_step_against_plain(**MEDIUM), 7),
+    "step_statistics_tiny": Row("training step with statistics of every site, tiny (x plain)", 1.20, trainer_step_against_plain(**TINY)),
+    "step_statistics_medium": Row("training step with statistics of every site, 26M parameters (x plain)", 1.20, trainer_step_against_plain(**MEDIUM), 7),
+    "diagnostics": Row("diagnostics and shadow at their interval (x step)", 1.10, diagnosed_step_against_step, 15),
+    "results": Row("results, reports and collapse detection (x steps)", 1.03, run_against_steps, 3),
+    "warm_start": Row("second trial of a process, until its first step is done (seconds)", 2.0, second_trial, 5),
+    # whole processes
+    "memory": Row("memory of a trial, 26M parameters (x bare)", 1.25, processes.peak_memory, 1),
+    "start": Row("sweep.py --dry-run (seconds)", 3.0, processes.dry_run, 3),
+    "sweep": Row("default sweep, wall clock (x its runs bare / cores)", 1.2, processes.default_sweep, 1, minutes=True),
+    # the dashboard, 500 runs of 10,000 steps
+    "dashboard_cold": Row("dashboard: overview of 500 runs, cold (seconds)", 3.0, dashboard.cold_overview, 3),
+    "dashboard_table": Row("dashboard: sweep page of 500 runs, cold (seconds)", 3.0, dashboard.cold_table, 3),
+    "dashboard_warm": Row("dashboard: sweep page of 500 runs, warm (seconds)", 0.3, dashboard.warm_table, 11),
+    "dashboard_nothing_new": Row("dashboard: a look that finds nothing new (seconds)", 0.01, dashboard.nothing_new, 21),
+    "dashboard_curves": Row("dashboard: 60 curves on one chart (seconds)", 1.5, dashboard.sixty_curves, 1),
+    # a GPU
+    "cuda_round": Row("GPU: round 2^27 float32, nearest (x clone)", 1.18, gpu.round_against_clone),
+    "cuda_step": Row("GPU: training step, 50M parameters, rounded (x BF16)", 1.3, rounded_step_against_bfloat16(**_50M), 11),
+    "cuda_graphs": Row("GPU: training step, 50M parameters, rounded, CUDA graphs (x BF16)", 1.3, rounded_step_against_bfloat16(**_50M, cuda_graphs=True), 11),
+    "cuda_native": Row("GPU: MLP of a 1B model, FP8 tensor cores (x BF16)", 0.99, gpu.native_mlp_against_bfloat16, 11),
+}
+# fmt: on

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from altgrad.compare import Row
+from altgrad.compare import Row, by_group
 from altgrad.curves import Curve, Span, buckets, difference, measured, non_finite_spans, smooth
 from altgrad.markdown import number
 from altgrad.results import Run
@@ -51,6 +51,12 @@ class Line:
     spans: list[Span]
     position: Curve | None  # step -> x, to place spans and events; None where x is the step
 
+    def height(self, step: float) -> float | None:
+        """The value drawn at a step; None before the first and beyond the last finite one, where no line is."""
+        steps, values = self.smoothed.finite()
+        inside = len(steps) > 0 and steps[0] <= step <= steps[-1]
+        return float(np.interp(step, steps, values)) if inside else None
+
     def x(self, step: float) -> float:
         """Where a step is on the x-axis."""
         return step if self.position is None else float(np.interp(step, self.position.steps, self.position.values))
@@ -58,12 +64,8 @@ class Line:
 
 def line(row: Row, run: Run, view: View, baseline: Run | None = None) -> Line | None:
     """A run's line; None where the metric was not measured, or with `view.difference` where no baseline is."""
-    curve = measured(run.table("steps", [view.metric]), view.metric)
-    if view.difference:
-        if baseline is None:
-            return None
-        curve = difference(curve, measured(baseline.table("steps", [view.metric]), view.metric))
-    if not len(curve.steps):
+    curve = _curve(run, view, baseline)
+    if curve is None:
         return None
     shown = _window(curve, view)
     smoothed = _window(Curve(curve.steps, smooth(curve.values, view.half_life)), view)
@@ -79,6 +81,16 @@ def line(row: Row, run: Run, view: View, baseline: Run | None = None) -> Line | 
         spans=non_finite_spans(*shown),
         position=position,
     )
+
+
+def _curve(run: Run, view: View, baseline: Run | None) -> Curve | None:
+    """What the view shows of a run, before it is smoothed; None where there is nothing."""
+    curve = measured(run.table("steps", [view.metric]), view.metric)
+    if view.difference:
+        if baseline is None:
+            return None
+        curve = difference(curve, measured(baseline.table("steps", [view.metric]), view.metric))
+    return curve if len(curve.steps) else None
 
 
 def _window(curve: Curve, view: View) -> Curve:
@@ -101,7 +113,10 @@ def _x(steps: NDArray[np.int64], position: Curve | None) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Band:
-    """A group's mean over seeds, between its lowest and highest seed, at the steps that all `n` seeds have."""
+    """A group's mean over seeds, between its lowest and highest seed, at the steps that all `n` seeds have.
+
+    As the lines of a chart, of the difference to the BF16 run where the view asks for that.
+    """
 
     row: Row
     n: int
@@ -114,15 +129,12 @@ class Band:
 
 def seed_bands(rows: Iterable[Row], runs: Mapping[str, Run], view: View) -> list[Band]:
     """A band per group.  It ends where its first seed ends: beyond, a mean over the survivors would mislead."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.group, []).append(row)
-    return [band for members in groups.values() if (band := _band(members, runs, view)) is not None]
+    return [band for members in by_group(rows).values() if (band := _band(members, runs, view)) is not None]
 
 
 def _band(members: Sequence[Row], runs: Mapping[str, Run], view: View) -> Band | None:
-    curves = [measured(runs[row.run].table("steps", [view.metric]), view.metric) for row in members]
-    curves = [Curve(c.steps, smooth(c.values, view.half_life)) for c in curves if len(c.steps)]
+    found = (_curve(runs[row.run], view, None if row.baseline is None else runs.get(row.baseline)) for row in members)
+    curves = [Curve(curve.steps, smooth(curve.values, view.half_life)) for curve in found if curve is not None]
     if not curves:
         return None
     common = curves[0].steps
@@ -167,6 +179,25 @@ def scale(lines: Sequence[Line]) -> tuple[float, float] | None:
     return bottom, high + margin
 
 
+def log_scale(lines: Sequence[Line]) -> tuple[float, float] | None:
+    """As `scale`, for a logarithmic axis: from the smallest positive value that is not an outlier below."""
+    limits = scale(lines)
+    if limits is None or limits[1] <= 0:
+        return None
+    healthy = [line for line in lines if line.row.alive] or list(lines)
+    pooled = np.concatenate([line.raw.finite().values for line in healthy])
+    positive = pooled[pooled > 0]
+    if not len(positive):
+        return None
+    low = max(float(np.quantile(positive, 0.005)), float(positive.min()))
+    return (limits[0] if limits[0] > 0 else low / 1.1), limits[1]
+
+
+def not_on_log(lines: Iterable[Line]) -> int:
+    """How many drawn points a logarithmic axis has no place for: zero and negative values."""
+    return sum(int((line.smoothed.finite().values <= 0).sum()) for line in lines)
+
+
 def off_scale(line: Line, limits: tuple[float, float]) -> tuple[list[int], list[int]]:
     """Steps at which a line first leaves the y-axis above and below, one for each stretch outside.
 
@@ -187,7 +218,8 @@ def non_finite_count(lines: Iterable[Line]) -> int:
 
 def describe(lines: Sequence[Line]) -> str:
     """What a chart of these lines shows, in words."""
-    ends = {one.row.run: float(one.raw.finite().values[-1]) for one in lines if len(one.raw.finite().values)}
+    counted = [one for one in lines if not one.row.collapsed] or lines  # the last value of a collapsed run is no result
+    ends = {one.row.run: float(one.raw.finite().values[-1]) for one in counted if len(one.raw.finite().values)}
     last = max(int(one.raw.steps[-1]) for one in lines)
     many = len(lines) > 1
     said = [f"{len(lines)} run{'s' if many else ''}, up to step {last}."]
@@ -199,7 +231,7 @@ def describe(lines: Sequence[Line]) -> str:
     if broken:
         affected = f" in {sum(bool(one.spans) for one in lines)} of {len(lines)} runs" if many else ""
         said.append(f"{broken} non-finite value{'s' if broken > 1 else ''}{affected}.")
-    collapsed = [one for one in lines if one.row.collapse_step is not None]
+    collapsed = [one for one in lines if one.row.collapsed]
     if collapsed and many:
         said.append(f"{len(collapsed)} of {len(lines)} collapsed.")
     elif collapsed:

@@ -61,7 +61,7 @@ _TABLE = (
     # every eval_interval steps
     Metric("validation_loss", "Validation loss", "nats", "mean cross-entropy on the held-out text, same windows for every run", better="lower"),
     # only where a baseline curve was given
-    Metric("gap_to_baseline", "Gap to baseline", "nats", "smoothed training loss minus that of the baseline run of the same seed", better="lower"),
+    Metric("gap_to_baseline", "Training loss behind baseline", "nats", "smoothed training loss minus that of the baseline run of the same seed, which the collapse rule of that name watches; the comparison's gap is of validation losses", better="lower"),
     # every diagnostic_interval steps, around the real optimizer step
     Metric("stall_rate", "Stall rate", "share", "weights with a non-zero update whose stored value on the grid did not change", _BOTH, "lower"),
     Metric("realised_displacement", "Realised displacement", "ratio", "<sum of stored changes, sum of intended updates> / |sum of intended updates|^2 over the window since the last measurement: 1 = the intent arrives, 0 = frozen", _BOTH, "higher"),

@@ -8,11 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from altgrad.compare import Row, by_group, paired_gap
+from altgrad.compare import Row, ranking
 from altgrad.events import Event, kind_of
+from altgrad.foreign import as_markdown
 from altgrad.markdown import number
 from altgrad.results import Run
 from altgrad.storage import Folder
+
+_BETWEEN_TRIALS = 600.0  # seconds in which a sweep that goes on starts its next trial, a first compile included
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ def progress(rows: Sequence[Row], runs: Sequence[Run], planned_runs: int | None,
     """Progress at time `now` (seconds since 1970).
 
     Runs that have ended count with the steps they trained.  Runs planned but not begun count with the mean
-    length of those begun.  The pace is that of all runs together since the first one began.
+    length of those begun.  The pace is that of all runs together since the first one began.  Between two trials, when
+    one has ended and the next has not begun to write, the pace still holds; where nothing has begun or ended for ten
+    minutes, the sweep was stopped and no time can be told.
     """
     steps = sum(row.step for row in rows)
     to_come = sum(row.max_steps - row.step for row in rows if row.status == "running")
@@ -41,14 +46,21 @@ def progress(rows: Sequence[Row], runs: Sequence[Run], planned_runs: int | None,
     is_over = to_come == 0 and not any(row.status == "running" for row in rows)
     began = min((float(run.info["started"]) for run in runs), default=now)
     pace = steps / (now - began) if now > began else 0.0
+    goes_on = any(row.status == "running" for row in rows) or now - _last_change(runs) < _BETWEEN_TRIALS
     return Progress(
         steps=steps,
         planned_steps=steps + to_come,
         spent=sum(row.seconds or 0.0 for row in rows),
         saved=sum(row.seconds_saved or 0.0 for row in rows),
-        seconds_left=to_come / pace if pace > 0 and any(row.status == "running" for row in rows) else None,
+        seconds_left=to_come / pace if pace > 0 and goes_on else None,
         is_over=is_over,
     )
+
+
+def _last_change(runs: Iterable[Run]) -> float:
+    """When a run last began or ended."""
+    times = [float((run.end or {}).get("ended") or run.info["started"]) for run in runs]
+    return max(times, default=float("-inf"))
 
 
 def compute_sentence(rows: Sequence[Row]) -> str | None:
@@ -78,21 +90,19 @@ def planned_runs(sweep: Folder) -> int | None:
 
 
 def best_sentence(rows: Sequence[Row]) -> str:
-    """The group with the smallest mean gap to the baseline and what may be said of it, as markdown."""
-    groups = [
-        (members[0], gap)
-        for members in by_group(rows).values()
-        if not any(row.is_baseline for row in members)
-        for gap in [paired_gap(members)]
-        if gap.mean is not None
-    ]
-    if not groups:
+    """The group nearest to the baseline, or furthest ahead, and what may be said of it, as markdown.
+
+    A group with a collapse is named only where there is none without, and then as such.
+    """
+    ranked = ranking(rows)
+    if not ranked:
         return (
-            "No gap can be computed yet: it needs a BF16 run and another run with the same seed, both with a "
-            "validation loss."
+            "No gap can be computed yet: it needs a BF16 run and another run with the same seed, both alive and with a "
+            "validation loss of the same step."
         )
-    row, gap = min(groups, key=lambda group: group[1].mean or 0.0)
-    return f"**{row.group_label}**, learning rate {number(row.learning_rate)}: {gap.sentence}"
+    members, gap = ranked[0]
+    said = f"**{as_markdown(members[0].group_label)}**: {as_markdown(gap.sentence)}"
+    return said if gap.is_whole else f"No group is without a collapse or NaN. Of those with survivors, {said}"
 
 
 def newest_events(runs: Iterable[Run], n: int) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from altgrad.storage import Folder
 _COLUMNS = ("loss", "gap_to_baseline", "stall_rate", "overflow_rate", "elapsed_seconds")
 _NEWEST_PARTS = 4  # the table wants the present, not the history
 _READERS = 16
-_HEADS = ("Run", "Format", "Step", "Loss", "Gap to BF16", "Stalled", "Overflow", "Status", "ETA")
+_HEADS = ("Run", "Format", "Step", "Loss", "Training vs BF16", "Stalled", "Overflow", "Status", "ETA")
 _STYLE = {"running": "cyan", "completed": "green", "collapsed": "red", "failed": "bold red", "killed": "yellow"}
 
 

@@ -15,7 +15,8 @@ import plotly.graph_objects as go
 
 from altgrad.compare import Row
 from altgrad.events import Event, kind_of
-from altgrad.lines import AXES, Band, Line, View, off_scale, scale
+from altgrad.foreign import as_label
+from altgrad.lines import AXES, Band, Line, View, log_scale, off_scale, scale
 from altgrad.markdown import number
 from altgrad.metrics import METRICS
 from altgrad.palette import ALARM, NEUTRAL, event_colour, format_colour, intervention_dash, variant_marker
@@ -29,8 +30,8 @@ _FEW_STEPS = 8
 
 def curves_figure(lines: Sequence[Line], view: View, log_x: bool = False, log_y: bool = False) -> go.Figure:
     """Lines over each other: raw faint under smoothed, non-finite spans shaded, off-scale values marked."""
-    limits = scale(lines)
-    variants = list(dict.fromkeys(line.row.variant for line in lines))
+    limits = _limits(lines, log_y)
+    variants = list(dict.fromkeys(line.row.treatment for line in lines))
     named: set[str] = set()
     traces: list[dict[str, Any]] = []
     for one in lines:
@@ -73,7 +74,7 @@ def bands_figure(bands: Sequence[Band], lines: Sequence[Line], view: View, log_x
             "hovertemplate": "%{y:.4g} at %{x}<extra>%{fullData.name}</extra>",
         }
         traces += [outline, mean]
-    return _figure(traces, [], view, scale(lines), log_x, log_y)
+    return _figure(traces, [], view, _limits(lines, log_y), log_x, log_y)
 
 
 def add_moments(figure: go.Figure, one: Line, events: Iterable[Event], verdict_step: int | None) -> None:
@@ -82,31 +83,36 @@ def add_moments(figure: go.Figure, one: Line, events: Iterable[Event], verdict_s
     for event in events:
         if kind_of(event.kind).on_curve:
             by_kind.setdefault(event.kind, []).append(event.step)
-    finite = one.smoothed.finite()
     for kind, steps in ((kind_of(name), steps) for name, steps in by_kind.items()):
-        if not len(finite.steps):
-            break
+        heights = [one.height(step) for step in steps]
         figure.add_trace(
             {
                 "type": "scatter",
                 "mode": "markers",
                 "x": [one.x(step) for step in steps],
-                "y": np.interp(steps, finite.steps, finite.values),
+                "y": [_bottom(figure) if height is None else height for height in heights],
+                "cliponaxis": False,
                 "marker": {"symbol": kind.symbol, "size": 8, "color": event_colour(kind, one.row.format)},
                 "name": kind.label,
-                "hovertemplate": f"{kind.label} at step %{{x}}<extra>{one.row.run}</extra>",
+                "text": ["; nothing finite was measured there" if height is None else "" for height in heights],
+                "hovertemplate": f"{kind.label} at step %{{x}}%{{text}}<extra>{as_label(one.row.run)}</extra>",
             }
         )
     if verdict_step is not None:
         figure.add_shape(**vertical(one.x(verdict_step)))
         figure.add_annotation(
-            x=one.x(verdict_step), y=1, yref="paper", yanchor="bottom", showarrow=False, text=str(one.row.collapse_rule)
+            x=one.x(verdict_step),
+            y=1,
+            yref="paper",
+            yanchor="bottom",
+            showarrow=False,
+            text=as_label(str(one.row.collapse_rule)),
         )
 
 
 def in_lines(label: str) -> str:
     """A label for a legend or an axis, broken where it is long: the chart keeps the width."""
-    return "<br>".join(textwrap.wrap(label, _LABEL_WIDTH, break_on_hyphens=False))
+    return "<br>".join(as_label(line) for line in textwrap.wrap(label, _LABEL_WIDTH, break_on_hyphens=False))
 
 
 def vertical(x: float, colour: str = ALARM) -> dict[str, Any]:
@@ -127,7 +133,7 @@ def _stroke(row: Row) -> dict[str, Any]:
 
 
 def _line_traces(one: Line, in_legend: bool, variants: list[str]) -> list[dict[str, Any]]:
-    marker = variant_marker(one.row.variant, variants)
+    marker = variant_marker(one.row.treatment, variants)
     trace: dict[str, Any] = {
         "type": "scatter",
         "mode": "lines",
@@ -137,7 +143,7 @@ def _line_traces(one: Line, in_legend: bool, variants: list[str]) -> list[dict[s
         "name": in_lines(one.row.group_label),
         "legendgroup": one.row.group,
         "showlegend": in_legend,
-        "hovertemplate": f"%{{y:.4g}} at %{{x}}<extra>{one.row.run}</extra>",
+        "hovertemplate": f"%{{y:.4g}} at %{{x}}<extra>{as_label(one.row.run)}</extra>",
     }
     if len(one.smoothed.steps) == 1 or marker:
         every = max(len(one.smoothed.steps) // 8, 1)
@@ -192,7 +198,7 @@ def _last_finite(lines: Sequence[Line]) -> list[dict[str, Any]]:
             "x": [one.x(span.finite_step or 0) for one, span in marked],
             "y": [span.finite_value for _, span in marked],
             "text": [
-                f"{one.row.run}: {span.count} non-finite, steps {span.first}–{span.last}; last finite value "
+                f"{as_label(one.row.run)}: {span.count} non-finite, steps {span.first}–{span.last}; last finite value "
                 f"{number(span.finite_value)}"
                 for one, span in marked
             ],
@@ -214,7 +220,7 @@ def _off_scale(lines: Sequence[Line], limits: tuple[float, float]) -> list[dict[
                     "mode": "markers",
                     "x": [one.x(step) for one, step in marked],
                     "y": [y] * len(marked),
-                    "text": [one.row.run for one, _ in marked],
+                    "text": [as_label(one.row.run) for one, _ in marked],
                     "hovertemplate": "%{text} leaves the scale at %{x}<extra></extra>",
                     "marker": {
                         "symbol": symbol,
@@ -237,11 +243,9 @@ def _figure(
     log_x: bool,
     log_y: bool,
 ) -> go.Figure:
-    metric = METRICS[view.metric]
-    title = f"{metric.label}, difference to baseline" if view.difference else metric.label
-    y: dict[str, Any] = {"title": {"text": f"{title} ({metric.unit})" if metric.unit else title}, "automargin": True}
+    y: dict[str, Any] = {"title": {"text": y_title(view)}, "automargin": True}
     if log_y:
-        y["type"] = "log"
+        y |= {"type": "log"} if limits is None else {"type": "log", "range": np.log10(limits).tolist()}
     elif limits is not None:
         y["range"] = list(limits)
     x: dict[str, Any] = {"title": {"text": AXES[view.axis]}, "type": "log" if log_x else "linear", "automargin": True}
@@ -257,6 +261,25 @@ def _figure(
         "shapes": shapes,
     }
     return go.Figure({"data": traces, "layout": layout}, skip_invalid=False, _validate=False)
+
+
+def y_title(view: View) -> str:
+    """What the y-axis shows, with its unit."""
+    metric = METRICS[view.metric]
+    title = f"{metric.label}, difference to BF16" if view.difference else metric.label
+    return f"{title} ({metric.unit})" if metric.unit else title
+
+
+def _limits(lines: Sequence[Line], log_y: bool) -> tuple[float, float] | None:
+    return log_scale(lines) if log_y else scale(lines)
+
+
+def _bottom(figure: go.Figure) -> float | None:
+    """The lowest value on the y-axis, where what has no place on a line is marked; None where it is not known."""
+    axis = figure.layout.yaxis
+    if axis.range is None:
+        return None
+    return float(10 ** axis.range[0] if axis.type == "log" else axis.range[0])
 
 
 def _few_steps(traces: list[dict[str, Any]]) -> bool:

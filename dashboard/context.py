@@ -10,6 +10,7 @@ from typing import Any
 import streamlit as st
 
 from altgrad.compare import STEP_COLUMNS, Row, pair, read_row
+from altgrad.foreign import as_markdown
 from dashboard.sweep import Sweep
 
 
@@ -36,7 +37,9 @@ class Context:
 
     def link(self, page: str, label: str, **state: str | Sequence[str]) -> None:
         """A link to a page with some state."""
-        st.page_link(self.pages[page], label=label, query_params={"sweep": self.sweep.folder.name, **state})
+        st.page_link(
+            self.pages[page], label=as_markdown(label), query_params={"sweep": self.sweep.folder.name, **state}
+        )
 
 
 def _rows(sweep: Sweep) -> list[Row]:

@@ -36,9 +36,9 @@ def first_layers(evidence: Evidence) -> list[tuple[str, Site, Departure]]:
             for layer, curve in evidence.layer_curves(metric, site).items():
                 for departure in what_moved([(metric, curve)]).moved:
                     known = found.get((layer, site))
-                    if known is None or (departure.step, -departure.distance) < (known.step, -known.distance):
+                    if known is None or departure.order < known.order:
                         found[layer, site] = departure
-    ranked = sorted(found.items(), key=lambda item: (item[1].step, -item[1].distance, item[0]))
+    ranked = sorted(found.items(), key=lambda item: (*item[1].order[:2], item[0]))
     return [(layer, site, departure) for (layer, site), departure in ranked[:_MOST_LAYERS]]
 
 
@@ -50,10 +50,12 @@ def alike(row: Row, collapsed: Sequence[Row]) -> list[Row]:
 
 
 def strips(evidence: Evidence, signals: Signals) -> list[str]:
-    """Metrics of the strips from top to bottom: the verdict's own first, then who moved first."""
+    """Metrics of the strips from top to bottom: who moved first, as in the report; the verdict's own is among them."""
     moved = [departure.metric for departure in signals.moved]
-    own = [evidence.verdict.metric] if evidence.verdict.metric in METRICS else []
-    return list(dict.fromkeys([*own, *moved]))[:_MOST_STRIPS]
+    own = evidence.verdict.metric
+    if own not in METRICS or own in moved[:_MOST_STRIPS]:
+        return moved[:_MOST_STRIPS]
+    return [*moved[: _MOST_STRIPS - 1], own]
 
 
 def strips_figure(evidence: Evidence, signals: Signals) -> go.Figure:

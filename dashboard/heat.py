@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from altgrad.foreign import as_label
 from altgrad.metrics import METRICS
 from dashboard.charts import vertical
 from dashboard.colours import SEQUENTIAL
@@ -55,7 +56,7 @@ def heat_figure(data: Heat, metric: str, collapse_step: int | None) -> go.Figure
     trace: dict[str, Any] = {
         "type": "heatmap",
         "x": data.steps,
-        "y": data.layers,
+        "y": [as_label(name) for name in data.layers],
         "z": np.where(np.isfinite(data.values), data.values, np.nan),
         "colorscale": SEQUENTIAL,
         "colorbar": {"title": {"text": title.unit or " ", "side": "top"}, "thickness": 12, "tickformat": ".3~g"},
@@ -73,7 +74,7 @@ def heat_figure(data: Heat, metric: str, collapse_step: int | None) -> go.Figure
                 "type": "scatter",
                 "mode": "markers",
                 "x": data.steps[columns],
-                "y": [data.layers[row] for row in rows],
+                "y": [as_label(data.layers[row]) for row in rows],
                 "marker": {"symbol": "x", "size": 7, "color": "#cc3311"},
                 "name": "NaN or inf",
                 "hovertemplate": "NaN or inf at step %{x}<extra>%{y}</extra>",

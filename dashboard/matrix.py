@@ -9,18 +9,18 @@ import numpy as np
 import plotly.graph_objects as go
 
 from altgrad.compare import RescueCell, Row, by_group, matrix_axes, paired_gap, survival
+from altgrad.compare.rescue import Key
 from altgrad.compare.statistics import ENOUGH_SEEDS
+from altgrad.foreign import as_label
 from altgrad.formats import find_format
 from altgrad.palette import NEUTRAL, format_colour, intervention_dash, share_colour
 from dashboard.charts import in_lines
-
-Key = tuple[str, str, str]  # format, variant, intervention
 
 
 def cell_text(cell: RescueCell) -> str:
     """What a cell says, for a Plotly text."""
     first, *others = cell.lines
-    return "<br>".join([f"<b>{first}</b>", *others])
+    return "<br>".join([f"<b>{as_label(first)}</b>", *map(as_label, others)])
 
 
 def matrix_figure(cells: Mapping[Key, RescueCell]) -> go.Figure:
@@ -57,14 +57,14 @@ def matrix_figure(cells: Mapping[Key, RescueCell]) -> go.Figure:
         "margin": {"l": 10, "r": 10, "t": 30, "b": 10},
         "xaxis": {
             "tickvals": list(range(len(interventions))),
-            "ticktext": interventions,
+            "ticktext": [as_label(name) for name in interventions],
             "side": "top",
             "showgrid": False,
             "automargin": True,
         },
         "yaxis": {
             "tickvals": list(range(len(rows))),
-            "ticktext": [in_lines(f"{fmt} {variant}".strip()) for fmt, variant in rows],
+            "ticktext": [in_lines(f"{fmt} {treatment}".strip()) for fmt, treatment in rows],
             "range": [len(rows) - 0.5, -0.5],
             "showgrid": False,
             "zeroline": False,
@@ -76,22 +76,26 @@ def matrix_figure(cells: Mapping[Key, RescueCell]) -> go.Figure:
 
 
 def _hover(key: Key, cell: RescueCell) -> str:
-    fmt, variant, intervention = key
+    fmt, treatment, intervention = (as_label(part) for part in key)
     few = f"<br>fewer than {ENOUGH_SEEDS} ended runs: no claim" if cell.ended < ENOUGH_SEEDS else ""
-    return f"{fmt} {variant} · {intervention}<br>{cell.survived} of {cell.ended} survived{few}<br>{cell.gap.sentence}"
+    return f"{fmt} {treatment} · {intervention}<br>{cell.survived} of {cell.ended} survived{few}<br>{cell.gap.sentence}"
 
 
 def pareto(rows: Sequence[Row]) -> list[tuple[Row, int, float, bool]]:
-    """(row, bits, mean gap, whether no group with at most as many bits has a smaller gap) per group with a gap."""
-    points = []
+    """(row, bits, mean gap, whether no group with at most as many bits has a smaller gap) per group with a gap.
+
+    A group with a collapse is never the best of its bits and takes that from nobody; the baseline's gap is 0.
+    """
+    found: list[tuple[Row, int, float, bool]] = []
     for members in by_group(rows).values():
-        gap = 0.0 if members[0].is_baseline else paired_gap(members).mean
-        bits = _bits(members[0].format)
-        if gap is not None and bits is not None:
-            points.append((members[0], bits, gap))
+        gap, bits = paired_gap(members), _bits(members[0].format)
+        mean = 0.0 if any(row.is_baseline for row in members) else gap.mean
+        if mean is not None and bits is not None:
+            found.append((members[0], bits, mean, gap.is_whole))
+    whole = [(bits, gap) for _, bits, gap, is_whole in found if is_whole]
     return [
-        (row, bits, gap, not any(b <= bits and g <= gap and (b, g) != (bits, gap) for _, b, g in points))
-        for row, bits, gap in points
+        (row, bits, gap, is_whole and not any(b <= bits and g <= gap and (b, g) != (bits, gap) for b, g in whole))
+        for row, bits, gap, is_whole in found
     ]
 
 
@@ -105,6 +109,7 @@ def _bits(name: str) -> int | None:
 def pareto_figure(rows: Sequence[Row]) -> go.Figure:
     """Mean gap to the baseline against storage bits; groups that nobody beats on both are filled and named."""
     points = pareto(rows)
+    groups = by_group(rows)
     traces = [
         {
             "type": "scatter",
@@ -115,8 +120,8 @@ def pareto_figure(rows: Sequence[Row]) -> go.Figure:
             "textposition": "middle right",
             "name": in_lines(row.group_label),
             "marker": {"size": 11, "color": format_colour(row.format), "symbol": "circle" if best else "circle-open"},
-            "customdata": [f"{row.group_label}, learning rate {row.learning_rate:.3g}"],
-            "hovertemplate": "%{customdata}<br>%{y:+.4f} nats<extra></extra>",
+            "customdata": [_hover_of_group(row, groups[row.group])],
+            "hovertemplate": "%{customdata}<extra></extra>",
         }
         for row, bits, gap, best in points
     ]
@@ -126,25 +131,35 @@ def pareto_figure(rows: Sequence[Row]) -> go.Figure:
     return go.Figure({"data": traces, "layout": layout})
 
 
+def _hover_of_group(row: Row, members: Sequence[Row]) -> str:
+    gap = paired_gap(members)
+    what = "baseline" if any(member.is_baseline for member in members) else gap.figure
+    return as_label(f"{row.group_label}, learning rate {row.learning_rate:.3g}") + f"<br>{what}<br>{gap.count}"
+
+
 def learning_rate_figure(rows: Sequence[Row]) -> go.Figure:
-    """Final validation loss against learning rate, a line per format, variant and intervention; every seed a dot."""
+    """Last validation loss against learning rate, a line per group of whatever rate; every run a mark.
+
+    A line leads through the means of the rates at which no run collapsed; a run that did is a cross, not a dot.
+    """
     lines: dict[str, list[Row]] = {}
     for row in rows:
         if row.validation_loss is not None and np.isfinite(row.validation_loss):
-            lines.setdefault(row.group_label, []).append(row)
+            lines.setdefault(row.label_at_any_rate, []).append(row)
     traces: list[dict[str, Any]] = []
     for name, members in sorted(lines.items()):
-        rates = sorted({row.learning_rate for row in members})
-        means = [
-            np.mean([row.validation_loss or 0.0 for row in members if row.learning_rate == rate]) for rate in rates
-        ]
+        by_rate: dict[float, list[Row]] = {}
+        for row in members:
+            by_rate.setdefault(row.learning_rate, []).append(row)
+        rates = [rate for rate in sorted(by_rate) if all(row.alive for row in by_rate[rate])]
+        means = [np.mean([row.validation_loss or 0.0 for row in by_rate[rate]]) for rate in rates]
         colour = format_colour(members[0].format)
         dash = intervention_dash(members[0].intervention)
         traces.append(_trace("lines", rates, means, name, {"color": colour, "dash": dash}))
         dots = _trace("markers", [r.learning_rate for r in members], [r.validation_loss for r in members], name, None)
-        traces.append(
-            dots | {"marker": {"color": colour, "size": 6}, "showlegend": False, "text": [r.run for r in members]}
-        )
+        marker = {"color": colour, "size": 6, "symbol": ["circle" if row.alive else "x" for row in members]}
+        said = [as_label(f"{row.run}: {row.status}, last measured by step {row.step}") for row in members]
+        traces.append(dots | {"marker": marker, "showlegend": False, "text": said})
     layout = _layout("Learning rate", "Validation loss (nats)") | {"height": 380}
     rates = sorted({row.learning_rate for members in lines.values() for row in members})
     layout["xaxis"] |= {"type": "log", "tickvals": rates, "ticktext": [f"{rate:.3g}" for rate in rates]}
@@ -152,26 +167,28 @@ def learning_rate_figure(rows: Sequence[Row]) -> go.Figure:
 
 
 def survival_figure(rows: Sequence[Row]) -> go.Figure:
-    """Kaplan-Meier share of runs alive by step, per format, variant and intervention; ticks are censored runs."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.group_label, []).append(row)
+    """Kaplan-Meier share of runs alive by step, per group of seeds; ticks are censored runs."""
     traces: list[dict[str, Any]] = []
-    for name, members in sorted(groups.items()):
+    for name, members in _by_label(rows):
         curve = survival(members)
         if len(curve.steps) < 2:  # nobody collapsed: a line at 1, which would hide under the others
             continue
         colour = format_colour(members[0].format)
-        last = max(row.step for row in members)
+        last, collapsed = max(row.step for row in members), sum(row.collapsed for row in members)
         steps, alive = np.append(curve.steps, last), np.append(curve.alive, curve.alive[-1])
         stroke = {"color": colour, "dash": intervention_dash(members[0].intervention), "shape": "hv"}
-        traces.append(_trace("lines", steps, alive, f"{name} (n = {len(members)})", stroke))
+        traces.append(_trace("lines", steps, alive, f"{name} ({collapsed} of {len(members)} collapsed)", stroke))
         at = np.searchsorted(curve.steps, curve.censored, side="right") - 1
         ticks = _trace("markers", curve.censored, curve.alive[at], name, None)
         traces.append(ticks | {"marker": {"symbol": "line-ns-open", "size": 9, "color": colour}, "showlegend": False})
     layout = _layout("Step", "Runs not collapsed") | {"height": 380}
     layout["yaxis"] |= {"range": [-0.03, 1.05], "tickformat": ".0%"}
     return go.Figure({"data": traces, "layout": layout})
+
+
+def _by_label(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    named = [(members[0].group_label, members) for members in by_group(rows).values()]
+    return sorted(named, key=lambda group: group[0])
 
 
 def _trace(mode: str, x: Any, y: Any, name: str, stroke: dict[str, Any] | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import streamlit as st
 
+from altgrad.foreign import as_code, as_markdown
 from altgrad.results import list_sweeps
 from altgrad.storage import Folder, check_location
 from dashboard.context import Context
@@ -56,7 +57,8 @@ def main() -> None:
     else:
         st.title(page.title)
         st.info(
-            f"No run has started in {chosen} yet. This page follows the folder and shows the first run when it does."
+            f"No run has started in {as_markdown(str(chosen))} yet. This page follows the folder and shows the first "
+            "run when it does."
         )
 
 
@@ -65,19 +67,19 @@ def _choose_sweep(location: str) -> Folder | None:
     try:
         check_location(location)
     except ValueError as error:
-        st.error(f"The results root cannot be opened: {error}")
+        st.error(f"The results root cannot be opened: {as_markdown(str(error))}")
         return None
     try:
         root = Folder.at(location)
         sweeps = [root] if root.has("sweep.json") else list_sweeps(root)
     except (OSError, ValueError, pa.ArrowException) as error:
-        st.error(f"The results root {location} cannot be opened: {error}")
+        st.error(as_markdown(f"The results root {location} cannot be opened: {error}"))
         return None
     if not sweeps:
         st.title("No sweep yet")
         st.info(
-            f"There is no sweep in {root}. Start one with `python tune/sweep.py`, or open another folder with "
-            "`streamlit run dashboard -- FOLDER`."
+            f"There is no sweep in {as_markdown(str(root))}. Start one with `python tune/sweep.py`, or open another "
+            "folder with `streamlit run dashboard -- FOLDER`."
         )
         _wait_for_first_sweep(root)
         return None
@@ -104,7 +106,7 @@ def _look(current: Sweep) -> int:
     try:
         return current.refresh()
     except OSError as error:
-        st.sidebar.warning(f"{current.folder} does not answer: {error}. Shown is what was read before.")
+        st.sidebar.warning(as_markdown(f"{current.folder} does not answer: {error}. Shown is what was read before."))
         return current.version
 
 
@@ -120,9 +122,10 @@ def _wait_for_first_sweep(root: Folder) -> None:
 
 def _say_what_cannot_be_read(current: Sweep) -> None:
     damaged = {run.name: run.tables.broken_parts() for run in current.runs}
-    sentences = [f"`{name}`: {reason}" for name, reason in current.broken.items()]
+    sentences = [f"{as_code(name)}: {as_markdown(reason)}" for name, reason in current.broken.items()]
     sentences += [
-        f"`{name}`: {len(parts)} damaged part{'s' if len(parts) > 1 else ''} left out ({', '.join(parts[:3])}); "
+        f"{as_code(name)}: {len(parts)} damaged part{'s' if len(parts) > 1 else ''} left out "
+        f"({as_markdown(', '.join(parts[:3]))}); "
         "the rows of the other parts are shown"
         for name, parts in damaged.items()
         if parts

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import streamlit as st
 
-from altgrad.compare import Row, by_group, paired_gap
+from altgrad.compare import Row, by_group, collapse_step, paired_gap
 from altgrad.curves import Curve, buckets, measured
 from altgrad.markdown import number
 from dashboard.sweep import Sweep, WatchedRun
@@ -23,6 +25,7 @@ HEADS: Mapping[str, str] = {
     "group": "Group",
     "format": "Format",
     "variant": "Variant",
+    "setting": "Setting",
     "intervention": "Intervention",
     "seed": "Seed",
     "runs": "Runs",
@@ -41,6 +44,7 @@ HEADS: Mapping[str, str] = {
     "n": "n",
     "said": "What can be said",
     "gap_step": "At step",
+    "pairing": "Pairing",
     "collapse_step": "Collapse step",
     "collapse_rule": "Rule",
     "stall_rate": "Stall rate",
@@ -56,10 +60,10 @@ COLUMNS: Mapping[str, Any] = {
     "progress": st.column_config.ProgressColumn(format="%.0f %%", min_value=0, max_value=100),
     "loss_curve": st.column_config.LineChartColumn(width="small", help="training loss; non-finite values left out"),
     "loss": _NUMBER(format="%.4f", help="of the last step"),
-    "validation_loss": _NUMBER(format="%.4f"),
-    "best_validation_loss": _NUMBER(format="%.4f", help="smallest validation loss"),
+    "validation_loss": _NUMBER(format="%.4f", help="the last; of a group the mean over runs that did not end early"),
+    "best_validation_loss": _NUMBER(format="%.4f", help="the smallest; of a group over runs that did not end early"),
     "best_step": _NUMBER(format="%d"),
-    "gap": _NUMBER(format="%+.4f", help="validation loss minus that of the BF16 run of the same seed"),
+    "gap": _NUMBER(format="%+.4f", help="validation loss minus that of the BF16 run of the same seed, at `At step`"),
     "gap_low": _NUMBER(format="%+.4f", help="95 % t interval over seeds"),
     "gap_high": _NUMBER(format="%+.4f", help="95 % t interval over seeds"),
     "stall_rate": _NUMBER(format="percent"),
@@ -78,8 +82,37 @@ def run_frame(rows: Sequence[Row], sweep: Sweep, sparklines: bool = True) -> pd.
     for row in rows:
         compute = partial(_measured_cells, runs[row.run], sparklines)
         cells.append(_run_cells(row, sweep.remembered(runs[row.run], ("cells", sparklines), compute)))
-    frame = pd.DataFrame(cells)
-    return frame if sparklines else frame.drop(columns="loss_curve")
+    frame = frame_of(cells)
+    return frame if sparklines else frame.drop(columns="loss_curve", errors="ignore")
+
+
+def frame_of(cells: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Records as a frame that tells NaN, which was measured, from None, which was not.
+
+    NumPy's columns hold both as NaN, which tables show as a dash and CSV files as nothing.  Arrow's keep them apart.
+    """
+    names = dict.fromkeys(name for one in cells for name in one)
+    return frame_of_columns({name: [one.get(name) for one in cells] for name in names})
+
+
+def frame_of_columns(columns: Mapping[str, Any]) -> pd.DataFrame:
+    """`frame_of` for columns: lists, or arrays in which nothing is absent."""
+    return pd.DataFrame({name: _column(values) for name, values in columns.items()})
+
+
+def _column(values: Any) -> Any:
+    if isinstance(values, np.ndarray):
+        return pd.Series(pd.arrays.ArrowExtensionArray(pa.array(values)))
+    present = [value for value in values if value is not None]
+    if not present or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
+        return pd.Series(values, dtype=object if not present else None)
+    kind = pa.int64() if all(isinstance(value, int) for value in present) else pa.float64()
+    return pd.Series(pd.arrays.ArrowExtensionArray(pa.array(values, kind)))
+
+
+def csv_of(frame: pd.DataFrame) -> str:
+    """A frame of `frame_of` as CSV: empty = absent, `nan` and `inf` as Python and pandas read them."""
+    return str(frame.to_csv(index=False))
 
 
 def _measured_cells(run: WatchedRun, with_sparkline: bool) -> dict[str, Any]:
@@ -99,6 +132,7 @@ def _run_cells(row: Row, measured_cells: Mapping[str, Any]) -> dict[str, Any]:
         "run": row.run,
         "format": row.format,
         "variant": row.variant,
+        "setting": row.setting,
         "intervention": row.intervention,
         "seed": row.seed,
         "learning_rate": row.learning_rate,
@@ -111,6 +145,7 @@ def _run_cells(row: Row, measured_cells: Mapping[str, Any]) -> dict[str, Any]:
         "best_step": measured_cells["best_step"],
         "gap": row.gap,
         "gap_step": row.gap_step,
+        "pairing": row.pairing,
         "collapse_step": row.collapse_step,
         "collapse_rule": row.collapse_rule,
         "stall_rate": row.stall_rate,
@@ -128,14 +163,15 @@ def group_name(members: Sequence[Row]) -> str:
 
 def group_frame(rows: Sequence[Row]) -> pd.DataFrame:
     """One row per group of runs that differ in nothing but the seed; every statistic is the group's own."""
-    return pd.DataFrame([_group_cells(members) for members in by_group(rows).values()])
+    return frame_of([_group_cells(members) for members in by_group(rows).values()])
 
 
 def _group_cells(members: Sequence[Row]) -> dict[str, Any]:
     row, gap = members[0], paired_gap(members)
-    losses = [member.validation_loss for member in members if member.validation_loss is not None]
-    best = [member.best_validation_loss for member in members if member.best_validation_loss is not None]
-    collapsed = [member for member in members if member.status == "collapsed"]
+    lasting = [member for member in members if member.alive] or members
+    losses = [member.validation_loss for member in lasting if member.validation_loss is not None]
+    best = [member.best_validation_loss for member in lasting if member.best_validation_loss is not None]
+    collapsed = [member for member in members if member.collapsed]
     return {
         "group": row.group_label,
         "learning_rate": row.learning_rate,
@@ -144,11 +180,12 @@ def _group_cells(members: Sequence[Row]) -> dict[str, Any]:
         "validation_loss": _mean(losses),
         "best_validation_loss": min(best, default=None),
         "gap": gap.mean,
+        "gap_step": gap.step,
         "gap_low": gap.low,
         "gap_high": gap.high,
         "n": gap.n,
-        "said": "baseline" if row.is_baseline else gap.sentence,
-        "collapse_step": _mean([m.collapse_step for m in collapsed if m.collapse_step is not None]),
+        "said": f"baseline, {gap.count}" if any(m.is_baseline for m in members) else gap.sentence,
+        "collapse_step": collapse_step(members),
         "collapse_rule": ", ".join(sorted({m.collapse_rule for m in collapsed if m.collapse_rule})),
         "stall_rate": _mean([m.stall_rate for m in members if m.stall_rate is not None]),
         "overflow_rate": _mean([m.overflow_rate for m in members if m.overflow_rate is not None]),

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 import streamlit as st
 
+from altgrad.foreign import as_code
 from altgrad.metrics import METRICS
 from dashboard.sweep import WatchedRun
 
@@ -77,7 +78,7 @@ def _follow_url(key: str, options: Mapping[str, str], default: list[str], many: 
 
 
 def _not_there(key: str, value: str) -> str:
-    return f"The link asks for `{key}={value}`, which there is not (any more)."
+    return f"The link asks for {as_code(f'{key}={value}')}, which there is not (any more)."
 
 
 def _tell_url(key: str, chosen: list[str], default: list[str]) -> None:

@@ -26,38 +26,12 @@ from altgrad.compare import (
     write_comparison,
 )
 from altgrad.compare.pairing import DEFAULTS, MEASURING, NUMERICS, RESCUE, RUNNING
-from altgrad.results import Run, RunWriter, Status, Verdict, list_runs
+from altgrad.results import Run, RunWriter, Verdict, list_runs
 from altgrad.storage import Folder
 from altgrad.training.config import TrainConfig
+from tests.written_runs import write_run
 
 NAN = math.nan
-
-
-def write_run(
-    sweep: Folder,
-    name: str,
-    losses: dict[int, float],
-    *,
-    config: dict[str, Any] | None = None,
-    intervention: str = "none",
-    status: Status | None = "completed",
-    verdict: Verdict | None = None,
-    events: list[tuple[int, str, dict[str, Any]]] | None = None,
-    **metrics: dict[int, float],
-) -> None:
-    """A run whose metrics are given as step -> value; a step without a value is not measured there."""
-    writer = RunWriter(sweep / name, flush_seconds=1e9)
-    full = TrainConfig(**(config or {})).model_dump()
-    writer.start({"run": name, "sweep": sweep.name, "config": full, "intervention": intervention})
-    curves = {"validation_loss": losses, **metrics}
-    for step in sorted({step for curve in curves.values() for step in curve}):
-        writer.step({"step": step} | {metric: curve[step] for metric, curve in curves.items() if step in curve})
-    for step, kind, detail in events or []:
-        writer.event(step, kind, **detail)
-    if status is None:
-        writer.flush()
-    else:
-        writer.end(status, verdict, {})
 
 
 @pytest.fixture
@@ -197,7 +171,7 @@ def test_a_baseline_without_intervention_is_preferred(sweep: Folder) -> None:
     write_run(sweep, "b_bf16", {100: 2.0})
     rows = rows_of(sweep)
     assert rows["b_bf16"].is_baseline and not rows["a_bf16_clip"].is_baseline
-    assert rows["a_bf16_clip"].gap == -1.0
+    assert rows["a_bf16_clip"].gap == -1.0 and rows["a_bf16_clip"].baseline == "b_bf16"
 
 
 @pytest.mark.parametrize(
@@ -205,14 +179,14 @@ def test_a_baseline_without_intervention_is_preferred(sweep: Folder) -> None:
     [
         ({100: 3.0, 200: 2.5, 300: 2.25}, 0.25, 300),
         ({100: 3.0, 200: 2.75}, 0.5, 200),  # collapsed early: held against the baseline's loss of that step
-        ({100: 3.0, 150: 2.75}, 0.375, 150),  # between two measurements of the baseline: linear
-        ({100: 3.0, 400: 1.0}, -1 / 3, 300),  # ahead of a baseline that is still running
+        ({100: 3.0, 150: 2.75}, 0.5, 100),  # 150 was measured by one of the two only: nothing is interpolated
+        ({100: 3.0, 400: 1.0}, 0.5, 100),
         ({100: 3.0, 200: NAN}, NAN, 200),
         ({50: 3.0}, None, None),
         ({}, None, None),
     ],
 )
-def test_a_gap_is_taken_at_the_last_step_that_both_reached(
+def test_a_collapsed_runs_gap_is_taken_at_the_last_step_that_both_measured(
     sweep: Folder, losses: dict[int, float], gap: float | None, step: int | None
 ) -> None:
     write_run(sweep, "bf16", {100: 2.5, 200: 2.25, 300: 2.0})

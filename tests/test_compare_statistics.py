@@ -29,7 +29,10 @@ def test_a_paired_interval_is_the_t_interval_computed_by_hand() -> None:
     gap = paired_gap([row(1, 0.1), row(2, 0.2), row(3, 0.3)])
     assert (gap.n, gap.lost) == (3, 0)
     assert (gap.mean, gap.low, gap.high) == pytest.approx((0.2, -0.048414, 0.448414), abs=1e-6)
-    assert gap.sentence == "+0.200 nats [-0.048, +0.448], n = 3: no difference from the baseline can be told."
+    assert (
+        gap.sentence
+        == "+0.200 nats [-0.048, +0.448], n = 3, 0 of 3 collapsed: no difference from the baseline can be told."
+    )
 
 
 def test_a_paired_interval_agrees_with_scipy() -> None:
@@ -37,7 +40,7 @@ def test_a_paired_interval_agrees_with_scipy() -> None:
     result = paired_gap([row(seed, float(value)) for seed, value in enumerate(gaps)])
     expected = stats.t.interval(0.95, 7, loc=gaps.mean(), scale=stats.sem(gaps))
     assert (result.low, result.high) == pytest.approx(expected)
-    assert result.sentence.endswith("n = 8: behind the baseline.")
+    assert result.sentence.endswith("n = 8, 0 of 8 collapsed: behind the baseline.")
 
 
 def test_too_few_seeds_support_no_claim_and_lost_runs_are_counted() -> None:
@@ -49,11 +52,14 @@ def test_too_few_seeds_support_no_claim_and_lost_runs_are_counted() -> None:
     assert (one.n, one.lost, one.mean, one.low) == (1, 2, 0.1, None)
     assert "one seed: no statement" in one.sentence and "2 further runs have no finite gap" in one.sentence
     assert paired_gap([]).mean is None
-    assert paired_gap([row(1, NAN), row(2, NAN)]).sentence == "No finite gap to a baseline was measured."
+    assert (
+        paired_gap([row(1, NAN), row(2, NAN)]).sentence == "No finite gap to a baseline was measured; 0 of 2 collapsed."
+    )
 
 
 def test_runs_of_one_seed_count_once() -> None:
-    assert paired_gap([row(1, 0.1), row(1, 0.3), row(2, 0.4)]) == paired_gap([row(1, 0.2), row(2, 0.4)])
+    twice, once = paired_gap([row(1, 0.1), row(1, 0.3), row(2, 0.4)]), paired_gap([row(1, 0.2), row(2, 0.4)])
+    assert (twice.n, twice.mean, twice.low, twice.high) == (once.n, once.mean, once.low, once.high)
 
 
 def test_the_rescue_matrix_counts_survivors_of_the_runs_that_ended() -> None:
@@ -68,7 +74,7 @@ def test_the_rescue_matrix_counts_survivors_of_the_runs_that_ended() -> None:
     matrix = rescue_matrix(rows)
     assert matrix.keys() == {("E4M3", "", "none"), ("E4M3", "", "clip"), ("E4M3", "stored", "none")}
     cell = matrix["E4M3", "", "none"]
-    assert (cell.survived, cell.ended, cell.unfinished, cell.median_collapse_step) == (1, 3, 1, 65.0)
+    assert (cell.survived, cell.ended, cell.others, cell.median_collapse_step) == (1, 3, {"running": 1}, 65.0)
     assert (cell.gap.n, cell.gap.mean, cell.runs) == (1, 0.5, ("r1", "r2", "r3", "r4"))
     assert matrix["E4M3", "", "clip"].median_collapse_step is None
 

@@ -16,7 +16,9 @@ import torch
 from altgrad.compare import Row, comparison, rescue_matrix
 from altgrad.curves import measured
 from altgrad.formats import FORMATS, find_format
+from altgrad.metrics import METRICS
 from altgrad.quantization.round import round_to_format
+from altgrad.report import failure_report
 from altgrad.report.evidence import Evidence
 from altgrad.results import SCHEMAS, list_runs
 from altgrad.training.config import load_config
@@ -80,7 +82,8 @@ def test_cell_without_ended_runs_is_neither_survival_nor_collapse(rows: list[Row
 
 def test_pareto_front_is_who_nobody_beats_on_bits_and_loss(rows: list[Row]) -> None:
     def group(name: str, gap: float) -> Row:
-        return replace(rows[0], run=name, group=name, format=name, variant="", is_baseline=False, gap=gap, seed=1)
+        measured = {"is_baseline": False, "gap": gap, "gap_step": 120, "common_step": 120, "seed": 1}
+        return replace(rows[0], run=name, group=name, format=name, variant="", **measured)
 
     points = pareto(
         [group("E4M3", 0.2), group("E3M2", 0.3), group("E5M2", 0.4), group("E2M1", 0.9), group("E2M3", 0.35)]
@@ -182,13 +185,14 @@ def evidence(sweep: Sweep, name: str) -> Evidence:
     return Evidence.of(run)
 
 
-def test_strips_begin_with_the_verdict_and_go_on_by_who_moved_first(sweep: Sweep) -> None:
+def test_strips_are_in_the_order_in_which_the_report_says_that_the_signals_moved(sweep: Sweep) -> None:
     found = evidence(sweep, "e7m0_lr0.0006_s1")
     signals = signals_of(found)
     names = strips(found, signals)
-    assert names[0] == "realised_displacement"
-    order = [departure.metric for departure in signals.moved if departure.metric != names[0]]
-    assert names[1:] == order[: len(names) - 1]
+    listed = failure_report(found.run).partition("## What moved first")[2].partition("\n\nStayed")[0]
+    cells = [line.split("|") for line in listed.splitlines() if line.startswith("| ") and line[2].isdigit()]
+    assert [METRICS[name].axis for name in names] == [cell[2].strip() for cell in cells][: len(names)]
+    assert "realised_displacement" in names, "the verdict's own metric"
     figure = strips_figure(found, signals)
     assert figure.layout.shapes[0].x0 == 80
     limits = [shape for shape in figure.layout.shapes if shape.type == "line" and shape.y0 == shape.y1 == 0.1]

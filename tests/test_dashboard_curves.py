@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from altgrad.compare import Row, comparison
-from altgrad.lines import View, line, non_finite_count, off_scale, scale, seed_bands
+from altgrad.events import Event
+from altgrad.lines import View, describe, line, non_finite_count, not_on_log, off_scale, scale, seed_bands
 from altgrad.palette import BASELINES, format_colour, intervention_dash
 from altgrad.results import Run, RunWriter, read_events, read_run
 from altgrad.storage import Folder
@@ -204,6 +205,49 @@ def test_events_and_verdict_are_drawn_on_the_curve(sweep: Folder) -> None:
     verdict = figure.layout.shapes[-1]
     assert verdict.x0 == verdict.x1 == 80
     assert figure.layout.annotations[0].text == "stalled"
+
+
+def test_bands_of_the_difference_are_those_of_each_seeds_own_difference(sweep: Folder) -> None:
+    rng = np.random.default_rng(1)
+    losses = {(fmt, seed): rng.normal(3, 1, 30) for fmt in ("BF16", "E4M3") for seed in (1, 2, 3)}
+    runs = {}
+    for (fmt, seed), values in losses.items():
+        run = write(sweep, values.tolist(), fmt, seed)
+        runs[run.name] = run
+    rows = comparison(runs.values())
+    (band,) = seed_bands([row for row in rows if row.format == "E4M3"], runs, View("loss", difference=True))
+    own = np.stack([losses["E4M3", seed] - losses["BF16", seed] for seed in (1, 2, 3)])
+    np.testing.assert_allclose(band.mean, own.mean(axis=0))
+    np.testing.assert_allclose((band.low, band.high), (own.min(axis=0), own.max(axis=0)))
+
+
+def test_a_logarithmic_axis_has_the_healthy_runs_scale_and_says_what_it_cannot_draw(sweep: Folder) -> None:
+    losses = [4.0, 3.0, 0.0, -1.0, 2.0, 1.0]
+    healthy = drawn(write(sweep, losses))
+    wild = drawn(write(sweep, [3.0, 5.0, 1e12], "E7M0", status="collapsed"))
+    figure = curves_figure([healthy, wild], LOSS, log_y=True)
+    low, high = figure.layout.yaxis.range
+    assert figure.layout.yaxis.type == "log"
+    assert 0 < 10**low <= 1.0 and 4.0 <= 10**high < 10
+    assert next(list(trace.x) for trace in figure.data if trace.name == "off the scale") == [2], "1e12 is marked"
+    assert not_on_log([healthy, wild]) == sum(value <= 0 for value in losses) == 2
+
+
+def test_a_mark_beyond_the_last_measurement_floats_on_no_line(sweep: Folder) -> None:
+    run = write(sweep, [3.0, 2.0, 1.5, float("nan"), float("nan")])
+    one = drawn(run)
+    assert [one.height(step) for step in (1, 1.5, 3)] == [3.0, 2.5, 1.5]
+    assert [one.height(step) for step in (0, 4, 5, 9)] == [None] * 4
+    figure = curves_figure([one], LOSS)
+    add_moments(figure, one, [Event(step, "skip", {}) for step in (2, 4, 9)], None)
+    (skips,) = [trace for trace in figure.data if trace.name == "skip"]
+    assert list(skips.y) == [2.0, figure.layout.yaxis.range[0], figure.layout.yaxis.range[0]]
+    assert [bool(text) for text in skips.text] == [False, True, True]
+
+
+def test_a_collapsed_run_is_not_said_to_have_the_lowest_loss(sweep: Folder) -> None:
+    alive, dead = write(sweep, [3.0, 2.0]), write(sweep, [3.0, 1.0], "E7M0", status="collapsed")
+    assert "Lowest last finite value: 2 (e4m3" in describe([drawn(alive), drawn(dead)])
 
 
 def test_formats_keep_their_colours_and_never_share_one() -> None:

@@ -149,7 +149,7 @@ def test_a_log_gets_a_line_for_start_progress_collapse_and_restart(sweep: Folder
         shown.on_trial_complete(1, [], trial)
     lines = [line.split("  ", 2)[2] for line in text.getvalue().splitlines()]
     assert lines[0] == "starts"
-    assert lines[1].startswith("10/100  loss 5.25  gap +0.125  stalled 50 %  overflow –")
+    assert lines[1].startswith("10/100  loss 5.25  training vs BF16 +0.125  stalled 50 %  overflow –")
     assert "starts again" in lines[2]
     assert lines[3:] == ["collapsed at step 30: stalled at step 30"]
 
@@ -159,7 +159,17 @@ def test_a_terminal_gets_a_table_with_every_trial(sweep: Folder) -> None:
     with shown:
         shown.on_trial_start(1, [], tune_trial(OTHER))
         shown.on_trial_result(1, [], tune_trial(OTHER), report(OTHER, 10, loss=math.nan, overflow_rate=0.25))
-    for words in ("Gap to BF16", "Overflow", "ETA", "bf16", "e4m3", "10/100", "NaN", "25 %", "1 waiting, 1 running"):
+    for words in (
+        "Training vs BF16",
+        "Overflow",
+        "ETA",
+        "bf16",
+        "e4m3",
+        "10/100",
+        "NaN",
+        "25 %",
+        "1 waiting, 1 running",
+    ):
         assert words in text.getvalue()
 
 
@@ -177,7 +187,7 @@ def test_a_thousand_trials_fit_a_terminal_with_the_running_ones_in_sight(sweep: 
     shown = Progress(trials, sweep, Console(file=text, force_terminal=True, width=160, height=30))
     with shown:
         shown.on_trial_start(1, [], tune_trial(trials[777]))
-    last = text.getvalue().split("Gap to BF16")[-1]
+    last = text.getvalue().split("Training vs BF16")[-1]
     assert "run0777" in last and last.count("\n") < 30
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 10.0  # between two progress lines of one trial
 _STYLE = {"running": "cyan", "completed": "green", "collapsed": "red", "failed": "bold red", "waiting": "dim"}
-_HEADS = ("Trial", "Format", "Step", "Loss", "Gap to BF16", "Stalled", "Overflow", "Status", "ETA")
+_HEADS = ("Trial", "Format", "Step", "Loss", "Training vs BF16", "Stalled", "Overflow", "Status", "ETA")
 
 
 @dataclass
@@ -201,7 +201,7 @@ class Progress(tune.Callback):
 
 def _line(state: TrialState) -> str:
     _, _, step, loss, gap, stalled, overflow, _, eta = state.cells()
-    return f"{step}  loss {loss}  gap {gap}  stalled {stalled}  overflow {overflow}  ETA {eta}"
+    return f"{step}  loss {loss}  training vs BF16 {gap}  stalled {stalled}  overflow {overflow}  ETA {eta}"
 
 
 def _percent(share: float | None) -> str:

@@ -1,22 +1,24 @@
 """Comparison over runs: one row per run, paired with the baseline of its seed, and statistics over seeds.
 
-Every number of a row depends on its run and on that run's baseline alone, and every statistic on the rows of
-its own group alone: hiding a run changes nothing about the others.  So compute rows from all runs of a sweep and
-filter the rows, never the runs.
+Each fact has one owner here, which every table, page, report and export asks:
+
+- which runs are held against which: `pairing` (settings), `origin` (weights and data), `baselines`;
+- the gap and its step: `gap`.  All runs that are alive are compared at the last step that all of them measured; a run
+  that collapsed at step 135 has its gap at step 100, where it last measured, and enters no mean and no ranking;
+- which runs are one group, and what it is called: `groups`;
+- what may be said of a group, and who is nearest to the baseline: `statistics`; who survived: `rescue`.
+
+What a row says depends on the whole comparison (the common step, the fields that differ); every statistic depends on
+the rows of its own group alone.  So compute rows from all runs of a sweep and filter the rows, never the runs: then
+hiding a run changes nothing about the others.
 """
 
-from altgrad.compare.pairing import Settings, baseline_of, config_difference, settings_of
-from altgrad.compare.rows import STEP_COLUMNS, Row, Unpaired, check_run, comparison, pair, read_row
-from altgrad.compare.statistics import (
-    PairedGap,
-    RescueCell,
-    Survival,
-    by_group,
-    matrix_axes,
-    paired_gap,
-    rescue_matrix,
-    survival,
-)
+from altgrad.compare.groups import by_group
+from altgrad.compare.pairing import Settings, config_difference, settings_of
+from altgrad.compare.rescue import RescueCell, Survival, matrix_axes, rescue_matrix, survival
+from altgrad.compare.row import Row, Unpaired
+from altgrad.compare.rows import STEP_COLUMNS, check_run, comparison, pair, read_row
+from altgrad.compare.statistics import PairedGap, collapse_step, paired_gap, ranking
 from altgrad.compare.tables import comparison_csv, comparison_markdown, comparison_table, write_comparison
 
 __all__ = [
@@ -27,9 +29,9 @@ __all__ = [
     "Settings",
     "Survival",
     "Unpaired",
-    "baseline_of",
     "by_group",
     "check_run",
+    "collapse_step",
     "comparison",
     "comparison_csv",
     "comparison_markdown",
@@ -38,6 +40,7 @@ __all__ = [
     "matrix_axes",
     "pair",
     "paired_gap",
+    "ranking",
     "read_row",
     "rescue_matrix",
     "settings_of",

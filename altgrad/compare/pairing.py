@@ -9,16 +9,16 @@ somebody decides otherwise.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 from altgrad.formats import BASELINE_FORMAT
 from altgrad.results import Run
 from altgrad.training.config import INTERVENTIONS, TrainConfig
-
-T = TypeVar("T")
 
 DEFAULTS: Mapping[str, Any] = {name: field.get_default() for name, field in TrainConfig.model_fields.items()}
 
@@ -47,6 +47,20 @@ _WORDS: Mapping[tuple[str, Any], str] = {
     ("update_rounding", "stochastic"): "stochastic update",
     ("rounding", "stochastic"): "stochastic GEMM",
 }
+_SHORT: Mapping[str, str] = {"learning_rate": "lr", "max_steps": "steps"}
+
+
+# What a sweep varies to find the best training: runs that differ in it are held against baselines of their own, but
+# have learned the same thing for the same number of steps.
+OPTIMISATION = frozenset(
+    {"learning_rate", "schedule", "min_learning_rate_ratio", "warmup_steps", "weight_decay", "beta1", "beta2"}
+    | {"adam_epsilon", "gradient_clip"}
+)
+# Numeric fields that change nothing about BF16 with FP32 masters: scales are powers of two, which are exact to apply,
+# and nothing is written back.  gemm_dtype decides how products are computed that are exact either way.
+_WITHOUT_EFFECT_ON_BASELINE = frozenset(
+    {"format", *SITE_FORMATS, "scaling", "scale_granularity", "amax_history", "update_rounding", "gemm_dtype"}
+)
 
 
 @dataclass(frozen=True)
@@ -66,12 +80,22 @@ class Settings:
         """Equal for a run and its baseline: same data, model, optimizer settings and seed."""
         return self._text(NUMERICS | RESCUE | MEASURING | RUNNING)
 
-    @property
+    @cached_property
+    def task(self) -> str:
+        """Equal for runs whose gaps may stand beside each other: same data, model, batch size and length."""
+        return self._text(NUMERICS | RESCUE | MEASURING | RUNNING | OPTIMISATION | {"seed"})
+
+    @cached_property
     def is_baseline(self) -> bool:
-        """BF16 at every site, with master weights."""
-        sites = all(self.config[site] in (None, BASELINE_FORMAT) for site in SITE_FORMATS)
-        plain = self.config["format"] == BASELINE_FORMAT and sites and not self.config["layer_formats"]
-        return plain and self.config["master_weights"]
+        """Whether the run is the reference: BF16 at every site, FP32 masters, nearest rounding, no intervention.
+
+        A field that cannot change BF16's numbers may have any value (see `_WITHOUT_EFFECT_ON_BASELINE`).
+        """
+        config = self.config
+        sites = all(config[site] in (None, BASELINE_FORMAT) for site in SITE_FORMATS)
+        plain = all(config[name] == DEFAULTS[name] for name in NUMERICS - _WITHOUT_EFFECT_ON_BASELINE)
+        rescued = self.intervention != "none" or any(config[name] for name in RESCUE if name.startswith("enable_"))
+        return config["format"] == BASELINE_FORMAT and sites and plain and not rescued
 
     @cached_property
     def variant(self) -> str:
@@ -87,7 +111,22 @@ class Settings:
         }
         config = {**self.config, **replaced}
         different = [name for name in DEFAULTS if name in NUMERICS - {"format"} and config[name] != DEFAULTS[name]]
-        return ", ".join(_describe(name, config[name]) for name in different)
+        return ", ".join(describe_field(name, config[name]) for name in different)
+
+    @cached_property
+    def others(self) -> Mapping[str, Any]:
+        """What neither format, variant nor intervention says: every other field that tells groups apart.
+
+        A field that the intervention sets counts as not set: the intervention's name stands for it.
+        """
+        implied: dict[str, Any] = {}
+        for part in self.intervention.split("+"):
+            implied |= INTERVENTIONS.get(part, {})
+        return {
+            name: DEFAULTS.get(name) if name in implied and value == implied[name] else value
+            for name, value in self.config.items()
+            if name not in NUMERICS | RUNNING | {"seed"}
+        }
 
     def _text(self, without: frozenset[str]) -> str:
         return json.dumps({name: self.config[name] for name in sorted(self.config.keys() - without)}, default=str)
@@ -96,20 +135,6 @@ class Settings:
 def settings_of(run: Run) -> Settings:
     """A run's settings; a field that its config lacks (written by an older version) has its default."""
     return Settings({**DEFAULTS, **run.config}, str(run.info.get("intervention") or "none"))
-
-
-def baseline_of(runs: Iterable[Run]) -> dict[str, Run]:
-    """For each `Settings.pair` the BF16 run to compare with: without intervention before with, then by name."""
-    return choose_baselines((settings_of(run), run.name, run) for run in runs)
-
-
-def choose_baselines(candidates: Iterable[tuple[Settings, str, T]]) -> dict[str, T]:
-    """`baseline_of` for whatever stands for a run: (settings, run name, it)."""
-    chosen: dict[str, T] = {}
-    for settings, _, candidate in sorted(candidates, key=lambda item: (item[0].intervention != "none", item[1])):
-        if settings.is_baseline:
-            chosen.setdefault(settings.pair, candidate)
-    return chosen
 
 
 def config_difference(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
@@ -123,10 +148,18 @@ def config_difference(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _describe(name: str, value: Any) -> str:
+def describe_field(name: str, value: Any) -> str:
+    """A config field in a label: `stored`, `gradient E5M2`, `lr 3e-4`.  Different values have different texts."""
     try:
         return _WORDS[name, value]
     except (KeyError, TypeError):  # TypeError: layer_formats is a dict
-        short = name.removesuffix("_format") if name in SITE_FORMATS else name
-        text = json.dumps(value) if isinstance(value, dict | bool) else str(value)
-        return f"{short} {text}"
+        short = _SHORT.get(name, name.removesuffix("_format") if name in SITE_FORMATS else name)
+        return f"{short} {_value_text(value)}"
+
+
+def _value_text(value: Any) -> str:
+    """Shortest text that says a value exactly: `3e-4`, `0.25`, `true`."""
+    if isinstance(value, float) and math.isfinite(value):
+        text = f"{Decimal(repr(value)).normalize():e}" if value and not 0.01 <= abs(value) < 1e6 else repr(value)
+        return text.removesuffix(".0").replace("e+", "e")
+    return json.dumps(value, default=str) if isinstance(value, dict | list | bool) else str(value)

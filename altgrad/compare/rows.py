@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from altgrad.compare.pairing import Settings, choose_baselines, settings_of
-from altgrad.curves import Curve, difference, measured
-from altgrad.results import Run, Status, acts, format_shifts, read_events
+from altgrad.compare.baselines import paired
+from altgrad.compare.groups import with_settings
+from altgrad.compare.origin import Origin
+from altgrad.compare.pairing import settings_of
+from altgrad.compare.row import Row, Unpaired
+from altgrad.curves import Curve, measured
+from altgrad.results import Run, acts, format_shifts, read_events
 
 STEP_COLUMNS = ["validation_loss", "tokens_per_second", "stall_rate", "overflow_rate", "elapsed_seconds"]
 _NEEDED: Mapping[str, tuple[tuple[type, ...], str]] = {
@@ -26,100 +29,16 @@ _NEEDED: Mapping[str, tuple[tuple[type, ...], str]] = {
 _READERS = 8  # threads: reading waits for the disk or the object store, and decoding happens outside the GIL
 
 
-@dataclass(frozen=True)
-class Row:
-    """One run of a comparison.  None = not measured, or there is none; NaN and inf are measurements.
-
-    `group` is equal for runs that differ in nothing but the seed.  `gap` is validation loss minus that of the
-    baseline of the same seed, in nats, at `gap_step`, the last step that both have reached; the baseline itself
-    has none.  `acts` counts the interventions' events by kind.  `cpus` and `gpus` are what the sweep gave the run.
-    """
-
-    run: str
-    group: str
-    format: str
-    variant: str
-    intervention: str
-    seed: int
-    learning_rate: float
-    status: Status
-    is_baseline: bool
-    validation_loss: float | None
-    best_validation_loss: float | None
-    gap: float | None
-    gap_step: int | None
-    collapse_step: int | None
-    collapse_rule: str | None
-    reason: str | None
-    acts: Mapping[str, int]
-    shifted_to: str | None
-    tokens_per_second: float | None
-    stall_rate: float | None
-    overflow_rate: float | None
-    step: int
-    max_steps: int
-    seconds: float | None
-    cpus: float | None = None
-    gpus: float | None = None
-
-    @property
-    def seconds_saved(self) -> float | None:
-        """What the steps would have taken that the run was spared, at its own pace; None where nothing was."""
-        if self.status not in ("collapsed", "stopped") or not self.seconds or not self.step:
-            return None
-        return max(self.max_steps - self.step, 0) * self.seconds / self.step
-
-    @property
-    def device(self) -> str | None:
-        """What the run's hours are counted in: GPUs where it held any, else CPU cores; None where it does not say."""
-        return "GPU" if self.gpus else None if self.cpus is None else "CPU-core"
-
-    @property
-    def device_hours(self) -> float | None:
-        """Training time times the devices held meanwhile."""
-        return self._in_device_hours(self.seconds)
-
-    @property
-    def device_hours_saved(self) -> float | None:
-        return self._in_device_hours(self.seconds_saved)
-
-    def _in_device_hours(self, seconds: float | None) -> float | None:
-        devices = self.gpus or self.cpus
-        return None if seconds is None or devices is None else seconds * devices / 3600
-
-    @property
-    def label(self) -> str:
-        """Format and variant: `E7M0 (stored)`."""
-        return f"{self.format} ({self.variant})" if self.variant else self.format
-
-    @property
-    def group_label(self) -> str:
-        """What distinguishes the row's group in a legend: `E7M0 stored · clip`."""
-        name = f"{self.format} {self.variant}".strip()
-        return name if self.intervention == "none" else f"{name} · {self.intervention}"
-
-
-@dataclass(frozen=True)
-class Unpaired:
-    """What one run's folder says; its row lacks the baseline.  Of a run that has ended it never changes again."""
-
-    row: Row
-    settings: Settings
-    loss: Curve  # validation loss
-
-
 def comparison(runs: Iterable[Run]) -> list[Row]:
-    """A row for each run, by final validation loss; non-finite losses come last, runs without any at the very end."""
+    """A row for each run, by final validation loss; those that did not last come after those that did."""
     with ThreadPoolExecutor(_READERS) as pool:
         return pair(pool.map(read_row, runs))
 
 
 def pair(unpaired: Iterable[Unpaired]) -> list[Row]:
-    """`comparison` of runs that were read before, each row with the gap to its baseline."""
-    members = list(unpaired)
-    baselines = choose_baselines((member.settings, member.row.run, member) for member in members)
-    rows = [_with_gap(member, baselines.get(member.settings.pair)) for member in members]
-    return sorted(rows, key=_rank)
+    """`comparison` of runs that were read before: each row with its group, its baseline and its gap."""
+    members = with_settings(list(unpaired))
+    return sorted(paired(members), key=_rank)
 
 
 def check_run(run: Run) -> None:
@@ -179,24 +98,7 @@ def read_row(run: Run) -> Unpaired:
         cpus=held.get("cpus"),
         gpus=held.get("gpus"),
     )
-    return Unpaired(row, settings, loss)
-
-
-def _with_gap(member: Unpaired, baseline: Unpaired | None) -> Row:
-    """The row with its gap to the baseline's validation loss, where both have one."""
-    row, loss = member.row, member.loss
-    if baseline is None:
-        return row
-    if baseline is member:
-        return replace(row, is_baseline=True)
-    if not len(loss.steps) or not len(baseline.loss.steps):
-        return row
-    common = min(int(loss.steps[-1]), int(baseline.loss.steps[-1]))
-    at_common = Curve(np.array([common]), np.array([np.interp(common, loss.steps, loss.values)]))
-    gap = difference(at_common, baseline.loss)
-    if common < loss.steps[0] or not len(gap.steps):
-        return row
-    return replace(row, gap=float(gap.values[0]), gap_step=common)
+    return Unpaired(row, settings, Origin.of(run.info), loss)
 
 
 def _reason(run: Run) -> str | None:
@@ -217,7 +119,10 @@ def _over_steps(statistic: Callable[[NDArray[np.float64]], Any], steps: pa.Table
 
 
 def _rank(row: Row) -> tuple[int, float, str]:
+    """Runs alive first: the last loss of a run that collapsed early may be lower than what the others end with."""
     loss = row.validation_loss
     if loss is None:
+        return 3, 0.0, row.run
+    if not math.isfinite(loss):
         return 2, 0.0, row.run
-    return (0, loss, row.run) if math.isfinite(loss) else (1, 0.0, row.run)
+    return (0 if row.alive else 1), loss, row.run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from altgrad.compare.rows import Row
+from altgrad.compare.row import Row
 from altgrad.events import kind_of
+from altgrad.foreign import as_markdown
 from altgrad.markdown import ABSENT, duration, number, table
 from altgrad.storage import Folder
 
@@ -48,10 +50,18 @@ def acts_text(row: Row) -> str:
     )
 
 
-def _gap(row: Row) -> str:
+def gap_text(row: Row) -> str:
+    """The gap without its step, `baseline`, or the sentence why there is none."""
     if row.is_baseline:
         return "baseline"
-    return ABSENT if row.gap is None else f"{row.gap:+.4f}".replace("+nan", "NaN").replace("nan", "NaN")
+    if row.gap is None:
+        return (row.baseline is None and row.pairing) or ABSENT
+    return f"{row.gap:+.4f}" if math.isfinite(row.gap) else number(row.gap)
+
+
+def gap_and_step(row: Row) -> str:
+    """The gap with its step, where there is no column for that: `+0.1265 at step 500`."""
+    return gap_text(row) + ("" if row.gap_step is None else f" at step {row.gap_step}")
 
 
 def _percent(value: float | None) -> str:
@@ -62,14 +72,16 @@ COLUMNS: Sequence[Column] = (
     _text("run", "Run", lambda row: row.run),
     _text("format", "Format", lambda row: row.format),
     _text("variant", "Variant", lambda row: row.variant),
+    _text("setting", "Setting", lambda row: row.setting),
     _text("intervention", "Intervention", lambda row: row.intervention),
     _number("seed", "Seed", lambda row: row.seed),
     _number("learning_rate", "Learning rate", lambda row: row.learning_rate, 3),
     _text("status", "Status", lambda row: row.status),
     _number("validation_loss", "Validation loss", lambda row: row.validation_loss),
     _number("best_validation_loss", "Best", lambda row: row.best_validation_loss),
-    Column("gap", "Gap to BF16", lambda row: row.gap, _gap),
+    Column("gap", "Gap to BF16", lambda row: row.gap, gap_text),
     _number("gap_step", "at step", lambda row: row.gap_step),
+    _text("pairing", "Pairing", lambda row: row.pairing),
     _number("collapse_step", "Collapse step", lambda row: row.collapse_step),
     _text("reason", "Reason", lambda row: row.reason),
     _text("acts", "Interventions that acted", acts_text),
@@ -92,7 +104,7 @@ _TERMINAL: Sequence[Column] = (
     _text("format", "Format", lambda row: row.label),
     _NAMED["status"],
     _NAMED["validation_loss"],
-    _NAMED["gap"],
+    Column("gap", "Gap to BF16", lambda row: row.gap, gap_and_step),
     _text(
         "collapse",
         "Collapse",
@@ -113,7 +125,7 @@ _TERMINAL: Sequence[Column] = (
 def comparison_markdown(rows: Sequence[Row]) -> str:
     """The comparison as a markdown table."""
     align = "".join("r" if column.is_number else "l" for column in COLUMNS)
-    cells = ([column.shown(row) for column in COLUMNS] for row in rows)
+    cells = ([as_markdown(column.shown(row)) for column in COLUMNS] for row in rows)
     return table([column.head for column in COLUMNS], cells, align)
 
 
@@ -139,7 +151,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         elif texts != {ABSENT}:
             shown.append(column)
     result = Table(
-        title="Comparison, by final validation loss",
+        title="Comparison, by validation loss; runs that did not last come after those that did",
         title_justify="left",
         caption=", ".join(same) or None,
         caption_justify="left",
@@ -160,6 +172,6 @@ def comparison_table(rows: Sequence[Row]) -> Table:
 
 def write_comparison(sweep: Folder, rows: Sequence[Row], below: str | None = None) -> None:
     """Write `comparison.md`, with a sentence below its table, and `comparison.csv` into the sweep's folder."""
-    parts = [f"# Comparison: {sweep.name}", comparison_markdown(rows), *([] if below is None else [below])]
+    parts = [f"# Comparison: {as_markdown(sweep.name)}", comparison_markdown(rows), *([] if below is None else [below])]
     sweep.write_bytes("comparison.md", ("\n\n".join(parts) + "\n").encode())
     sweep.write_bytes("comparison.csv", comparison_csv(rows).encode())

@@ -14,7 +14,7 @@ import numpy as np
 
 from altgrad.compare import Row
 from altgrad.curves import Curve
-from altgrad.events import Event, EventKind
+from altgrad.events import Event, EventKind, kind_of
 from altgrad.html import marks
 from altgrad.html.frame import Frame, axes, margin, most_values, ticks
 from altgrad.html.markup import Html, element, join
@@ -51,6 +51,9 @@ class Curves:
     def steps(self) -> tuple[float, float]:
         first = min(int(one.raw.steps[0]) for one in self.lines)
         last = max(max(int(one.raw.steps[-1]), one.row.collapse_step or 0) for one in self.lines)
+        if len(self.lines) <= _MOST_WITH_EVENTS:  # an event may lie beyond what was measured
+            happened = [event for one in self.lines for event in self.events.get(one.row.run, ())]
+            last = max([last, *(event.step for event in happened if kind_of(event.kind).on_curve)])
         return float(first), float(max(last, first + 1))
 
     @cached_property
@@ -59,7 +62,7 @@ class Curves:
 
     @cached_property
     def variants(self) -> list[str]:
-        return list(dict.fromkeys(one.row.variant for one in self.lines))
+        return list(dict.fromkeys(one.row.treatment for one in self.lines))
 
     def shared(self) -> Html:
         """The lines' paths, to be put into the page once."""
@@ -111,8 +114,8 @@ def legend(curves: Curves, kinds: Iterable[EventKind] = ()) -> Html:
     """Groups by line, and the kinds of marks, as a list."""
     groups: dict[str, Row] = {}
     for one in curves.lines:
-        groups.setdefault(one.row.group_label, one.row)
-    items = [element("li", _sample(row, curves.variants), name) for name, row in groups.items()]
+        groups.setdefault(one.row.group, one.row)
+    items = [element("li", _sample(row, curves.variants), row.group_label) for row in groups.values()]
     return element("ul", join(items), marks.event_key(kinds), class_="legend")
 
 
@@ -185,7 +188,7 @@ def _use(place: int, row: Row, width: float) -> Html:
 
 def _markers(one: Line, variants: Sequence[str], frame: Frame) -> Html:
     """Markers of the run's variant along its line."""
-    marker, finite = variant_marker(one.row.variant, variants), one.raw.finite()
+    marker, finite = variant_marker(one.row.treatment, variants), one.raw.finite()
     if marker is None or not len(finite.steps):
         return Html()
     places = np.linspace(0, len(finite.steps) - 1, 8).astype(int)
@@ -199,7 +202,7 @@ def _markers(one: Line, variants: Sequence[str], frame: Frame) -> Html:
 
 
 def _sample(row: Row, variants: Sequence[str]) -> Html:
-    marker = variant_marker(row.variant, variants)
+    marker = variant_marker(row.treatment, variants)
     line = element("path", d="M1 8h34", class_="curve", **_stroke(row, 2.2))
     glyph = marker and element(
         "path", d="M18 8" + marks.GLYPHS[marker], stroke=format_colour(row.format), class_="marker"

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
 from altgrad.events import Event, EventKind, Symbol, kind_of
 from altgrad.html.frame import Frame
 from altgrad.html.markup import Html, element, join
@@ -84,8 +82,8 @@ def verdict(one: Line, frame: Frame) -> Html:
     row = one.row
     if row.collapse_step is None:
         return Html()
-    at = f"M{frame.x(row.collapse_step):.1f} {frame.y(_height(one, row.collapse_step, frame)):.1f}"
-    said = element("title", f"{row.run} collapsed: {row.reason}")
+    at = _place(one, row.collapse_step, frame)
+    said = element("title", f"{row.run} collapsed: {row.reason}{_unmeasured(one, row.collapse_step)}")
     return element("path", said, d=at + "m0-6l6 6l-6 6l-6-6z", class_="verdict", fill=ALARM)
 
 
@@ -109,8 +107,8 @@ def events(one: Line, happened: Iterable[Event], frame: Frame) -> Html:
     for kind, steps in ((kind_of(name), steps) for name, steps in kinds.items()):
         for near in _spread(steps, frame, _APART):
             where = f"step {near[0]}" if len(near) == 1 else f"{len(near)} times, steps {near[0]} to {near[-1]}"
-            said = element("title", f"{one.row.run}: {kind.label} at {where}")
-            at = f"M{frame.x(near[0]):.1f} {frame.y(_height(one, near[0], frame)):.1f}"
+            said = element("title", f"{one.row.run}: {kind.label} at {where}{_unmeasured(one, near[0])}")
+            at = _place(one, near[0], frame)
             colour = event_colour(kind, one.row.format)
             parts.append(
                 element("path", said, d=at + EVENT_GLYPHS[kind.symbol], stroke=colour, fill=colour, class_="event")
@@ -135,9 +133,14 @@ def _verdicts(lines: Iterable[Line]) -> dict[int, set[str]]:
     return found
 
 
-def _height(one: Line, step: int, frame: Frame) -> float:
-    finite = one.raw.finite()
-    return float(np.interp(step, finite.steps, finite.values)) if len(finite.steps) else frame.values[1]
+def _place(one: Line, step: int, frame: Frame) -> str:
+    """Where a mark of a step begins: on the line; on the step axis where no line is."""
+    height = one.height(step)
+    return f"M{frame.x(step):.1f} {frame.bottom if height is None else frame.y(height):.1f}"
+
+
+def _unmeasured(one: Line, step: int) -> str:
+    return "; nothing finite was measured there" if one.height(step) is None else ""
 
 
 def _spread(steps: Sequence[int], frame: Frame, apart: float) -> list[list[int]]:

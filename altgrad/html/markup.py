@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
+
+from altgrad.foreign import as_html
 
 Attribute = str | int | float | None
 
@@ -21,7 +22,7 @@ def element(name: str, *content: str, **attributes: Attribute) -> Html:
     underscores are hyphens.
     """
     said = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(_text(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{as_html(_text(value), quote=True)}"'
         for key, value in attributes.items()
         if value is not None
     )
@@ -30,7 +31,7 @@ def element(name: str, *content: str, **attributes: Attribute) -> Html:
 
 def join(parts: Iterable[str], between: str = "") -> Html:
     """The parts one after the other, escaped where they are plain text."""
-    return Html(between.join(part if isinstance(part, Html) else html.escape(part, quote=False) for part in parts))
+    return Html(between.join(part if isinstance(part, Html) else as_html(part) for part in parts))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], label: str, align: str = "") -> Html:

@@ -82,7 +82,10 @@ def comparison_section(rows: Sequence[Row], curves: Curves | None, links: Links,
         body.append([first, *([curves.spark(row)] if curves else []), *others])
     where = "data:text/csv;charset=utf-8," + quote(comparison_csv(rows), safe="")
     download = element("a", "Download as CSV", href=where, download=f"{name}.csv")
-    said = "One row per run, by final validation loss. Gaps are to the BF16 run of the same seed, in nats."
+    said = (
+        "One row per run, by validation loss; runs that did not last come after those that did. Gaps are of validation "
+        "losses to the BF16 run of the same seed, in nats, at the step beside them: one for all runs that are alive."
+    )
     empty = [column.head for column in COLUMNS if column not in filled]
     said += f" Nothing to show for any run: {', '.join(empty)}." if empty else ""
     return join([element("p", said), table(head, body, "Comparison of the runs", align), element("p", download)])
@@ -115,12 +118,12 @@ def rescues_section(rows: Sequence[Row]) -> Html:
     sites, interventions = matrix_axes(cells)
     head = [Html("Format"), *interventions]
     body = [
-        [_format(fmt, variant), *(_matrix_cell(cells.get((fmt, variant, name))) for name in interventions)]
-        for fmt, variant in sites
+        [_format(fmt, treatment), *(_matrix_cell(cells.get((fmt, treatment, name))) for name in interventions)]
+        for fmt, treatment in sites
     ]
     said = (
-        "Survived of ended runs; gap to the BF16 run of the same seed in nats with 95 % interval; median collapse "
-        f"step. Hatched: fewer than {ENOUGH_SEEDS} ended runs."
+        "Survived of ended runs; gap to the BF16 run of the same seed in nats with 95 % interval and its step; median "
+        f"collapse step. Hatched: fewer than {ENOUGH_SEEDS} ended runs."
     )
     matrix = element("div", table(head, body, "Rescue matrix: format by intervention"), class_="matrix")
     return join([element("p", said), matrix, element("h3", "Over seeds"), _seeds(rows)])
@@ -176,9 +179,9 @@ def _cell(column: Column, row: Row, links: Links) -> Html:
     return element("data", shown, value=str(exact)) if column.is_number and exact is not None else join([shown])
 
 
-def _format(fmt: str, variant: str) -> Html:
+def _format(fmt: str, treatment: str) -> Html:
     swatch = element("span", style=f"background:{format_colour(fmt)}", class_="swatch")
-    return join([swatch, f"{fmt} {variant}".strip()])
+    return join([swatch, f"{fmt} {treatment}".strip()])
 
 
 def _panel_caption(curves: Curves, name: str) -> Html:

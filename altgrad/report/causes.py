@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from altgrad.foreign import as_code
 from altgrad.formats import FALLBACKS, find_format
 from altgrad.markdown import number
 from altgrad.metrics import SITES, Site
@@ -36,7 +37,7 @@ class Advice:
     reason: str
 
     def __str__(self) -> str:
-        return f"{', '.join(f'`{name}: {_yaml(value)}`' for name, value in self.changes.items())}: {self.reason}"
+        return f"{', '.join(as_code(f'{name}: {_yaml(value)}') for name, value in self.changes.items())}: {self.reason}"
 
 
 def frozen(evidence: Evidence) -> Iterator[Advice]:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from altgrad.curves import Curve, measured
 from altgrad.events import Event
+from altgrad.foreign import as_code
 from altgrad.formats import NumberFormat, find_format
 from altgrad.markdown import number
 from altgrad.metrics import METRICS, SITES, Site
@@ -48,7 +49,7 @@ class Finding(NamedTuple):
     site: Site | None = None
 
     def __str__(self) -> str:
-        where = f" at the {self.site} of `{self.layer}`" if self.layer is not None else ""
+        where = f" at the {self.site} of {as_code(self.layer)}" if self.layer is not None else ""
         return f"{METRICS[self.metric].label.lower()} {number(self.value)}{where}, step {self.step}"
 
 

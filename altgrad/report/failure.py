@@ -13,6 +13,7 @@ import yaml
 
 from altgrad.curves import measured
 from altgrad.events import Event, kind_of
+from altgrad.foreign import as_code, as_code_block, as_markdown
 from altgrad.markdown import ABSENT, duration, number, table
 from altgrad.metrics import METRICS, columns
 from altgrad.report.advice import advise, measure_more
@@ -60,13 +61,14 @@ def failure_report(run: Run) -> str:
         "Gradient sparsity": gradient_sparsity(evidence),
         f"Last {_TREND} diagnostic measurements": _trend(evidence),
         "Events": _events(evidence),
-        "Config": f"```yaml\n{yaml.safe_dump(dict(run.config), sort_keys=False)}```",
+        "Config": as_code_block(yaml.safe_dump(dict(run.config), sort_keys=False), "yaml"),
     }
     verdict = evidence.verdict
-    sentences = [f"**{verdict.sentence()}.**", _MEANING.get(verdict.rule, ""), _sentence(verdict.detail)]
+    said = as_markdown(verdict.sentence())
+    sentences = [f"**{said}.**", _MEANING.get(verdict.rule, ""), as_markdown(_sentence(verdict.detail))]
     lead = " ".join(sentence for sentence in sentences if sentence)
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
-    return f"# Failure report: {run.name}\n\n{lead}\n\n{body}\n"
+    return f"# Failure report: {as_markdown(run.name)}\n\n{lead}\n\n{body}\n"
 
 
 def stored_report(run: Run) -> str:
@@ -92,23 +94,23 @@ def _summary(evidence: Evidence) -> str:
             "FP32 master" if config.master_weights else f"on the grid, {config.update_rounding} update",
         ],
         ["Scaling", f"{config.scaling}" + ("" if config.scaling == "none" else f", per {config.scale_granularity}")],
-        ["Intervention", str(run.info.get("intervention") or "none")],
-        ["Rule", f"`{verdict.rule}`, step {verdict.step}"],
-        [f"`{verdict.metric}`", f"{number(verdict.value)} (limit {number(verdict.limit)})"],
+        ["Intervention", as_markdown(str(run.info.get("intervention") or "none"))],
+        ["Rule", f"{as_code(verdict.rule)}, step {verdict.step}"],
+        [as_code(verdict.metric), f"{number(verdict.value)} (limit {number(verdict.limit)})"],
         ["Training loss", _final_and_best(evidence, "loss")],
         ["Validation loss", _final_and_best(evidence, "validation_loss")],
         ["Steps", f"{steps[-1] if steps else 0} of {config.max_steps}"],
         ["Duration", duration(float(elapsed[-1])) if len(elapsed) else ABSENT],
         ["Seed, learning rate", f"{config.seed}, {config.learning_rate:g}"],
     ]
-    return table(["Run", f"`{run.name}`"], rows, "ll")
+    return table(["Run", as_code(run.name)], rows, "ll")
 
 
 def _configured(evidence: Evidence) -> str:
     config = evidence.config
     sites = {"weight": config.weight_format, "activation": config.activation_format, "gradient": config.gradient_format}
     own = [f"{site} {name}" for site, name in sites.items() if name is not None and name != config.format]
-    own += [f"`{glob}` {name}" for glob, name in config.layer_formats.items()]
+    own += [f"{as_code(glob)} {as_markdown(name)}" for glob, name in config.layer_formats.items()]
     return config.format + (f" ({', '.join(own)})" if own else "")
 
 
@@ -119,7 +121,7 @@ def _shifted(evidence: Evidence) -> str:
         + (f" ({shift.detail['trigger']})" if shift.detail.get("trigger") else "")
         for shift in shifts
     ]
-    return "; ".join(said) or "not shifted"
+    return as_markdown("; ".join(said)) or "not shifted"
 
 
 def _final_and_best(evidence: Evidence, metric: str) -> str:
@@ -138,7 +140,7 @@ def _loss(evidence: Evidence) -> str:
     whole = measured(evidence.steps, "loss")
     marks = {evidence.verdict.step: f"verdict {evidence.verdict.rule}"}
     marks |= {shift.step: f"shift to {shift.detail['to']}" for shift in format_shifts(evidence.events)}
-    return f"```text\n{plot(whole, marks, label=METRICS['loss'].axis)}\n```"
+    return as_code_block(plot(whole, marks, label=METRICS["loss"].axis), "text")
 
 
 def _moved(evidence: Evidence) -> str:
@@ -162,14 +164,15 @@ def _moved(evidence: Evidence) -> str:
 
 
 def _departure_cells(moved: Departure) -> list[str]:
+    early = moved.n > 0 and moved.how != "out of bounds from the start"  # else there is no level that it left
     return [
         METRICS[moved.metric].axis,
         str(moved.step),
         moved.how,
         number(moved.value),
         number(moved.final),
-        f"{number(moved.baseline)} ± {number(moved.scale, 2)}" if moved.n else ABSENT,
-        f"{moved.first}–{moved.last} (n = {moved.n})",
+        f"{number(moved.baseline)} ± {number(moved.scale, 2)}" if early else ABSENT,
+        f"{moved.first}–{moved.last} (n = {moved.n})" if early else ABSENT,
     ]
 
 
@@ -232,11 +235,10 @@ def _events(evidence: Evidence) -> str:
 
 
 def _detail(event: Event) -> str:
-    return ", ".join(
-        f"{name} {number(value) if isinstance(value, int | float) and not isinstance(value, bool) else _plain(value)}"
-        for name, value in event.detail.items()
-    )
+    return ", ".join(f"{as_markdown(name)} {_plain(value)}" for name, value in event.detail.items())
 
 
 def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return number(value)
+    return as_markdown(value if isinstance(value, str) else json.dumps(value))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from altgrad.curves import Curve
+from altgrad.foreign import as_code
 from altgrad.markdown import ABSENT, number, table
 from altgrad.metrics import METRICS, SITES
 from altgrad.report.evidence import Evidence
@@ -26,7 +27,7 @@ def rates_by_layer(evidence: Evidence, metric: str) -> str:
         if curves and not affected:
             zero.append(f"{site} ({len(curves)} layers)")
         for value, step, name, curve in affected[:_SHOWN]:
-            rows.append([site, f"`{name}`", _rate(value), str(step), _mean(curve), _final(curve)])
+            rows.append([site, as_code(name), _rate(value), str(step), _mean(curve), _final(curve)])
         if len(affected) > _SHOWN:
             rest = len(affected) - _SHOWN
             rows.append([site, f"{rest} more layer{'s' if rest > 1 else ''} above 0", *4 * [""]])
@@ -54,7 +55,7 @@ def zero_update_regions(evidence: Evidence) -> str:
     frozen = [name for name, curve in ranked if _frozen_since(curve) is not None]
     head = ["Layer", "Last", "Mean", "Frozen since step"]
     rows = [
-        [f"`{name}`", _final(curve), _mean(curve), _or_absent(_frozen_since(curve))]
+        [as_code(name), _final(curve), _mean(curve), _or_absent(_frozen_since(curve))]
         for name, curve in ranked[:_SHOWN_REGIONS]
     ]
     if len(ranked) > _SHOWN_REGIONS:
@@ -74,7 +75,7 @@ def _weight_table(evidence: Evidence, metric: str) -> str:
     ranked = sorted(((*_peak(curve), name, curve) for name, curve in curves.items()), key=_by_severity)
     worst = [entry for entry in ranked if entry[0] != 0]
     rows = [
-        [f"`{name}`", _rate(value), str(step), _mean(curve), _final(curve)]
+        [as_code(name), _rate(value), str(step), _mean(curve), _final(curve)]
         for value, step, name, curve in worst[:_SHOWN_REGIONS]
     ]
     if len(worst) > _SHOWN_REGIONS:

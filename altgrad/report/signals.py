@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from altgrad.curves import Curve
+from altgrad.markdown import number
 from altgrad.metrics import METRICS
 
 LIMIT = 6.0  # scales from the median that count as having left
@@ -67,6 +68,22 @@ class Departure:
     n: int
 
     @property
+    def order(self) -> tuple[float, float, str]:
+        """Who moved first: by step, of one step the furthest out, then by name."""
+        return self.step, -self.distance, self.metric
+
+    @property
+    def change(self) -> str:
+        """What happened, in words: `rose: 0.02 → 0.31`; what was out of bounds from the start did not change.
+
+        The two values are told apart by as many digits as it takes: a cosine rises from 0.99999 to 1, not from 1 to 1.
+        """
+        if self.how == "out of bounds from the start":
+            return f"{number(self.value)}: {self.how}"
+        digits = next((n for n in range(4, 17) if number(self.baseline, n) != number(self.value, n)), 17)
+        return f"{self.how}: {number(self.baseline, digits)} → {number(self.value, digits)}"
+
+    @property
     def distance(self) -> float:
         """Scales away from the baseline; inf for a non-finite value."""
         return abs(self.value - self.baseline) / self.scale if np.isfinite(self.value) else float("inf")
@@ -96,7 +113,7 @@ def what_moved(curves: Iterable[tuple[str, Curve]]) -> Signals:
             sparse.append(metric)
         else:
             still.append(metric)
-    moved.sort(key=lambda departure: (departure.step, -departure.distance, departure.metric))
+    moved.sort(key=lambda departure: departure.order)
     return Signals(moved, still, sparse)
 
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from urllib.parse import quote
 
-from altgrad.compare import Row, by_group, comparison, comparison_markdown, paired_gap, rescue_matrix
-from altgrad.compare.statistics import ENOUGH_SEEDS, RescueCell
-from altgrad.markdown import ABSENT, number, table
+from altgrad.compare import (
+    RescueCell,
+    Row,
+    by_group,
+    comparison,
+    comparison_markdown,
+    matrix_axes,
+    paired_gap,
+    rescue_matrix,
+)
+from altgrad.foreign import as_code, as_markdown
+from altgrad.markdown import ABSENT, table
 from altgrad.results import list_runs
 from altgrad.storage import Folder
 
@@ -20,14 +30,14 @@ def sweep_report(sweep: Folder) -> str:
     rows = comparison(runs)
     reported = {run.name for run in runs if run.folder.has("failure_report.md")}
     folders = {run.name: run.folder.name for run in runs}
-    parts = [f"# Sweep: {sweep.name}", _counts(rows), "## Comparison", comparison_markdown(rows)]
+    parts = [f"# Sweep: {as_markdown(sweep.name)}", _counts(rows), "## Comparison", comparison_markdown(rows)]
     if len({row.seed for row in rows}) > 1:
         parts += ["## Over seeds", _seeds(rows)]
     if len({row.intervention for row in rows}) > 1:
         parts += ["## Rescues", _matrix(rows)]
     parts += ["## Collapses", _collapses(rows, folders, reported)]
     if broken:
-        lines = "\n".join(f"- `{name}`: {reason}" for name, reason in broken.items())
+        lines = "\n".join(f"- {as_code(name)}: {as_markdown(reason)}" for name, reason in broken.items())
         parts += ["## Folders that cannot be read", lines]
     return "\n\n".join(parts) + "\n"
 
@@ -39,49 +49,37 @@ def _counts(rows: Sequence[Row]) -> str:
 
 def _seeds(rows: Sequence[Row]) -> str:
     cells = [
-        [
-            group[0].label,
-            group[0].intervention,
-            f"{group[0].learning_rate:g}",
-            str(len(group)),
-            paired_gap(group).sentence,
-        ]
+        [as_markdown(group[0].group_label), f"{group[0].learning_rate:g}", str(len(group)), paired_gap(group).sentence]
         for group in by_group(rows).values()
         if not any(row.is_baseline for row in group)
     ]
-    return table(["Format", "Intervention", "Learning rate", "Runs", "Gap to BF16, paired by seed"], cells, "llrrl")
+    return table(["Group", "Learning rate", "Runs", "Gap to BF16, paired by seed"], cells, "lrrl")
 
 
 def _matrix(rows: Sequence[Row]) -> str:
     matrix = rescue_matrix(rows)
-    interventions = list(dict.fromkeys(sorted((key[2] for key in matrix), key=lambda name: (name != "none", name))))
-    labels = {(row.format, row.variant): row.label for row in rows}
+    axes, interventions = matrix_axes(matrix)
+    labels = {(row.format, row.treatment): row.label for row in rows}
     cells = [
-        [label, *(_cell(matrix.get((fmt, variant, name))) for name in interventions)]
-        for (fmt, variant), label in sorted(labels.items())
+        [as_markdown(labels[axis]), *(_cell(matrix.get((*axis, name))) for name in interventions)] for axis in axes
     ]
     note = "Survived of ended runs; paired gap to BF16 in nats; median collapse step."
-    return f"{note}\n\n{table(['Format', *interventions], cells, 'l' * (1 + len(interventions)))}"
+    head = ["Format", *(as_markdown(name) for name in interventions)]
+    return f"{note}\n\n{table(head, cells, 'l' * len(head))}"
 
 
 def _cell(cell: RescueCell | None) -> str:
-    if cell is None:
-        return ABSENT
-    said = [f"{cell.survived} of {cell.ended}"]
-    if cell.gap.mean is not None:
-        interval = "" if cell.gap.low is None else f" [{cell.gap.low:+.3f}, {cell.gap.high:+.3f}]"
-        said.append(f"{cell.gap.mean:+.3f}{interval}" + (f" (n = {cell.gap.n})" if cell.gap.n < ENOUGH_SEEDS else ""))
-    if cell.median_collapse_step is not None:
-        said.append(f"step {number(cell.median_collapse_step)}")
-    return "; ".join(said)
+    return ABSENT if cell is None else "; ".join(cell.lines)
 
 
 def _collapses(rows: Sequence[Row], folders: dict[str, str], reported: set[str]) -> str:
-    collapsed = sorted((row for row in rows if row.status == "collapsed"), key=lambda row: row.collapse_step or 0)
+    collapsed = sorted((row for row in rows if row.collapsed), key=lambda row: row.collapse_step or 0)
     if not collapsed:
         return "None."
     lines = []
     for row in collapsed:
-        link = f" ([failure report]({folders[row.run]}/failure_report.md))" if row.run in reported else ""
-        lines.append(f"- `{row.run}`, {row.label}: {row.reason or 'no verdict recorded'}{link}")
+        where = quote(folders[row.run])
+        link = f" ([failure report]({where}/failure_report.md))" if row.run in reported else ""
+        said = as_markdown(row.reason or "no verdict recorded")
+        lines.append(f"- {as_code(row.run)}, {as_markdown(row.label)}: {said}{link}")
     return "\n".join(lines)

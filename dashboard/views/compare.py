@@ -46,8 +46,8 @@ def show(context: Context) -> None:
 def _matrix(context: Context, rows: Sequence[Row]) -> None:
     cells = rescue_matrix(rows)
     st.caption(
-        "Survived of ended runs; gap to the BF16 run of the same seed in nats with 95 % interval; median collapse "
-        "step. Hatched: fewer than three ended runs. Click a cell, or choose it below, for its runs."
+        "Survived of ended runs; gap to the BF16 run of the same seed in nats with 95 % interval and its step; median "
+        "collapse step. Hatched: fewer than three ended runs. Click a cell, or choose it below, for its runs."
     )
     alt = "Rescue matrix: formats by interventions, the share of runs that did not collapse."
     picked: Any = st.plotly_chart(
@@ -58,8 +58,8 @@ def _matrix(context: Context, rows: Sequence[Row]) -> None:
     chosen = st.selectbox("Runs of a cell", list(names), index=None, placeholder="choose a cell", key="cell")
     key = tuple(points[0]["customdata"].split("\t")) if points else names.get(chosen or "")
     if key is not None:
-        fmt, variant, intervention = key
-        context.open("sweep", format=fmt, variant=variant or "default", intervention=intervention)
+        fmt, treatment, intervention = key
+        context.open("sweep", format=fmt, variant=treatment or "default", intervention=intervention)
 
 
 def _pareto(rows: Sequence[Row]) -> None:
@@ -68,7 +68,10 @@ def _pareto(rows: Sequence[Row]) -> None:
         return
     alt = "Mean gap to BF16 against bits per value, one point per group."
     st.plotly_chart(pareto_figure(rows), key="pareto", config=CONFIG, alt=alt)
-    st.caption("Filled: no group with at most as many bits comes closer to BF16. Bits are those of the run's format.")
+    st.caption(
+        "Filled: no group with at most as many bits comes closer to BF16. A group with a collapse is never filled and "
+        "takes that from nobody. Bits are those of the run's format."
+    )
 
 
 def _learning_rate(rows: Sequence[Row]) -> None:
@@ -81,7 +84,10 @@ def _learning_rate(rows: Sequence[Row]) -> None:
     if len(rates) == 1:
         st.caption(f"All runs have the learning rate {rates.pop():.3g}: nothing can be said about others.")
     else:
-        st.caption("Lines: mean over seeds. Dots: runs. Runs without a finite validation loss are left out.")
+        st.caption(
+            "Lines: mean over seeds, at the rates at which no run ended early. Dots: runs; crosses: those that ended "
+            "early, at their last loss. Runs without a finite validation loss are left out."
+        )
 
 
 def _survival(rows: Sequence[Row]) -> None:

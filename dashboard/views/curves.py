@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
-from altgrad.compare import Row, baseline_of, by_group, settings_of
-from altgrad.lines import AXES, Axis, Line, View, describe, line, non_finite_count, seed_bands
+from altgrad.compare import Row, by_group
+from altgrad.foreign import as_label
+from altgrad.lines import AXES, Axis, Line, View, describe, line, non_finite_count, not_on_log, seed_bands
 from altgrad.metrics import METRICS, columns
 from altgrad.results import read_events
-from dashboard.charts import CONFIG, add_moments, bands_figure, curves_figure
+from dashboard.charts import CONFIG, add_moments, bands_figure, curves_figure, y_title
 from dashboard.colours import FAINT
 from dashboard.context import Context
-from dashboard.table import group_name
+from dashboard.table import csv_of, frame_of_columns, group_name
 from dashboard.widgets import choose_kept, choose_many, choose_named, choose_one, metric_label, show_table, switch
 
 _LAYOUTS = {"overlay": "overlay", "multiples": "small multiples", "bands": "seed bands"}
@@ -51,6 +52,7 @@ def show(context: Context) -> None:
         runs = {run.name: run for run in context.sweep.runs}
         _draw(bands_figure(seed_bands(rows, runs, view), lines, view, log_x, log_y), view, lines, "bands")
         st.caption("Line: mean over seeds. Band: lowest to highest seed. Both end where the first of the seeds ends.")
+        _say_not_on_log(lines, log_y)
     else:
         figure = curves_figure(lines, view, log_x, log_y)
         if len(lines) <= _MOST_WITH_EVENTS:
@@ -62,6 +64,7 @@ def show(context: Context) -> None:
             st.caption(f"Events and verdicts are drawn for up to {_MOST_WITH_EVENTS} runs; choose fewer to see them.")
         _draw(figure, view, lines, "overlay")
         _say_non_finite(lines)
+        _say_not_on_log(lines, log_y)
     _as_table(lines, view)
 
 
@@ -70,11 +73,10 @@ def lines_of(context: Context, rows: Sequence[Row], view: View) -> list[Line]:
     runs = {run.name: run for run in context.sweep.runs}
     wanted = [view.metric] if view.axis == "step" else [view.metric, view.axis]
     context.sweep.prefetch([runs[row.run] for row in rows], "steps", wanted)
-    baselines = context.sweep.derived("baselines", lambda: baseline_of(context.sweep.runs)) if view.difference else {}
     found = []
     for row in rows:
         run = runs[row.run]
-        baseline = baselines.get(settings_of(run).pair) if view.difference else None
+        baseline = runs.get(row.baseline) if view.difference and row.baseline is not None else None
         key = (view, None if baseline is None else (baseline.name, context.sweep.version))
         found.append(context.sweep.remembered(run, key, partial(line, row, run, view, baseline)))
     return [one for one in found if one is not None]
@@ -105,11 +107,7 @@ def _chosen_groups(rows: Sequence[Row]) -> set[str]:
     named = st.query_params.get_all("group")
     if named != [name_of.get(name, name) for name in named]:
         st.query_params["group"] = [name_of.get(name, name) for name in named]
-    times = Counter(members[0].group_label for members in groups.values())
-    labels = {
-        name: row.group_label + ("" if times[row.group_label] == 1 else f", learning rate {row.learning_rate:.3g}")
-        for name, (row, *_) in groups.items()
-    }
+    labels = {name: row.group_label for name, (row, *_) in groups.items()}
     ordered = dict(sorted(labels.items(), key=lambda item: item[1]))
     return {groups[name][0].group for name in choose_named("Groups", ordered, "group", placeholder="all")}
 
@@ -157,7 +155,7 @@ def _int(value: float | None) -> int | None:
 
 def _draw(figure: object, view: View, lines: Sequence[Line], key: str) -> None:
     formats = ", ".join(sorted({one.row.format for one in lines}))
-    alt = f"{METRICS[view.metric].label} over {AXES[view.axis].lower()}, {formats}: {describe(lines)}"
+    alt = f"{y_title(view)} over {AXES[view.axis].lower()}, {formats}: {describe(lines)}"
     st.plotly_chart(figure, key=f"curves {key}", config=CONFIG, alt=alt)
 
 
@@ -166,6 +164,12 @@ def _say_non_finite(lines: Sequence[Line]) -> None:
     if broken:
         runs = sum(bool(one.spans) for one in lines)
         st.caption(f"{broken} non-finite values in {runs} of the runs: shaded, with the last finite value marked.")
+
+
+def _say_not_on_log(lines: Sequence[Line], log_y: bool) -> None:
+    missing = not_on_log(lines) if log_y else 0
+    if missing:
+        st.caption(f"{missing} points are zero or negative and not drawn: a logarithmic axis has no place for them.")
 
 
 def _multiples(lines: Sequence[Line], view: View, log_x: bool, log_y: bool) -> None:
@@ -192,7 +196,7 @@ def _multiples(lines: Sequence[Line], view: View, log_x: bool, log_y: bool) -> N
         ]
         figure.update_layout(
             height=320,
-            title={"text": name, "x": 0.02},
+            title={"text": as_label(name), "x": 0.02},
             showlegend=len({one.row.group for one in own}) > 1,
             legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 1, "xanchor": "right"},
         )
@@ -206,6 +210,7 @@ def _multiples(lines: Sequence[Line], view: View, log_x: bool, log_y: bool) -> N
         with cells[position % 2]:
             _draw(figure, view, own, f"of {name}")
     _say_non_finite(lines)
+    _say_not_on_log(lines, log_y)
 
 
 def _as_table(lines: Sequence[Line], view: View) -> None:
@@ -213,26 +218,15 @@ def _as_table(lines: Sequence[Line], view: View) -> None:
     if switch("Show the drawn values as a table", "values"):
         frame = drawn_values(lines, view)
         show_table(frame, alt="The drawn points: run, step and value.")
-        st.download_button(
-            "Download as CSV", frame.to_csv(index=False), f"{view.metric}.csv", "text/csv", on_click="ignore"
-        )
+        st.download_button("Download as CSV", csv_of(frame), f"{view.metric}.csv", "text/csv", on_click="ignore")
 
 
 def drawn_values(lines: Sequence[Line], view: View) -> pd.DataFrame:
-    """Run, step, x and value of every drawn point."""
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "run": one.row.run,
-                    "step": one.smoothed.steps,
-                    view.axis: one.x_smoothed,
-                    view.metric: one.smoothed.values,
-                }
-            )
-            if view.axis != "step"
-            else pd.DataFrame({"run": one.row.run, "step": one.smoothed.steps, view.metric: one.smoothed.values})
-            for one in lines
-        ],
-        ignore_index=True,
-    )
+    """Run, step, x and value of every drawn point; a NaN that was measured is one."""
+    drawn: dict[str, Any] = {
+        "run": [one.row.run for one in lines for _ in one.smoothed.steps],
+        "step": np.concatenate([one.smoothed.steps for one in lines]),
+    }
+    if view.axis != "step":
+        drawn[view.axis] = np.concatenate([one.x_smoothed for one in lines])
+    return frame_of_columns(drawn | {view.metric: np.concatenate([one.smoothed.values for one in lines])})

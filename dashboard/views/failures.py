@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from altgrad.compare import Row
-from altgrad.markdown import number
+from altgrad.foreign import as_code, as_markdown, without_pictures
 from altgrad.metrics import METRICS
 from altgrad.progress import event_row
 from altgrad.report import stored_report
@@ -27,7 +27,7 @@ def show(context: Context) -> None:
     collapsed = [row for row in context.rows if row.collapse_step is not None]
     other = [row for row in context.rows if row.status in ("failed", "killed") and row.collapse_step is None]
     if other:
-        names = ", ".join(f"`{row.run}` ({row.status} at step {row.step})" for row in other[:10])
+        names = ", ".join(f"{as_code(row.run)} ({as_markdown(row.status)} at step {row.step})" for row in other[:10])
         st.warning(f"Ended without a verdict: {names}{' and others' if len(other) > 10 else ''}.")
     if not collapsed:
         st.info("No run of this sweep has collapsed.")
@@ -57,7 +57,7 @@ def _triage(context: Context, collapsed: Sequence[Row]) -> None:
         ]
     )
     counts = frame.groupby("Rule").size()
-    st.markdown(", ".join(f"**{rule}** {n}" for rule, n in counts.items()))
+    st.markdown(", ".join(f"**{as_markdown(str(rule))}** {n}" for rule, n in counts.items()))
     alt = "Collapsed runs by rule: run, group, seed, step, reason."
     picked = show_table(frame, alt, on_select="rerun", selection_mode="single-row", key="triage")
     chosen = picked.selection.rows if picked else []
@@ -69,9 +69,9 @@ def _forensics(context: Context, run: WatchedRun, collapsed: Sequence[Row]) -> N
     try:
         evidence = Evidence.of(run)
     except ConfigError as error:
-        st.warning(f"The forensics of this run cannot be drawn: {error}")
+        st.warning(f"The forensics of this run cannot be drawn: {as_markdown(str(error))}")
         return
-    st.error(f"{run.name}: {evidence.verdict.sentence()}")
+    st.error(as_markdown(f"{run.name}: {evidence.verdict.sentence()}"))
     signals = signals_of(evidence)
     st.subheader("Who moved first")
     if signals.moved:
@@ -97,7 +97,7 @@ def _forensics(context: Context, run: WatchedRun, collapsed: Sequence[Row]) -> N
             st.caption("No event has been recorded.")
     st.subheader("Failure report")
     with st.container(border=True):
-        st.markdown(stored_report(run))
+        st.markdown(without_pictures(stored_report(run)))
 
 
 def _layers(evidence: Evidence) -> None:
@@ -113,7 +113,7 @@ def _layers(evidence: Evidence) -> None:
                 "Layer": layer,
                 "Site": site,
                 "Signal": METRICS[departure.metric].label,
-                "Change": f"{departure.how}: {number(departure.baseline)} → {number(departure.value)}",
+                "Change": departure.change,
             }
             for layer, site, departure in found
         ]

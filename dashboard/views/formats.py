@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from altgrad.foreign import as_markdown
 from altgrad.formats import FORMATS, NumberFormat, find_format
 from altgrad.markdown import number
 from dashboard.charts import CONFIG
@@ -52,7 +53,7 @@ def _chosen_formats() -> list[NumberFormat]:
         try:
             found.append(find_format(name))
         except ValueError as error:
-            st.warning(str(error))
+            st.warning(as_markdown(str(error)))
     return found
 
 
@@ -118,7 +119,7 @@ def _tensors(context: Context, formats: Sequence[NumberFormat]) -> None:
         site = choose("Site", list(dict.fromkeys(row["site"] for row in table)), "site")
     chosen = [row for row in table if row["layer"] == layer and row["site"] == site]
     if not chosen:
-        st.info(f"Nothing was stored of the {site} of {layer}.")
+        st.info(as_markdown(f"Nothing was stored of the {site} of {layer}."))
         return
     with cells[2]:
         step = choose("Step", [str(row["step"]) for row in reversed(chosen)], "at")

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import streamlit as st
 
+from altgrad.foreign import as_markdown
 from altgrad.metrics import METRICS, SITES
 from altgrad.metrics import columns as metric_columns
 from dashboard.charts import CONFIG
@@ -25,7 +26,8 @@ def show(context: Context) -> None:
     if not table.num_rows:
         st.info(
             "This run has no per-layer measurements: they are written every `diagnostic_interval` steps "
-            f"({run.config.get('diagnostic_interval', 'not set')} here), and it has reached step {row.step}."
+            f"({as_markdown(str(run.config.get('diagnostic_interval', 'not set')))} here), and it has reached step "
+            f"{row.step}."
         )
         return
     sites = set(table["site"].unique().to_pylist())
@@ -46,7 +48,7 @@ def show(context: Context) -> None:
             alt = f"{METRICS[metric].label} at the {site} of {len(data.layers)} layers over steps."
             st.plotly_chart(heat_figure(data, metric, row.collapse_step), key=f"heat {metric}", config=CONFIG, alt=alt)
     if row.collapse_step is not None:
-        st.caption(f"Dashed line: the verdict, {row.reason}.")
+        st.caption(f"Dashed line: the verdict, {as_markdown(str(row.reason))}.")
 
 
 def measured_metrics(table: pa.Table, site: str) -> list[str]:

@@ -10,6 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from altgrad.compare import Row
+from altgrad.foreign import as_markdown
 from altgrad.markdown import duration
 from altgrad.progress import Progress, best_sentence, compute_sentence, newest_events, progress
 from altgrad.results import Status
@@ -23,7 +24,7 @@ _COUNTED: Sequence[Status] = ("running", "completed", "collapsed", "failed")
 def show(context: Context) -> None:
     """The page."""
     rows = context.rows
-    st.title(f"Overview of {context.sweep.folder.name}")
+    st.title(f"Overview of {as_markdown(context.sweep.folder.name)}")
     planned = context.sweep.planned
     _counts(rows, planned)
     _work(progress(rows, context.sweep.runs, planned, time.time()))

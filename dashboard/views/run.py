@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,10 @@ import yaml
 
 from altgrad.compare import Row
 from altgrad.compare.pairing import DEFAULTS
+from altgrad.compare.tables import gap_text
+from altgrad.foreign import as_code, as_command, as_file_name, as_here_document, as_markdown, without_pictures
 from altgrad.lines import View, describe, line
-from altgrad.markdown import duration, number
+from altgrad.markdown import ABSENT, duration, number
 from altgrad.metrics import METRICS, columns
 from altgrad.progress import event_row
 from altgrad.report import stored_report
@@ -28,6 +31,7 @@ _FACTS = (
     *("host", "device", "resources", "workers", "threads", "compiled", "compile_reason", "git_commit", "parameters"),
     *("vocabulary", "initial_weights_hash", "batches_hash", "attempt"),
 )
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
 
 
 def show(context: Context) -> None:
@@ -54,16 +58,19 @@ def _state(context: Context, run: WatchedRun, row: Row) -> None:
     cells[0].metric("Status", row.status.capitalize())
     cells[1].metric("Step", f"{row.step:,} of {row.max_steps:,}")
     cells[2].metric("Validation loss", number(row.validation_loss))
-    cells[3].metric("Gap to BF16", "baseline" if row.is_baseline else "–" if row.gap is None else f"{row.gap:+.4f}")
+    at = "" if row.gap_step is None else f" at step {row.gap_step:,}"
+    cells[3].metric(f"Gap to BF16{at}", ABSENT if row.gap is None and not row.is_baseline else gap_text(row))
     cells[4].metric("Time", duration(row.seconds))
     if row.status == "killed":
         st.warning("The run ended without an end record: it was killed. All that it had written until then is shown.")
+    if row.pairing:
+        st.caption(f"Gap to BF16: {as_markdown(row.pairing)}.")
     if row.reason is not None:
-        st.error(f"{row.status.capitalize()}: {row.reason}")
+        st.error(as_markdown(f"{row.status.capitalize()}: {row.reason}"))
     if row.collapse_step is not None:
         context.link("failures", "Why it collapsed", run=run.name)
     for part in run.tables.broken_parts():
-        st.warning(f"`{part}` is damaged and left out; the rows of the other parts are shown.")
+        st.warning(f"{as_code(part)} is damaged and left out; the rows of the other parts are shown.")
 
 
 def _curves(run: WatchedRun, row: Row) -> None:
@@ -129,9 +136,11 @@ def reproduce(run: WatchedRun) -> str:
     """The shell commands that train this run again, its config included."""
     config = yaml.safe_dump(changed_fields(run.config), sort_keys=False, default_flow_style=False)
     commit = run.info.get("git_commit")
-    lines = [f"git checkout {commit}"] if commit else []
-    lines += [f"cat > {run.name}.yaml <<'END'", config.rstrip(), "END"]
-    return "\n".join([*lines, f"python -m altgrad train {run.name}.yaml --out reproduced/{run.name}"])
+    name = as_file_name(run.name)
+    lines = [as_command(["git", "checkout", str(commit)])] if commit and _COMMIT.fullmatch(str(commit)) else []
+    lines.append(as_here_document(config, f"{name}.yaml"))
+    lines.append(as_command(["python", "-m", "altgrad", "train", f"{name}.yaml", "--out", f"reproduced/{name}"]))
+    return "\n".join(lines)
 
 
 def _checkpoints(run: WatchedRun) -> None:
@@ -139,7 +148,7 @@ def _checkpoints(run: WatchedRun) -> None:
     try:
         found = (run.folder / "checkpoints").list()
     except OSError as error:
-        st.caption(f"Cannot be listed: {error}")
+        st.caption(f"Cannot be listed: {as_markdown(str(error))}")
         return
     if not found:
         st.caption("None has been written.")
@@ -160,7 +169,7 @@ def _report(run: WatchedRun) -> None:
     try:
         text = stored_report(run)
     except (ValueError, OSError) as error:
-        st.caption(f"Cannot be made: {error}")
+        st.caption(f"Cannot be made: {as_markdown(str(error))}")
         return
     with st.container(border=True):
-        st.markdown(text)
+        st.markdown(without_pictures(text))

@@ -10,10 +10,12 @@ import streamlit as st
 from altgrad.compare import STEP_COLUMNS, Row, by_group
 from altgrad.metrics import METRICS
 from dashboard.context import Context
-from dashboard.table import CELL_COLUMNS, COLUMNS, HEADS, group_frame, group_name, run_frame
+from dashboard.table import CELL_COLUMNS, COLUMNS, HEADS, csv_of, group_frame, group_name, run_frame
 from dashboard.widgets import choose_kept, choose_many, choose_named, choose_one, show_table, switch
 
-_HIDDEN = ("learning_rate", "loss", "best_step", "gap_step")  # until asked for
+_HIDDEN = ("learning_rate", "loss", "best_step")  # until asked for
+_WHERE_THERE_IS_ANY = ("setting", "pairing")
+_BETTER_IF_LOWER = ("loss", "validation_loss", "best_validation_loss", "gap", "gap_low", "gap_high")
 _MANY = 200  # rows from which on the small loss curves would take longer than the rest of the page
 
 
@@ -29,27 +31,43 @@ def show(context: Context) -> None:
         st.info("No run matches the filters. Clear one of them.")
         return
     frame = group_frame(rows) if per_group else run_frame(rows, context.sweep, len(rows) <= _MANY)
+    members = list(by_group(rows).values()) if per_group else [[row] for row in rows]
     with second:
         names = [name for name in frame.columns if name != "loss_curve"]
         by = choose_kept("Sort by", names, "sort", "validation_loss", format_func=HEADS.__getitem__)
     with third:
         descending = switch("Descending", "descending")
     with fourth, st.popover("Columns"):
-        default = [name for name in frame.columns if per_group or name not in _HIDDEN]
+        default = [name for name in frame.columns if _is_shown(frame, name, per_group)]
         shown = choose_named("Columns", {name: HEADS[name] for name in frame.columns}, "columns", default)
     frame = frame.sort_values(by, ascending=not descending, na_position="last", kind="stable")
+    if by in _BETTER_IF_LOWER and not descending:  # who collapsed early is not the best
+        lasted = pd.Series([_lasted(members[at]) for at in frame.index], index=frame.index)
+        frame = frame.loc[lasted.sort_values(ascending=False, kind="stable").index]
     frame = frame[[name for name in frame.columns if name in shown]]
     if not shown:
         st.info("Choose at least one column.")
         return
-    _table(context, frame, list(by_group(rows).values()) if per_group else [[row] for row in rows], per_group)
+    _table(context, frame, members, per_group)
     st.download_button(
         "Download as CSV",
-        frame.drop(columns=["loss_curve"], errors="ignore").rename(columns=HEADS).to_csv(index=False),
+        csv_of(frame.drop(columns=["loss_curve"], errors="ignore").rename(columns=HEADS)),
         file_name=f"{context.sweep.folder.name}.csv",
         mime="text/csv",
         on_click="ignore",
     )
+
+
+def _is_shown(frame: pd.DataFrame, name: str, per_group: bool) -> bool:
+    """Whether a column is shown until somebody chooses otherwise; one that says nothing of any row is not."""
+    if name in _WHERE_THERE_IS_ANY:
+        return bool(frame[name].astype(bool).any())
+    return per_group or name not in _HIDDEN
+
+
+def _lasted(members: Sequence[Row]) -> bool:
+    """Whether all runs of a row are alive; also a group with one collapse is no winner."""
+    return all(row.alive for row in members)
 
 
 def filtered(context: Context) -> list[Row]:
@@ -57,16 +75,16 @@ def filtered(context: Context) -> list[Row]:
     rows = context.rows
     columns = st.columns(4)
     kept: list[Row] = rows
-    fields: Sequence[tuple[str, str]] = (
-        ("Format", "format"),
-        ("Variant", "variant"),
-        ("Intervention", "intervention"),
-        ("Status", "status"),
+    fields: Sequence[tuple[str, str, str]] = (  # title, name in the URL, what of a row
+        ("Format", "format", "format"),
+        ("Variant", "variant", "treatment"),
+        ("Intervention", "intervention", "intervention"),
+        ("Status", "status", "status"),
     )
-    for column, (title, field) in zip(columns, fields, strict=True):
+    for column, (title, name, field) in zip(columns, fields, strict=True):
         options = sorted({getattr(row, field) or "default" for row in rows})
         with column:
-            wanted = choose_many(title, options, field, placeholder="all")
+            wanted = choose_many(title, options, name, placeholder="all")
         if wanted:
             kept = [row for row in kept if (getattr(row, field) or "default") in wanted]
     return kept

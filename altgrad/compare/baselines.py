@@ -1,0 +1,79 @@
+"""Each run with the BF16 run it is held against, and the gap between the two (see `gap`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from altgrad.compare.gap import gap_at, last_common_step
+from altgrad.compare.origin import NOT_RECORDED
+from altgrad.compare.row import Row, Unpaired
+
+
+@dataclass(frozen=True)
+class _Match:
+    """A run, its baseline (None where there is none that it may be compared with), and a sentence about that."""
+
+    member: Unpaired
+    baseline: Unpaired | None
+    said: str
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether both are, so that their gap is one of those that are compared."""
+        return self.baseline is not None and self.member.row.alive and self.baseline.row.alive
+
+
+def paired(members: Sequence[Unpaired]) -> list[Row]:
+    """The rows of some runs, each with its baseline and gap, or with the sentence why it has none."""
+    candidates = _candidates(members)
+    matches = [_match(member, candidates.get(member.settings.pair, [])) for member in members]
+    steps = _common_steps(matches)
+    return [_row(match, steps.get(match.member.settings.task)) for match in matches]
+
+
+def _candidates(members: Iterable[Unpaired]) -> dict[str, list[Unpaired]]:
+    """By `Settings.pair` the baselines, by name; several only where they differ in what they started from."""
+    found: dict[str, list[Unpaired]] = {}
+    for member in sorted(members, key=lambda member: member.row.run):
+        if member.settings.is_baseline:
+            known = found.setdefault(member.settings.pair, [])
+            if all(member.origin.obstacle(other.origin) for other in known):
+                known.append(member)
+    return found
+
+
+def _match(member: Unpaired, candidates: Sequence[Unpaired]) -> _Match:
+    if not candidates:
+        return _Match(member, None, "")
+    obstacles = [member.origin.obstacle(candidate.origin) for candidate in candidates]
+    if None not in obstacles:
+        return _Match(member, None, obstacles[0] or "")
+    baseline = candidates[obstacles.index(None)]
+    vouched = baseline is member or member.origin.vouches_for(baseline.origin)
+    return _Match(member, baseline, "" if vouched else NOT_RECORDED)
+
+
+def _common_steps(matches: Iterable[_Match]) -> dict[str, int | None]:
+    """By `Settings.task` the last step that all runs alive, and their baselines, have measured."""
+    losses: dict[str, list[Unpaired]] = {}
+    for match in matches:
+        member, baseline = match.member, match.baseline
+        if baseline is None or baseline is member or not match.is_alive:
+            continue
+        if len(member.loss.steps) and len(baseline.loss.steps):  # what has measured nothing yet holds nobody up
+            losses.setdefault(member.settings.task, []).extend((member, baseline))
+    return {task: last_common_step(one.loss for one in compared) for task, compared in losses.items()}
+
+
+def _row(match: _Match, common: int | None) -> Row:
+    row, baseline = match.member.row, match.baseline
+    if baseline is None:
+        return replace(row, pairing=match.said)
+    if baseline is match.member:
+        return replace(row, is_baseline=True, baseline=row.run, common_step=common)
+    row = replace(row, baseline=baseline.row.run, common_step=common, pairing=match.said)
+    step = common
+    if not match.is_alive or step is None or step not in match.member.loss.steps:
+        step = last_common_step([match.member.loss, baseline.loss])
+    return row if step is None else replace(row, gap=gap_at(step, match.member.loss, baseline.loss), gap_step=step)

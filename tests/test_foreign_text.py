@@ -26,8 +26,8 @@ HOSTILE = [
     "![i](http://evil.test/a.png)", "![i][r]\n\n[r]: http://evil.test/b.png", "[click](http://evil.test)",
     "<img src=http://evil.test/c.png>", "<http://evil.test>", "`code` ``more`` ```", "**bold** _em_ ~~gone~~",
     "# head", "- item", "1. item", "> quote", "a\n\n---\n\nb", "a|b|c", "&lt;img&gt;", "\\![x](http://evil.test)",
-    "$\\href{http://evil.test}{x}$", "x' ; touch hacked ; '", "$(touch hacked) `touch hacked`", "END\ntouch hacked\nEND",
-    "../../etc/passwd", "-rf", "~/.bashrc", "a\x00b"[:1], " ", "`", "``", "===", "+ x", "e7m0_stored+clip-s42",
+    "$\\href{http://evil.test}{x}$", "x' ; touch hacked ; '", "$(touch hacked) `touch hacked`", "END\ntouch y\nEND",
+    "../../etc/passwd", "-rf", "~/.bashrc", " ", "`", "``", "===", "+ x", "e7m0_stored+clip-s42",
 ]  # fmt: skip
 ALPHABET = "![]()<>`*_#-+.1 \n|\\&~$:'\"/abEND"
 
@@ -91,7 +91,7 @@ def test_a_report_without_pictures_reads_as_before() -> None:
     assert MarkdownIt().enable("table").render(without_pictures(report)) == MarkdownIt().enable("table").render(report)
 
 
-@pytest.mark.parametrize("text", [text for text in HOSTILE if "\x00" not in text])
+@pytest.mark.parametrize("text", HOSTILE)
 def test_a_shell_runs_nothing_of_the_text(tmp_path: Path, text: str) -> None:
     name = as_file_name(text)
     assert "/" not in name and not name.startswith(("-", ".")) and name

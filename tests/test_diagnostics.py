@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from altgrad.diagnostics.protocol import LayerStep
 from altgrad.diagnostics.rank import stable_rank
 from altgrad.formats import find_format
+from altgrad.quantization.round import round_to_format
 from tests import slow_diagnostics as slow
 from tests.stepped_layers import Bench, rows_of
 
@@ -107,6 +109,75 @@ def test_with_fp32_nothing_stalls_and_the_intent_arrives_whole():
     assert snapshot.values["stall_rate"] == 0.0
     assert snapshot.values["realised_displacement"] == 1.0
     assert snapshot.values["on_grid_fraction"] == 1.0
+
+
+def ulps_moved(name: str, before: list[float], after: list[float], scale: float = 1.0) -> LayerStep:
+    """A step of stored values under a scale that was there before it."""
+    bench = Bench(nn.Sequential(nn.Linear(len(before), 1)), format=name)
+    old, new = (torch.tensor([values], dtype=torch.float32) for values in (before, after))
+    one = torch.ones_like(old)
+    return LayerStep("0", bench.layers["0"], one, old, old, new, new, one * scale, one / scale)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "before", "after", "moved"),
+    [
+        ("E0M7", 1.0, 127 / 128, 1.5, 65),  # 192 / 128, which the doubled scale of after the step has
+        ("E0M7", 1.0, 127 / 128, 4.0, 385),  # fixed point: the step stays 1/128
+        ("E0M7", 1.0, -1 / 128, 1 / 256, 1),  # half a step counts as the even position
+        ("E4M3", 1.0, 448.0, 512.0, 2),  # 480, 512
+        ("E4M3", 2.0, 896.0, 1024.0, 2),
+        ("E4M3", 0.5, 224.0, -224.0, -252),  # the index of 448 is 126
+        ("E3M4", 1.0, 31.0, 40.0, 5),  # 32, 34, 36, 38, 40
+        ("E7M0", 1.0, 2.0**64, 2.0**67, 3),
+        ("E1M6", 1.0, 3.96875, 4.0, 1),
+        ("E5M2", 2.0**-40, 2.0**-40, 2.0**-41 * 1.25, -3),  # 1.75, 1.5, 1.25 of the binade below
+    ],
+)
+def test_moves_are_counted_on_the_grid_of_before_the_step_beyond_its_largest_value_too(
+    name, scale, before, after, moved
+):
+    step = ulps_moved(name, [before], [after], scale)
+    assert step.ulps_moved.item() == moved
+
+
+@pytest.mark.parametrize("name", ["E0M7", "E1M6", "E2M5", "E4M3", "E5M2", "E7M0", "BF16", "E2M13", "E0M3"])
+@pytest.mark.parametrize("growth", [0.25, 0.5, 1.0, 2.0, 8.0])
+def test_moves_over_a_change_of_scale_are_those_of_exact_arithmetic(name, growth):
+    """Values on the old grid become values on another one, larger or smaller by a power of two, up to its top."""
+    fmt = find_format(name)
+    generator = torch.Generator().manual_seed(1)
+    top = min(fmt.max, 2.0**40)
+    spread = torch.exp2(-8 * torch.rand(2, 300, generator=generator)) * top * torch.randn(2, 300, generator=generator)
+    before, after = (round_to_format(row, fmt) for row in spread)
+    after = after * growth
+    step = ulps_moved(name, (before / 4).tolist(), (after / 4).tolist(), 0.25)
+    expected = [
+        slow.position(y, fmt) - slow.position(x, fmt) for x, y in zip(before.tolist(), after.tolist(), strict=True)
+    ]
+    assert step.ulps_moved[0].tolist() == [float(np.float32(number)) for number in expected]
+
+
+@pytest.mark.parametrize("name", ["E0M7", "E2M5", "E4M3", "E7M0"])
+def test_stalled_is_a_weight_whose_stored_value_stayed_whatever_the_scale_did(name):
+    """A largest weight that grows doubles the scale: others stay."""
+    bench = Bench(nn.Sequential(nn.Linear(20, 8)), format=name, learning_rate=1e-4)
+    layer = bench.layers["0"]
+    with torch.no_grad():
+        layer.weight[0, 0] = 1.9 * layer.weight.abs().max()  # below the top or above it, as the format has it
+    stored, weight = layer.rounded_weight(), layer.weight.detach().clone()
+    bench.backward()
+    bench.before_step()
+    steps = bench.finish()
+    with torch.no_grad():
+        layer.weight[0, 0] *= 2
+    grown = dataclasses.replace(steps[0], intended=layer.weight.detach().clone(), stored_after=layer.rounded_weight())
+    snapshot, _ = bench.diagnostics.measure(1, [grown])
+    pairs = zip(weight.flatten().tolist(), layer.weight.flatten().tolist(), strict=True)
+    values = zip(stored.flatten().tolist(), layer.rounded_weight().flatten().tolist(), strict=True)
+    kept = [old == new for (old, new), (asked, to) in zip(values, pairs, strict=True) if asked != to]
+    assert snapshot.values["stall_rate"] == pytest.approx(sum(kept) / len(kept))
+    assert 0 < sum(kept) < len(kept)
 
 
 def test_a_weight_that_crosses_zero_moves_the_sum_of_both_indices():

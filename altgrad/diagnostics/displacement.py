@@ -3,7 +3,10 @@
 A stall rate speaks of one step; stochastic rounding stalls most weights at every step and still moves each of them
 where it should go on average.  So the changes are summed over a window of steps before they are compared.  Sums of
 changes telescope: only the window's ends are kept, and without master weights the sum of what write-backs took away.
-Values are compared, not grid positions, so that a format or a scale may change within a window.
+Values are compared, not grid positions, so that a scale may change within a window.
+
+What an intervention did to the weights (a rollback, a shift's rounding to other formats) is neither intended by the
+optimizer nor arrival: whoever sees that weights or formats were changed begins the window anew (`restart`).
 """
 
 from __future__ import annotations
@@ -25,10 +28,20 @@ class Displacement(Diagnostic):
     """
 
     def __init__(self, layers: Mapping[str, QuantizedLinear], corrections: Mapping[str, Tensor] | None) -> None:
+        self._layers = layers
         self._corrections = corrections
         self._stored = {name: layer.rounded_weight() for name, layer in layers.items()}
         masters = layers if corrections is None else {}
         self._weight = {name: layer.weight.detach().float().clone() for name, layer in masters.items()}
+
+    def restart(self) -> None:
+        """Begin the window here: what happened to the weights until now is no part of it."""
+        for name, layer in self._layers.items():
+            self._stored[name].copy_(layer.rounded_weight())
+            if name in self._weight:
+                self._weight[name].copy_(layer.weight.detach())
+        for correction in (self._corrections or {}).values():
+            correction.zero_()
 
     def measure(self, steps: Sequence[LayerStep]) -> Measured:
         parts = {}

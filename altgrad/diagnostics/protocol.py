@@ -60,16 +60,21 @@ class LayerStep:
     def ulps_moved(self) -> Tensor:
         """Signed number of grid positions from `stored_before` to `stored_after`; NaN where one is not finite.
 
-        On the grid (format and scale) of before the step.
+        On the grid (format and scale) of before the step, as if it had no largest value: where the scale has grown, a
+        new value may lie above it.  A floating-point grid goes on with further exponents, a fixed-point one with the
+        same step.  A new value between two positions, which a smaller scale makes possible, counts as the nearest one.
         """
-        before, after = (
-            grid_index(stored * self.inverse_scale, self.tensors) for stored in (self.stored_before, self.stored_after)
-        )
-        if self.format.max_index >= 2**30:  # the difference of two indices may need more than 32 bits
-            after = after.to(torch.int64)
-        moved = (after - before).to(torch.float32)
-        finite = torch.isfinite(self.stored_before) & torch.isfinite(self.stored_after)
-        return moved.masked_fill_(~finite, torch.nan)
+        before, after = (stored * self.inverse_scale for stored in (self.stored_before, self.stored_after))
+        finite = torch.isfinite(before) & torch.isfinite(after)
+        moved = self._position(after) - self._position(before)
+        return moved.to(torch.float32).masked_fill_(~finite, torch.nan)
+
+    def _position(self, scaled: Tensor) -> Tensor:
+        """Index of the nearest value on the extended grid, in a type that holds the difference of two."""
+        if self.format.exponent_bits == 0:
+            return (scaled.double() * 2**self.format.mantissa_bits).round_()
+        index = grid_index(scaled, self.tensors)
+        return index if self.format.mantissa_bits < 22 else index.to(torch.int64)
 
 
 Ratio = tuple[Tensor, Tensor | int]  # numerator and denominator

@@ -9,18 +9,18 @@ from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured
 
 
 class Stall(Diagnostic):
-    """Share of weights with a non-zero update that kept their grid position, and of those whose value stayed the same.
+    """Share of weights with a non-zero update whose stored value stayed the same, and of all weights of which it did.
 
-    The two differ where nothing was asked for, and where a new scale changed a value that kept its position.
+    Values are compared, not grid positions: another scale may give the same position another value.
     """
 
     def measure(self, steps: Sequence[LayerStep]) -> Measured:
         found = Measured()
         stalled, unchanged = {}, {}
         for step in steps:
-            asked = step.update != 0
-            stalled[step.name] = total(asked & (step.ulps_moved == 0)), total(asked)
-            unchanged[step.name] = total(step.stored_after == step.stored_before), asked.numel()
+            asked, kept = step.update != 0, step.stored_after == step.stored_before
+            stalled[step.name] = total(asked & kept), total(asked)
+            unchanged[step.name] = total(kept), asked.numel()
         found.add_ratio("stall_rate", stalled)
         found.add_ratio("zero_update_fraction", unchanged)
         return found

@@ -66,6 +66,10 @@ class Diagnostics:
         self._last_histogram: int | None = None
         self._finite_gradient: dict[str, Tensor] = {}
 
+    def weights_were_changed(self) -> None:
+        """Somebody other than the optimizer changed weights or formats: what spans several steps begins anew."""
+        self._displacement.restart()
+
     def before_step(self, context: Context) -> None:
         """Look at the gradients as backward left them."""
         gradients = {name: layer.weight.grad for name, layer in context.layers.items()}

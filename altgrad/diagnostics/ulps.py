@@ -1,6 +1,6 @@
 """ULPs moved: how many grid positions the real optimizer step moved each stored weight (DIAG-04).
 
-Counted on the grid of the run's format, from index differences.
+Counted on the grid of before the step (format and scale), extended beyond its largest value, from index differences.
 """
 
 from __future__ import annotations

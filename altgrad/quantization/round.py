@@ -119,11 +119,12 @@ def saturate(magnitude: Tensor, x: Tensor, fmt: FormatTensors) -> Tensor:
 
 
 def grid_index(x: Tensor, fmt: FormatTensors) -> Tensor:
-    """Signed index (int32) of the grid value nearest to x, at most that of the largest finite one; anything for NaN.
+    """Signed index (int32) of the grid value nearest to x; anything for NaN and inf.
 
-    Of a value on the grid: `fmt.value(abs(index)) == abs(x)`.
+    Of a value on the grid: `fmt.value(abs(index)) == abs(x)`.  Above the largest finite value the grid goes on with
+    further exponents, as that of a format with as many mantissa bits and more exponent bits.
     """
-    power_bits, double = _nearest_double(torch.minimum(x.abs(), fmt.max), fmt)
+    power_bits, double = _nearest_double(x, fmt)
     binade = (power_bits >> 23).sub_(fmt.min_field)
     index = (binade << fmt.mantissa_bits).add_(double.mul_(fmt.half_steps).to(torch.int32))
     negative = x.view(torch.int32) >> 31  # all bits or none

@@ -18,8 +18,10 @@ from altgrad.stability.protocol import StepState
 class NonFiniteGuard:
     """Skips steps with a non-finite loss or gradient; restores the last good snapshot of poisoned weights or moments.
 
-    A snapshot of parameters and optimizer state is taken every `interval` steps, in memory, once checked.
-    `companions`: tensors that tell of the weights' past and go back with them.
+    A snapshot of parameters and optimizer state is taken every `interval` steps, in memory, once checked; it is part of
+    the state, so that a restored run goes back to where the undisturbed one would.
+    `companions`: tensors that tell of the weights' past (amax histories, running statistics) and go back with them;
+    those that are finite at the start must stay so.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, interval: int, companions: Sequence[Tensor] = ()) -> None:
@@ -27,6 +29,8 @@ class NonFiniteGuard:
         self._interval = interval
         self._parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
         self._companions = companions
+        # what is not finite from the start (an attention mask of -inf) is as it should be
+        self._never_finite = ~_finite(companions) if companions else None
         self._take(step=0)
 
     def on_gradients(self, state: StepState) -> None:
@@ -46,11 +50,22 @@ class NonFiniteGuard:
             self._restore(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: after a restart the restored weights are the last good ones."""
-        return {}
+        """The snapshot."""
+        return {
+            "step": self._step,
+            "parameters": self._kept_parameters,
+            "companions": self._kept_companions,
+            "moments": self._kept_moments,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._take(step=0)
+        self._step = state["step"]
+        self._kept_parameters = _like(self._parameters, state["parameters"])
+        self._kept_companions = _like(self._companions, state["companions"])
+        self._kept_moments = [
+            {key: value.to(parameter.device) if torch.is_tensor(value) else value for key, value in moments.items()}
+            for parameter, moments in zip(self._parameters, state["moments"], strict=True)
+        ]
 
     def _moments(self) -> list[dict[str, Any]]:
         return [self._optimizer.state.get(parameter, {}) for parameter in self._parameters]
@@ -61,7 +76,10 @@ class NonFiniteGuard:
             *(t for moments in self._moments() for t in moments.values() if torch.is_tensor(t)),
         ]
         floats = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
-        return bool(torch.stack([torch.isfinite(norm) for norm in torch._foreach_norm(floats, torch.inf)]).all())
+        good = _finite(floats).all()
+        if self._never_finite is not None:
+            good = good & (_finite(self._companions) | self._never_finite).all()
+        return bool(good)
 
     def _take(self, step: int) -> None:
         self._step = step
@@ -85,6 +103,16 @@ class NonFiniteGuard:
             if not moments:
                 del self._optimizer.state[parameter]
         state.event("rollback", to_step=self._step)
+
+
+def _finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Which of the tensors (at least one) hold finite numbers alone, (n,) bool; does not wait for the device."""
+    return torch.stack([torch.isfinite(norm) for norm in torch._foreach_norm(list(tensors), torch.inf)])
+
+
+def _like(tensors: Sequence[Tensor], kept: Sequence[Tensor]) -> list[Tensor]:
+    """Kept tensors on the devices of those that they are copies of."""
+    return [copy.to(tensor.device) for tensor, copy in zip(tensors, kept, strict=True)]
 
 
 def _word(value: float) -> float | str:

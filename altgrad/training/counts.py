@@ -36,6 +36,7 @@ class SiteCounts:
         }
         self._ranks = ranks
         self._values: dict[SiteKey, list[float]] = {}
+        self._amaxes: dict[SiteKey, Tensor] = {}
 
     def read(self, loss: Tensor, others: Tensor) -> tuple[float, list[float]]:
         """(loss, `others`) as numbers, together with all sites' counts: the step's one transfer to the host.
@@ -49,13 +50,18 @@ class SiteCounts:
         else:
             head, used = self._over_ranks(head, taken)
         loss_value, *numbers = torch.cat([head, *used.values()]).tolist()
-        self._values = {}
+        self._values, self._amaxes = {}, {}
         for key, start in zip(used, range(len(others), len(numbers), len(COUNTERS)), strict=True):
             values = numbers[start : start + len(COUNTERS)]
             if values[_USES]:
                 self._values[key] = values
-                self._sites[key].remember(used[key][_AMAX])
+                self._amaxes[key] = used[key][_AMAX]
         return loss_value, numbers[: len(others)]
+
+    def remember(self) -> None:
+        """Hand what was last read to delayed scaling; of a step that is skipped it must not know."""
+        for key, amax in self._amaxes.items():
+            self._sites[key].remember(amax)
 
     def _over_ranks(self, head: Tensor, taken: Mapping[SiteKey, Tensor | None]) -> tuple[Tensor, dict[SiteKey, Tensor]]:
         """Loss, others and counts of the global batch; a site that no rank used comes out as zeros."""

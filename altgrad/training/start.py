@@ -28,8 +28,7 @@ def hash_weights(model: nn.Module) -> str:
 
 
 def check_alike(ranks: Ranks, device: torch.device, weights: str, batches: str) -> None:
-    """Ranks must start from the same weights and batches (by their hashes), but with random numbers (dropout) of their
-    own, which they get here.  Raises ValueError."""
+    """Ranks must start from the same weights and batches (by their hashes).  Raises ValueError."""
     if ranks.alone:
         return
     if device.index is not None:
@@ -38,5 +37,3 @@ def check_alike(ranks: Ranks, device: torch.device, weights: str, batches: str) 
     for rank, start in enumerate(starts):
         if start != starts[0]:
             raise ValueError(f"rank {rank} has other initial weights or batches than rank 0; seed them alike")
-    if not ranks.first:
-        torch.manual_seed(torch.initial_seed() + ranks.rank)

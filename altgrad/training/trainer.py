@@ -36,7 +36,7 @@ from altgrad.training.optim import WriteBack, build_optimizer, learning_rate
 from altgrad.training.payoff import How
 from altgrad.training.ranks import Ranks
 from altgrad.training.start import check_alike, device_named, hash_weights
-from altgrad.training.watch import RandomState, WeightWatch
+from altgrad.training.watch import ForeignChanges, StepRandom, WeightWatch
 
 
 @dataclass
@@ -80,7 +80,9 @@ class Trainer:
                 raise ValueError("batches.vocabulary is None, which the built-in GPT needs; give your own model too")
             model = build_gpt(config, batches.vocabulary)
         self.initial_weights_hash = hash_weights(model)
-        self.model = model.to(self.device).train()
+        self.model = model.to(self.device)
+        if not model.training:  # else whoever made it may have frozen parts of it in evaluation mode
+            model.train()
         self.layers: dict[str, QuantizedLinear] = quantize_model(model, config)
         self._key = torch.zeros(2 if self.ranks.alone else 3, dtype=torch.int32, device=self.device)
         for layer in self.layers.values():
@@ -97,10 +99,11 @@ class Trainer:
             self._write_back.forget()
         self._counts = SiteCounts(self.layers, self.ranks)
         self._watch = WeightWatch(self.layers)
-        self._random = RandomState(self.device)
+        self._random = StepRandom(self.device)
         self._loss = StepLoss(model, self.layers, config, self.device, runs_alike, compiled_before, self.ranks)
         corrections = None if self._write_back is None else self._write_back.corrections
         self._diagnostics = Diagnostics(config, model, self.layers, corrections)
+        self._changes = ForeignChanges(self._parameters, self.layers)
         self.interventions = self._build_interventions()
         self.step_number = 0
         self.elapsed_seconds = 0.0
@@ -116,8 +119,8 @@ class Trainer:
         return self._loss.reason
 
     def _build_interventions(self) -> list[Intervention]:
-        corrections = [] if self._write_back is None else list(self._write_back.corrections.values())
-        chosen: list[Intervention] = [NonFiniteGuard(self.optimizer, self.config.diagnostic_interval, corrections)]
+        past = [buffer for buffer in self.model.buffers() if buffer.is_floating_point() and buffer.numel()]
+        chosen: list[Intervention] = [NonFiniteGuard(self.optimizer, self.config.diagnostic_interval, past)]
         if self.config.enable_emergency_shift:
             chosen.append(EmergencyMantissaShift(self.config, self.layers, self._write_back))
         if self.config.enable_partition_clipping:
@@ -125,10 +128,21 @@ class Trainer:
         return chosen
 
     def step(self) -> StepOutcome:
-        """Train one step and say what was measured."""
+        """Train one step and say what was measured.
+
+        torch's global random numbers are seeded for the step and given back afterwards as they were.
+        """
         started = time.perf_counter()
         self.step_number += 1
+        with self._random.borrowed():
+            outcome, tokens = self._step()
+        self._account(outcome.record, tokens, time.perf_counter() - started)
+        return outcome
+
+    def _step(self) -> tuple[StepOutcome, int]:
+        """The step, and the number of its tokens."""
         step, config = self.step_number, self.config
+        self._random.seed("batch", config.seed, step)
         batch = self.batches.training(step)
         inputs, targets = (self._on_device(part) for part in self.ranks.part(batch))
         rate = learning_rate(config, step)
@@ -137,14 +151,14 @@ class Trainer:
         fill_key(self._key, *(config.seed, step, self.ranks.rank)[: len(self._key)])
 
         measuring = step % config.diagnostic_interval == 0 or step == config.max_steps
-        before_forward = self._random.take() if measuring else []
+        self._seed_masks()
         loss = self._forward_backward(inputs, targets)
         state = self._read(step, loss)
         state.measured["learning_rate"] = rate
         if measuring and state.finite:
 
             def loss_again() -> Tensor:
-                self._random.put(before_forward)  # the same dropout masks
+                self._seed_masks()  # the shadow drops what the step dropped
                 return self.model(inputs, targets)
 
             self._diagnostics.before_step(Context(step, self.layers, loss_again, self.ranks))
@@ -155,12 +169,20 @@ class Trainer:
             self._update(state, outcome, measuring=measuring and state.finite)
         for intervention in self.interventions:
             intervention.after_step(state)
+        self._notice_changes()
 
         if step % config.eval_interval == 0 or step == config.max_steps:
             state.measured["validation_loss"] = self.validation_loss()
-        tokens = len(batch[0]) if batch[0].is_floating_point() else batch[0].numel()
-        self._account(outcome.record, tokens, time.perf_counter() - started)
-        return outcome
+        return outcome, len(batch[0]) if batch[0].is_floating_point() else batch[0].numel()
+
+    def _seed_masks(self) -> None:
+        """Random numbers of this step's forward pass (dropout): other ones on every rank, since its rows are others."""
+        self._random.seed("forward", self.config.seed, self.step_number, self.ranks.rank)
+
+    def _notice_changes(self) -> None:
+        """What an intervention or the caller did to weights or formats is not the optimizer's doing."""
+        if self._changes.found():
+            self._diagnostics.weights_were_changed()
 
     def _on_device(self, part: Tensor) -> Tensor:
         """A batch's tensor where the model is; only from pinned memory does a copy not wait for the device."""
@@ -200,6 +222,8 @@ class Trainer:
 
     def _update(self, state: StepState, outcome: StepOutcome, *, measuring: bool) -> None:
         """Clip, move the optimizer, write back, and measure around it."""
+        self._notice_changes()
+        self._counts.remember()
         if self.config.gradient_clip:
             state.limit_norm(self.config.gradient_clip)
         if measuring:
@@ -209,6 +233,7 @@ class Trainer:
             self._watch.after_optimizer()
         if self._write_back is not None:
             self._write_back()
+        self._changes.accept()
         if measuring:
             snapshot, outcome.tensors = self._diagnostics.measure(state.step, self._watch.steps())
             outcome.record.update(snapshot.values)
@@ -220,13 +245,17 @@ class Trainer:
 
         Every rank evaluates all of them, as one process would: their number of rows need not divide among ranks.
         """
+        modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         self._key[2:].zero_()  # the whole batch, not a rank's rows of it
         total, count = torch.zeros((), device=self.device), 0
-        for inputs, targets in self.batches.validation():
-            total += self.model(self._on_device(inputs), self._on_device(targets)) * len(inputs)
-            count += len(inputs)
-        self.model.train()
+        with self._random.borrowed():
+            self._random.seed("validation", self.config.seed)
+            for inputs, targets in self.batches.validation():
+                total += self.model(self._on_device(inputs), self._on_device(targets)) * len(inputs)
+                count += len(inputs)
+        for module, training in modes:
+            module.training = training
         return float(total / count)
 
     def _account(self, record: dict[str, float], tokens: int, seconds: float) -> None:
@@ -237,7 +266,7 @@ class Trainer:
         record["tokens_per_second"] = tokens / seconds
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on; tensors, numbers and strings only.  Called on all ranks at once."""
+        """Everything that the next step depends on; tensors, numbers and strings only."""
         return {
             "step": self.step_number,
             "tokens": self.tokens,
@@ -248,7 +277,6 @@ class Trainer:
             "corrections": dict(self._write_back.corrections) if self._write_back is not None else {},
             "diagnostics": self._diagnostics.state_dict(),
             "interventions": [intervention.state_dict() for intervention in self.interventions],
-            "random": self.ranks.of_all(self._random.take()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -265,7 +293,7 @@ class Trainer:
         self._diagnostics.load_state_dict(state["diagnostics"])
         for intervention, kept in zip(self.interventions, state["interventions"], strict=True):
             intervention.load_state_dict(kept)
-        self._random.put(state["random"][self.ranks.rank])
+        self._changes.accept()
 
 
 def _non_finite_share(parameters: Sequence[Tensor]) -> float:

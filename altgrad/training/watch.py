@@ -1,13 +1,16 @@
-"""The weights around one optimizer step, copied so that the diagnostics can say what the step really did."""
+"""What surrounds one optimizer step: copies of the weights, who else changed them, and its random numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from altgrad.diagnostics.protocol import LayerStep
+from altgrad.formats import NumberFormat
 from altgrad.quantization.layers import QuantizedLinear
 
 
@@ -47,17 +50,58 @@ class WeightWatch:
         return found
 
 
-class RandomState:
-    """The state of torch's generators on the CPU and on the device in use: taken, kept, put back."""
+class ForeignChanges:
+    """Notices that somebody other than the optimizer changed a weight or the format that it is rounded to.
+
+    torch counts the changes of every tensor, so that no copy and no transfer is needed, and so that an intervention
+    that nobody thought of is noticed too.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], layers: Mapping[str, QuantizedLinear]) -> None:
+        self._parameters = parameters
+        self._layers = layers
+        self.accept()
+
+    def accept(self) -> None:
+        """What changed until now was the optimizer (or is known)."""
+        self._seen = self._state()
+
+    def found(self) -> bool:
+        """Whether anything changed since the last call of this or of `accept`."""
+        before, self._seen = self._seen, self._state()
+        return before != self._seen
+
+    def _state(self) -> tuple[list[int], list[NumberFormat]]:
+        versions = [parameter._version for parameter in self._parameters]
+        return versions, [layer.format_of("weight") for layer in self._layers.values()]
+
+
+class StepRandom:
+    """torch's random numbers on the CPU and on the device in use, as a function of the words they are seeded with.
+
+    Dropout then has the same masks in every run of one seed, whatever its format, and after a restart.  Seeding waits
+    for no device: a generator's state lies on the host.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self._generators = [torch.default_generator]
+        if device.type == "cuda":
+            torch.cuda.init()
+            index = torch.cuda.current_device() if device.index is None else device.index
+            self._generators.append(torch.cuda.default_generators[index])
 
-    def take(self) -> list[Tensor]:
-        cuda = [torch.cuda.get_rng_state(self._device)] if self._device.type == "cuda" else []
-        return [torch.get_rng_state(), *cuda]
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """Within, the generators may be seeded; afterwards they are as the caller had them."""
+        states = [generator.get_state() for generator in self._generators]
+        try:
+            yield
+        finally:
+            for generator, state in zip(self._generators, states, strict=True):
+                generator.set_state(state)
 
-    def put(self, state: list[Tensor]) -> None:
-        torch.set_rng_state(state[0])
-        for cuda in state[1:]:  # other GPUs of the machine, which may be fewer on the next one, are left alone
-            torch.cuda.set_rng_state(cuda, self._device)
+    def seed(self, purpose: str, *words: int) -> None:
+        """Start from `words`; for another purpose the same words give other numbers."""
+        digest = hashlib.blake2b(repr((purpose, *words)).encode(), digest_size=8).digest()
+        for generator in self._generators:
+            generator.manual_seed(int.from_bytes(digest, "big"))

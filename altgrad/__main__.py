@@ -142,6 +142,8 @@ def _status(options: argparse.Namespace) -> int:
     while True:
         states = sweep_state(folder)
         console.print(status_table(states))
+        for sentence in (sentence for state in states for sentence in state.damage):
+            console.print(sentence, soft_wrap=True, markup=False, highlight=False)
         if options.every is None or not any(state.status == "running" for state in states):
             return 0
         time.sleep(options.every)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from altgrad.results import ended_as
 from altgrad.storage import Folder
 
 REQUEST = "stop.json"
@@ -21,8 +22,9 @@ def request_stop(folder: Folder, reason: str = "") -> str:
     Raises FileNotFoundError where neither is there, ValueError where the run has ended.
     """
     if folder.has("run.json"):
-        if folder.has("end.json"):
-            raise ValueError(f"{folder}: the run has ended: {folder.read_json('end.json')['status']}")
+        status = ended_as(folder)
+        if status is not None:
+            raise ValueError(f"{folder}: the run has ended: {status}")
         what = "run"
     elif folder.has("sweep.json"):
         what = "sweep"
@@ -33,7 +35,10 @@ def request_stop(folder: Folder, reason: str = "") -> str:
 
 
 def stop_request(run: Folder, sweep: Folder | None = None) -> Mapping[str, Any] | None:
-    """The request to stop a run, its own or its sweep's; None where there is none.  An empty file is one too."""
+    """The request to stop a run, its own or its sweep's; None where there is none.
+
+    Whatever the file holds it is a request, only perhaps without a reason: an empty one is one too.
+    """
     for folder in (run, *([] if sweep is None else [sweep])):
         if folder.has(REQUEST):
             try:
@@ -45,4 +50,5 @@ def stop_request(run: Folder, sweep: Folder | None = None) -> Mapping[str, Any] 
 
 def stop_sentence(request: Mapping[str, Any]) -> str:
     """Why a run ended, for its end record."""
-    return f"stop requested: {request['reason']}" if request.get("reason") else "stop requested"
+    reason = request.get("reason")
+    return f"stop requested: {reason}" if reason and isinstance(reason, str) else "stop requested"

@@ -12,7 +12,7 @@ from altgrad.compare import Row, ranking
 from altgrad.events import Event, kind_of
 from altgrad.foreign import as_markdown
 from altgrad.markdown import number
-from altgrad.results import Run
+from altgrad.results import RecordError, Run, read_plan
 from altgrad.storage import Folder
 
 _BETWEEN_TRIALS = 600.0  # seconds in which a sweep that goes on starts its next trial, a first compile included
@@ -83,10 +83,9 @@ def compute_sentence(rows: Sequence[Row]) -> str | None:
 def planned_runs(sweep: Folder) -> int | None:
     """How many runs the sweep was started with, where its `sweep.json` says so."""
     try:
-        runs = sweep.read_json("sweep.json").get("runs")
-    except (ValueError, OSError):
+        return len(read_plan(sweep)["runs"])
+    except (RecordError, OSError):
         return None
-    return len(runs) if isinstance(runs, list) else None
 
 
 def best_sentence(rows: Sequence[Row]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from altgrad.markdown import ABSENT, duration, number
-from altgrad.results import Run, list_runs, read_rows
+from altgrad.results import Run, list_runs, read_plan, read_rows
 from altgrad.storage import Folder
 
 _COLUMNS = ("loss", "gap_to_baseline", "stall_rate", "overflow_rate", "elapsed_seconds")
@@ -32,6 +32,7 @@ class RunState:
     max_steps: int
     newest: Mapping[str, float]
     reason: str = ""
+    damage: tuple[str, ...] = ()  # parts that could not be read, a sentence each
 
     @property
     def eta(self) -> float | None:
@@ -58,10 +59,13 @@ class RunState:
 
 
 def sweep_state(sweep: Folder) -> list[RunState]:
-    """Every planned run of a sweep in the planned order.  Raises FileNotFoundError where there is no sweep.json."""
-    planned = sweep.read_json("sweep.json")["runs"]
+    """Every planned run of a sweep in the planned order.
+
+    Raises FileNotFoundError where there is no sweep.json, RecordError for one that cannot be used.
+    """
+    planned = read_plan(sweep)["runs"]
     runs, broken = list_runs(sweep)
-    found = {run.name: run for run in runs}
+    found = {run.folder.name: run for run in runs}
     with ThreadPoolExecutor(_READERS) as pool:
         states = dict(zip(found, pool.map(_state, found.values()), strict=True))
     return [states.get(plan["run"]) or _waiting(plan, broken.get(plan["run"])) for plan in planned]
@@ -80,13 +84,17 @@ def status_table(states: list[RunState]) -> Table:
 
 
 def _state(run: Run) -> RunState:
-    table, _ = read_rows(run.folder, "steps", _COLUMNS, newest=_NEWEST_PARTS)
+    try:
+        table, broken = read_rows(run.folder, "steps", _COLUMNS, newest=_NEWEST_PARTS)
+    except OSError as error:
+        return RunState(run.folder.name, run.config["format"], "unreadable", 0, run.config["max_steps"], {}, str(error))
     measured = {name: table[name].drop_null() for name in table.column_names}
     newest = {name: values[-1].as_py() for name, values in measured.items() if len(values)}
     summary = {} if run.end is None else run.end["summary"]
     reason = run.verdict.sentence() if run.verdict is not None else summary.get("error") or summary.get("reason") or ""
     step, config = int(newest.get("step", 0)), run.config
-    return RunState(run.name, config["format"], run.status, step, config["max_steps"], newest, reason)
+    damage = tuple(f"{run.folder.name}: steps/{part} is left out: {why}" for part, why in broken.items())
+    return RunState(run.folder.name, config["format"], run.status, step, config["max_steps"], newest, reason, damage)
 
 
 def _waiting(plan: Mapping[str, Any], broken: str | None) -> RunState:

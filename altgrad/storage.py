@@ -1,16 +1,19 @@
 """A folder on a local disk, NFS or an object store, through pyarrow's filesystems: one spelling for all.
 
-Writes are whole-file and atomic: a reader sees a file complete or not at all.  Credentials come from the environment
+Writes are whole-file and atomic: a reader sees a file complete or not at all.  What must outlast a loss of power is
+written durably (records, checkpoints); that waits for the disk, which many small parts need not.  Credentials come from the environment
 (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `GOOGLE_APPLICATION_CREDENTIALS`, ...), never from a location: locations are
 printed and stored.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -27,6 +30,7 @@ _GCS_OPTIONS = ("anonymous", "endpoint_override", "scheme")
 # An address that does not answer is known after 2 x 5 s.  Longer outages are the business of `Folder.patient`.
 _CONNECT_SECONDS, _REQUEST_SECONDS, _TRIES = 5.0, 30.0, 2
 _GCS_RETRIES = timedelta(seconds=3)
+_LARGEST_JSON, _DEEPEST_JSON = 2**28, 50  # bytes: a plan of some 100 000 runs; levels: a record has six
 _NOT_AN_OUTAGE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
@@ -100,18 +104,32 @@ class Folder:
     def has(self, name: str) -> bool:
         return self._insist(lambda: self.filesystem.get_file_info(f"{self.path}/{name}")).type == pafs.FileType.File
 
-    def read_bytes(self, name: str) -> bytes:
-        """Content of a file in the folder.  Raises FileNotFoundError."""
+    def read_bytes(self, name: str, at_most: int | None = None) -> bytes:
+        """Content of a file in the folder.  Raises FileNotFoundError; ValueError beyond `at_most` bytes."""
 
         def read() -> bytes:
             with self.filesystem.open_input_file(f"{self.path}/{name}") as file:
+                if at_most is not None and file.size() > at_most:
+                    raise ValueError(f"{self / name}: {file.size()} bytes; at most {at_most} are read")
                 return bytes(file.read())
 
         return self._insist(read)
 
-    def write_bytes(self, name: str, content: bytes | pa.Buffer) -> None:
-        """Write a file whole: complete or absent, also when the process dies.  Creates the folder."""
-        self._insist(lambda: self._write(f"{self.path}/{name}", content))
+    def write_bytes(self, name: str, content: bytes | pa.Buffer, *, durable: bool = False) -> None:
+        """Write a file whole: complete or absent, also when the process dies.  Creates the folder.
+
+        `durable`: also when the machine loses power right afterwards (an object store's objects always are).
+        """
+        self._insist(lambda: self._write(f"{self.path}/{name}", content, durable))
+
+    def make_durable(self, names: Iterable[str]) -> None:
+        """Make files of the folder outlast a loss of power, whatever way they were written; those gone are no matter.
+
+        Raises OSError.
+        """
+        if self.is_local:
+            paths = [f"{self.path}/{name}" for name in names]
+            self._insist(lambda: _sync_all(paths))
 
     def delete(self, name: str) -> None:
         """Delete a file in the folder.  Raises FileNotFoundError."""
@@ -131,7 +149,7 @@ class Folder:
                 outage.refused(error)
             outage.wait()
 
-    def _write(self, target: str, content: bytes | pa.Buffer) -> None:
+    def _write(self, target: str, content: bytes | pa.Buffer, durable: bool) -> None:
         if not self.is_local:  # object stores need no folder, and an object appears when its upload is complete
             with self.filesystem.open_output_stream(target) as stream:
                 stream.write(content)
@@ -141,26 +159,64 @@ class Folder:
         try:
             with open(temporary, "wb") as file:
                 file.write(content)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(temporary, target)
+            if durable:
+                _sync_folder(os.path.dirname(target))
         except BaseException:
             if os.path.exists(temporary):
                 os.unlink(temporary)
             raise
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """A JSON object.  Raises FileNotFoundError, or ValueError naming the file where it is not one."""
+        """A JSON object.  Raises FileNotFoundError, or ValueError naming the file where it is none, or a monster."""
+        text = self.read_bytes(name, at_most=_LARGEST_JSON)
+        if not text.strip():
+            raise ValueError(f"{self / name}: empty; expected a JSON object")
         try:
-            content = json.loads(self.read_bytes(name))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self / name}: not JSON: {error}") from error
+            content = json.loads(text, parse_constant=_refuse_constant)
+        except RecursionError:
+            raise ValueError(f"{self / name}: not JSON of ours: nested too deeply") from None
+        except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, a number of thousands of digits
+            raise ValueError(f"{self / name}: not JSON: {' '.join(str(error).split())[:200]}") from None
         if not isinstance(content, dict):
             raise ValueError(f"{self / name}: expected a JSON object, found {type(content).__name__}")
+        if _depth(content) > _DEEPEST_JSON:
+            raise ValueError(f"{self / name}: not JSON of ours: nested too deeply")
         return content
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON object; NaN and inf, which JSON lacks, become the strings "NaN", "Infinity", "-Infinity"."""
+        """Write a JSON object, durably; NaN and inf, which JSON lacks, become "NaN", "Infinity" and "-Infinity"."""
         text = json.dumps(_strict(content), indent=2, allow_nan=False)
-        self.write_bytes(name, (text + "\n").encode())
+        self.write_bytes(name, (text + "\n").encode(), durable=True)
+
+
+def _sync_all(paths: Sequence[str]) -> None:
+    for path in paths:
+        with suppress(FileNotFoundError):
+            _sync(path)
+    for folder in sorted({os.path.dirname(path) for path in paths}):
+        _sync_folder(folder)
+
+
+def _sync(path: str) -> None:
+    """Have the disk hold what the file holds."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(path: str) -> None:
+    """Have the disk hold the folder's names; a file system that cannot (some network ones) does it in its own time."""
+    try:
+        _sync(path)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT, errno.ENOTSUP, errno.EACCES, errno.EBADF):
+            raise
 
 
 def check_location(location: str) -> None:
@@ -228,3 +284,17 @@ def _strict(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_strict(item) for item in value]
     return value
+
+
+def _refuse_constant(word: str) -> None:
+    """NaN and Infinity are no JSON; `write_json` writes strings for them."""
+    raise ValueError(f"{word} is no JSON value")
+
+
+def _depth(content: Any) -> int:
+    """Levels of objects and lists within each other, counted without recursion."""
+    depth, level = 0, [content]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth

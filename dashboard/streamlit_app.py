@@ -121,11 +121,11 @@ def _wait_for_first_sweep(root: Folder) -> None:
 
 
 def _say_what_cannot_be_read(current: Sweep) -> None:
-    damaged = {run.name: run.tables.broken_parts() for run in current.runs}
+    damaged = {run.name: [f"{part}: {why}" for part, why in run.tables.broken_parts().items()] for run in current.runs}
     sentences = [f"{as_code(name)}: {as_markdown(reason)}" for name, reason in current.broken.items()]
     sentences += [
         f"{as_code(name)}: {len(parts)} damaged part{'s' if len(parts) > 1 else ''} left out "
-        f"({as_markdown(', '.join(parts[:3]))}); "
+        f"({as_markdown('; '.join(parts[:3]))}); "
         "the rows of the other parts are shown"
         for name, parts in damaged.items()
         if parts

@@ -18,9 +18,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from altgrad.compare import check_run
 from altgrad.progress import planned_runs
-from altgrad.results import Run, Status, TableName, read_run
+from altgrad.results import RecordError, Run, Status, TableName, read_run
 from altgrad.storage import Folder
 from dashboard.tables import RunTables
 
@@ -152,11 +151,10 @@ class Sweep:
             known = self._runs.get(name)
             tables = known.tables if known is not None else RunTables(run.folder)
             tables.expect_more()
-            check_run(run)
             return WatchedRun(run.folder, run.info, run.end, tables, run.status)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (RecordError, OSError) as error:
             return str(error)
 
     def _take_in(self, names: list[str], loaded: list[WatchedRun | str | None]) -> bool:

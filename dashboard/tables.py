@@ -13,16 +13,17 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from altgrad.results import TableName
-from altgrad.results.parts import insist, joined, latest_rows, list_parts, read_part, wanted_columns
+from altgrad.results.part_file import read_part
+from altgrad.results.parts import insist, joined, latest_rows, list_parts, wanted_columns
 from altgrad.results.schema import SCHEMAS
 from altgrad.storage import Folder
 
 
 @dataclass
 class _Held:
-    """What has been read of one table: some columns of each part (None: it cannot be read), and the rows they make."""
+    """What has been read of one table: some columns of each part (or why it cannot be read), and the rows they make."""
 
-    parts: dict[str, pa.Table | None] = field(default_factory=dict)
+    parts: dict[str, pa.Table | str] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
     rows: pa.Table | None = None
     is_current: bool = False
@@ -58,32 +59,33 @@ class RunTables:
         held = self._held[name]
         return held.is_current and set(columns) <= set(held.columns)
 
-    def broken_parts(self) -> list[str]:
-        """Parts met so far that cannot be read."""
+    def broken_parts(self) -> dict[str, str]:
+        """Parts met so far that cannot be read, and why."""
         held = [(name, part, rows) for name, table in self._held.items() for part, rows in table.parts.items()]
-        return [f"{name}/{part}" for name, part, rows in held if rows is None]
+        return {f"{name}/{part}": rows for name, part, rows in held if isinstance(rows, str)}
 
     def _catch_up(self, held: _Held, name: TableName, missing: list[str]) -> None:
         """Read new parts whole and the missing columns of known ones."""
         columns = [*held.columns, *missing]
 
-        def look() -> dict[str, pa.Table | None]:
+        def look() -> dict[str, pa.Table | str]:
             return {part: self._part(held, name, part, missing) for part in list_parts(self._folder, name)}
 
         parts = insist(look)
-        if held.rows is None or missing or parts.keys() != held.parts.keys() or None in held.parts.values():
-            read = [rows for rows in parts.values() if rows is not None]
+        unread = any(isinstance(rows, str) for rows in held.parts.values())
+        if held.rows is None or missing or parts.keys() != held.parts.keys() or unread:
+            read = [rows for rows in parts.values() if not isinstance(rows, str)]
             held.rows = latest_rows(joined(name, columns, read), name)
         held.parts, held.columns, held.is_current = parts, columns, True
 
-    def _part(self, held: _Held, name: TableName, part: str, missing: list[str]) -> pa.Table | None:
+    def _part(self, held: _Held, name: TableName, part: str, missing: list[str]) -> pa.Table | str:
         known = held.parts.get(part)
-        if known is None:
+        if known is None or isinstance(known, str):
             return read_part(self._folder, name, part, [*held.columns, *missing])
         if missing:
             more = read_part(self._folder, name, part, missing)
-            if more is None:  # damaged since
-                return None
+            if isinstance(more, str):  # damaged since
+                return more
             for column in missing:
                 known = known.append_column(column, more[column])
         return known

@@ -18,12 +18,13 @@ import pyarrow as pa
 
 from altgrad.metrics import columns
 from altgrad.results import SCHEMA, SCHEMAS, RunWriter, Verdict, write_end
-from altgrad.results.parts import encoded
+from altgrad.results.part_file import encoded
 from altgrad.storage import Folder
 from altgrad.training.config import TrainConfig, intervention_fields
 
 LAYERS = tuple(f"blocks.{block}.{part}" for block in range(2) for part in ("attention.qkv", "attention.out", "mlp.up"))
 Ending = Literal["completed", "collapsed", "failed", "stopped", "open"]
+PLANNED: Mapping[str, Any] = {"run": "e4m3", "config": {"format": "E4M3", "max_steps": 120}}
 DAY_AGO = time.time() - 86_400
 
 # How far behind the baseline each format ends, in nats.
@@ -194,7 +195,7 @@ def new_sweep(root: Path, name: str, planned: int | None = None) -> Folder:
     """An empty sweep folder."""
     sweep = Folder.at(root) / name
     content: Mapping[str, Any] = {"schema": SCHEMA, "name": name, "command": "python tune/sweep.py"}
-    sweep.write_json("sweep.json", {**content, "runs": [{}] * planned} if planned else content)
+    sweep.write_json("sweep.json", {**content, "runs": [PLANNED] * planned} if planned else content)
     return sweep
 
 

@@ -94,7 +94,7 @@ def test_what_cannot_be_stopped_is_said_in_one_line(tmp_path: Path, capsys: pyte
     assert main(["stop", str(tmp_path)]) == 2
     assert "neither run.json nor sweep.json" in capsys.readouterr().err
     writer = RunWriter(Folder.at(tmp_path / "run"))
-    writer.start({"run": "run", "config": {}})
+    writer.start({"run": "run", "config": SMALL.model_dump(mode="json")})
     writer.end("completed", None, {})
     assert main(["stop", str(tmp_path / "run")]) == 2
     assert "the run has ended: completed" in capsys.readouterr().err

@@ -92,7 +92,7 @@ def test_damaged_part_is_named_and_the_others_are_read(tmp_path: Path) -> None:
     generated.corrupt_part(folder)
     tables = RunTables(folder)
     assert tables.read("steps", ["loss"]).num_rows == 10
-    assert tables.broken_parts() == ["steps/part-000-000001.parquet"]
+    assert list(tables.broken_parts()) == ["steps/part-000-000001.parquet"]
 
 
 def test_part_completed_later_is_read_then(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_part_completed_later_is_read_then(tmp_path: Path) -> None:
     part.write_bytes(whole)
     tables.expect_more()
     assert tables.read("steps", ["loss"]).num_rows == 10
-    assert tables.broken_parts() == []
+    assert tables.broken_parts() == {}
 
 
 def test_finished_run_is_opened_as_one_file(tmp_path: Path, opened_parts: list[str]) -> None:

@@ -222,12 +222,14 @@ COMPLETE = {"format": "E4M3", "seed": 1, "max_steps": 10, "learning_rate": 0.1}
 def test_a_run_with_half_a_record_becomes_a_sentence(tmp_path: Path) -> None:
     sweep = generated.new_sweep(tmp_path, "s")
     (sweep / "half").write_json("run.json", {"schema": 1, "run": "half", "config": {"format": "E4M3"}})
-    (sweep / "odd").write_json("run.json", {"schema": 1, "run": "odd", "config": COMPLETE | {"format": 43}})
+    (sweep / "odd").write_json(
+        "run.json", {"schema": 1, "run": "odd", "started": 1, "config": COMPLETE | {"format": 43}}
+    )
     page = parse(html_report(sweep, NOW))
     assert "No run can be shown" in page.text
     said = section(page, "unreadable").text
-    assert "config lacks learning_rate, max_steps, seed" in said
-    assert "config format=43; expected a name" in said
+    assert "it lacks config.seed, config.max_steps, config.learning_rate, started" in said
+    assert "config.format=43: input should be a valid string" in said
 
 
 def test_an_empty_sweep_and_a_running_one_have_a_page(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from altgrad.results import RunWriter, read_events, read_run
 from altgrad.storage import Folder
 from altgrad.training import TrainConfig, run_format_experiment
 from altgrad.training.outcome import Report
+from tests.generated_results import InventedRun
 from tests.object_store import ENVIRONMENT, ObjectStore, object_store
 from tests.ray_nodes import environment
 from tests.store_claims import SMALL, check_interrupted_run, check_printed_location, check_resumed_sweep, losses
@@ -100,7 +101,7 @@ def test_storage_that_refuses_for_good_fails_the_run_with_one_line(
     monkeypatch.setattr(altgrad.outage, "_FIRST_DELAY", 0.1)
     folder = Folder.at(store.uri("dead")) / "run"
     writer = RunWriter(folder, flush_seconds=0.0)
-    writer.start({"run": "run", "config": {}})
+    writer.start({"run": "run", "config": InventedRun().config.model_dump()})
     writer._outage = altgrad.outage.Outage(folder, limit=1.0)
     store.refusing = True
     try:
@@ -116,7 +117,7 @@ def test_storage_that_refuses_for_good_fails_the_run_with_one_line(
 
 def test_a_full_disk_costs_no_row_and_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = RunWriter(Folder.at(tmp_path / "run"), flush_seconds=0.0)
-    writer.start({"run": "run", "config": {}})
+    writer.start({"run": "run", "config": InventedRun().config.model_dump()})
     replace, full = os.replace, [True]
 
     def disk(source: str, target: str) -> None:

@@ -37,7 +37,8 @@ def lagging(step: int) -> float:
 def sweep(tmp_path: Path) -> Folder:
     folder = Folder.at(tmp_path / "sweep")
     for run in ("bf16", "e7m0"):
-        (folder / run).write_json("run.json", {"vocabulary": 256})
+        record = {"schema": 1, "started": 0, "vocabulary": 256, "config": CONFIG.model_dump()}
+        (folder / run).write_json("run.json", record)
     return folder
 
 

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from altgrad.outage import StorageRefused
 from altgrad.report import write_failure_report
-from altgrad.results import Verdict, write_end
+from altgrad.results import Verdict, read_end, write_end
 from altgrad.storage import Folder
 from tune.manifest import write_never_started
 from tune.stopper import CollapseStopper
@@ -131,7 +131,7 @@ def _error_of(trial: TuneTrial) -> BaseException | None:
 
 def _add_verdict(folder: Folder, verdict: Verdict) -> None:
     """A run that did not stop at its collapse gets the verdict that only the driver could reach."""
-    end = folder.read_json("end.json")
-    if end["verdict"] is None and end["status"] in ("completed", "stopped"):
+    end = read_end(folder)
+    if end is not None and end["verdict"] is None and end["status"] in ("completed", "stopped"):
         write_end(folder, end["status"], verdict, end["summary"])
         write_failure_report(folder)

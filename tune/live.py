@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from altgrad.markdown import ABSENT, duration, number
-from altgrad.results import Status
+from altgrad.results import RecordError, Status, ended_as, read_end
 from altgrad.storage import Folder
 from tune.ending import run_of, why_failed
 from tune.trial import Trial
@@ -127,7 +127,7 @@ class Progress(tune.Callback):
         self._lines: dict[str, float] = {}
         self._live: Live | None = None
         for run, state in self._board.states.items():
-            if (sweep / run).has("end.json"):
+            if ended_as(sweep / run) is not None:
                 self._take_end(state)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -179,7 +179,13 @@ class Progress(tune.Callback):
 
     def _take_end(self, state: TrialState) -> None:
         """Status and reason as the run's end record has them."""
-        end = (self._sweep / state.trial.run).read_json("end.json")
+        try:
+            end = read_end(self._sweep / state.trial.run)
+        except RecordError as error:
+            state.status, state.reason = "unreadable", str(error)
+            return
+        if end is None:
+            return
         summary = end["summary"]
         state.status = end["status"]
         state.step = summary.get("steps") or state.step

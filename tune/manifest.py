@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from altgrad.results import SCHEMA, RunWriter, list_sweeps
+from altgrad.results import SCHEMA, RunWriter, ended_as, list_sweeps, read_plan
 from altgrad.storage import Folder
 from tune.options import NEWEST, SweepError, SweepOptions
 from tune.trial import Plan, Trial
@@ -93,9 +93,9 @@ def open_sweep(options: SweepOptions) -> Sweep:
     if name not in known:
         raise SweepError(f"--resume {name}: no such sweep in {root}; there: {', '.join(known[:5])}")
     try:
-        record = (root / name).read_json("sweep.json")
+        record = read_plan(root / name)
         trials = [Trial.from_json(fields, str(root / name / "sweep.json")) for fields in record["runs"]]
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise SweepError(f"--resume {name}: cannot read its plan: {error}") from error
     return Sweep(results, name, tuple(trials))
 
@@ -118,7 +118,7 @@ def check_same_plan(sweep: Sweep, trials: Sequence[Trial], options: SweepOptions
 
 def is_finished(folder: Folder) -> bool:
     """Whether the run in a folder needs no more training: completed, collapsed or stopped on purpose."""
-    return folder.has("end.json") and folder.read_json("end.json").get("status") in _FINISHED
+    return ended_as(folder) in _FINISHED
 
 
 def write_never_started(folder: Folder, trial: Trial, sweep: str) -> None:

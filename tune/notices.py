@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from altgrad.notify import Webhook
-from altgrad.results import list_runs
+from altgrad.results import RecordError, list_runs, read_end
 from altgrad.storage import Folder
 from tune.ending import run_of, why_failed
 
@@ -36,8 +36,11 @@ class Notices(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         run = run_of(trial)
-        end = (self._sweep / run).read_json("end.json")
-        if end["status"] == "collapsed":
+        try:
+            end = read_end(self._sweep / run)
+        except RecordError:
+            return
+        if end is not None and end["status"] == "collapsed":
             self._webhook.post("collapsed", sweep=self._sweep.name, run=run, verdict=end["verdict"])
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from ray import tune
 
 from altgrad.collapse import BaselineGap, CollapseDetector
-from altgrad.results import Verdict, read_table
+from altgrad.results import RecordError, Verdict, ended_as, read_start, read_table
 from altgrad.storage import Folder
 from tune.trial import Trial
 
@@ -33,7 +33,7 @@ class CollapseStopper(tune.Stopper):
         self._trials = {trial.run: trial for trial in trials}
         self._sweep = sweep
         self._curves: dict[str, dict[int, float]] = {trial.run: {} for trial in trials if trial.baseline is None}
-        self._over = {run for run in self._curves if (sweep / run).has("end.json")}
+        self._over = {run for run in self._curves if ended_as(sweep / run) is not None}
         for run in self._over:
             self._curves[run] |= {int(record["step"]): record["loss"] for record in _stored(sweep / run, ["loss"])}
         self._watches: dict[str, _Watch] = {}
@@ -49,7 +49,7 @@ class CollapseStopper(tune.Stopper):
             return False
         try:
             watch = self._watch(result["run"], records)
-        except OSError:  # storage out of reach: the next report finds these records there
+        except (OSError, RecordError):  # storage out of reach: the next report finds these records there
             return False
         watch.take(records, self._over)
         if result["status"] != "running":
@@ -81,7 +81,7 @@ class CollapseStopper(tune.Stopper):
         if run not in self._watches:
             trial = self._trials[run]
             folder = self._sweep / run
-            watch = _Watch(trial, folder.read_json("run.json")["vocabulary"], self._curves)
+            watch = _Watch(trial, read_start(folder).get("vocabulary"), self._curves)
             first = min((int(record["step"]) for record in records), default=0)
             watch.take([record for record in _stored(folder) if record["step"] < first], self._over)
             self._watches[run] = watch

@@ -147,9 +147,11 @@ def _show_results(sweep: Sweep, options: SweepOptions, console: Console) -> int:
     lines = [] if compute is None else [compute]
     lines += [f"results: {sweep.folder} (comparison.md, comparison.csv)"]
     lines += [f"failure report: {run.folder / REPORT}" for run in runs if run.folder.has(REPORT)]
-    failed = {run.name: run.end["summary"]["error"] for run in runs if run.end and run.status == "failed"}
+    ends = {run.name: run.end for run in runs if run.end is not None}
+    failed = {name: end["summary"].get("error") or "unknown" for name, end in ends.items() if end["status"] == "failed"}
     lines += [f"failed: {name}: {reason}" for name, reason in failed.items()]
     lines += [f"cannot be read: {name}: {reason}" for name, reason in broken.items()]
+    lines += [f"damaged: {sentence}" for run in runs for sentence in run.damage_sentences()]
     unfinished = [trial.run for trial in sweep.unfinished()]
     lines += [f"not finished: {name}" for name in unfinished if name not in failed]
     if unfinished:

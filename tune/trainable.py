@@ -15,7 +15,7 @@ import torch
 from ray import tune
 
 from altgrad.control import stop_request, stop_sentence
-from altgrad.results import read_table, write_end
+from altgrad.results import ended_as, read_table, write_end
 from altgrad.storage import Folder
 from altgrad.training.format_runner import FormatExperimentRunner
 from altgrad.training.outcome import Report
@@ -124,7 +124,7 @@ def _result(trial: Trial, news: Report) -> dict[str, Any]:
 
 def _finished_baseline(trial: Trial, sweep: Folder) -> dict[int, float] | None:
     """The baseline's training loss by step, where its run is over; one that still trains is the stopper's business."""
-    if trial.baseline is None or not (sweep / trial.baseline).has("end.json"):
+    if trial.baseline is None or ended_as(sweep / trial.baseline) is None:
         return None
     table = read_table(sweep / trial.baseline, "steps", ["loss"])
     return dict(zip(table["step"].to_pylist(), table["loss"].to_pylist(), strict=True))

@@ -51,11 +51,12 @@ class Trial:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any], source: str) -> Trial:
         """The trial of `to_json`; `source` names its origin in errors.  Raises ConfigError."""
-        for name in (fields["run"], fields["baseline"]):
+        baseline = fields.get("baseline")
+        for name in (fields["run"], baseline):
             if name is not None and not _RUN.fullmatch(name):  # it becomes a folder's name
                 raise ConfigError(f"{source}: run={name!r}: letters, digits, '.', '_', '+' and '-', no '.' in front")
         config = make_config(fields["config"], source=f"{source}: {fields['run']}")
-        return cls(fields["run"], config, fields["intervention"], fields["baseline"])
+        return cls(fields["run"], config, fields.get("intervention", "none"), baseline)
 
 
 @dataclass(frozen=True)

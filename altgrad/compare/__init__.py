@@ -17,7 +17,7 @@ from altgrad.compare.groups import by_group
 from altgrad.compare.pairing import Settings, config_difference, settings_of
 from altgrad.compare.rescue import RescueCell, Survival, matrix_axes, rescue_matrix, survival
 from altgrad.compare.row import Row, Unpaired
-from altgrad.compare.rows import STEP_COLUMNS, check_run, comparison, pair, read_row
+from altgrad.compare.rows import STEP_COLUMNS, comparison, pair, read_row
 from altgrad.compare.statistics import PairedGap, collapse_step, paired_gap, ranking
 from altgrad.compare.tables import comparison_csv, comparison_markdown, comparison_table, write_comparison
 
@@ -30,7 +30,6 @@ __all__ = [
     "Survival",
     "Unpaired",
     "by_group",
-    "check_run",
     "collapse_step",
     "comparison",
     "comparison_csv",

@@ -20,12 +20,6 @@ from altgrad.curves import Curve, measured
 from altgrad.results import Run, acts, format_shifts, read_events
 
 STEP_COLUMNS = ["validation_loss", "tokens_per_second", "stall_rate", "overflow_rate", "elapsed_seconds"]
-_NEEDED: Mapping[str, tuple[tuple[type, ...], str]] = {
-    "format": ((str,), "a name"),
-    "seed": ((int,), "a whole number"),
-    "max_steps": ((int,), "a whole number"),
-    "learning_rate": ((int, float), "a number"),
-}
 _READERS = 8  # threads: reading waits for the disk or the object store, and decoding happens outside the GIL
 
 
@@ -39,26 +33,6 @@ def pair(unpaired: Iterable[Unpaired]) -> list[Row]:
     """`comparison` of runs that were read before: each row with its group, its baseline and its gap."""
     members = with_settings(list(unpaired))
     return sorted(paired(members), key=_rank)
-
-
-def check_run(run: Run) -> None:
-    """Raise ValueError, naming the file, where a record lacks what every comparison needs."""
-    start, end = run.folder / "run.json", run.folder / "end.json"
-    missing = _NEEDED.keys() - run.config.keys()
-    if missing:
-        raise ValueError(f"{start}: config lacks {', '.join(sorted(missing))}")
-    for name, (kind, said) in _NEEDED.items():
-        value = run.config[name]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"{start}: config {name}={value!r}; expected {said}")
-    if "started" not in run.info:
-        raise ValueError(f"{start}: incomplete: it needs `started`")
-    if run.end is not None and "status" not in run.end:
-        raise ValueError(f"{end}: incomplete: it needs `status`")
-    try:
-        _ = run.verdict
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{end}: verdict={run.end and run.end['verdict']!r}: {error}") from error
 
 
 def read_row(run: Run) -> Unpaired:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from altgrad.compare import STEP_COLUMNS, Row, Unpaired, check_run, pair, read_row
+from altgrad.compare import STEP_COLUMNS, Row, Unpaired, pair, read_row
 from altgrad.lines import Line, View, line
 from altgrad.results import Run, TableName, list_runs, read_rows
 from altgrad.storage import Folder
@@ -85,11 +85,10 @@ def read_contents(sweep: Folder) -> Contents:
 def _load(run: Run) -> tuple[HeldRun, Unpaired] | str:
     """The run and its row, or why they cannot be had."""
     try:
-        check_run(run)
         held, damaged = {}, []
         for name, columns in _HELD.items():
             held[name], broken = read_rows(run.folder, name, columns)
-            damaged += [f"{name}/{part}" for part in broken]
+            damaged += [f"{name}/{part} ({reason})" for part, reason in broken.items()]
         loaded = HeldRun(run.folder, run.info, run.end, held, damaged)
         return loaded, read_row(loaded)
     except (ValueError, KeyError, TypeError, OSError) as error:

@@ -39,6 +39,9 @@ def sweep_report(sweep: Folder) -> str:
     if broken:
         lines = "\n".join(f"- {as_code(name)}: {as_markdown(reason)}" for name, reason in broken.items())
         parts += ["## Folders that cannot be read", lines]
+    damage = [sentence for run in runs for sentence in run.damage_sentences()]
+    if damage:
+        parts += ["## Damaged parts", "\n".join(f"- {sentence}" for sentence in damage)]
     return "\n\n".join(parts) + "\n"
 
 

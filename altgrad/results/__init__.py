@@ -19,6 +19,7 @@ No torch, no ray: the dashboard reads through this package alone.
 
 from altgrad.results.events import acts, format_shifts, read_events
 from altgrad.results.parts import read_rows, read_table
+from altgrad.results.records import RecordError, ended_as, read_end, read_plan, read_start
 from altgrad.results.run import Run, list_runs, list_sweeps, read_run
 from altgrad.results.schema import SCHEMA, SCHEMAS, Status, TableName, Verdict
 from altgrad.results.writer import NoWriter, RunWriter, write_end
@@ -27,18 +28,23 @@ __all__ = [
     "SCHEMA",
     "SCHEMAS",
     "NoWriter",
+    "RecordError",
     "Run",
     "RunWriter",
     "Status",
     "TableName",
     "Verdict",
     "acts",
+    "ended_as",
     "format_shifts",
     "list_runs",
     "list_sweeps",
+    "read_end",
     "read_events",
+    "read_plan",
     "read_rows",
     "read_run",
+    "read_start",
     "read_table",
     "write_end",
 ]

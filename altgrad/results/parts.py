@@ -1,4 +1,4 @@
-"""A table as parts: their names, how they are read, and how many become one.
+"""A table as parts: their names, how they make a table, and how many become one.
 
 A part is `part-ATTEMPT-NUMBER.parquet` and never changes.  Parts FIRST to LAST of an attempt are merged into
 `part-ATTEMPT-FIRST-LAST.parquet`, which is written before they are deleted.  A part whose numbers lie within another
@@ -8,18 +8,17 @@ Between a reader's look at the folder and its opening of a file the file may go:
 
 from __future__ import annotations
 
-import errno
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from altgrad.results.part_file import PartWriter, read_part
 from altgrad.results.schema import KEY_COLUMNS, ROW_KEY, SCHEMAS, TableName
 from altgrad.storage import Folder
 
@@ -28,17 +27,6 @@ _NAME = re.compile(r"part-(\d+)-(\d+)(?:-(\d+))?\.parquet")
 _PAUSES = (0.0, 0.1, 0.5, 2.0)  # before looking again: a network file system may show what is gone for a while
 _READ_TOGETHER = 64  # parts in memory at once while merging
 _DELETERS = 8
-
-
-# Measurements hardly ever repeat: a dictionary of them makes files larger and slower, their bytes apart the reverse.
-_ENCODING: Mapping[TableName, Mapping[str, Any]] = {
-    name: {
-        "compression": "zstd",
-        "use_dictionary": [field.name for field in schema if field.type == pa.string()],
-        "use_byte_stream_split": [field.name for field in schema if field.type == pa.float64()],
-    }
-    for name, schema in SCHEMAS.items()
-}
 
 
 class _Range(NamedTuple):
@@ -52,13 +40,6 @@ class _Range(NamedTuple):
 
 def part_name(attempt: int, number: int) -> str:
     return f"part-{attempt:03d}-{number:06d}.parquet"
-
-
-def encoded(name: TableName, table: pa.Table) -> pa.Buffer:
-    """The content of a part."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, **_ENCODING[name])
-    return sink.getvalue()
 
 
 def _range(name: str) -> _Range | None:
@@ -85,39 +66,20 @@ def _uncovered(names: Iterable[str]) -> list[str]:
     return kept
 
 
-def read_part(folder: Folder, name: TableName, part: str, columns: Sequence[str]) -> pa.Table | None:
-    """Some columns of a part (null where it was written without), every attempt; None where it cannot be read.
-
-    Raises FileNotFoundError where it is gone: merged into another since the folder was listed.
-    """
-    try:
-        with folder.filesystem.open_input_file(f"{folder.path}/{name}/{part}") as file:
-            table = pq.ParquetFile(file).read(columns=list(columns), use_threads=False)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ESTALE):
-            raise FileNotFoundError(f"{folder / name / part}: gone") from error
-        return None
-    except pa.ArrowException:
-        return None
-    if set(columns) <= set(table.column_names):
-        return table.select(columns)
-    schema = pa.schema([SCHEMAS[name].field(column) for column in columns])
-    return pa.concat_tables([schema.empty_table(), table], promote_options="default").select(columns)
-
-
 def read_rows(
     folder: Folder, name: TableName, columns: Sequence[str] | None = None, newest: int | None = None
-) -> tuple[pa.Table, list[str]]:
-    """Latest rows of a table (or of its `newest` parts) with the key columns; and the parts that cannot be read."""
+) -> tuple[pa.Table, dict[str, str]]:
+    """Latest rows of a table (or of its `newest` parts) with the key columns; and why parts cannot be read, by part."""
     wanted = wanted_columns(name, columns)
 
-    def look() -> dict[str, pa.Table | None]:
+    def look() -> dict[str, pa.Table | str]:
         parts = list_parts(folder, name)
         return {part: read_part(folder, name, part, wanted) for part in (parts if newest is None else parts[-newest:])}
 
     tables = insist(look)
-    read = [table for table in tables.values() if table is not None]
-    return latest_rows(joined(name, wanted, read), name), [part for part, table in tables.items() if table is None]
+    read = [table for table in tables.values() if not isinstance(table, str)]
+    broken = {part: reason for part, reason in tables.items() if isinstance(reason, str)}
+    return latest_rows(joined(name, wanted, read), name), broken
 
 
 def read_table(folder: Folder, name: TableName, columns: Sequence[str] | None = None) -> pa.Table:
@@ -193,18 +155,17 @@ def merge_newest(folder: Folder, name: TableName, known: Mapping[str, pa.Table])
 def merge(folder: Folder, name: TableName, parts: Sequence[str], known: Mapping[str, pa.Table]) -> bool:
     """Write the part that takes the place of neighbouring ones; False where one of them cannot be read."""
     ranges = [range_ for part in parts if (range_ := _range(part)) is not None]
-    columns, sink = SCHEMAS[name].names, pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, SCHEMAS[name], **_ENCODING[name]) as writer:
-        for begin in range(0, len(parts), _READ_TOGETHER):
-            tables = []
-            for part in parts[begin : begin + _READ_TOGETHER]:
-                table = known[part] if part in known else read_part(folder, name, part, columns)
-                if table is None:
-                    return False
-                tables.append(table)
-            writer.write_table(joined(name, columns, tables))
+    columns, merged = SCHEMAS[name].names, PartWriter(name)
+    for begin in range(0, len(parts), _READ_TOGETHER):
+        tables = []
+        for part in parts[begin : begin + _READ_TOGETHER]:
+            table = known[part] if part in known else read_part(folder, name, part, columns)
+            if isinstance(table, str):
+                return False
+            tables.append(table)
+        merged.add(joined(name, columns, tables))
     whole = f"{part_name(ranges[0].attempt, ranges[0].first).removesuffix('.parquet')}-{ranges[-1].last:06d}.parquet"
-    folder.write_bytes(f"{name}/{whole}", sink.getvalue())
+    folder.write_bytes(f"{name}/{whole}", merged.content(), durable=True)  # what it replaces may be
     return True
 
 

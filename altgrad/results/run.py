@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from altgrad.results.parts import read_table
-from altgrad.results.schema import SCHEMA, Status, TableName, Verdict
+from altgrad.results.parts import read_rows
+from altgrad.results.records import RecordError, read_end, read_start
+from altgrad.results.schema import Status, TableName, Verdict
 from altgrad.storage import Folder
 
 _READERS = 16  # an object store answers slowly, but many at a time
@@ -27,16 +28,18 @@ class Run:
     `git_commit`, `host`, `device`, `workers` (processes that train it together), `parameters`, `vocabulary`, `layers`,
     `initial_weights_hash`, `batches_hash`, and `resources`: what a sweep gave the run, {"cpus": cores, "gpus": a share
     or a number}; null where nobody shared out.
-    `end` is end.json or None.
+    `end` is end.json or None.  Both were checked when they were read, see `records`.
+    `damage`: parts that could not be read so far, and why.
     """
 
     folder: Folder
     info: Mapping[str, Any]
     end: Mapping[str, Any] | None
+    damage: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
-        return str(self.info.get("run", self.folder.name))
+        return self.info.get("run") or self.folder.name
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -45,10 +48,8 @@ class Run:
     @property
     def verdict(self) -> Verdict | None:
         """The collapse verdict of a run that has ended with one."""
-        if self.end is None or not self.end.get("verdict"):
-            return None
-        fields = dict(self.end["verdict"])
-        return Verdict(**(fields | {"value": float(fields["value"]), "limit": float(fields["limit"])}))
+        found = None if self.end is None else self.end["verdict"]
+        return None if found is None else Verdict(**{name: found[name] for name in Verdict.__dataclass_fields__})
 
     @property
     def status(self) -> Status:
@@ -59,22 +60,22 @@ class Run:
         return "running" if time.time() - max(newest, float(self.info["started"])) < _SILENT_SECONDS else "killed"
 
     def table(self, name: TableName, columns: Sequence[str] | None = None) -> pa.Table:
-        """One table, rows in order of step, each row's latest attempt only; `columns` besides the key columns."""
-        return read_table(self.folder, name, columns)
+        """One table, rows in order of step, each row's latest attempt only; `columns` besides the key columns.
+
+        A part that cannot be read is left out, and `damage` says so.
+        """
+        table, broken = read_rows(self.folder, name, columns)
+        self.damage.update({f"{name}/{part}": reason for part, reason in broken.items()})
+        return table
+
+    def damage_sentences(self) -> list[str]:
+        """What was left out of the tables read so far, a line each."""
+        return [f"{self.name}: {part} is left out: {reason}" for part, reason in sorted(self.damage.items())]
 
 
 def read_run(folder: Folder) -> Run:
-    """The run in a folder.  Raises FileNotFoundError where there is none, ValueError where it cannot be read."""
-    info = folder.read_json("run.json")
-    if info.get("schema") != SCHEMA:
-        raise ValueError(f"{folder / 'run.json'}: schema {info.get('schema')!r}; this version reads schema {SCHEMA}")
-    if not isinstance(info.get("config"), dict):
-        raise ValueError(f"{folder / 'run.json'}: config={info.get('config')!r}; expected an object of config fields")
-    try:
-        end = folder.read_json("end.json")
-    except FileNotFoundError:
-        end = None
-    return Run(folder, info, end)
+    """The run in a folder.  Raises FileNotFoundError where there is none, RecordError (a ValueError), OSError."""
+    return Run(folder, read_start(folder), read_end(folder))
 
 
 def list_runs(sweep: Folder) -> tuple[list[Run], dict[str, str]]:
@@ -96,7 +97,7 @@ def _run_or_reason(folder: Folder) -> Run | str | None:
         return read_run(folder)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, OSError) as error:
+    except (RecordError, OSError) as error:
         return str(error)
 
 

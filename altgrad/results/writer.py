@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from altgrad.events import check_kind
 from altgrad.outage import PATIENCE, Outage
-from altgrad.results.parts import encoded, merge_newest, merge_parts, part_name
+from altgrad.results.part_file import encoded
+from altgrad.results.parts import merge_newest, merge_parts, part_name
 from altgrad.results.schema import SCHEMA, SCHEMAS, Status, TableName, Verdict
 from altgrad.storage import Folder
 
@@ -34,8 +35,9 @@ class RunWriter:
         self._flush_seconds = flush_seconds
         self._rows: dict[TableName, list[dict[str, Any]]] = {name: [] for name in SCHEMAS}
         self._part = 0
-        self._unwritten: dict[tuple[TableName, str], pa.Buffer] = {}  # parts by table and file name
+        self._unwritten: dict[tuple[TableName, str], bytes] = {}  # parts by table and file name
         self._recent: dict[TableName, dict[str, pa.Table]] = {name: {} for name in SCHEMAS}  # not merged yet
+        self._not_durable: list[str] = []
         self._outage = Outage(folder)
         self._last_step = 0
         self._last_flush = time.monotonic()
@@ -76,9 +78,10 @@ class RunWriter:
         if time.monotonic() - self._last_flush >= self._flush_seconds:
             self.flush()
 
-    def flush(self) -> bool:
+    def flush(self, *, durable: bool = False) -> bool:
         """Write the buffered rows as new parts; whether storage has taken all of them.
 
+        `durable`: these and all earlier parts outlast a loss of power, as a checkpoint that counts on them does.
         What it refuses stays here for the next flush, tried when the outage says so: training must not wait for it.
         Raises StorageRefused once storage has refused for an outage's limit.
         """
@@ -87,6 +90,9 @@ class RunWriter:
         self._to_parts()
         try:
             self._write_parts(self.folder.patient(0))
+            if durable:
+                self.folder.make_durable(self._not_durable)
+                self._not_durable.clear()
         except OSError as error:
             self._outage.refused(error)
             return False
@@ -117,6 +123,7 @@ class RunWriter:
             (table, part), content = next(iter(self._unwritten.items()))
             folder.write_bytes(f"{table}/{part}", content)
             del self._unwritten[table, part]
+            self._not_durable.append(f"{table}/{part}")
 
     def _merge(self, folder: Folder, whole: bool) -> None:
         """Merge the newest parts of a table that has many, or all there are.
@@ -143,6 +150,7 @@ class RunWriter:
         self._to_parts()
         self._write_parts(folder)
         self._merge(self.folder.patient(0), whole=True)  # before the end record: after it nothing changes any more
+        folder.make_durable(self._not_durable)
         write_end(folder, status, verdict, summary)
 
 
@@ -155,7 +163,7 @@ class NoWriter(RunWriter):
     def _add(self, table: TableName, row: Mapping[str, Any]) -> None:
         """Nothing."""
 
-    def flush(self) -> bool:
+    def flush(self, *, durable: bool = False) -> bool:
         return True
 
     def end(

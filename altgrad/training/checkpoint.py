@@ -24,7 +24,7 @@ def save_checkpoint(folder: Folder, step: int, state: dict[str, Any]) -> str:
     torch.save(state, buffer)
     content = buffer.getvalue()
     name = f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:12]}.pt"
-    folder.write_bytes(name, content)
+    folder.write_bytes(name, content, durable=True)
     for old in _names(folder)[KEPT:]:
         folder.delete(old)
     return name

@@ -168,7 +168,7 @@ class FormatExperimentRunner:
             "losses": self._losses.state_dict(),
             "gap": self._gap.state_dict() if self._gap is not None else None,
         }
-        if not (self._ranks.first and writer.flush()):
+        if not (self._ranks.first and writer.flush(durable=True)):
             return
         try:
             save_checkpoint(self._checkpoints.patient(0), trainer.step_number, state)

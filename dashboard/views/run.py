@@ -69,8 +69,10 @@ def _state(context: Context, run: WatchedRun, row: Row) -> None:
         st.error(as_markdown(f"{row.status.capitalize()}: {row.reason}"))
     if row.collapse_step is not None:
         context.link("failures", "Why it collapsed", run=run.name)
-    for part in run.tables.broken_parts():
-        st.warning(f"{as_code(part)} is damaged and left out; the rows of the other parts are shown.")
+    for part, reason in run.tables.broken_parts().items():
+        st.warning(
+            f"{as_code(part)} is damaged and left out; the rows of the other parts are shown. ({as_markdown(reason)})"
+        )
 
 
 def _curves(run: WatchedRun, row: Row) -> None:

@@ -1,0 +1,195 @@
+"""The records of a run and of a sweep as they are read back: never trusted, checked in one place.
+
+A record may be empty, half a file, somebody else's, of another version or hand-edited.  Whoever reads one through here
+gets either an object whose known fields have their types, or a `RecordError`: one line that names the file and what is
+wrong.  Fields that this version does not know are kept as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from altgrad.results.schema import SCHEMA, Status
+from altgrad.storage import Folder
+
+START, END, PLAN = "run.json", "end.json", "sweep.json"
+_SHOWN = 60  # characters of a wrong value
+
+
+class RecordError(ValueError):
+    """A record that cannot be used; its message is one line."""
+
+
+def _number(value: Any) -> Any:
+    """JSON lacks NaN and inf: they are stored as words."""
+    return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
+
+
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[float, BeforeValidator(_number)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", hide_input_in_errors=True)
+
+
+class _Config(_Record):
+    """What every comparison needs of a run's config; the rest is checked by whoever makes a `TrainConfig` of it."""
+
+    format: str
+    seed: Whole
+    max_steps: Count
+    learning_rate: Finite
+
+
+class _Held(_Record):
+    cpus: Finite | None = None
+    gpus: Finite | None = None
+
+
+class StartRecord(_Record):
+    """`run.json`."""
+
+    schema_number: Literal[SCHEMA] = Field(alias="schema")  # type: ignore[valid-type]
+    config: _Config
+    started: Finite
+    attempt: Count = 0
+    run: str | None = None
+    sweep: str | None = None
+    intervention: str | None = None
+    resources: _Held | None = None
+    versions: dict[str, Any] | None = None
+    host: str | None = None
+    device: str | None = None
+    git_commit: str | None = None
+    workers: Count | None = None
+    threads: Count | None = None
+    parameters: Count | None = None
+    vocabulary: Count | None = None
+    layers: list[str] | None = None
+    initial_weights_hash: str | None = None
+    batches_hash: str | None = None
+
+
+class _Verdict(_Record):
+    step: Whole
+    rule: str
+    metric: str
+    value: Number
+    limit: Number
+    detail: str = ""
+
+
+class _Summary(_Record):
+    steps: Count | None = None
+    error: str | None = None
+    reason: str | None = None
+    traceback: str | None = None
+    final_loss: Number | None = None
+    best_loss: Number | None = None
+    final_validation_loss: Number | None = None
+    seconds: Number | None = None
+
+
+class EndRecord(_Record):
+    """`end.json`.  An old one may lack everything but its status: what is not there stays absent."""
+
+    schema_number: Literal[SCHEMA] = Field(SCHEMA, alias="schema")  # type: ignore[valid-type]
+    status: Status
+    ended: Finite = 0.0
+    verdict: _Verdict | None = None
+    summary: _Summary = _Summary()
+
+
+class _PlannedConfig(_Record):
+    format: str
+    max_steps: Count
+
+
+class _PlannedRun(_Record):
+    run: str
+    config: _PlannedConfig
+    intervention: str = "none"
+    baseline: str | None = None
+
+
+class PlanRecord(_Record):
+    """`sweep.json`."""
+
+    schema_number: Literal[SCHEMA] = Field(SCHEMA, alias="schema")  # type: ignore[valid-type]
+    runs: list[_PlannedRun]
+    sweep: str | None = None
+    created: Finite | None = None
+    command: str | None = None
+
+
+def read_start(run: Folder) -> dict[str, Any]:
+    """A run's `run.json`.  Raises FileNotFoundError where there is none, RecordError, OSError."""
+    return _read(run, START, StartRecord)
+
+
+def read_end(run: Folder) -> dict[str, Any] | None:
+    """A run's `end.json` with `verdict` and `summary`, None where there is none.  Raises RecordError, OSError."""
+    try:
+        return {"verdict": None, "summary": {}} | _read(run, END, EndRecord)
+    except FileNotFoundError:
+        return None
+
+
+def read_plan(sweep: Folder) -> dict[str, Any]:
+    """A sweep's `sweep.json`.  Raises FileNotFoundError where there is none, RecordError, OSError."""
+    return _read(sweep, PLAN, PlanRecord)
+
+
+def ended_as(run: Folder) -> Status | None:
+    """How a run has ended; None where it has not, or where its end record cannot be used: then it is to be done again.
+
+    Raises OSError where storage refuses.
+    """
+    try:
+        end = read_end(run)
+    except RecordError:
+        return None
+    return None if end is None else end["status"]
+
+
+def _read(folder: Folder, file: str, model: type[_Record]) -> dict[str, Any]:
+    try:
+        content = folder.read_json(file)
+    except ValueError as error:
+        raise RecordError(str(error)) from None
+    try:
+        record = model.model_validate(content)
+    except ValidationError as error:
+        raise RecordError(f"{folder / file}: {_first(error, content)}") from None
+    return record.model_dump(by_alias=True, exclude_unset=True)
+
+
+def _first(error: ValidationError, content: Mapping[str, Any]) -> str:
+    """The first complaint: the field, its value (cut), and what was expected."""
+    found = error.errors(include_url=False)
+    missing = [one["loc"] for one in found if one["type"] == "missing"]
+    first = found[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if where == "schema" and first["loc"] not in missing:
+        shown = _cut(content.get("schema"))
+        return f"schema {shown}; this version reads schema {SCHEMA}"
+    if missing:
+        return f"it lacks {', '.join('.'.join(str(part) for part in loc) for loc in missing[:5])}"
+    value: Any = content
+    for part in first["loc"]:
+        try:
+            value = value[part]
+        except (LookupError, TypeError):  # a part of the location that names a type, not a field
+            break
+    return f"{where}={_cut(value)}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _cut(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

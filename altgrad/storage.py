@@ -1,8 +1,9 @@
 """A folder on a local disk, NFS or an object store, through pyarrow's filesystems: one spelling for all.
 
 Writes are whole-file and atomic: a reader sees a file complete or not at all.  What must outlast a loss of power is
-written durably (records, checkpoints); that waits for the disk, which many small parts need not.  Credentials come from the environment
-(`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `GOOGLE_APPLICATION_CREDENTIALS`, ...), never from a location: locations are
+written durably (records, checkpoints); that waits for the disk, which many small parts need not.
+
+Credentials come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `GOOGLE_APPLICATION_CREDENTIALS`, ...), never from a location: locations are
 printed and stored.
 """
 

@@ -3,8 +3,8 @@
 Writes are whole-file and atomic: a reader sees a file complete or not at all.  What must outlast a loss of power is
 written durably (records, checkpoints); that waits for the disk, which many small parts need not.
 
-Credentials come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `GOOGLE_APPLICATION_CREDENTIALS`, ...), never from a location: locations are
-printed and stored.
+Credentials come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `GOOGLE_APPLICATION_CREDENTIALS`, ...), never
+from a location: locations are printed and stored.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def test_each_unreadable_run_is_named_with_its_reason(roots: dict[str, Path]) ->
     text = words(show(roots["corrupt"], "overview"))
     assert "torn" in text and "not JSON" in text
     assert "from_the_future" in text and "schema 99" in text
-    assert "no_config" in text and "expected an object of config fields" in text
+    assert "no_config" in text and "it lacks config" in text
     assert "a_list" in text and "JSON object" in text
     assert "1 damaged part left out" in text
 

@@ -12,7 +12,9 @@ import re
 import shlex
 from collections.abc import Iterable
 
-_SPECIAL = re.compile(r"[\\`*\[\]<>&$~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=:)(?=[a-z0-9/+_-]+:)")
+_SPECIAL = re.compile(
+    r"[\\`*\[\]<>&$~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=[A-Za-z/])|(?<=www)\.|(?<=:)(?=[a-z0-9/+_-]+:)"
+)
 _BLOCK = re.compile(r"^(\d*)([#+=.)-])(?=[#\s=-]|$)")  # a heading, a list or a rule, at the start of a line
 _NOTHING = "\u200b"  # of no width: breaks `:name:`, which some viewers show as an icon
 _LINE_BREAKS = re.compile(r"[\r\n\x0b\x0c\x1c-\x1e\x85\u2028\u2029]+")
@@ -20,7 +22,10 @@ _NOT_IN_A_FILE_NAME = re.compile(r"[^\w.+=@,-]+")
 
 
 def as_markdown(text: str) -> str:
-    """Text within a line of markdown: `![x](http://y)` is shown so, `_` within a word stays as it is written."""
+    """Text within a line of markdown: `![x](http://y)` is shown so, `_` within a word stays as it is written.
+
+    A viewer that makes links of bare addresses makes one of what is shown, not of the backslashes behind it.
+    """
     one_line = _LINE_BREAKS.sub(" ", text).strip()
     escaped = _SPECIAL.sub(lambda match: "\\" + match[0] if match[0] else _NOTHING, one_line)
     return _BLOCK.sub(r"\1\\\2", escaped)

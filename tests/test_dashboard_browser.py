@@ -307,6 +307,14 @@ def test_server_listens_to_this_machine_only(server: str) -> None:
 HOSTILE = "![i](http://evil.test/a.png) <img src=http://evil.test/b.png> [c](http://evil.test) `$(touch x)` :red[y]"
 
 
+def disguised_links(visit: Visit) -> list[str]:
+    """Links that lead elsewhere than they say; an address that is written out may be one."""
+    return visit.page.evaluate("""
+        [...document.querySelectorAll("a[href^='http://evil.test']")]
+            .filter(link => !decodeURI(link.href).startsWith(link.innerText)).map(link => link.outerHTML)
+    """)
+
+
 @pytest.fixture(scope="module")
 def hostile(results: Path) -> str:
     """A sweep whose runs' names, errors, reasons, events, configs and stored report ask for something elsewhere."""
@@ -341,12 +349,12 @@ def test_hostile_names_texts_and_reports_load_nothing_and_are_shown_as_written(v
         visit.page.wait_for_timeout(300)
         visit.take_picture(f"hostile-{name.lower()}")
         assert not visit.page.locator("[data-testid=stMain] img, [data-testid=stSidebar] img").count(), name
-        assert not visit.page.locator("a[href*='evil.test']").count(), name
+        assert not disguised_links(visit), name
     for path in ("failures", "run", "layers"):
         visit.open(f"{path}?sweep={quote(hostile)}&run={quote(f'E7M0 2 {HOSTILE}')}")
         visit.page.wait_for_timeout(300)
         assert "![i](http://evil.test/a.png)" in visit.text() or path == "layers"
-        assert not visit.page.locator("img, a[href*='evil.test']").count(), path
+        assert not visit.page.locator("img").count() and not disguised_links(visit), path
     visit.open("overview?sweep=![x](http://evil.test/d.png)")
     visit.open(f"curves?sweep={quote(hostile)}&run={quote(HOSTILE)}&group={quote(HOSTILE)}")
     assert not visit.outside, visit.outside

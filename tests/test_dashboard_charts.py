@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+import yaml
 
 from altgrad.compare import Row, comparison, rescue_matrix
 from altgrad.curves import measured
+from altgrad.foreign import as_file_name
 from altgrad.formats import FORMATS, find_format
 from altgrad.metrics import METRICS
 from altgrad.quantization.round import round_to_format
@@ -145,6 +148,19 @@ def test_command_reproduces_the_config(sweep: Sweep, tmp_path: Path) -> None:
     file.write_text(written)
     assert load_config(file).model_dump() == dict(run.config)
     assert command.splitlines()[-1] == f"python -m altgrad train {run.name}.yaml --out reproduced/{run.name}"
+
+
+@pytest.mark.parametrize("name", ["x'; touch hacked; '", "$(touch hacked)", "-rf", "../up", "a\nEND\ntouch hacked"])
+def test_command_of_a_hostile_run_runs_nothing_else(sweep: Sweep, tmp_path: Path, name: str) -> None:
+    run = sweep.run("e7m0_clip_shift_lr0.0006_s2")
+    assert run is not None
+    hostile = replace(run, info={**run.info, "run": name, "git_commit": f"; {name}", "config": {"data": name}})
+    script = "python() { printf '%s\\n' \"$@\" > words; }\n" + reproduce(hostile)
+    subprocess.run(["bash", "-c", script], cwd=tmp_path, check=True)
+    file, words = as_file_name(name) + ".yaml", (tmp_path / "words").read_text().splitlines()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([file, "words"])
+    assert words == ["-m", "altgrad", "train", file, "--out", f"reproduced/{as_file_name(name)}"]
+    assert yaml.safe_load((tmp_path / file).read_text()) == {"data": name}
 
 
 # layers

@@ -223,6 +223,22 @@ def test_progress_counts_steps_time_and_savings(tmp_path: Path) -> None:
     assert not state.is_over
 
 
+@pytest.mark.parametrize(("silent_for", "known"), [(30.0, True), (3600.0, False)])
+def test_time_left_is_known_between_two_trials_and_not_after_a_sweep_was_given_up(
+    tmp_path: Path, silent_for: float, known: bool
+) -> None:
+    folder = generated.new_sweep(tmp_path, "s", planned=3)
+    begun = time.time() - 10
+    for seed in (1, 2):
+        generated.write_run(folder, generated.InventedRun("BF16", seed=seed, steps=100), started=begun)
+    sweep = Sweep(folder)
+    look(sweep)
+    now = time.time() + silent_for
+    state = progress(comparison(sweep.runs), sweep.runs, sweep.planned, now)
+    assert not state.is_over
+    assert state.seconds_left == (pytest.approx(100 / (200 / (now - begun)), rel=0.01) if known else None)
+
+
 def test_newest_events_come_first_and_repeated_ones_once(tmp_path: Path) -> None:
     folder = Folder.at(tmp_path)
     writer = RunWriter(folder / "a", flush_seconds=1e9)

@@ -162,6 +162,26 @@ def test_a_diverged_run_flattens_nobody_and_is_marked_where_it_leaves(tmp_path: 
     assert values and max(values) < 3
 
 
+def test_an_event_beyond_the_last_measurement_lies_on_the_axis_and_says_so(tmp_path: Path) -> None:
+    sweep = generated.new_sweep(tmp_path, "s")
+    folder = write_losses(sweep, "r", {step: 3.0 - step / 50 for step in range(1, 51)}, generated.STALLED)
+    end = (folder / "end.json").path
+    writer = RunWriter(folder, flush_seconds=1e9, attempt=0)
+    writer.event(20, "skip")
+    writer.event(70, "skip")
+    writer.flush()
+    assert Path(end).exists()
+    chart = parse(html_report(sweep, NOW)).one("article").one("svg", class_="chart")
+    marks = {mark.one("title").text: mark for mark in chart.all("path", class_="event")}
+    assert set(marks) == {"r: skip at step 20", "r: skip at step 70; nothing finite was measured there"}
+    axis = chart.one("path", class_="axis").attributes
+    places = [re.match(r"M([\d.]+) ([\d.]+)", mark.attributes["d"]) for mark in marks.values()]
+    heights = [float(place[2]) for place in places if place]
+    assert heights[0] < heights[1], axis
+    verdict = chart.one("path", class_="verdict")
+    assert "nothing finite was measured there" in verdict.one("title").text
+
+
 def test_runs_without_a_finite_value_are_shown(tmp_path: Path) -> None:
     sweep = generated.new_sweep(tmp_path, "s")
     write_losses(sweep, "nothing", {})

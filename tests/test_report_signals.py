@@ -11,7 +11,7 @@ import pytest
 
 from altgrad.curves import Curve
 from altgrad.report.plot import plot
-from altgrad.report.signals import what_moved
+from altgrad.report.signals import Departure, what_moved
 
 NAN = math.nan
 
@@ -81,6 +81,21 @@ def test_a_single_outlier_among_many_measurements_is_no_departure() -> None:
 def test_the_measurements_that_make_the_baseline_do_not_leave_it() -> None:
     values = curve(lambda s: 30.0 if s == 3 else 1.0, range(1, 100))
     assert what_moved([("gradient_norm", values)]).moved == []
+
+
+def test_what_did_not_change_is_called_no_change_and_two_values_are_told_apart() -> None:
+    still = what_moved([("overflow_rate", curve(lambda s: 1.0, range(1, 100)))]).moved
+    assert [departure.change for departure in still] == ["1: out of bounds from the start"]
+    rng = np.random.default_rng(5)
+    for _ in range(300):
+        low = float(rng.uniform(0.1, 1.0))
+        values = curve(lambda s, low=low: low if s < 50 else low * (1 + 10.0 ** -rng.integers(1, 9)), range(1, 100))
+        for metric in ("gradient_norm", "realised_displacement", "validation_loss", "stall_rate"):
+            for departure in what_moved([(metric, values)]).moved:
+                before, after = departure.change.partition(": ")[2].split(" → ")
+                assert before != after, departure.change
+    tiny = Departure("loss", 9, 1.000_000_1, 2.0, "rose", 1.0, 1e-9, 1, 8, 8)
+    assert tiny.change == "rose: 1 → 1.0000001"
 
 
 # --- the loss curve

@@ -42,7 +42,7 @@ def test_non_finite_gradients_count_like_a_non_finite_loss() -> None:
     verdict = judge(records(healthy, non_finite_gradients=lambda step: 0.25 if step >= 90 else 0.0))
     assert verdict is not None
     assert (verdict.step, verdict.metric, verdict.value, verdict.limit) == (94, "non_finite_gradients", 0.25, 0.0)
-    assert judge(records(healthy, non_finite_gradients=lambda step: 0.25 if step % 5 else 0.0)) is None
+    assert judge(records(healthy, non_finite_gradients=lambda step: 0.0 if step % 5 else 0.25)) is None
 
 
 def test_nan_and_non_finite_gradients_in_turn_are_one_series() -> None:

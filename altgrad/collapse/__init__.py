@@ -1,6 +1,8 @@
 """Collapse: records in, verdict out.  The only rule set, for the training loop and for the sweep's stopper.
 
-    smoothing.py     the one smoothing of the loss, the loss course, the gap to a baseline
+    smoothing.py     the one smoothing of the loss; ticks, the time of a run
+    course.py        the loss so far: start, average, best, scatter; what a margin is where the unit is unknown
+    baseline.py      the gap to a baseline
     rule.py          what a rule sees and remembers
     loss_rules.py    non_finite, diverged, never_learned, gap_to_baseline
     weight_rules.py  stalled, rank_collapse
@@ -9,7 +11,7 @@
 Plain Python on records; no torch.  Thresholds are fields of `TrainConfig`, section "collapse rules".
 """
 
-from altgrad.collapse.detector import CollapseDetector
-from altgrad.collapse.smoothing import BaselineGap
+from altgrad.collapse.baseline import BaselineGap
+from altgrad.collapse.detector import CollapseDetector, gap_to_baseline
 
-__all__ = ["BaselineGap", "CollapseDetector"]
+__all__ = ["BaselineGap", "CollapseDetector", "gap_to_baseline"]

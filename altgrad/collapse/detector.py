@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from altgrad.collapse.baseline import BaselineGap
+from altgrad.collapse.course import LossCourse
 from altgrad.collapse.loss_rules import Diverged, GapToBaseline, NeverLearned, NonFinite
 from altgrad.collapse.rule import Observation, Rule
-from altgrad.collapse.smoothing import LossCourse
+from altgrad.collapse.smoothing import pace_of
 from altgrad.collapse.weight_rules import RankCollapse, Stalled
 from altgrad.results import Verdict
 from altgrad.training.config import TrainConfig
@@ -19,14 +21,14 @@ class CollapseDetector:
     """Judges one run from its records, step by step.
 
     `vocabulary`: number of classes of the loss, whose logarithm is the loss of a model that knows nothing; None
-    where the loss has no such ceiling.  Thresholds are the collapse fields of the config.
+    where the loss has no such ceiling and its unit is unknown: then every verdict is the same for a loss that is
+    multiplied by a constant.  Thresholds are the collapse fields of the config.
     """
 
     def __init__(self, config: TrainConfig, vocabulary: int | None) -> None:
         self.verdict: Verdict | None = None
-        self._cap = None if vocabulary is None else math.log(vocabulary)
         self._step: int | None = None
-        self._course = LossCourse()
+        self._course = LossCourse(pace_of(config.max_steps), _cap(vocabulary))
         # Where several fire at one step the first counts: the specific explanation before the general one.
         self._rules: list[Rule] = [
             NonFinite(config),
@@ -47,8 +49,9 @@ class CollapseDetector:
         if self.verdict is not None or (self._step is not None and step <= self._step):
             return self.verdict
         self._step = step
+        ticks = self._course.ticks(step)
         self._course.update(step, float(record["loss"]))
-        seen = Observation(step, record, self._course, self._cap)
+        seen = Observation(step, record, self._course, ticks)
         verdicts = (rule.judge(seen) for rule in self._rules)
         self.verdict = next((verdict for verdict in verdicts if verdict is not None), None)
         return self.verdict
@@ -75,3 +78,13 @@ class CollapseDetector:
         self._course.load_state_dict(state["course"])
         for rule in self._rules:
             rule.memory = type(rule.memory)(**state["rules"][rule.name])
+
+
+def gap_to_baseline(config: TrainConfig, vocabulary: int | None, baseline: Mapping[int, float]) -> BaselineGap:
+    """What measures the gap of a run under this config; `vocabulary` as for `CollapseDetector`."""
+    return BaselineGap(baseline, pace_of(config.max_steps), _cap(vocabulary))
+
+
+def _cap(vocabulary: int | None) -> float | None:
+    """The loss of a model that knows nothing; a single class has none to be uncertain about."""
+    return None if vocabulary is None or vocabulary < 2 else math.log(vocabulary)

@@ -4,6 +4,10 @@ A rule remembers only what is in its `memory` (plain numbers, so that a checkpoi
 limit is counted in steps, not in records, because a sweep may report only every n-th step.  A rule whose metric
 was not measured holds its judgement.
 
+The patience fields of the config are the steps of a run of 500 (`max_steps`), or of a shorter one; a longer run waits
+in proportion: 80 steps are 8,000 in a run of 50,000, which is not judged at step 200 for what 500 steps would not
+forgive.  The time constants of the optimizer do not shrink with a shorter run, so the patience does not either.
+
 What the rules must not do was learnt from rules that fail: ratios of losses never fire, since a model that falls
 to uniform stops at ln(vocabulary); z-scores fire on every heavy tail; plateaus alone condemn runs that converge.
 """
@@ -15,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from altgrad.collapse.smoothing import LossCourse
+from altgrad.collapse.course import LossCourse
 from altgrad.results import Verdict
 
 RECOVERY = 0.06  # share of the height that a value must lose to count as recovering
@@ -23,12 +27,17 @@ RECOVERY = 0.06  # share of the height that a value must lose to count as recove
 
 @dataclass(frozen=True)
 class Observation:
-    """One step as the rules see it.  `cap`: ln(vocabulary), the loss of a uniform model, where it is known."""
+    """One step as the rules see it.  `ticks`: time since the record before (see `smoothing`)."""
 
     step: int
     record: Mapping[str, float]
     course: LossCourse
-    cap: float | None
+    ticks: float
+
+    @property
+    def cap(self) -> float | None:
+        """ln(vocabulary), the loss of a uniform model, where it is known."""
+        return self.course.cap
 
     @property
     def smoothed(self) -> float | None:
@@ -55,6 +64,8 @@ class Excursion:
 
     `peak` is the highest value beyond the limit, `floor` the lowest since.  Both move only by 6 % of their
     height over the origin, so that noise around a level that does not heal restarts the clock a few times at most.
+    Example: best 2.0, risen to 5.0: each time the loss has fallen by another 6 % of its height (first to 4.82, then to
+    4.65, ...) it is given the whole patience again; one that stays at 4.9 is given it once.
     """
 
     since: int | None = None

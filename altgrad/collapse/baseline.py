@@ -1,0 +1,62 @@
+"""How far a run lies behind its baseline, by the smoothed losses of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from altgrad.collapse.course import USUAL_CAP, LossCourse
+
+
+class BaselineGap:
+    """How far a run's smoothed loss lies behind that of the baseline run, step by step.
+
+    `baseline` maps step -> training loss and may still be growing.  Both curves are smoothed alike, over the steps
+    that the run reports, so a run that follows the baseline exactly has a gap of exactly 0.
+    `pace`, `cap`: see `LossCourse`.
+    """
+
+    def __init__(self, baseline: Mapping[int, float], pace: float = 1.0, cap: float | None = USUAL_CAP) -> None:
+        self._baseline = baseline
+        self._own = LossCourse(pace, cap)
+        self._other = LossCourse(pace, cap)
+        self._step: int | None = None
+        self._pending: list[int] = []  # steps of the run that the smoothed baseline has not got yet
+
+    def update(self, step: int, loss: float) -> float | None:
+        """Smoothed loss minus smoothed baseline at this step, in units of the loss.
+
+        None where there is nothing to compare: the baseline has not (yet) got this step, one of the two losses
+        is not finite, or the step was seen before.
+        """
+        if self._step is not None and step <= self._step:
+            return None
+        self._step = step
+        self._own.update(step, loss)
+        self._pending.append(step)
+        if step not in self._baseline:
+            return None
+        for earlier in self._pending:
+            if earlier in self._baseline:
+                self._other.update(earlier, self._baseline[earlier])
+        self._pending = []
+        own, other = self._own.smoothed.value, self._other.smoothed.value
+        if own is None or other is None or not math.isfinite(loss) or not math.isfinite(self._baseline[step]):
+            return None
+        return own - other
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later gaps depend on besides the baseline, in strict JSON."""
+        return {
+            "own": self._own.state_dict(),
+            "other": self._other.state_dict(),
+            "step": self._step,
+            "pending": list(self._pending),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._own.load_state_dict(state["own"])
+        self._other.load_state_dict(state["other"])
+        self._step = state["step"]
+        self._pending = list(state["pending"])

@@ -34,7 +34,12 @@ class Metric:
     @property
     def axis(self) -> str:
         """Label with unit, for an axis or a column head."""
-        return f"{self.label} ({self.unit})" if self.unit else self.label
+        return self.axis_in("nats")
+
+    def axis_in(self, loss_unit: str) -> str:
+        """The same for runs whose losses are in that unit (`Run.loss_unit`); "" is no unit."""
+        unit = loss_unit if self.unit == "nats" else self.unit
+        return f"{self.label} ({unit})" if unit else self.label
 
 
 _BOTH: tuple[Level, ...] = ("step", "layer")
@@ -43,7 +48,7 @@ _LAYER: tuple[Level, ...] = ("layer",)
 # fmt: off
 _TABLE = (
     # every step
-    Metric("loss", "Training loss", "nats", "mean cross-entropy of the step's batch, before the update", better="lower"),
+    Metric("loss", "Training loss", "nats", "mean loss of the step's batch, before the update; cross-entropy in nats unless the model is your own", better="lower"),
     Metric("learning_rate", "Learning rate", "", "of this step, after warm-up and schedule"),
     Metric("gradient_norm", "Gradient norm", "", "L2 norm over all parameters, before any clipping", _BOTH),
     Metric("non_finite_gradients", "Non-finite gradients", "share", "share of gradient values that are NaN or inf"),
@@ -59,7 +64,7 @@ _TABLE = (
     Metric("gpu_utilisation", "GPU use", "share", "share of time in which any kernel ran on the run's GPU, by whichever process; absent without NVML"),
     Metric("gpu_memory", "GPU memory", "MiB", "memory in use on the run's GPU, by all processes that share it; absent without NVML"),
     # every eval_interval steps
-    Metric("validation_loss", "Validation loss", "nats", "mean cross-entropy on the held-out text, same windows for every run", better="lower"),
+    Metric("validation_loss", "Validation loss", "nats", "mean loss on the held-out data, the same batches for every run", better="lower"),
     # only where a baseline curve was given
     Metric("gap_to_baseline", "Training loss behind baseline", "nats", "smoothed training loss minus that of the baseline run of the same seed, which the collapse rule of that name watches; the comparison's gap is of validation losses", better="lower"),
     # every diagnostic_interval steps, around the real optimizer step

@@ -25,7 +25,7 @@ _BUCKETS = 300
 
 def signals_of(evidence: Evidence) -> Signals:
     """The whole-model signals of a run up to its verdict."""
-    return what_moved((name, evidence.curve(name)) for name in columns("step"))
+    return what_moved(((name, evidence.curve(name)) for name in columns("step")), evidence.run.loss_unit)
 
 
 def first_layers(evidence: Evidence) -> list[tuple[str, Site, Departure]]:
@@ -79,7 +79,7 @@ def strips_figure(evidence: Evidence, signals: Signals) -> go.Figure:
             "nticks": 3,
             "tickformat": ".3~g",
         }
-        layout["annotations"].append(_title(metric, top, departures.get(metric)))
+        layout["annotations"].append(_title(evidence, metric, top, departures.get(metric)))
         traces += _strip(evidence, metric, axis, departures.get(metric))
         layout["shapes"] += _strip_shapes(evidence, metric, axis, departures.get(metric))
     return go.Figure({"data": traces, "layout": layout})
@@ -91,10 +91,10 @@ def bands(count: int) -> list[tuple[float, float]]:
     return list(zip(edges[1:], edges[:-1], strict=True))
 
 
-def _title(metric: str, top: float, departure: Departure | None) -> dict[str, Any]:
+def _title(evidence: Evidence, metric: str, top: float, departure: Departure | None) -> dict[str, Any]:
     when = f", {departure.how} at step {departure.step}" if departure is not None else ""
     return {
-        "text": f"{METRICS[metric].axis}{when}",
+        "text": f"{METRICS[metric].axis_in(evidence.run.loss_unit)}{when}",
         "x": 0,
         "xref": "paper",
         "xanchor": "left",

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray import tune
 
-from altgrad.collapse import BaselineGap, CollapseDetector
+from altgrad.collapse import CollapseDetector, gap_to_baseline
 from altgrad.results import RecordError, Verdict, ended_as, read_start, read_table
 from altgrad.storage import Folder
 from tune.trial import Trial
@@ -97,7 +97,7 @@ class _Watch:
         self.gap: float | None = None
         self._own = curves.get(trial.run)
         self._baseline = None if trial.baseline is None else curves[trial.baseline]
-        self._gaps = None if self._baseline is None else BaselineGap(self._baseline)
+        self._gaps = None if self._baseline is None else gap_to_baseline(trial.config, vocabulary, self._baseline)
         self._waiting: deque[Record] = deque()
         self._last = -1
 

@@ -13,7 +13,7 @@ from altgrad.training.config import TrainConfig
 RANK_MEASUREMENTS = 2  # in a row
 RANK_TO_LOSE = 2.0  # a matrix below this, as a healthy output head is, has no rank to lose
 EXPLAINING = 0.5  # nats learned between two measurements that explain any fall of the rank between them
-WINDOWS_PER_RUN = 10  # what must last for n measurements must last for n tenths of the run too
+WINDOWS_PER_RUN = 20  # what must last for n measurements must last for n twentieths of the run too
 
 
 @dataclass
@@ -33,8 +33,8 @@ class Stalled:
 
     Example, 500 steps, measured every 50: displacement 0.02 at steps 300, 350 and 400, smoothed loss 2.51 at 250 and
     2.48 at 400: 0.02 nats per 100 steps, less than the 0.1 that count as progress, verdict at 400.  Three windows must
-    also be three tenths of the run: 50,000 steps that are measured every 50 are not judged after 150, but once nothing
-    has arrived for 15,000, and the loss has fallen by less than 0.1 nats per 10,000 steps.
+    also be three twentieths of the run: 50,000 steps that are measured every 50 are not judged after 150, but once
+    nothing has arrived for 7,500 and the loss has meanwhile fallen by less than 0.1 nats per 10,000 steps.
     """
 
     name: ClassVar[str] = "stalled"
@@ -99,7 +99,7 @@ class RankCollapse:
 
     Example: stable rank 12 until step 250, 1.2 at 300 and 350, smoothed loss 2.6, 2.5, 2.45: the limit is
     1 + 0.1 x 11 = 2.1, no 0.5 nats were learned between 250 and 300 that would explain the fall, and it has lasted for
-    a tenth of the 500 steps: verdict at 350.
+    more than a twentieth of the 500 steps: verdict at 350.
     """
 
     name: ClassVar[str] = "rank_collapse"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from altgrad.foreign import as_code
 from altgrad.formats import FALLBACKS, find_format
@@ -25,6 +26,7 @@ _UNDERFLOW = 0.5
 _COSINE = 0.5  # below it the gradient points elsewhere
 _DISPLACEMENT = 0.25  # below it most of the intended update is lost
 _RISE = 0.2  # nats of training loss above its best
+_RISE_SHARE = 1 / 15  # of what was learned, where the unit of the loss is unknown: 0.2 of 3 nats
 _GROWTH = 10.0  # gradient norm over its median
 _CONCENTRATED = 10.0  # a layer this many times worse than the median layer is a case of its own
 
@@ -125,7 +127,7 @@ def smaller_steps(evidence: Evidence) -> Iterator[Advice]:
     config = evidence.config
     loss, norm = evidence.curve("loss").finite(), evidence.curve("gradient_norm").finite()
     grown = []
-    if len(loss.values) and loss.values[-1] > loss.values.min() + _RISE:
+    if len(loss.values) and loss.values[-1] > loss.values.min() + _rise(evidence, loss.values):
         at = int(loss.values.argmin())
         grown.append(
             f"training loss {number(loss.values[at])} at step {loss.steps[at]}, "
@@ -142,6 +144,11 @@ def smaller_steps(evidence: Evidence) -> Iterator[Advice]:
     if config.gradient_clip == 0:
         yield Advice({"gradient_clip": 1.0}, f"the gradient norm has no limit ({seen})")
     yield Advice({"learning_rate": _round(config.learning_rate / 3)}, f"a third of {config.learning_rate:g} ({seen})")
+
+
+def _rise(evidence: Evidence, losses: NDArray[np.float64]) -> float:
+    """How far above its best a loss counts as grown."""
+    return _RISE if evidence.run.loss_unit == "nats" else _RISE_SHARE * float(losses[0] - losses.min())
 
 
 def noisy_gradient(evidence: Evidence) -> Iterator[Advice]:

@@ -140,11 +140,11 @@ def _loss(evidence: Evidence) -> str:
     whole = measured(evidence.steps, "loss")
     marks = {evidence.verdict.step: f"verdict {evidence.verdict.rule}"}
     marks |= {shift.step: f"shift to {shift.detail['to']}" for shift in format_shifts(evidence.events)}
-    return as_code_block(plot(whole, marks, label=METRICS["loss"].axis), "text")
+    return as_code_block(plot(whole, marks, label=METRICS["loss"].axis_in(evidence.run.loss_unit)), "text")
 
 
 def _moved(evidence: Evidence) -> str:
-    signals = what_moved((name, evidence.curve(name)) for name in columns("step"))
+    signals = what_moved(((name, evidence.curve(name)) for name in columns("step")), evidence.run.loss_unit)
     if not (signals.moved or signals.still or signals.sparse):
         return "No signal was measured before the verdict."
     parts = [
@@ -153,7 +153,8 @@ def _moved(evidence: Evidence) -> str:
     ]
     if signals.moved:
         head = ["", "Signal", "Left at step", "How", "Value there", "At the verdict", "Baseline", "from steps"]
-        rows = [[str(place), *_departure_cells(moved)] for place, moved in enumerate(signals.moved, start=1)]
+        unit = evidence.run.loss_unit
+        rows = [[str(place), *_departure_cells(moved, unit)] for place, moved in enumerate(signals.moved, start=1)]
         parts.append(table(head, rows, "rlrlrrrl"))
     else:
         parts.append("No signal left its baseline before the verdict.")
@@ -163,10 +164,10 @@ def _moved(evidence: Evidence) -> str:
     return "\n\n".join(parts)
 
 
-def _departure_cells(moved: Departure) -> list[str]:
+def _departure_cells(moved: Departure, loss_unit: str) -> list[str]:
     early = moved.n > 0 and moved.how != "out of bounds from the start"  # else there is no level that it left
     return [
-        METRICS[moved.metric].axis,
+        METRICS[moved.metric].axis_in(loss_unit),
         str(moved.step),
         moved.how,
         number(moved.value),
@@ -199,7 +200,7 @@ def _trend(evidence: Evidence) -> str:
             continue
         values = dict(zip(curve.steps.tolist(), curve.values.tolist(), strict=True))
         if any(step in values for step in steps):
-            rows.append([METRICS[name].axis, *(number(values.get(step)) for step in steps)])
+            rows.append([METRICS[name].axis_in(evidence.run.loss_unit), *(number(values.get(step)) for step in steps)])
         elif not values:
             absent.setdefault(evidence.absence(name), []).append(f"`{name}`")
     parts = (

@@ -98,15 +98,18 @@ class Signals:
     sparse: list[str]
 
 
-def what_moved(curves: Iterable[tuple[str, Curve]]) -> Signals:
-    """Sort metrics (name, curve up to the verdict) by the step at which they left their own early baseline."""
+def what_moved(curves: Iterable[tuple[str, Curve]], loss_unit: str = "nats") -> Signals:
+    """Sort metrics (name, curve up to the verdict) by the step at which they left their own early baseline.
+
+    `loss_unit`: `Run.loss_unit`; where it is unknown no size of a loss is natural.
+    """
     moved: list[Departure] = []
     still: list[str] = []
     sparse: list[str] = []
     for metric, curve in curves:
         if metric in _NO_SIGNALS or not len(curve.values):
             continue
-        departure = _departure(metric, curve)
+        departure = _departure(metric, curve, loss_unit)
         if departure is not None:
             moved.append(departure)
         elif len(curve.values) < _FEWEST:
@@ -128,7 +131,7 @@ class _Baseline:
     n: int
 
 
-def _baseline(metric: str, values: NDArray[np.float64]) -> _Baseline:
+def _baseline(metric: str, values: NDArray[np.float64], loss_unit: str) -> _Baseline:
     n = len(values)
     window = min(max(10, n // 10), 50) if n >= _DENSE else min(max(2, n // 4), n)
     early = values[:window][np.isfinite(values[:window])]
@@ -140,13 +143,13 @@ def _baseline(metric: str, values: NDArray[np.float64]) -> _Baseline:
     mad = _NORMAL * float(np.median(np.abs(spread - np.median(spread)))) if len(spread) else 0.0
     if len(spread) < _FEW:
         mad = min(mad, _CEILINGS.get(METRICS[metric].unit, mad))
-    return _Baseline(reference, center, max(mad, _floor(metric, center)), window, len(early))
+    return _Baseline(reference, center, max(mad, _floor(metric, center, loss_unit)), window, len(early))
 
 
-def _departure(metric: str, curve: Curve) -> Departure | None:
+def _departure(metric: str, curve: Curve, loss_unit: str) -> Departure | None:
     """The first lasting departure of one signal, or None."""
     steps, values = curve
-    baseline = _baseline(metric, values)
+    baseline = _baseline(metric, values, loss_unit)
     found = _first_out(metric, values, baseline)
     if found is None:
         return None
@@ -199,8 +202,9 @@ def _best_so_far(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([best[:1], best[:-1]])
 
 
-def _floor(metric: str, center: float) -> float:
-    absolute = _METRIC_FLOORS.get(metric, _FLOORS.get(METRICS[metric].unit))
+def _floor(metric: str, center: float, loss_unit: str) -> float:
+    unit = METRICS[metric].unit
+    absolute = _METRIC_FLOORS.get(metric, _FLOORS.get(loss_unit if unit == "nats" else unit))
     if absolute is not None:
         return absolute
     return max(_RELATIVE_FLOOR * abs(center), 1e-12) if np.isfinite(center) else 1e-12

@@ -46,6 +46,11 @@ class Run:
         return self.info["config"]
 
     @property
+    def loss_unit(self) -> str:
+        """`nats` for the cross-entropy of a known vocabulary; "" where nobody knows the unit of the loss."""
+        return "nats" if self.info.get("vocabulary", 0) is not None else ""
+
+    @property
     def verdict(self) -> Verdict | None:
         """The collapse verdict of a run that has ended with one."""
         found = None if self.end is None else self.end["verdict"]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from altgrad.collapse import BaselineGap, CollapseDetector
+from altgrad.collapse import BaselineGap, CollapseDetector, gap_to_baseline
 from altgrad.control import stop_request, stop_sentence
 from altgrad.outage import Outage
 from altgrad.report import write_failure_report
@@ -82,14 +82,15 @@ class FormatExperimentRunner:
         """Train to the end, to a collapse, or to an exception, which is recorded (status `failed`) and raised."""
         attempt, self._compiled_before = self._ranks.from_first(lambda: next_attempt(self.folder, self.config))
         baseline = self._ranks.from_first(lambda: self._baseline)
-        self._gap = BaselineGap(baseline) if baseline is not None else None
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         keep_freed_memory()
         writer = (RunWriter if self._ranks.first else NoWriter)(self.folder, attempt)
         try:
             trainer = Trainer(self.config, self._model, self._batches, self._runs_alike, self._compiled_before)
-            detector = CollapseDetector(self.config, trainer.batches.vocabulary)
+            vocabulary = trainer.batches.vocabulary
+            detector = CollapseDetector(self.config, vocabulary)
+            self._gap = None if baseline is None else gap_to_baseline(self.config, vocabulary, baseline)
             writer.start(self._info(trainer))
             self._resume(trainer, detector, writer)
             self._stop = self._stop_request()

@@ -15,7 +15,8 @@ from altgrad.events import EVENTS, Event, check_kind, kind_of
 from altgrad.html.marks import EVENT_GLYPHS
 from altgrad.palette import NEUTRAL, event_colour
 from altgrad.results import SCHEMAS, NoWriter, RunWriter, acts, read_events, read_run, read_table
-from altgrad.results.parts import encoded, part_name
+from altgrad.results.part_file import encoded
+from altgrad.results.parts import part_name
 from altgrad.storage import Folder
 
 ROOT = Path(__file__).parent.parent

@@ -18,6 +18,7 @@ from altgrad.results import SCHEMAS, NoWriter, RunWriter, acts, read_events, rea
 from altgrad.results.part_file import encoded
 from altgrad.results.parts import part_name
 from altgrad.storage import Folder
+from altgrad.training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,7 +76,7 @@ def test_a_writer_refuses_an_unknown_kind_in_one_line(tmp_path: Path, writer) ->
 def test_an_older_folder_with_a_kind_nobody_knows_stays_readable(tmp_path: Path) -> None:
     folder = Folder.at(tmp_path)
     writer = RunWriter(folder)
-    writer.start({"run": "old", "config": {}})
+    writer.start({"run": "old", "config": TrainConfig().model_dump(mode="json")})
     writer.event(3, "clip", limit=1.0)
     writer.end("completed", None, {})
     row = {"step": 5, "attempt": 0, "time": 1.0, "kind": "gear_shift", "detail": json.dumps({"to": "third"})}

@@ -84,13 +84,18 @@ def _train(options: argparse.Namespace) -> int:
         overrides[key] = parse_value(value)
     config = load_config(options.config, **overrides)
     from altgrad.console import TrainingProgress  # torch and the runner only once the input is known to be good
+    from altgrad.training.data import TextBatches, load_corpus
     from altgrad.training.format_runner import FormatExperimentRunner
 
     console = Console()
     folder = Folder.at(options.out)
     baseline = _loss_curve(Folder.at(options.baseline)) if options.baseline else None
+    batches = TextBatches(load_corpus(config), config, config.shape.block_size)
+    console.print(batches.source.sentence(), soft_wrap=True, markup=False, highlight=False)
     with TrainingProgress(console, config.max_steps) as progress:
-        runner = FormatExperimentRunner(config, folder, run=folder.name, report=progress.report, baseline=baseline)
+        runner = FormatExperimentRunner(
+            config, folder, run=folder.name, report=progress.report, baseline=baseline, batches=batches
+        )
         try:
             result = runner.run()
         except KeyboardInterrupt:

@@ -146,6 +146,7 @@ def test_a_cluster_is_as_large_as_its_smallest_known_gpu() -> None:
 
 
 def test_token_files_give_their_vocabulary(tmp_path: Any) -> None:
-    np.array([5, 49999, 7], dtype=np.uint16).tofile(tmp_path / "train.bin")
+    for name in ("train.bin", "val.bin"):
+        np.array([5, 49999, 7], dtype=np.uint16).tofile(tmp_path / name)
     assert vocabulary_of(TrainConfig(data=str(tmp_path))) == 50000
     assert vocabulary_of(TrainConfig()) == 256

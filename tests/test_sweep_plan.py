@@ -170,7 +170,7 @@ def test_relative_data_paths_are_resolved_where_the_command_was_typed(
     monkeypatch.chdir(tmp_path)
     trials = planned("--formats", "E4M3", "--data", "text.txt")
     assert {trial.config.data for trial in trials.values()} == {str(tmp_path / "text.txt")}
-    assert {trial.config.data for trial in planned("--formats", "E4M3").values()} == {"python-docs"}
+    assert {trial.config.data for trial in planned("--formats", "E4M3").values()} == {"opticks"}
 
 
 # resources

@@ -23,12 +23,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from altgrad.training.config import TrainConfig
+from altgrad.training.token_files import sampled_vocabulary
 from tune.options import SweepError
 
 if TYPE_CHECKING:
@@ -39,7 +37,6 @@ _FLOAT = 4  # bytes
 _CONTEXT = int(0.75 * GIB)  # CUDA context, cuBLAS workspace and loaded kernels of one process
 _FRAGMENTS = 1.15  # what torch's caching allocator holds beyond its tensors
 _BYTE_VOCABULARY = 256
-_SAMPLED_TOKENS = 2**20
 _SMALLER = "use a smaller batch_size, block_size or --model"
 _FINEST = 16  # trials on one GPU, at most, when the share is chosen here
 
@@ -85,10 +82,7 @@ def estimate(config: TrainConfig, vocabulary: int) -> Estimate:
 
 def vocabulary_of(config: TrainConfig) -> int:
     """Number of token ids: bytes, or for token files the largest id among the first million and one more."""
-    file = Path(config.data).expanduser() / "train.bin"
-    if not file.is_file() or file.stat().st_size < 2:
-        return _BYTE_VOCABULARY
-    return int(np.memmap(file, dtype=np.uint16, mode="r")[:_SAMPLED_TOKENS].max()) + 1
+    return sampled_vocabulary(config) or _BYTE_VOCABULARY
 
 
 def needs(trials: Iterable[Trial]) -> list[tuple[int, str]]:

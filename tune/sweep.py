@@ -80,7 +80,8 @@ def _sweep(options: SweepOptions, console: Console, stack: ExitStack) -> int:
     if options.dry_run:
         show_plan(console, plan, resources, elsewhere=options.cluster is not None)
         return 0
-    _check_inputs(plan.trials)
+    for line in _check_inputs(plan.trials):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     sweep = create_sweep(options, plan) if stored is None else stored
     show_plan(console, plan, resources, elsewhere=options.cluster is not None)
     console.print(f"sweep {sweep.name} in {sweep.folder}", soft_wrap=True, markup=False, highlight=False)
@@ -124,16 +125,20 @@ def _say_how_to_go_on(what: str, sweep: Sweep, options: SweepOptions, console: C
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def _check_inputs(trials: Sequence[Trial]) -> None:
-    """Refuse models and texts that cannot be trained on, before anything is created.  Raises ConfigError."""
+def _check_inputs(trials: Sequence[Trial]) -> list[str]:
+    """Refuse models and texts that cannot be trained on, before anything is created.  Raises ConfigError.
+
+    A sentence for each text about what was taken from it.
+    """
     from altgrad.training.data import TextBatches, load_corpus
 
-    checked: set[str] = set()
+    checked: dict[str, str] = {}
     for config in (trial.config for trial in trials):
-        key = config.model_dump_json(include={*_MODEL_FIELDS, "data", "validation_fraction"})
+        key = config.model_dump_json(include={*_MODEL_FIELDS, "data", "token_dtype", "validation_fraction"})
         if key not in checked:
-            checked.add(key)
-            TextBatches(load_corpus(config), config, config.shape.block_size)
+            batches = TextBatches(load_corpus(config), config, config.shape.block_size)
+            checked[key] = batches.source.sentence()
+    return list(dict.fromkeys(checked.values()))
 
 
 def _show_results(sweep: Sweep, options: SweepOptions, console: Console) -> int:

@@ -35,7 +35,8 @@ class TrainConfig(Recipe):
     n_embd: int | None = Field(None, ge=1, description="overrides the preset")
     block_size: int | None = Field(None, ge=2, description="tokens of context; overrides the preset")
     tied_head: bool = Field(False, description="the output head shares the token embedding's weights")
-    data: str = Field("python-docs", description="python-docs, or a text file, a folder, a glob, or a folder with train.bin and val.bin")
+    data: str = Field("opticks", description="opticks (built in), or a text file, a folder, a glob, a file of token ids (*.bin), or a folder with train.bin and val.bin")
+    token_dtype: Literal["auto", "uint16", "uint32"] = Field("auto", description="width of the ids in token files; auto: looked up in the files, an error where they do not tell")
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the text held out, at its end")
     batch_size: int = Field(12, ge=1, description="sequences per step")
     # optimisation

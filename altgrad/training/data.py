@@ -6,21 +6,20 @@ store.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from altgrad.hints import cut, shown
 from altgrad.training.config import ConfigError, TrainConfig
+from altgrad.training.text_files import read_text
+from altgrad.training.token_files import layout_of, vocabulary
 
-DEFAULT_CORPUS = "python-docs"
 _HASHED_BATCHES = 64
-_TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".text")
 
 Batch = tuple[Tensor, Tensor]
 
@@ -44,12 +43,38 @@ class Batches(Protocol):
 
 
 @dataclass(frozen=True)
+class Source:
+    """What was taken from `data`, for people and for run.json.  `token_dtype`: of ids on disk; None: bytes of text."""
+
+    data: str
+    files: int
+    bytes: int
+    token_dtype: str | None
+    training_tokens: int
+    validation_tokens: int
+    skipped: tuple[str, ...]
+
+    def sentence(self) -> str:
+        """One line, such as `data notes: 3 files, 81,920 bytes of text, 73,728 for training, ...; skipped: 2 .png`."""
+        what = "bytes of text" if self.token_dtype is None else f"bytes of {self.token_dtype} token ids"
+        shares = f"{self.training_tokens:,} tokens for training, {self.validation_tokens:,} held out"
+        files = f"{self.files} file{'s' if self.files > 1 else ''}"
+        left = f"; skipped: {cut(', '.join(self.skipped))}" if self.skipped else ""
+        return f"data {cut(self.data)}: {files}, {self.bytes:,} {what}, {shares}{left}"
+
+
+@dataclass(frozen=True)
 class Corpus:
-    """Tokens split into training and validation text; vocabulary = number of token ids."""
+    """Tokens split into training and validation text; vocabulary = number of token ids.
+
+    digest: hash of all tokens where they are too many to read at every start.
+    """
 
     training: np.ndarray
     validation: np.ndarray
     vocabulary: int
+    source: Source
+    digest: str = ""
 
 
 class TextBatches:
@@ -59,10 +84,11 @@ class TextBatches:
         for name, tokens in (("training", corpus.training), ("validation", corpus.validation)):
             if len(tokens) < block_size + 1:
                 raise ConfigError(
-                    f"data={config.data!r}: the {name} text has {len(tokens)} tokens, fewer than one block of "
+                    f"data={shown(config.data)}: the {name} text has {len(tokens)} tokens, fewer than one block of "
                     f"block_size + 1 = {block_size + 1}; use a longer text or a smaller block_size"
                 )
         self.vocabulary: int | None = corpus.vocabulary
+        self.source = corpus.source
         self._corpus = corpus
         self._config = config
         self._window = np.arange(block_size + 1)
@@ -78,10 +104,12 @@ class TextBatches:
         return [self._cut(self._corpus.validation, part) for part in np.array_split(starts, batches)]
 
     def digest(self) -> str:
-        """Hash of both texts' beginnings and lengths and of the windows of the first steps."""
-        digest = hashlib.sha256()
+        """Hash of all tokens and of the windows of the first steps."""
+        digest = hashlib.sha256(self._corpus.digest.encode())
         for tokens in (self._corpus.training, self._corpus.validation):
-            digest.update(f"{len(tokens)},".encode() + np.ascontiguousarray(tokens[: 1 << 20]).tobytes())
+            digest.update(f"{len(tokens)},".encode())
+            if not self._corpus.digest:
+                digest.update(np.ascontiguousarray(tokens).tobytes())
         for step in range(1, min(self._config.max_steps, _HASHED_BATCHES) + 1):
             digest.update(self._starts(step).tobytes())
         return digest.hexdigest()[:16]
@@ -96,48 +124,37 @@ class TextBatches:
 
 
 def load_corpus(config: TrainConfig) -> Corpus:
-    """The corpus named by `config.data`.  Raises ConfigError where it is missing, empty or not text."""
-    if config.data == DEFAULT_CORPUS:
-        return _split(_bundled_text(), config)
-    path = Path(config.data).expanduser()
-    if (path / "train.bin").exists() or (path / "val.bin").exists():
-        return _memmapped(path)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in _TEXT_SUFFIXES and file.is_file())
-        wanted = f"a folder with files ending in {', '.join(_TEXT_SUFFIXES)}, or with train.bin and val.bin"
+    """The corpus named by `config.data`.  Raises ConfigError where it is missing, empty, or neither text nor tokens."""
+    files = layout_of(config)
+    if files is None:
+        text = read_text(config)
+        tokens = np.frombuffer(text.content, dtype=np.uint8)
+        training, validation = _split(tokens, config)
+        source = _source(config, training, validation, files=text.files, skipped=text.skipped, token_dtype=None)
+        return Corpus(training, validation, 256, source)
+    first, second = files
+    if second is None:
+        training, validation = _split(first.place.ids(), config)
     else:
-        files = [path] if path.is_file() else sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-        wanted = f"{DEFAULT_CORPUS!r}, a text file, a folder or a glob"
-    content = b"\n".join(file.read_bytes() for file in files if file.is_file())
-    if not files:
-        raise ConfigError(f"data={config.data!r}: no such text; give {wanted}")
-    if not content.strip():
-        raise ConfigError(f"data={config.data!r}: the text is empty; give {wanted}")
-    return _split(content, config)
+        training, validation = first.place.ids(), second.place.ids()
+    source = _source(
+        config, training, validation, files=1 + (second is not None), skipped=(), token_dtype=first.place.dtype
+    )
+    digest = first.digest + (second.digest if second is not None else "")
+    return Corpus(training, validation, vocabulary(first, second), source, digest)
 
 
-def _bundled_text() -> bytes:
-    """The language reference that ships inside CPython: 0.4 MB of English, nothing to download."""
-    from pydoc_data import topics
+def _source(config: TrainConfig, training: np.ndarray, validation: np.ndarray, **taken: Any) -> Source:
+    return Source(
+        config.data,
+        bytes=training.nbytes + validation.nbytes,
+        training_tokens=len(training),
+        validation_tokens=len(validation),
+        **taken,
+    )
 
-    return "\n".join(topics.topics[name] for name in sorted(topics.topics)).encode()
 
-
-def _split(content: bytes, config: TrainConfig) -> Corpus:
-    """Byte-level tokens; the last `validation_fraction` is held out."""
-    tokens = np.frombuffer(content, dtype=np.uint8)
+def _split(tokens: np.ndarray, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The last `validation_fraction` is held out."""
     held_out = max(1, round(len(tokens) * config.validation_fraction))
-    return Corpus(tokens[:-held_out], tokens[-held_out:], vocabulary=256)
-
-
-def _memmapped(folder: Path) -> Corpus:
-    """nanoGPT's layout: train.bin and val.bin, uint16 token ids."""
-    parts = []
-    for name in ("train.bin", "val.bin"):
-        file = folder / name
-        if not file.is_file() or file.stat().st_size < 2:
-            raise ConfigError(
-                f"data={str(folder)!r}: {name} is missing or empty; nanoGPT's layout has train.bin and val.bin"
-            )
-        parts.append(np.memmap(file, dtype=np.uint16, mode="r"))
-    return Corpus(parts[0], parts[1], vocabulary=int(max(part.max() for part in parts)) + 1)
+    return tokens[:-held_out], tokens[-held_out:]

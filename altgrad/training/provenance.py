@@ -5,12 +5,14 @@ from __future__ import annotations
 import platform
 import socket
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from altgrad import __version__
+from altgrad.training.data import TextBatches
 from altgrad.training.trainer import Trainer
 
 
@@ -30,6 +32,7 @@ def provenance(trainer: Trainer) -> dict[str, Any]:
         "layers": list(trainer.layers),
         "initial_weights_hash": trainer.initial_weights_hash,
         "batches_hash": trainer.batches.digest(),
+        "data": asdict(trainer.batches.source) if isinstance(trainer.batches, TextBatches) else None,
     }
 
 

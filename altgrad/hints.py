@@ -1,0 +1,35 @@
+"""What an error says of a wrong value: the value, cut to fit a line, and the known name that is nearest to it."""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections.abc import Iterable
+from typing import Any
+
+LONGEST = 80  # characters of a value in an error
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 2, LONGEST, LONGEST
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = 4
+
+
+def shown(value: Any) -> str:
+    """A value as an error prints it: its repr in at most 80 characters, whatever its size."""
+    if isinstance(value, int) and value.bit_length() > 4 * LONGEST:  # decimal digits of such a number may take minutes
+        return f"{'-' if value < 0 else ''}a number of {value.bit_length()} bits"
+    return cut(repr(value) if isinstance(value, str) and len(value) < LONGEST else _REPR.repr(value))
+
+
+def cut(text: str, longest: int = LONGEST) -> str:
+    """A text on one line of at most so many characters, with an ellipsis where something is missing."""
+    line = " ".join(text[: 20 * longest].split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """ "; did you mean 'nearest'?" where a known name is near, else nothing."""
+    near = difflib.get_close_matches(str(name)[:LONGEST], list(known), n=1)
+    if not near:  # names differ in case more often than difflib forgives: e4m3 for E4M3
+        near = [word for word in known if word.lower() == str(name)[:LONGEST].lower()]
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -9,13 +9,17 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from altgrad.command_line import OneLineParser, location, path, positive
 from altgrad.formats import FORMATS, equal_up_to_scale, find_format
+from altgrad.hints import error_text
 from altgrad.storage import Folder
-from altgrad.training.config import ConfigError, TrainConfig, load_config, parse_value
+from altgrad.training.config import TrainConfig, check_fields, load_config
+from altgrad.yaml_text import NotYaml, assignments
 
 _EXIT_BAD_INPUT = 2
 _TABLE_WIDTH = 110  # a cut-off number is a wrong number: better let a narrow terminal wrap
@@ -27,40 +31,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.command(options))
     except (ValueError, OSError) as error:
-        print(f"altgrad: {error}", file=sys.stderr)
+        print(f"altgrad: {error_text(error)}", file=sys.stderr)
         return _EXIT_BAD_INPUT
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m altgrad", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train one config without Ray")
-    train.add_argument("config", help="YAML file, such as configs/e7m0_uniform.yaml")
+    train.add_argument("config", type=path, help="YAML file, such as configs/e7m0_uniform.yaml")
     train.add_argument(
-        "--out", required=True, metavar="DIR", help="results folder of the run; an unfinished run in it is resumed"
+        "--out",
+        type=location,
+        required=True,
+        metavar="DIR",
+        help="results folder of the run; an unfinished run in it is resumed",
     )
-    train.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="override config fields")
-    train.add_argument("--baseline", metavar="RUN_DIR", help="finished BF16 run to measure the gap against")
+    train.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override config fields (repeatable)"
+    )
+    train.add_argument(
+        "--baseline", type=location, metavar="RUN_DIR", help="finished BF16 run to measure the gap against"
+    )
     train.set_defaults(command=_train)
 
     report = commands.add_parser("report", help="rebuild a failure report, or a sweep's report, from its folder alone")
-    report.add_argument("folder", help="run folder or sweep folder (local path or URI)")
+    report.add_argument("folder", type=location, help="run folder or sweep folder (local path or URI)")
     report.add_argument("--html", action="store_true", help="a sweep as one self-contained HTML file")
     report.add_argument(
-        "--out", metavar="FILE", help="where to write the HTML; default: report.html in the sweep folder"
+        "--out", type=location, metavar="FILE", help="where to write the HTML; default: report.html in the sweep folder"
     )
     report.set_defaults(command=_report)
 
     status = commands.add_parser("status", help="the state of a sweep, from its folder alone")
-    status.add_argument("folder", help="sweep folder (local path or URI)")
-    status.add_argument("--every", type=float, metavar="SECONDS", help="show it again until no run is running")
+    status.add_argument("folder", type=location, help="sweep folder (local path or URI)")
+    status.add_argument("--every", type=positive, metavar="SECONDS", help="show it again until no run is running")
     status.set_defaults(command=_status)
 
     stop = commands.add_parser("stop", help="ask a run, or all runs of a sweep, to stop at the next report, for good")
-    stop.add_argument("folder", help="run folder or sweep folder (local path or URI)")
+    stop.add_argument("folder", type=location, help="run folder or sweep folder (local path or URI)")
     stop.add_argument("--reason", default="", help="goes into the end records")
     stop.set_defaults(command=_stop)
 
@@ -76,19 +88,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> int:
-    overrides = {}
-    for assignment in options.set:
-        key, separator, value = assignment.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {assignment}: expected KEY=VALUE, such as max_steps=100")
-        overrides[key] = parse_value(value)
-    config = load_config(options.config, **overrides)
+    settings = _settings(options.set)
+    config = load_config(options.config, **settings)
     from altgrad.console import TrainingProgress  # torch and the runner only once the input is known to be good
     from altgrad.training.data import TextBatches, load_corpus
     from altgrad.training.format_runner import FormatExperimentRunner
 
     console = Console()
     folder = Folder.at(options.out)
+    if folder.has("sweep.json"):
+        raise ValueError(f"{folder}: holds a sweep; give the run a folder of its own")
     baseline = _loss_curve(Folder.at(options.baseline)) if options.baseline else None
     batches = TextBatches(load_corpus(config), config, config.shape.block_size)
     console.print(batches.source.sentence(), soft_wrap=True, markup=False, highlight=False)
@@ -105,9 +114,20 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """The fields of `--set`, whose errors say so.  Raises ValueError."""
+    try:
+        fields = assignments(pairs)
+    except NotYaml as error:
+        raise NotYaml(f"--set: {error}") from error
+    check_fields(fields, source="--set")
+    return fields
+
+
 def _loss_curve(folder: Folder) -> dict[int, float]:
     from altgrad.results import read_run
 
+    _expect(folder, "run.json")
     table = read_run(folder).table("steps", ["loss"])
     return dict(zip(table["step"].to_pylist(), table["loss"].to_pylist(), strict=True))
 
@@ -120,20 +140,17 @@ def _report(options: argparse.Namespace) -> int:
         return _html(folder, options.out)
     if options.out:
         raise ValueError(f"--out {options.out}: only with --html; without it the report is printed")
-    if folder.has("run.json"):
+    if _expect(folder, "run.json", "sweep.json") == "run.json":
         print(write_failure_report(folder))
-    elif folder.has("sweep.json"):
-        print(sweep_report(folder))
     else:
-        raise FileNotFoundError(f"{folder}: neither run.json nor sweep.json in it; give a run folder or a sweep folder")
+        print(sweep_report(folder))
     return 0
 
 
 def _html(sweep: Folder, out: str | None) -> int:
     from altgrad.html import write_html_report
 
-    if not sweep.has("sweep.json"):
-        raise FileNotFoundError(f"{sweep}: no sweep.json in it; --html needs a sweep folder")
+    _expect(sweep, "sweep.json")
     print(write_html_report(sweep, out))
     return 0
 
@@ -144,6 +161,7 @@ def _status(options: argparse.Namespace) -> int:
     console = Console()
     console.width = max(console.width, _TABLE_WIDTH)
     folder = Folder.at(options.folder)
+    _expect(folder, "sweep.json")
     while True:
         states = sweep_state(folder)
         console.print(status_table(states))
@@ -158,9 +176,24 @@ def _stop(options: argparse.Namespace) -> int:
     from altgrad.control import request_stop
 
     folder = Folder.at(options.folder)
+    _expect(folder, "run.json", "sweep.json")
     what = request_stop(folder, options.reason)
     print(f"{folder}: the {what} stops at its next report; `python -m altgrad status` shows when")
     return 0
+
+
+def _expect(folder: Folder, *records: str) -> str:
+    """Which of the records lies in a folder.  Raises FileNotFoundError with what lies there instead."""
+    for record in records:
+        if folder.has(record):
+            return record
+    wanted = " or ".join(f"a {record.removesuffix('.json')} folder" for record in records)
+    if folder.has("run.json"):
+        raise FileNotFoundError(f"{folder}: the folder of a run; give {wanted}, such as {folder.parent}")
+    sweeps = [info.base_name for info in folder.list() if (folder / info.base_name).has("sweep.json")]
+    there = f", such as {folder / sweeps[0]}" if sweeps else ""
+    missing = " nor ".join(records) if len(records) > 1 else f"no {records[0]}"
+    raise FileNotFoundError(f"{folder}: {'neither ' if len(records) > 1 else ''}{missing} in it; give {wanted}{there}")
 
 
 def _formats(options: argparse.Namespace) -> int:

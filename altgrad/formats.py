@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from altgrad.hints import did_you_mean, shown
+
 Overflow = Literal["saturate", "inf"]
 
 FLOAT32_MIN_EXPONENT, FLOAT32_MAX_EXPONENT = -126, 127  # of its normal values
@@ -177,10 +179,11 @@ def find_format(name: str) -> NumberFormat:
         return FORMATS[name]
     match = _SPLIT_NAME.fullmatch(name)
     if match is None:
-        raise ValueError(f"format={name!r}; known: {', '.join(FORMATS)}, or E<e>M<m>[b<bias>] such as E3M2 or E4M3b11")
+        known = f"{', '.join(FORMATS)}, or E<e>M<m>[b<bias>] such as E3M2 or E4M3b11"
+        raise ValueError(f"format={shown(name)}; known: {known}{did_you_mean(name, FORMATS)}")
     exponent_bits, mantissa_bits = int(match[1]), int(match[2])
     if not 1 <= exponent_bits + mantissa_bits <= 15:
-        raise ValueError(f"format={name!r}: E + M is {exponent_bits + mantissa_bits}, must be from 1 to 15")
+        raise ValueError(f"format={shown(name)}: E + M is {exponent_bits + mantissa_bits}, must be from 1 to 15")
     fmt = _split(exponent_bits, mantissa_bits, None if match[3] is None else int(match[3]))
     return FORMATS.get(fmt.name, fmt)  # E4M3b7 is E4M3, reserved code and all
 

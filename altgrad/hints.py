@@ -27,6 +27,11 @@ def cut(text: str, longest: int = LONGEST) -> str:
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
+def error_text(error: Exception) -> str:
+    """What a command prints of an error: its lines, each cut where it is longer than anybody reads."""
+    return "\n".join(cut(line, 6 * LONGEST) for line in str(error).splitlines())
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """ "; did you mean 'nearest'?" where a known name is near, else nothing."""
     near = difflib.get_close_matches(str(name)[:LONGEST], list(known), n=1)

@@ -23,6 +23,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from altgrad.hints import shown
 from altgrad.outage import PATIENCE, Outage
 
 T = TypeVar("T")
@@ -32,6 +33,7 @@ _GCS_OPTIONS = ("anonymous", "endpoint_override", "scheme")
 _CONNECT_SECONDS, _REQUEST_SECONDS, _TRIES = 5.0, 30.0, 2
 _GCS_RETRIES = timedelta(seconds=3)
 _LARGEST_JSON, _DEEPEST_JSON = 2**28, 50  # bytes: a plan of some 100 000 runs; levels: a record has six
+_LONGEST_NAME = 255  # bytes of a file's or folder's name
 _NOT_AN_OUTAGE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
@@ -56,15 +58,15 @@ class Folder:
         Raises ValueError for a URI with credentials or unknown options.
         """
         text = os.fspath(location)
+        check_location(text)
         if "://" not in text:
             return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
-        check_location(text)
-        uri = urlsplit(text)
+        uri = _parts(text)
         if uri.scheme == "s3":
             return cls(_s3(uri), f"{uri.netloc}{uri.path}".rstrip("/"), uri.query)
         if uri.scheme in ("gs", "gcs"):
             return cls(_gcs(uri), f"{uri.netloc}{uri.path}".rstrip("/"), uri.query)
-        filesystem, path = pafs.FileSystem.from_uri(text)
+        filesystem, path = pafs.FileSystem.from_uri(text.replace("#", "%23"))  # no fragment, but a character of a name
         return cls(filesystem, path.rstrip("/"), uri.query)
 
     def patient(self, seconds: float = PATIENCE) -> Folder:
@@ -221,10 +223,30 @@ def _sync_folder(path: str) -> None:
 
 
 def check_location(location: str) -> None:
-    """Raises ValueError for a location with credentials in it, without repeating them."""
+    """Raises ValueError for no location, a filesystem's root, or (not repeated) one with credentials in it."""
     scheme, separator, rest = location.partition("://")
     if separator and "@" in rest.partition("/")[0]:
         raise ValueError(f"{scheme}://...: credentials in a location; give them in the environment")
+    check_path(location)
+    if separator and not (_parts(location).netloc or rest.strip("/")):
+        raise ValueError(f"{shown(location)}: the root of a store is no folder; give {scheme}://BUCKET/PREFIX")
+
+
+def check_path(path: str) -> None:
+    """Raises ValueError for a path that names nothing, or everything: an empty one, or the root of the filesystem."""
+    if not path.strip():
+        raise ValueError(f"{shown(path)} is no path; write . for the current folder")
+    if "\0" in path:
+        raise ValueError(f"{shown(path)}: no path has a NUL character")
+    if "://" not in path and any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.split("/")):
+        raise ValueError(f"{shown(path)}: a name of more than {_LONGEST_NAME} bytes, which no file system takes")
+    if "://" not in path and not os.path.normpath(path).strip("/"):
+        raise ValueError(f"{shown(path)}: the root of the filesystem; give a folder in it")
+
+
+def _parts(uri: str) -> SplitResult:
+    """A URI taken apart; `#` is a character of a name, as in `s3://bucket/run#1`."""
+    return urlsplit(uri, allow_fragments=False)
 
 
 def _s3(uri: SplitResult) -> pafs.S3FileSystem:

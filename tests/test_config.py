@@ -11,9 +11,9 @@ from altgrad.training.config import (
     intervention_fields,
     load_config,
     make_config,
-    parse_value,
 )
 from altgrad.training.recipe import Recipe
+from altgrad.yaml_text import parse_value
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PROMISED = {

@@ -17,8 +17,9 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from altgrad.hints import cut, did_you_mean, shown
 from altgrad.results import SCHEMA, RunWriter, ended_as, list_sweeps, read_plan
-from altgrad.storage import Folder
+from altgrad.storage import Folder, check_location
 from tune.options import NEWEST, SweepError, SweepOptions
 from tune.trial import Plan, Trial
 
@@ -70,7 +71,9 @@ def check_new(options: SweepOptions) -> None:
     if options.name is None:
         return
     if not _NAME.fullmatch(options.name):
-        raise SweepError(f"--name {options.name!r}: letters, digits, '.', '_' and '-', starting with a letter or digit")
+        raise SweepError(
+            f"--name {shown(options.name)}: letters, digits, '.', '_' and '-', starting with a letter or digit"
+        )
     with _storage_errors(options):
         folder = Folder.at(_location(options.results)) / options.name
         taken = bool(folder.list())
@@ -89,9 +92,10 @@ def open_sweep(options: SweepOptions) -> Sweep:
         raise SweepError(f"--resume {name} --name {options.name}: give one name")
     if not known:
         raise SweepError(f"--resume: no sweep in {root}; start one without --resume, or point --results to it")
-    name = name or known[0]
+    name = known[0] if name is None else name
     if name not in known:
-        raise SweepError(f"--resume {name}: no such sweep in {root}; there: {', '.join(known[:5])}")
+        there = f"{', '.join(known[:5])}{did_you_mean(name, known)}"
+        raise SweepError(f"--resume {cut(name)}: no such sweep in {root}; there: {there}")
     try:
         record = read_plan(root / name)
         trials = [Trial.from_json(fields, str(root / name / "sweep.json")) for fields in record["runs"]]
@@ -148,7 +152,11 @@ def _without_secrets(words: Sequence[str]) -> list[str]:
 
 
 def _location(results: str) -> str:
-    """The results root as every process finds it, whatever its working folder."""
+    """The results root as every process finds it, whatever its working folder.  Raises SweepError where it is none."""
+    try:
+        check_location(results)
+    except ValueError as error:
+        raise SweepError(f"--results: {error}") from error
     return results if "://" in results else str(Path(results).expanduser().absolute())
 
 

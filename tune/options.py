@@ -7,19 +7,27 @@ whether the plan was meant to change.
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
-import yaml
-
-from altgrad.training.config import INTERVENTIONS, parse_value
-from tune.arguments import count, count_or_zero, not_negative, positive, webhook
+from altgrad.command_line import (
+    OneLineParser,
+    count,
+    count_or_zero,
+    location,
+    not_negative,
+    path,
+    positive,
+    webhook,
+    word,
+)
+from altgrad.training.config import INTERVENTIONS
+from altgrad.yaml_text import NotYaml, assignments
 
 NEWEST = "newest"  # `--resume` without a name
 NOTIFY = "ALTGRAD_NOTIFY"  # the webhook's address, where other users must not see it on the command line
@@ -105,30 +113,21 @@ class SweepOptions:
         return shlex.join(words)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line instead of the whole usage."""
-
-    def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
-        if message.startswith("unrecognized") and unknown.startswith("--"):
-            near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
-            message += f"; did you mean {near[0]}?" if near else "; see --help"
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
 def parse_options(words: Sequence[str] | None = None) -> SweepOptions:
     """The options of a command line (`sys.argv` by default).  Exits with code 2 and one line on a wrong one."""
     parser = _parser()
     found = vars(parser.parse_args(words))
     pairs = found.pop("set")
     found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
-    return SweepOptions(**found, settings=None if pairs is None else _settings(parser, [p for ps in pairs for p in ps]))
+    try:
+        return SweepOptions(**found, settings=None if pairs is None else assignments(pairs))
+    except NotYaml as error:
+        parser.error(f"argument --set: {error}")
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
         prog="sweep.py",
-        allow_abbrev=False,
         description="Train the same model once per number format, concurrently, and compare.",
         epilog="Without arguments: every config of the default sweep in configs/, at a model size that fits.",
     )
@@ -139,15 +138,27 @@ def _parser() -> _Parser:
 
 
 def _add_trials(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--configs", nargs="+", metavar="PATH", help="config files, or folders of them (all their YAML)")
     group.add_argument(
-        "--formats", nargs="+", metavar="FORMAT", help="a trial each, from the first config or bf16_baseline.yaml"
+        "--configs",
+        type=path,
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help="config files, or folders of them (all their YAML)",
+    )
+    group.add_argument(
+        "--formats",
+        nargs="+",
+        action="extend",
+        metavar="FORMAT",
+        help="a trial each, from the first config or bf16_baseline.yaml",
     )
     group.add_argument("--seeds", type=count, metavar="N", help="N trials each, from the config's seed upward")
     group.add_argument(
         "--lr",
         type=positive,
         nargs="+",
+        action="extend",
         metavar="LR",
         dest="learning_rates",
         help="a trial each per learning rate",
@@ -155,25 +166,37 @@ def _add_trials(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--interventions",
         nargs="+",
+        action="extend",
         metavar="NAME",
         help=f"a trial each: {', '.join(INTERVENTIONS)}, or several joined with +",
     )
     group.add_argument(
-        "--set", action="append", nargs="+", metavar="KEY=VALUE", help="a config field, for every trial (repeatable)"
+        "--set", action="extend", nargs="+", metavar="KEY=VALUE", help="a config field, for every trial (repeatable)"
     )
-    group.add_argument("--model", metavar="PRESET", help="micro, tiny, small, ...; default: what fits the machine")
+    group.add_argument(
+        "--model", type=word, metavar="PRESET", help="micro, tiny, small, ...; default: what fits the machine"
+    )
     group.add_argument("--max-steps", type=count, metavar="N", help="steps of every trial")
-    group.add_argument("--data", metavar="PATH", help="a text file, a folder, a glob, or a folder with train.bin")
+    group.add_argument(
+        "--data", type=path, metavar="PATH", help="a text file, a folder, a glob, or a folder with train.bin"
+    )
     group.add_argument(
         "--no-baseline", action="store_true", default=None, help="do not add the BF16 runs that others are compared to"
     )
 
 
 def _add_results(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--results", default="results", metavar="DIR", help="results root (default: results)")
-    group.add_argument("--name", help="the sweep's folder below it (default: by date and time)")
     group.add_argument(
-        "--resume", nargs="?", const=NEWEST, metavar="NAME", help="go on with a sweep (default: --name, or the newest)"
+        "--results", type=location, default="results", metavar="DIR", help="results root (default: results)"
+    )
+    group.add_argument("--name", type=word, help="the sweep's folder below it (default: by date and time)")
+    group.add_argument(
+        "--resume",
+        type=word,
+        nargs="?",
+        const=NEWEST,
+        metavar="NAME",
+        help="go on with a sweep (default: --name, or the newest)",
     )
     group.add_argument("--dry-run", action="store_true", help="print trials, waves and resources, run nothing")
     group.add_argument(
@@ -228,24 +251,11 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--notify",
         type=webhook,
-        default=os.environ.get(NOTIFY),
+        default=os.environ.get(NOTIFY) or None,
         metavar="URL",
         help=f"POST JSON there on collapse, failure and end (default: ${NOTIFY})",
     )
     group.add_argument(
         "--wandb", choices=("offline", "online", "disabled"), default="offline", help="default: offline, no account"
     )
-    group.add_argument("--address", help="an existing Ray cluster, such as auto or ray://HEAD:10001")
-
-
-def _settings(parser: _Parser, pairs: Sequence[str]) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not key or not equals:
-            parser.error(f"argument --set: {pair!r}: expected KEY=VALUE, such as scaling=delayed")
-        try:
-            settings[key] = parse_value(text)
-        except yaml.YAMLError:
-            parser.error(f"argument --set: {pair!r}: not a YAML value, such as true, 6e-4, E4M3 or {{lm_head: BF16}}")
-    return settings
+    group.add_argument("--address", type=word, help="an existing Ray cluster, such as auto or ray://HEAD:10001")

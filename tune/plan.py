@@ -16,6 +16,7 @@ from typing import Any
 
 from altgrad.compare.pairing import NUMERICS, RESCUE
 from altgrad.formats import BASELINE_FORMAT, find_format
+from altgrad.hints import cut, shown
 from altgrad.training.config import (
     TrainConfig,
     check_fields,
@@ -30,6 +31,7 @@ from tune.trial import Plan, Trial
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _SWITCHES = {"enable_partition_clipping": "partition_clip_", "enable_emergency_shift": "emergency_shift_"}
+_MOST_TRIALS = 10_000  # more are no sweep but a typing error, which would take hours to plan
 TEMPLATE = "bf16_baseline.yaml"  # what --formats starts from
 _NUMERIC_DEFAULTS = TrainConfig(format=BASELINE_FORMAT).model_dump(include=set(NUMERICS | RESCUE))
 
@@ -38,6 +40,11 @@ def plan_sweep(options: SweepOptions, machine: Machine) -> Plan:
     """All trials that the options ask for.  Raises SweepError or ConfigError."""
     notes: list[str] = []
     sources = _with_model(list(_sources(options)), options, machine, notes)
+    asked = len(sources) * (options.seeds or 1) * len(options.learning_rates or "1") * len(options.interventions or "1")
+    if asked > _MOST_TRIALS:
+        raise SweepError(
+            f"{asked} trials (configs x seeds x rates x interventions); a sweep has at most {_MOST_TRIALS}"
+        )
     trials: list[Trial] = []
     for name, config in sources:
         for intervention in options.interventions or ("none",):
@@ -88,7 +95,7 @@ def _overrides(options: SweepOptions) -> dict[str, Any]:
         if value is None:
             continue
         if field in settings:
-            raise SweepError(f"{option} {value} and --set {field}={settings[field]}: give one of them")
+            raise SweepError(f"{option} {cut(str(value))} and --set {field}={shown(settings[field])}: give one of them")
         settings[field] = value
     if "seed" in settings and options.seeds is not None and options.seeds > 1:
         raise SweepError("--seeds and --set seed=...: give one of them")
@@ -105,15 +112,15 @@ def _config_files(options: SweepOptions) -> list[Path]:
         paths = [Path(text).expanduser() for text in options.configs]
     files: list[Path] = []
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike Path.is_dir, no exception for a name that is too long
             found = sorted(p for p in path.iterdir() if p.suffix in (".yaml", ".yml") and p.is_file())
             if not found:
-                raise SweepError(f"--configs {path}: no .yaml file in this folder")
+                raise SweepError(f"--configs {cut(str(path))}: no .yaml file in this folder")
             files += found
-        elif path.is_file():
+        elif os.path.isfile(path):
             files.append(path)
         else:
-            raise SweepError(f"--configs {path}: no such file or folder")
+            raise SweepError(f"--configs {cut(str(path))}: no such file or folder")
     return list({file.resolve(): file for file in files}.values())
 
 

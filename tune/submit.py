@@ -8,7 +8,6 @@ the same.  It runs in a copy of the tree that is gone afterwards: results go to 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import http.client
 import json
@@ -27,6 +26,8 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a script: this folder is on the path, the repository's root is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from altgrad.command_line import OneLineParser, word
+from altgrad.hints import error_text
 from altgrad.storage import check_location
 from tune.cluster import NOT_SENT, ROOT
 from tune.options import SweepError, SweepOptions, parse_options
@@ -43,14 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Exit code: 0 submitted or succeeded, 1 the sweep failed, 2 it was not submitted, 130 stopped.
     """
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="submit.py",
-        allow_abbrev=False,
         description="Run a sweep on a Ray cluster.",
         epilog="All other options are those of tune/sweep.py.",
     )
     parser.add_argument(
         "--address",
+        type=word,
         default=os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265"),
         help="the cluster's job server (default: $RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265)",
     )
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_cluster(own.address)
         return _submit(own.address, sweep_arguments, wait=not own.no_wait)
     except SweepError as error:
-        print(f"submit.py: error: {error}", file=sys.stderr)
+        print(f"submit.py: error: {error_text(error)}", file=sys.stderr)
         return 2
 
 

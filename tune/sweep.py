@@ -19,6 +19,7 @@ if not __package__:  # run as a script: this folder is on the path, the reposito
 from rich.console import Console
 
 from altgrad.compare import comparison, comparison_table, write_comparison
+from altgrad.hints import error_text
 from altgrad.outage import StorageRefused
 from altgrad.progress import compute_sentence
 from altgrad.results import list_runs
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ExitStack() as stack:
             return _sweep(options, console, stack)
     except (SweepError, ConfigError) as error:
-        print(f"sweep.py: error: {error}", file=sys.stderr)
+        print(f"sweep.py: error: {error_text(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("sweep.py: interrupted", file=sys.stderr)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-import yaml
-
 from altgrad.curves import measured
 from altgrad.events import Event, kind_of
 from altgrad.foreign import as_code, as_code_block, as_markdown
@@ -23,6 +21,7 @@ from altgrad.report.plot import plot
 from altgrad.report.signals import Departure, what_moved
 from altgrad.results import Run, format_shifts, read_run
 from altgrad.storage import Folder
+from altgrad.yaml_text import to_yaml
 
 _MEANING: Mapping[str, str] = {
     "non_finite": "The loss or the gradients were NaN or infinite for too many steps in a row.",
@@ -61,7 +60,7 @@ def failure_report(run: Run) -> str:
         "Gradient sparsity": gradient_sparsity(evidence),
         f"Last {_TREND} diagnostic measurements": _trend(evidence),
         "Events": _events(evidence),
-        "Config": as_code_block(yaml.safe_dump(dict(run.config), sort_keys=False), "yaml"),
+        "Config": as_code_block(to_yaml(run.config), "yaml"),
     }
     verdict = evidence.verdict
     said = as_markdown(verdict.sentence())

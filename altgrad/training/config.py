@@ -7,21 +7,18 @@ No torch: the sweep's planning and the dashboard read configs on machines withou
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from altgrad.hints import cut, did_you_mean, shown
+from altgrad.storage import check_path
 from altgrad.training.recipe import Fraction, Positive, Recipe
+from altgrad.training.refusal import ConfigError, FieldError
 from altgrad.training.shape import PRESETS, GPTShape
-
-
-class ConfigError(ValueError):
-    """A config that cannot be used; each line of the message names file, field, value and what is accepted."""
+from altgrad.yaml_text import NotYaml, read_yaml
 
 
 class TrainConfig(Recipe):
@@ -89,10 +86,17 @@ class TrainConfig(Recipe):
     default_sweep: bool = Field(True, description="part of `python tune/sweep.py` without arguments")
     # fmt: on
 
+    @field_validator("data")
+    @classmethod
+    def _somewhere(cls, data: str) -> str:
+        check_path(data)
+        return data
+
     @model_validator(mode="after")
     def _buildable(self) -> Self:
         if self.model not in PRESETS:
-            raise ValueError(f"model={self.model!r}; known: {', '.join(PRESETS)}")
+            near = did_you_mean(self.model, PRESETS)
+            raise ValueError(f"model={shown(self.model)}; known: {', '.join(PRESETS)}{near}")
         _ = self.shape
         if self.cuda_graphs and self.compile in (False, "blocks"):
             raise ValueError(
@@ -119,7 +123,7 @@ class TrainConfig(Recipe):
 
     def altered(self, **changes: Any) -> TrainConfig:
         """A validated copy with some fields changed."""
-        return TrainConfig.model_validate(self.model_dump() | changes)
+        return type(self)(**(self.model_dump() | changes))
 
 
 # What a sweep may try to save a format with: name -> the fields it sets.  Joined with "+": clip+shift.
@@ -138,67 +142,41 @@ def intervention_fields(name: str) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for part in name.split("+"):
         if part not in INTERVENTIONS:
-            raise ConfigError(f"intervention={part!r}; known: {', '.join(INTERVENTIONS)}, or several joined with +")
+            known = f"{', '.join(INTERVENTIONS)}, or several joined with +{did_you_mean(part, INTERVENTIONS)}"
+            raise ConfigError(f"intervention={shown(part)}; known: {known}")
         fields |= INTERVENTIONS[part]
     return fields
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: `6e-4` is a number, which YAML 1.1 reads as a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
-)
-
-
-def parse_value(text: str) -> Any:
-    """A YAML scalar or collection from a command line: `6e-4`, `true`, `null`, `{lm_head: BF16}`."""
-    return yaml.load(text, Loader=_Loader)
-
-
 def load_config(path: str | Path, **overrides: Any) -> TrainConfig:
-    """The config in a flat YAML file, with some fields overridden.  Raises ConfigError."""
+    """The config in a flat YAML file (see `yaml_text`), with some fields overridden.  Raises ConfigError."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read config: {error}") from error
-    try:
-        fields = parse_value(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        fields = read_yaml(path)
+    except OSError as error:
+        raise ConfigError(f"{cut(str(path))}: cannot read config: {error.strerror}") from error
+    except NotYaml as error:
+        raise ConfigError(f"{cut(str(path))}: {error}") from error
     if fields is None:
         fields = {}
     if not isinstance(fields, dict):
-        raise ConfigError(f"{path}: expected `field: value` lines, found {type(fields).__name__}")
-    return make_config(fields | overrides, source=str(path))
+        raise ConfigError(f"{cut(str(path))}: expected `field: value` lines, found {type(fields).__name__}")
+    return make_config(fields | overrides, source=cut(str(path)))
 
 
 def make_config(fields: Mapping[str, Any], source: str) -> TrainConfig:
     """A validated config from fields; `source` names their origin in errors.  Raises ConfigError."""
     try:
-        return TrainConfig.model_validate({str(key): value for key, value in fields.items()})
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(detail, source) for detail in error.errors())) from error
+        return TrainConfig(**{str(key): value for key, value in fields.items()})
+    except FieldError as error:
+        raise error.within(source) from None
 
 
 def check_fields(fields: Mapping[str, Any], source: str) -> None:
     """Refuse unknown fields and values that no config takes; whether they go together, a whole config says."""
     try:
-        TrainConfig.model_validate(dict(fields))
-    except ValidationError as error:
-        wrong = [_explain(detail, source) for detail in error.errors() if detail["loc"]]
+        TrainConfig(**fields)
+    except FieldError as error:
+        wrong = [(field, line) for field, line in error.problems if field]
         if wrong:
-            raise ConfigError("\n".join(wrong)) from error
-
-
-def _explain(detail: Any, source: str) -> str:
-    """One line: where, which field, which value, what is accepted."""
-    name = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, TrainConfig.model_fields, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "`python -m altgrad config` lists the fields"
-        return f"{source}: {name}: unknown field; {hint}"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{source}: {name}={detail['input']!r}: {message}" if name else f"{source}: {message}"
+            raise FieldError(wrong).within(source) from None

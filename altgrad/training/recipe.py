@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import numbers
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from altgrad.formats import NumberFormat, find_format
+from altgrad.training.refusal import FieldError, problem
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 GemmSite = Literal["weight", "activation", "gradient"]
 GEMM_SITES: tuple[GemmSite, ...] = ("weight", "activation", "gradient")
+_LARGEST_INTEGER = 2**62  # beyond it neither torch nor parquet counts
 NATIVE_FORMATS = ("E4M3", "E5M2")  # what FP8 tensor cores multiply
 
 
 class Recipe(BaseModel):
     """How a model's linear layers are rounded: what `quantize_model` needs, for any model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
     # fmt: off
     # formats
@@ -49,6 +52,33 @@ class Recipe(BaseModel):
     native_fp8: bool = Field(False, description="multiply E4M3 and E5M2 codes on FP8 tensor cores; row scales then lie along what each GEMM contracts")
     seed: int = Field(42, ge=0, description="initial weights, batches and stochastic rounding")
     # fmt: on
+
+    if not TYPE_CHECKING:  # for a type checker the fields are the signature
+
+        def __init__(self, **fields: Any) -> None:
+            """Raises FieldError, a line for each field that is wrong."""
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                known = tuple(type(self).model_fields)
+                raise FieldError(problem(detail, known) for detail in error.errors()) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Numbers of other kinds (1e3 steps, NumPy's) as the field's; never booleans or strings, which are none."""
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            return value
+        number = int(value) if isinstance(value, numbers.Integral) else float(value)
+        if isinstance(number, int) and abs(number) > _LARGEST_INTEGER:
+            raise ValueError("a number below 2^62 is expected")
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        kinds = [annotation, *get_args(annotation)]
+        if any(isinstance(kind, bool) for kind in kinds):  # a Literal takes 1 for True
+            raise ValueError(f"expected {', '.join(str(kind) for kind in kinds[1:])}")
+        if int in kinds and abs(number) <= _LARGEST_INTEGER and number == int(number):
+            return int(number)
+        return float(number) if float in kinds else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

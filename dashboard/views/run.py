@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
-import yaml
 
 from altgrad.compare import Row
 from altgrad.compare.pairing import DEFAULTS
@@ -20,6 +19,7 @@ from altgrad.metrics import METRICS, columns
 from altgrad.progress import event_row
 from altgrad.report import stored_report
 from altgrad.results import read_events
+from altgrad.yaml_text import to_yaml
 from dashboard.charts import CONFIG, add_moments, curves_figure
 from dashboard.context import Context
 from dashboard.sweep import WatchedRun
@@ -136,7 +136,7 @@ def _events(run: WatchedRun) -> None:
 
 def reproduce(run: WatchedRun) -> str:
     """The shell commands that train this run again, its config included."""
-    config = yaml.safe_dump(changed_fields(run.config), sort_keys=False, default_flow_style=False)
+    config = to_yaml(changed_fields(run.config))
     commit = run.info.get("git_commit")
     name = as_file_name(run.name)
     lines = [as_command(["git", "checkout", str(commit)])] if commit and _COMMIT.fullmatch(str(commit)) else []

@@ -119,7 +119,7 @@ SWEEP: dict[str, tuple[Sequence[str], str]] = {
     "rate with an underscore": (["--lr", "1_0"], "a number above 0"),
     "boolean in set": (["--set", "learning_rate=true"], "expected a number"),
     "open brace": (["--set", "layer_formats={a"], "argument --set: layer_formats: line 1"),
-    "long data": (["--data", HUGE], "data="),
+    "long data": (["--data", HUGE], "more than 255 bytes"),
     "long results": (["--results", HUGE], "--results"),
     "long config": (["--configs", HUGE], "--configs"),
     "nearest intervention": (["--interventions", "stocastic"], "did you mean 'stochastic'?"),

@@ -46,6 +46,28 @@ def test_a_location_survives_being_printed_and_read_again(store: ObjectStore) ->
     assert [info.base_name for info in (Folder.at(store.uri("a")) / "b").list()] == ["c"]
 
 
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_number_sign_is_a_character_of_a_name_and_hides_no_option(scheme: str) -> None:
+    location = f"{scheme}://bucket/exp#1/run#2?endpoint_override=127.0.0.1:9&scheme=http"
+    folder = Folder.at(location)
+    assert (folder.path, folder.name, str(folder)) == ("bucket/exp#1/run#2", "run#2", location)
+    with pytest.raises(ValueError, match="unknown option nonsense"):
+        Folder.at(f"{scheme}://bucket/exp#1?nonsense=1")
+
+
+def test_a_number_sign_in_a_file_uri_is_a_character_of_a_name(tmp_path: Path) -> None:
+    Folder.at(f"file://{tmp_path}/exp#1").write_bytes("a", b"x")
+    assert (tmp_path / "exp#1" / "a").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize(
+    "location", ["", "  ", "/", "//", "/..", "s3://", "s3:///", "gs://", "file:///", "a\0b", "x" * 300], ids=repr
+)
+def test_a_location_of_nothing_or_everything_is_refused(location: str) -> None:
+    with pytest.raises(ValueError):
+        Folder.at(location)
+
+
 def test_credentials_in_a_location_are_refused_without_being_repeated() -> None:
     with pytest.raises(ValueError, match="credentials") as caught:
         Folder.at("s3://AKIAKEY:hunter2@bucket/prefix")

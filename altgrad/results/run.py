@@ -27,7 +27,8 @@ class Run:
     `info` is run.json: `run`, `sweep`, `config` (the resolved TrainConfig), `intervention`, `versions`,
     `git_commit`, `host`, `device`, `workers` (processes that train it together), `parameters`, `vocabulary`, `layers`,
     `initial_weights_hash`, `batches_hash`, and `resources`: what a sweep gave the run, {"cpus": cores, "gpus": a share
-    or a number}; null where nobody shared out.
+    or a number}; null where nobody shared out.  `data`: what was taken from the config's `data` (files, bytes, tokens,
+    width of the ids on disk) and what was skipped; null for batches of one's own.
     `end` is end.json or None.  Both were checked when they were read, see `records`.
     `damage`: parts that could not be read so far, and why.
     """

@@ -13,7 +13,9 @@ import shlex
 from collections.abc import Iterable
 
 _SPECIAL = re.compile(
-    r"[\\`*\[\]<>&$~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=[A-Za-z/])|(?<=www)\.|(?<=:)(?=[a-z0-9/+_-]+:)"
+    r"[\\`*\[\]<>&$~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"
+    r"|:(?=[A-Za-z/])|(?<=www)\."  # `:red[x]`, addresses
+    r"|(?<=:)(?=[a-z0-9/+_-]+:)"  # `:smile:`
 )
 _BLOCK = re.compile(r"^(\d*)([#+=.)-])(?=[#\s=-]|$)")  # a heading, a list or a rule, at the start of a line
 _NOTHING = "\u200b"  # of no width: breaks `:name:`, which some viewers show as an icon

@@ -92,8 +92,9 @@ def test_what_did_not_change_is_called_no_change_and_two_values_are_told_apart()
         values = curve(lambda s, low=low: low if s < 50 else low * (1 + 10.0 ** -rng.integers(1, 9)), range(1, 100))
         for metric in ("gradient_norm", "realised_displacement", "validation_loss", "stall_rate"):
             for departure in what_moved([(metric, values)]).moved:
-                before, after = departure.change.partition(": ")[2].split(" → ")
-                assert before != after, departure.change
+                before, arrow, after = departure.change.partition(": ")[2].partition(" → ")
+                assert bool(arrow) == (departure.how != "out of bounds from the start")
+                assert not arrow or before != after, departure.change
     tiny = Departure("loss", 9, 1.000_000_1, 2.0, "rose", 1.0, 1e-9, 1, 8, 8)
     assert tiny.change == "rose: 1 → 1.0000001"
 

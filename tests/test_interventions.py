@@ -226,3 +226,122 @@ def test_with_nowhere_left_to_shift_the_run_says_so_once():
     config = MICRO.altered(format="E5M2", enable_emergency_shift=True, emergency_shift_nan_patience=2)
     _, events = run(config, 9, 2, 3, 4, 5, 6, 7)
     assert [event.kind for event in events].count("shift_unavailable") == 1
+
+
+def caller_doubles_the_weights(trainer: Trainer) -> None:
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.mul_(2.0)
+
+
+def guard_rolls_back(trainer: Trainer) -> None:
+    trainer.model.ln_f.weight.data[0] = math.nan
+
+
+def run_shifts(trainer: Trainer) -> None:
+    poison(trainer, trainer.step_number + 1)
+
+
+@pytest.mark.parametrize("master_weights", [True, False], ids=["masters", "stored"])
+@pytest.mark.parametrize("disturb", [caller_doubles_the_weights, guard_rolls_back, run_shifts])
+def test_what_others_than_the_optimizer_do_to_the_weights_is_no_arrival(disturb, master_weights):
+    """Two steps, then something moves weights or formats, then steps to the next measurement: these alone count."""
+    config = MICRO.altered(
+        format="E2M5", master_weights=master_weights, update_rounding="stochastic", diagnostic_interval=8, max_steps=16,
+        enable_emergency_shift=True, emergency_shift_nan_patience=1 if disturb is run_shifts else 9,
+    )  # fmt: skip
+    trainer = Trainer(config)
+    for _ in range(10):
+        trainer.step()
+    disturb(trainer)
+    trainer.step()
+    start = {name: layer.rounded_weight() for name, layer in trainer.layers.items()}
+    intended = {name: torch.zeros_like(weight) for name, weight in start.items()}
+    real = trainer.optimizer.step
+
+    def step() -> None:
+        before = {name: layer.weight.detach().clone() for name, layer in trainer.layers.items()}
+        real()
+        for name, layer in trainer.layers.items():
+            intended[name] += layer.weight.detach() - before[name]
+
+    if disturb is caller_doubles_the_weights:  # noticed before the optimizer moves: that step counts already
+        return assert_displacement_is_bounded([trainer.step().record for _ in range(5)])
+    trainer.optimizer.step = step
+    records = [trainer.step().record for _ in range(5)]
+    assert_displacement_is_bounded(records)
+    change = {name: layer.rounded_weight() - start[name] for name, layer in trainer.layers.items()}
+    products = sum(float((change[name].double() * intended[name].double()).sum()) for name in start)
+    squares = sum(float((update.double() ** 2).sum()) for update in intended.values())
+    assert records[-1]["realised_displacement"] == pytest.approx(products / squares, rel=1e-3)
+
+
+def assert_displacement_is_bounded(records: list[dict[str, float]]) -> None:
+    (found,) = [record["realised_displacement"] for record in records if "realised_displacement" in record]
+    assert 0.3 < found < 1.7
+
+
+def test_a_shift_at_a_tiny_learning_rate_arrives_nowhere():
+    """Rounding to other formats moves weights by far more than any update intends."""
+    config = FROZEN.altered(learning_rate=1e-9, emergency_shift_nan_patience=1, emergency_shift_stall_windows=9)
+    trainer = Trainer(config)
+    poison(trainer, 7)
+    found = [outcome.record.get("realised_displacement") for outcome in (trainer.step() for _ in range(10))]
+    assert [value for value in found if value is not None] == [0.0, 0.0]
+    assert {layer.format_of("weight").name for layer in trainer.layers.values()} == {"E5M2"}
+
+
+def test_nothing_of_a_skipped_step_is_remembered_and_a_rollback_takes_the_amax_history_back():
+    config = MICRO.altered(format="E4M3", scaling="delayed", amax_history=6)
+    trainer = Trainer(config)
+    poison(trainer, 3)
+
+    def histories() -> torch.Tensor:
+        return torch.stack([layer.site(s).history for layer in trainer.layers.values() for s in GEMM_SITES[1:]]).clone()
+
+    trainer.step(), trainer.step()
+    before = histories()
+    trainer.step()
+    assert torch.equal(histories(), before) and before.count_nonzero(dim=1).tolist() == [2] * len(before)
+    trainer.step()
+    kept = histories()
+    trainer.step()
+    assert not torch.equal(histories(), kept)
+    guard_rolls_back(trainer)
+    assert [event.kind for event in trainer.step().events] == ["skip", "rollback"]
+    assert torch.equal(histories(), kept)
+
+
+def test_parts_frozen_in_evaluation_mode_stay_frozen_and_running_statistics_are_saved_from_a_nan():
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen, self.norm = torch.nn.BatchNorm1d(6), torch.nn.BatchNorm1d(6)
+            self.linear = torch.nn.Linear(6, 3)
+            self.register_buffer("mask", torch.full((2,), -math.inf))  # as it should be
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return ((self.linear(self.norm(self.frozen(x))) - y) ** 2).mean()
+
+    class Data:
+        vocabulary = None
+
+        def training(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+            x = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
+            return (x * math.nan if step == 7 else x), x[:, :3]
+
+        def validation(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+            return [self.training(99)]
+
+        def digest(self) -> str:
+            return ""
+
+    model = Net()
+    model.frozen.eval()
+    trainer = Trainer(MICRO.altered(batch_size=8, format="E4M3", log_stiffness=False), model, Data())
+    kinds = [[event.kind for event in trainer.step().events] for _ in range(12)]
+    assert kinds == [[]] * 6 + [["skip", "rollback"]] + [[]] * 5
+    assert torch.isfinite(model.norm.running_mean).all() and math.isfinite(trainer.validation_loss())
+    assert not model.frozen.training and model.norm.training and model.training
+    assert model.frozen.num_batches_tracked == 0
+    assert Trainer(MICRO.altered(batch_size=8), Net().eval(), Data()).model.norm.training  # nobody trains like that

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable
 from typing import Any
 
 LONGEST = 80  # characters of a value in an error
 
+_CREDENTIALS = re.compile(r"://[^/@]*@")  # of a URI
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 2, LONGEST, LONGEST
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = 4
 
 
 def shown(value: Any) -> str:
-    """A value as an error prints it: its repr in at most 80 characters, whatever its size."""
+    """A value as an error prints it: its repr in at most 80 characters, whatever its size, without credentials."""
     if isinstance(value, int) and value.bit_length() > 4 * LONGEST:  # decimal digits of such a number may take minutes
         return f"{'-' if value < 0 else ''}a number of {value.bit_length()} bits"
+    if isinstance(value, str):
+        value = _CREDENTIALS.sub("://***@", value)
     return cut(repr(value) if isinstance(value, str) and len(value) < LONGEST else _REPR.repr(value))
 
 

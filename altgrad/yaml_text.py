@@ -61,8 +61,6 @@ def parse_value(text: str) -> Any:
 
 def read_yaml(path: Path) -> Any:
     """What a file means; None where it is empty.  Raises NotYaml, or OSError where it cannot be read."""
-    if path.exists() and not path.is_file():
-        raise NotYaml("no file")
     with path.open("rb") as file:
         content = file.read(_LONGEST + 1)
     if len(content) > _LONGEST:

@@ -65,6 +65,12 @@ def test_token_dtype_overrules_what_the_file_suggests(tmp_path: Path, dtype: str
     assert len(load(file, token_dtype=dtype).training) == {"uint16": 3600, "uint32": 1800}[dtype]
 
 
+def test_a_large_file_is_sampled_at_even_places(tmp_path: Path) -> None:
+    count = (1 << 21) + 8
+    np.tile(zipf(LLAMA3, 1 << 10), count // 1024)[: count - 3].astype("int64").tofile(tmp_path / "x.bin")
+    assert "looks like int64" in refusal(tmp_path / "x.bin")
+
+
 def test_ids_that_do_not_tell_their_width_need_token_dtype(tmp_path: Path) -> None:
     np.zeros(4000, "uint16").tofile(tmp_path / "zeros.bin")
     assert "give token_dtype" in refusal(tmp_path / "zeros.bin")
@@ -108,9 +114,11 @@ def missing_val(folder: Path) -> Path:
         (zipf(GPT2).astype("uint32").tobytes()[:-2], "looks like uint32 token ids, but"),
         (zipf(LLAMA3).astype("uint32").tobytes()[:-2], "looks like uint32 token ids, but"),
         (zipf(GPT2).astype("int64").tobytes(), "looks like int64"),
+        (zipf(LLAMA3).astype("int64").tobytes(), "looks like int64"),
+        (zipf(LLAMA3).astype(">u4").tobytes(), "looks like big-endian"),
         (b"It was the best of times. " * 100, "holds text"),
     ],
-    ids=["odd size", "cut uint32", "cut uint32 beyond 65536", "int64", "text"],
+    ids=["odd size", "cut uint32", "cut uint32 beyond 65536", "int64", "int64 beyond 65536", "big-endian", "text"],
 )
 def test_a_damaged_token_file_is_refused_by_its_name(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "train.bin").write_bytes(content)

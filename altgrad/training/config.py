@@ -90,6 +90,8 @@ class TrainConfig(Recipe):
     @classmethod
     def _somewhere(cls, data: str) -> str:
         check_path(data)
+        if "://" in data:
+            raise ValueError("a URI; text and token files are read from a disk that every node sees")
         return data
 
     @model_validator(mode="after")

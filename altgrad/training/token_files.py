@@ -202,11 +202,14 @@ def _width_of(path: Path, where: str) -> Width | None:
     halves = values[: len(values) // 2 * 2].reshape(-1, 2)
     if not len(halves):
         return None
-    starts = {0, max(0, (len(halves) - _SAMPLE) // 2), max(0, len(halves) - _SAMPLE)}
+    starts = {0, *(max(0, place // 2 * 2) for place in ((len(halves) - _SAMPLE) // 2, len(halves) - _SAMPLE))}
     sample = np.concatenate([halves[start : start + _SAMPLE] for start in sorted(starts)])
     low, high = sample[:, 0], sample[:, 1]
-    if not (len(values) % 4 or high.any() or low[1::2].any()) and np.count_nonzero(low[::2]) >= _COINS:
+    if not sample[1::2].any() and np.count_nonzero(low) >= _COINS:
         raise ConfigError(f"{where}: looks like int64 token ids; write them as uint16 or uint32")
+    upper, lower = low.byteswap(), high.byteswap()  # of ids that were written with the largest byte first
+    if upper.max() < _LARGEST_VOCABULARY >> 16 and np.count_nonzero(lower > upper.max()) >= _COINS:
+        raise ConfigError(f"{where}: looks like big-endian token ids; write them little-endian, as x86 and ARM do")
     highest = int(high.max())
     above = int(np.count_nonzero(low > highest))
     if highest < _LARGEST_VOCABULARY >> 16 and above >= _COINS:

@@ -58,6 +58,7 @@ ALTGRAD: dict[str, tuple[Sequence[str], str]] = {
     "set of a long value": ([*TRAIN, "--set", f"format={HUGE[:60_000]}"], "known: E0M7"),
     "set of a longer value": ([*TRAIN, "--set", f"format={HUGE}"], "longer than"),
     "set of a long key": ([*TRAIN, "--set", f"{HUGE}=1"], "unknown field"),
+    "a key that Python has": ([*TRAIN, "--set", "self=1"], "--set: self: unknown field"),
     "boolean rate": ([*TRAIN, "--set", "learning_rate=true"], "--set: learning_rate=True: expected a number"),
     "boolean steps": ([*TRAIN, "--set", "max_steps=true"], "expected a whole number"),
     "boolean seed": ([*TRAIN, "--set", "seed=true"], "expected a whole number"),

@@ -116,7 +116,7 @@ def check_same_plan(sweep: Sweep, trials: Sequence[Trial], options: SweepOptions
         new = planned[run].model_dump()
         for field, value in config.model_dump().items():
             if new[field] != value:
-                change = f"{field} is {value!r}, the options say {new[field]!r}"
+                change = f"{field} is {shown(value)}, the options say {shown(new[field])}"
                 raise SweepError(f"--resume {sweep.name}: {run}: {change}; {advice}")
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from altgrad.compare import Settings
+from altgrad.hints import shown
 from altgrad.training.config import ConfigError, TrainConfig, make_config
 from tune.placement import Expected
 
@@ -54,7 +55,9 @@ class Trial:
         baseline = fields.get("baseline")
         for name in (fields["run"], baseline):
             if name is not None and not _RUN.fullmatch(name):  # it becomes a folder's name
-                raise ConfigError(f"{source}: run={name!r}: letters, digits, '.', '_', '+' and '-', no '.' in front")
+                raise ConfigError(
+                    f"{source}: run={shown(name)}: letters, digits, '.', '_', '+' and '-', no '.' in front"
+                )
         config = make_config(fields["config"], source=f"{source}: {fields['run']}")
         return cls(fields["run"], config, fields.get("intervention", "none"), baseline)
 

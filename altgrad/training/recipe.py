@@ -55,7 +55,7 @@ class Recipe(BaseModel):
 
     if not TYPE_CHECKING:  # for a type checker the fields are the signature
 
-        def __init__(self, **fields: Any) -> None:
+        def __init__(self, /, **fields: Any) -> None:
             """Raises FieldError, a line for each field that is wrong."""
             try:
                 super().__init__(**fields)

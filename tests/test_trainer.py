@@ -198,3 +198,48 @@ def test_the_loss_falls_in_every_default_format():
     for name in ("BF16", "E4M3", "E7M0"):
         losses = [record["loss"] for record in records(MICRO.altered(format=name, max_steps=40, learning_rate=3e-3))]
         assert losses[-1] < losses[0] - 0.5, name
+
+
+def test_a_run_goes_on_only_with_the_data_and_weights_it_began_with(tmp_path):
+    """Refused in one line that says what changed, with every file of the folder as it was."""
+    text = tmp_path / "text.txt"
+    text.write_bytes(b"all work and no play makes jack a dull boy. " * 900)
+    config = MICRO.altered(data=str(text), max_steps=6)
+
+    def cut(**own) -> None:
+        def die(report):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            FormatExperimentRunner(config, Folder.at(tmp_path / "run"), report=die, report_interval=3, **own).run()
+
+    def files() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+    cut()
+    before, content = files(), text.read_bytes()
+    text.write_bytes(content[:-1000] + b"!" + content[-999:])  # near the end: held-out text
+    with pytest.raises(ValueError, match=r"^[^\n]*other training data \(batches_hash [^\n]*$"):
+        run_format_experiment(config, tmp_path / "run")
+    assert files() == before
+    text.write_bytes(content)
+    model = build_gpt(config, 256)
+    with torch.no_grad():
+        model.ln_f.bias[0] = 1e-9
+    with pytest.raises(ValueError, match=r"^[^\n]*other initial weights \(initial_weights_hash [^\n]*$"):
+        run_format_experiment(config, tmp_path / "run", model=model)
+    with pytest.raises(ValueError, match=r"another config \(learning_rate\)"):
+        run_format_experiment(config.altered(learning_rate=1.0), tmp_path / "run")
+    assert files() == before
+    run_format_experiment(config, tmp_path / "run")
+    assert read_run(Folder.at(tmp_path / "run")).status == "completed"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here a GPU would be used")
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_run_that_holds_a_gpu_does_not_train_on_the_cpu(device, tmp_path):
+    config = MICRO.altered(device=device, max_steps=1)
+    with pytest.raises(ValueError, match=r"^device='\w+': this run holds 0.5 GPU but [^\n]*$"):
+        run_format_experiment(config, tmp_path / "run", resources={"cpus": 1.0, "gpus": 0.5})
+    run_format_experiment(config, tmp_path / "run", resources={"cpus": 1.0, "gpus": 0.0})
+    assert read_run(Folder.at(tmp_path / "run")).info["device"].startswith("cpu (")

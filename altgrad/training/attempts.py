@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Mapping
+from typing import Any, get_args
 
 from altgrad.results import RecordError, ended_as, read_start
 from altgrad.storage import Folder
 from altgrad.training.config import ConfigError, TrainConfig
 from altgrad.training.payoff import How
+
+# what two attempts at a run share besides their config: key in run.json -> what it identifies, what to do
+_SHARED = {
+    "initial_weights_hash": ("initial weights", "build the model as before (seeded)"),
+    "batches_hash": ("training data", "restore the data"),
+}
+
+
+class AnotherRunError(ConfigError):
+    """A folder whose run started from something else: nothing in it was touched."""
 
 
 def next_attempt(folder: Folder, config: TrainConfig) -> tuple[int, How | None]:
@@ -29,3 +40,19 @@ def next_attempt(folder: Folder, config: TrainConfig) -> tuple[int, How | None]:
         raise ConfigError(f"{folder}: holds a run with another config ({', '.join(changed)}); choose another folder")
     compiled = info.get("compiled")
     return info.get("attempt", 0) + 1, compiled if compiled in get_args(How) else None
+
+
+def another_start(folder: Folder, started: Mapping[str, Any]) -> str | None:
+    """What differs, in one line, where a folder's run began with other weights or data than `started`, else None.
+
+    started: what `run.json` would say.  Going on would join two runs into one curve.
+    """
+    earlier = read_start(folder)
+    for key, (what, remedy) in _SHARED.items():
+        before, now = earlier.get(key), started[key]
+        if before is not None and before != now:
+            change = f"{key} {before}, now {now}"
+            return (
+                f"{folder}: holds a run that started with other {what} ({change}); {remedy}, or choose another folder"
+            )
+    return None

@@ -25,7 +25,7 @@ from altgrad.report import write_failure_report
 from altgrad.results import NoWriter, RunWriter, Status, Verdict
 from altgrad.storage import Folder
 from altgrad.training.allocator import keep_freed_memory
-from altgrad.training.attempts import next_attempt
+from altgrad.training.attempts import AnotherRunError, another_start, next_attempt
 from altgrad.training.checkpoint import load_checkpoint, save_checkpoint
 from altgrad.training.config import TrainConfig
 from altgrad.training.data import Batches
@@ -33,6 +33,7 @@ from altgrad.training.outcome import ExperimentResult, LossSummary, Report
 from altgrad.training.payoff import How
 from altgrad.training.provenance import provenance
 from altgrad.training.ranks import Ranks, lost_another_rank
+from altgrad.training.start import check_device
 from altgrad.training.trainer import StepOutcome, Trainer
 from altgrad.training.usage import ProcessUsage
 
@@ -87,17 +88,24 @@ class FormatExperimentRunner:
         keep_freed_memory()
         writer = (RunWriter if self._ranks.first else NoWriter)(self.folder, attempt)
         try:
+            check_device(self._resources or {}, self.config.device)
             trainer = Trainer(self.config, self._model, self._batches, self._runs_alike, self._compiled_before)
             vocabulary = trainer.batches.vocabulary
             detector = CollapseDetector(self.config, vocabulary)
             self._gap = None if baseline is None else gap_to_baseline(self.config, vocabulary, baseline)
-            writer.start(self._info(trainer))
+            info = self._info(trainer)
+            other = self._ranks.from_first(lambda: another_start(self.folder, info) if attempt else None)
+            if other is not None:
+                raise AnotherRunError(other)
+            writer.start(info)
             self._resume(trainer, detector, writer)
             self._stop = self._stop_request()
             self._usage = ProcessUsage(trainer.device)
             while not self._over(trainer, detector):
                 self._one_step(trainer, detector, writer)
             return self._finish(trainer, detector, writer)
+        except AnotherRunError:
+            raise  # the folder tells of another run
         except Exception as error:  # recorded for the reader of the folder, then raised for the caller
             if not self._ranks.alone and lost_another_rank(error):
                 raise  # the run has not failed by itself, and whoever started the ranks knows why they are gone

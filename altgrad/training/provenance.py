@@ -53,6 +53,7 @@ def _git(folder: Path, *words: str) -> str | None:
 
 
 def _device_name(device: torch.device) -> str:
+    """What torch calls the device, and its hardware: `cuda (NVIDIA H100)`, `cpu (x86_64)`."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({platform.processor() or platform.machine()})"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
+from altgrad.training.config import ConfigError
 from altgrad.training.ranks import Ranks
 
 
@@ -17,6 +19,20 @@ def device_named(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={name!r}: no CUDA device here; use device=cpu or auto")
     return torch.device(name)
+
+
+def check_device(resources: Mapping[str, float], name: str) -> None:
+    """Raises ConfigError where a run that holds GPUs of its machine would train on the CPU all the same.
+
+    A driver may count GPUs that this torch cannot use: a build without CUDA, or one too new for the driver.
+    """
+    gpus = resources.get("gpus", 0)
+    if gpus > 0 and device_named(name).type == "cpu":
+        found = "torch finds no CUDA device" if name == "auto" else "the config asks for the CPU"
+        raise ConfigError(
+            f"device={name!r}: this run holds {gpus:g} GPU but {found}; use a torch build for this machine's GPUs, or "
+            "device=cpu and --gpus-per-trial 0"
+        )
 
 
 def hash_weights(model: nn.Module) -> str:

@@ -150,7 +150,10 @@ def _report(options: argparse.Namespace) -> int:
 def _html(sweep: Folder, out: str | None) -> int:
     from altgrad.html import write_html_report
 
-    _expect(sweep, "sweep.json")
+    try:
+        _expect(sweep, "sweep.json")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; --html needs a sweep folder") from error
     print(write_html_report(sweep, out))
     return 0
 

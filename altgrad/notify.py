@@ -13,8 +13,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
+
+from altgrad.direct import open_directly, why_not
 
 _TRIES = 4
 _FIRST_DELAY = 1.0  # seconds, doubled after each try
@@ -24,10 +27,17 @@ _WAITING = 1000  # messages; beyond that the newest are dropped: the results fol
 
 def check_address(address: str) -> str:
     """The host of a webhook's address.  Raises ValueError, without repeating it, where it is none."""
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("a webhook: expected an http:// or https:// address")
-    return parts.hostname
+    refusal = ValueError("a webhook: expected an http:// or https:// address")
+    if not address.isascii() or any(character <= " " or character == "\x7f" for character in address):
+        raise refusal
+    try:
+        parts = urlsplit(address)
+        host, _ = parts.hostname, parts.port
+    except ValueError:  # its message repeats parts of the address
+        raise refusal from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise refusal
+    return host
 
 
 class Webhook:
@@ -52,21 +62,25 @@ class Webhook:
 
     def _work(self) -> None:
         while (message := self._messages.get()) is not None:
-            self._deliver(json.dumps(message).encode())
+            problem = self._deliver(message)
+            if problem is not None:
+                with suppress(OSError, ValueError):  # nobody may be reading
+                    print(f"--notify: {self._host} {problem}; one message is lost", file=sys.stderr)
 
-    def _deliver(self, body: bytes) -> None:
-        """Post one message; after the last try it is dropped with a line that names the host alone."""
-        request = urllib.request.Request(self._address, body, {"Content-Type": "application/json"}, method="POST")
+    def _deliver(self, message: Mapping[str, Any]) -> str | None:
+        """Post one message; why it is dropped after the last try, in words that do not hold the address."""
+        problem = None
         for attempt in range(_TRIES):
             try:
-                with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS):
-                    return
-            except urllib.error.HTTPError as error:
-                problem = f"answered {error.code}"
-                if 400 <= error.code < 500 and error.code not in (408, 429):
+                body = json.dumps(message).encode()
+                headers = {"Content-Type": "application/json"}
+                request = urllib.request.Request(self._address, body, headers, method="POST")
+                with open_directly(request, _ANSWER_SECONDS):
+                    return None
+            except Exception as error:  # what an address or an answer that is no HTTP raises has no common class
+                problem = why_not(error)
+                if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429):
                     break
-            except OSError as error:
-                problem = type(error).__name__
             if attempt + 1 < _TRIES:
                 time.sleep(_FIRST_DELAY * 2**attempt)
-        print(f"--notify: {self._host} {problem}; one message is lost", file=sys.stderr)
+        return problem

@@ -13,6 +13,7 @@ from rich.table import Table
 from altgrad.markdown import ABSENT, duration, number
 from altgrad.results import Run, list_runs, read_plan, read_rows
 from altgrad.storage import Folder
+from altgrad.terminal import cell
 
 _COLUMNS = ("loss", "gap_to_baseline", "stall_rate", "overflow_rate", "elapsed_seconds")
 _NEWEST_PARTS = 4  # the table wants the present, not the history
@@ -79,7 +80,7 @@ def status_table(states: list[RunState]) -> Table:
     for index, head in enumerate(_HEADS):
         table.add_column(head, justify="right" if index in (2, 3, 4, 5, 6, 8) else "left", no_wrap=index != 7)
     for state in states:
-        table.add_row(*state.cells(), style=_STYLE.get(state.status, ""))
+        table.add_row(*map(cell, state.cells()), style=_STYLE.get(state.status, ""))
     return table
 
 

@@ -16,8 +16,9 @@ from rich.console import Console
 from altgrad.results import RunWriter, read_run
 from altgrad.storage import Folder
 from altgrad.training.config import TrainConfig
-from tune.ending import EndRecords, out_of_memory, why_failed
+from tune.ending import EndRecords
 from tune.execution import BaselineSparingASHA
+from tune.failures import once_more, why_failed
 from tune.live import Progress, TrialState
 from tune.stopper import CollapseStopper
 from tune.trial import Trial
@@ -110,7 +111,7 @@ def test_only_ray_s_memory_monitor_makes_a_death_one_for_want_of_memory(said: st
     error = tmp_path / "error.pkl"
     error.write_bytes(cloudpickle.dumps(RayActorError(error_msg=said)))
     trial = tune_trial(OTHER, error=error)
-    assert why_failed(trial).endswith(reason) and out_of_memory(trial) == ("low" in reason)
+    assert why_failed(trial).endswith(reason) and once_more(trial) == ("low" in reason)
 
 
 # asha

@@ -7,15 +7,18 @@ import os
 import secrets
 import shutil
 import socket
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+from altgrad.terminal import one_line
+from tune import scratch
 from tune.accelerators import smallest_gpu
 from tune.machine import Machine
 from tune.options import SweepError
+from tune.raywatch import RayFailed, watched_ray
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a cluster does not need of the working tree; what git ignores is not sent either.
@@ -52,31 +55,52 @@ _ANSWER_SECONDS = 5.0
 
 
 @contextmanager
-def local_ray(machine: Machine) -> Iterator[None]:
-    """A Ray of our own with the machine's cores and GPUs, whatever cluster may be running here; gone afterwards."""
+def local_ray(
+    machine: Machine, on_death: Callable[[str], None] = print, tell: Callable[[str], None] = print
+) -> Iterator[Path]:
+    """A Ray of our own with the machine's cores and GPUs, whatever cluster may be running here; gone afterwards.
+
+    Yields a private folder for temporary files, in which Ray's own are.
+
+    Where one of its processes dies, `on_death` is told which, and this process ends (see `watched_ray`).  `tell` gets
+    a line about a temporary folder that cannot be used.  Raises RayFailed where Ray does not start.
+    """
     os.environ.update(_DRIVER_ENVIRONMENT | _LOOPBACK_ONLY)
     import ray  # reads its environment when imported
 
+    _keep_secrets()
     _use_own_token()
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # workers do not see this process's sys.path
-    folder = tempfile.mkdtemp(prefix="altgrad-ray-", dir="/tmp")  # short: sockets have a limit of 107 characters
-    try:
-        ray.init(
-            address="local",
-            num_cpus=machine.cpus,
-            num_gpus=machine.gpus,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": _WORKER_ENVIRONMENT},
-            _temp_dir=folder,
-        )
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    place, note = scratch.temporary_root()
+    if note is not None:
+        tell(note)
+    with scratch.private_folder(place) as folder:
+        try:
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=machine.cpus,
+                    num_gpus=machine.gpus,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,  # `watched_ray` says it in one line
+                    runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+                    _temp_dir=str(folder / "r"),
+                )
+            except Exception as error:  # of many classes, down to plain Exception
+                raise RayFailed(f"Ray did not start here: {type(error).__name__}: {one_line(error)}") from error
+
+            def gone(which: str) -> None:
+                on_death(which)
+                shutil.rmtree(folder, ignore_errors=True)
+
+            node: Any = ray._private.worker._global_node
+            with watched_ray(node.all_processes, gone):
+                yield folder
+        finally:
+            ray.shutdown()
 
 
 @contextmanager
@@ -89,6 +113,7 @@ def connected_ray(address: str) -> Iterator[Machine]:
     os.environ.update(_DRIVER_ENVIRONMENT | _GIVE_UP_SOON)
     import ray  # reads its environment when imported
 
+    _keep_secrets()
     environment: dict[str, object] = {"env_vars": _WORKER_ENVIRONMENT}
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         environment["working_dir"] = str(ROOT)
@@ -104,6 +129,14 @@ def connected_ray(address: str) -> Iterator[Machine]:
         yield Machine(int(has.get("CPU", 0)), gpus, note, smallest_gpu(node["Resources"] for node in ray.nodes()))
     finally:
         ray.shutdown()
+
+
+def _keep_secrets() -> None:
+    """Tune copies the cloud's keys into what it tells Ray, which writes that to its logs.  Ours are inherited by the
+    processes of a Ray of our own; those of a cluster have the keys of their nodes."""
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 
 
 def _why_not(error: Exception) -> str:

@@ -6,28 +6,23 @@ knows why, so it writes `end.json`; a run that already has one is left alone.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray import cloudpickle, tune
-from ray.exceptions import RayActorError, RayTaskError
+from ray import tune
 
 from altgrad.outage import StorageRefused
 from altgrad.report import write_failure_report
 from altgrad.results import Verdict, read_end, write_end
 from altgrad.storage import Folder
+from tune.failures import once_more, why_failed
 from tune.manifest import write_never_started
 from tune.stopper import CollapseStopper
 from tune.trial import Trial
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial
-
-
-_MEMORY = re.compile(r"^(MemoryError|OutOfMemoryError)\b|out of memory|can't allocate memory|low on memory")
 
 
 class EndRecords(tune.Callback):
@@ -59,8 +54,8 @@ class EndRecords(tune.Callback):
                 _add_verdict(folder, verdict)
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """The trial died and starts again; once only where it would for ever: without memory, without storage."""
-        if out_of_memory(trial) or why_failed(trial).startswith(StorageRefused.__name__):
+        """The trial died and starts again; once only where it would for ever."""
+        if once_more(trial):
             trial.max_failures = min(trial.max_failures, trial.run_metadata.num_failures)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -94,39 +89,9 @@ def plan_of(trial: TuneTrial) -> Trial:
     return Trial.from_json(trial.config["job"]["trial"], "trial")
 
 
-def why_failed(trial: TuneTrial) -> str:
-    """One line: the exception that the trial raised, or that its process died."""
-    error = _error_of(trial)
-    if isinstance(error, RayTaskError):
-        cause = error.cause if isinstance(error.cause, BaseException) else error
-        first = (str(cause).strip().splitlines() or [""])[0]
-        return f"{type(cause).__name__}: {first}"
-    if isinstance(error, RayActorError):
-        if "low on memory" in str(error):  # Ray's memory monitor; of any SIGKILL Ray says that memory *may* be why
-            return "the trial's process was killed: its node ran low on memory"
-        return "the trial's process died"
-    return "unknown" if error is None else f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def out_of_memory(trial: TuneTrial) -> bool:
-    """Whether the trial's last failure was a want of memory: Python's, CUDA's, or Ray's memory monitor."""
-    return bool(_MEMORY.search(why_failed(trial)))
-
-
 def _steps(trial: TuneTrial) -> int | None:
     """The last step that the trial reported."""
     return (trial.last_result or {}).get("step")
-
-
-def _error_of(trial: TuneTrial) -> BaseException | None:
-    """The exception that Tune stored for the trial in this process's own folder."""
-    file = trial.pickled_error_file
-    if file is None or not Path(file).exists():
-        return None
-    # Not a results folder: Tune wrote the file a moment ago, in this process, beside Ray's session on this machine.
-    # Whoever made the exception had it unpickled here by Ray already.
-    error = cloudpickle.loads(Path(file).read_bytes())
-    return error if isinstance(error, BaseException) else None
 
 
 def _add_verdict(folder: Folder, verdict: Verdict) -> None:

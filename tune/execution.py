@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import signal
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from types import FrameType
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -23,16 +22,18 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from rich.console import Console
 
 from tune.ending import EndRecords, plan_of, run_of
+from tune.interrupts import Interrupts
 from tune.kinds import runs_alike
 from tune.live import Progress
 from tune.machine import Resources
 from tune.manifest import Sweep
 from tune.notices import Notices
-from tune.options import SweepOptions
+from tune.options import SweepOptions, WandbMode
 from tune.stalls import StallWatch
 from tune.stopper import CollapseStopper
 from tune.trainable import Job, train_trial
 from tune.trial import Trial
+from tune.watchers import Watcher
 
 _GRACE_PERIOD = 100  # steps before asha may stop a trial
 
@@ -46,19 +47,28 @@ class BaselineSparingASHA(AsyncHyperBandScheduler):
 
 
 def run_trials(
-    sweep: Sweep, trials: Sequence[Trial], options: SweepOptions, resources: Resources, console: Console
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    options: SweepOptions,
+    resources: Resources,
+    wandb: WandbMode,
+    console: Console,
+    place: Path,
+    interrupts: Interrupts,
+    tell: Callable[[str], None],
 ) -> signal.Signals | None:
     """Run the trials of a sweep to their ends.  Returns the signal that interrupted them, None where none did.
 
+    `wandb`: how the trials are tracked.  `place`: a private folder for Tune.  `tell` gets a line about a watcher that
+    was lost.
     Raises StorageRefused where storage does not even take the end records.
     """
     # A trial's death is told in one line by `Progress`; its traceback is in its end record.
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     folder = sweep.folder.patient()
     stopper = CollapseStopper(sweep.trials, folder)
-    progress = Progress(sweep.trials, folder, console)
     ends = EndRecords(stopper, folder, options.scheduler)
-    callbacks: list[tune.Callback] = [ends, progress]
+    callbacks: list[tune.Callback] = [ends]
     if options.stall_timeout is not None:
         callbacks.append(StallWatch(options.stall_timeout, console))
     jobs = [
@@ -67,7 +77,7 @@ def run_trials(
             sweep.results,
             sweep.name,
             resources.threads,
-            options.wandb,
+            wandb,
             alike if resources.workers == 1 else 1,
             resources.workers,
             resources.cpus,
@@ -77,7 +87,10 @@ def run_trials(
     ]
     with ExitStack() as stack:
         if options.notify is not None:
-            callbacks.append(stack.enter_context(Notices(options.notify, folder)))
+            notices = Notices(options.notify, folder)
+            callbacks.append(stack.enter_context(Watcher(notices, "--notify", tell)))
+        progress = Progress(sweep.trials, folder, console)
+        callbacks.append(stack.enter_context(Watcher(progress, "what is shown here", tell)))
         tuner = tune.Tuner(
             tune.with_resources(train_trial, PlacementGroupFactory([_bundle(resources)])),
             param_space={"job": tune.grid_search([job.to_parameters() for job in jobs])},
@@ -90,14 +103,14 @@ def run_trials(
             ),
             run_config=tune.RunConfig(
                 name=time.strftime("%Y%m%d-%H%M%S"),
-                storage_path=stack.enter_context(tempfile.TemporaryDirectory(prefix="altgrad-tune-")),
+                storage_path=str(place / "tune"),
                 stop=stopper,
                 callbacks=callbacks,
                 failure_config=tune.FailureConfig(max_failures=options.retries),
                 verbose=0,
             ),
         )
-        with _interruptible(stopper), progress:
+        with interrupts.orderly(stopper.interrupt):
             try:
                 tuner.fit()
             except TuneError:
@@ -120,20 +133,3 @@ def _scheduler(options: SweepOptions, trials: Sequence[Trial]) -> TrialScheduler
     longest = max(trial.config.max_steps for trial in trials)
     grace = min(_GRACE_PERIOD, longest)
     return BaselineSparingASHA(time_attr="step", metric="loss", mode="min", max_t=longest, grace_period=grace)
-
-
-@contextmanager
-def _interruptible(stopper: CollapseStopper) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the stopper to end the sweep in order; a second one interrupts at once."""
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stopper.interrupted is not None:
-            raise KeyboardInterrupt
-        stopper.interrupted = signal.Signals(number)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

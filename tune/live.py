@@ -13,9 +13,11 @@ from rich.live import Live
 from rich.table import Table
 
 from altgrad.markdown import ABSENT, duration, number
-from altgrad.results import RecordError, Status, ended_as, read_end
+from altgrad.results import RecordError, Status, read_end
 from altgrad.storage import Folder
-from tune.ending import run_of, why_failed
+from altgrad.terminal import cell, say
+from tune.ending import run_of
+from tune.failures import why_failed
 from tune.trial import Trial
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ class _Board:
             table.add_column(head, justify="right" if index in (2, 3, 4, 5, 6, 8) else "left", no_wrap=index != 7)
         for state in self.states.values():
             if id(state) in shown:
-                table.add_row(*state.cells(), style=_STYLE.get(str(state.status), ""))
+                table.add_row(*map(cell, state.cells()), style=_STYLE.get(str(state.status), ""))
         return table
 
     def summary(self) -> str:
@@ -121,14 +123,13 @@ class Progress(tune.Callback):
     """
 
     def __init__(self, trials: Sequence[Trial], sweep: Folder, console: Console) -> None:
-        self._sweep = sweep.patient()
+        self._sweep = sweep.patient(0)  # what cannot be read now is not shown
         self._console = console
         self._board = _Board({trial.run: TrialState(trial) for trial in trials})
         self._lines: dict[str, float] = {}
         self._live: Live | None = None
-        for run, state in self._board.states.items():
-            if ended_as(sweep / run) is not None:
-                self._take_end(state)
+        for state in self._board.states.values():
+            self._take_end(state)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles callbacks with its own state, which a resumed sweep does not read
@@ -184,6 +185,8 @@ class Progress(tune.Callback):
         except RecordError as error:
             state.status, state.reason = "unreadable", str(error)
             return
+        except OSError:  # out of reach: the table shows what the trial reported
+            return
         if end is None:
             return
         summary = end["summary"]
@@ -201,8 +204,7 @@ class Progress(tune.Callback):
     def _say(self, state: TrialState, what: str, *, beside_table: bool = False) -> None:
         """A line in a log; on a terminal only what the table does not show."""
         if self._live is None or beside_table:
-            text = f"{time.strftime('%H:%M:%S')}  {state.trial.run}  {what}"
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            say(self._console, f"{time.strftime('%H:%M:%S')}  {state.trial.run}  {what}")
 
 
 def _line(state: TrialState) -> str:

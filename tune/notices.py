@@ -10,7 +10,8 @@ from ray import tune
 from altgrad.notify import Webhook
 from altgrad.results import RecordError, list_runs, read_end
 from altgrad.storage import Folder
-from tune.ending import run_of, why_failed
+from tune.ending import run_of
+from tune.failures import why_failed
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial
@@ -40,8 +41,12 @@ class Notices(tune.Callback):
             end = read_end(self._sweep / run)
         except RecordError:
             return
-        if end is not None and end["status"] == "collapsed":
+        if end is None:
+            return
+        if end["status"] == "collapsed":
             self._webhook.post("collapsed", sweep=self._sweep.name, run=run, verdict=end["verdict"])
+        elif end["status"] == "failed":  # by an exception of its own
+            self._webhook.post("failed", sweep=self._sweep.name, run=run, error=end["summary"]["error"])
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self._webhook.post("failed", sweep=self._sweep.name, run=run_of(trial), error=why_failed(trial))

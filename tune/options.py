@@ -68,7 +68,7 @@ class SweepOptions:
     retries: int = 2
     stall_timeout: float | None = None
     notify: str | None = field(default=None, repr=False)
-    wandb: WandbMode = "offline"
+    wandb: WandbMode | None = None  # None: what W&B's own variables say, else offline
     address: str | None = None
 
     @property
@@ -104,7 +104,7 @@ class SweepOptions:
             "--scheduler": self.scheduler if self.scheduler != "none" else None,
             "--retries": self.retries if self.retries != 2 else None,
             "--stall-timeout": self.stall_timeout,
-            "--wandb": self.wandb if self.wandb != "offline" else None,
+            "--wandb": self.wandb,
             "--address": self.address,
         }
         for option, value in given.items():
@@ -256,6 +256,8 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         help=f"POST JSON there on collapse, failure and end (default: ${NOTIFY})",
     )
     group.add_argument(
-        "--wandb", choices=("offline", "online", "disabled"), default="offline", help="default: offline, no account"
+        "--wandb",
+        choices=("offline", "online", "disabled"),
+        help="default: what WANDB_DISABLED or WANDB_MODE says, else offline, which needs no account",
     )
     group.add_argument("--address", type=word, help="an existing Ray cluster, such as auto or ray://HEAD:10001")

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from altgrad.markdown import duration
+from altgrad.terminal import cell, say
 from tune.machine import Resources
 from tune.placement import place, work
 from tune.trial import Plan
@@ -32,7 +33,7 @@ def show_plan(console: Console, plan: Plan, resources: Resources, elsewhere: boo
         rate = f"{config.learning_rate:g}"
         words = (trial.run, config.format, at_rest, config.scaling, trial.intervention, str(config.max_steps), rate)
         times = (duration(round(placed.start)), duration(round(placed.end - placed.start))) if timed else ()
-        table.add_row(*words, config.model, str(placed.wave + 1), *times)
+        table.add_row(*map(cell, (*words, config.model, str(placed.wave + 1), *times)))
     console.print(table)
     waves = f"{placement.waves} wave" + "s" * (placement.waves != 1)
     if timed:
@@ -42,4 +43,4 @@ def show_plan(console: Console, plan: Plan, resources: Resources, elsewhere: boo
     else:
         outlook = f"{waves}; how long they take was not measured here: --dry-run --probe does, for this and later plans"
     for note in (*plan.notes, resources.sentence(), outlook):
-        console.print(note, soft_wrap=True, markup=False, highlight=False)
+        say(console, note)

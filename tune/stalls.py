@@ -14,6 +14,7 @@ import ray
 from ray import tune
 from rich.console import Console
 
+from altgrad.terminal import say
 from tune.ending import run_of
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ class StallWatch(tune.Callback):
             limit = self._seconds if run in self._reported else START_SECONDS + self._seconds
             if now - self._since.setdefault(run, now) > limit:
                 self._forget(run)
-                words = f"{run}  no report for {limit:g} s: its process is killed"
-                self._console.print(words, markup=False, highlight=False, soft_wrap=True)
+                say(self._console, f"{run}  no report for {limit:g} s: its process is killed")
                 ray.kill(actor)
 
     def on_trial_result(

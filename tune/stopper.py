@@ -62,6 +62,10 @@ class CollapseStopper(tune.Stopper):
         result["reason"] = verdict.sentence()
         return result["status"] == "running" and watch.trial.config.stop_on_collapse
 
+    def interrupt(self, number: signal.Signals) -> None:
+        """Ask the whole sweep to stop."""
+        self.interrupted = number
+
     def stop_all(self) -> bool:
         """True once the sweep was interrupted."""
         return self.interrupted is not None

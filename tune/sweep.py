@@ -7,11 +7,14 @@ This file decides the order of events; planning knows no Ray, so wrong options a
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 
 if not __package__:  # run as a script: this folder is on the path, the repository's root is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -23,45 +26,57 @@ from altgrad.hints import error_text
 from altgrad.outage import StorageRefused
 from altgrad.progress import compute_sentence
 from altgrad.results import list_runs
+from altgrad.terminal import Outlet, one_line, say, unstoppable_output
 from altgrad.training.config import ConfigError
+from tune.inputs import check_inputs
+from tune.interrupts import Interrupted, Interrupts
+from tune.journal import Journal
 from tune.machine import Machine, Resources, share_out, this_machine
 from tune.manifest import Sweep, check_new, check_same_plan, create_sweep, open_sweep
 from tune.options import SweepError, SweepOptions, parse_options
 from tune.outlook import show_plan
 from tune.plan import plan_sweep
 from tune.probe import TimesStore, expected, measure
-from tune.tracking import REPORT, check_account
+from tune.raywatch import EXIT_CODE, RayFailed
+from tune.scratch import private_folder, temporary_root
+from tune.tracking import REPORT, check_account, chosen_mode
 from tune.trial import Plan, Trial
 
-_MODEL_FIELDS = ("model", "n_layer", "n_head", "n_embd", "block_size")
+_LAST_WORDS_SECONDS = 5.0  # for the last lines of a sweep whose Ray has died
 _LOG_WIDTH = 200  # columns of tables in a log, where there is no terminal to ask
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sweep that the command line describes; the process's exit code.
 
-    0: every trial completed, collapsed or was stopped; 1: a trial failed; 2: it cannot start; 128 + n: signal n.
+    0: every trial completed, collapsed or was stopped; 1: a trial failed; 2: it cannot start; 3: Ray did not start, or
+    died; 128 + n: signal n.
     """
-    options = parse_options(arguments)
-    console = Console(width=None if sys.stdout.isatty() else _LOG_WIDTH)
-    try:
-        with ExitStack() as stack:
-            return _sweep(options, console, stack)
-    except (SweepError, ConfigError) as error:
-        print(f"sweep.py: error: {error_text(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("sweep.py: interrupted", file=sys.stderr)
-        return 130
+    journal = Journal()
+    with unstoppable_output(journal.output_lost):
+        options = parse_options(arguments)
+        console = Console(width=None if sys.stdout.isatty() else _LOG_WIDTH)
+        try:
+            with ExitStack() as stack:
+                code = _sweep(options, console, journal, stack)
+        except (SweepError, ConfigError) as error:
+            print(f"sweep.py: error: {one_line(error_text(error))}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("sweep.py: interrupted", file=sys.stderr)
+            return 130
+    if not journal.is_empty:
+        journal.note(f"the sweep ended with exit code {code}")
+    return code
 
 
-def _sweep(options: SweepOptions, console: Console, stack: ExitStack) -> int:
+def _sweep(options: SweepOptions, console: Console, journal: Journal, stack: ExitStack) -> int:
     stored = None
     if options.resume is not None:
         stored = open_sweep(options)
     else:
         check_new(options)
-    if options.wandb == "online":
+    if chosen_mode(options.wandb, os.environ)[0] == "online":
         check_account()
     if options.probe and options.cluster is not None:
         raise SweepError(f"--probe measures this machine, but the trials run on {options.cluster}; leave it out")
@@ -81,20 +96,83 @@ def _sweep(options: SweepOptions, console: Console, stack: ExitStack) -> int:
     if options.dry_run:
         show_plan(console, plan, resources, elsewhere=options.cluster is not None)
         return 0
-    for line in _check_inputs(plan.trials):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    for line in check_inputs(plan.trials, machine):
+        say(console, line)
     sweep = create_sweep(options, plan) if stored is None else stored
     show_plan(console, plan, resources, elsewhere=options.cluster is not None)
-    console.print(f"sweep {sweep.name} in {sweep.folder}", soft_wrap=True, markup=False, highlight=False)
-    if plan.trials and options.cluster is None:
-        from tune.cluster import local_ray
+    say(console, f"sweep {sweep.name} in {sweep.folder}")
+    return _Course(sweep, options, console, journal).run(plan.trials, resources, machine, stack)
 
-        stack.enter_context(local_ray(machine))
-    try:
-        return _run(sweep, plan.trials, options, resources, console)
-    except StorageRefused as error:
-        _say_how_to_go_on(f"{error}; what was written is kept", sweep, options, console)
-        return 1
+
+@dataclass(frozen=True)
+class _Course:
+    """A sweep that has a folder: from here on every end that is not its own says how to go on."""
+
+    sweep: Sweep
+    options: SweepOptions
+    console: Console
+    journal: Journal
+
+    def run(self, trials: Sequence[Trial], resources: Resources, machine: Machine, stack: ExitStack) -> int:
+        """Train what is to be trained and say what came out; the exit code."""
+        self.journal.keep_in(self.sweep.folder.patient(0))
+        interrupts = stack.enter_context(Interrupts())
+        try:
+            if trials:
+                self._train(trials, resources, machine, interrupts, stack)
+            return _show_results(self.sweep, self.options, self.console)
+        except StorageRefused as error:
+            self._say_how_to_go_on(f"{error}; what was written is kept")
+            return 1
+        except RayFailed as error:
+            self._say_how_to_go_on(str(error))
+            return EXIT_CODE
+        except KeyboardInterrupt:  # libraries make a plain one of `Interrupted`
+            signal = interrupts.asked or Signals.SIGINT
+            self._say_how_to_go_on(f"stopped by {signal.name}; everything is kept")
+            return 128 + signal
+
+    def _train(
+        self,
+        trials: Sequence[Trial],
+        resources: Resources,
+        machine: Machine,
+        interrupts: Interrupts,
+        stack: ExitStack,
+    ) -> None:
+        """Train on a Ray of our own or on the cluster.  Raises Interrupted where a signal ended it."""
+        mode, notes = chosen_mode(self.options.wandb, os.environ)
+        for note in notes:
+            say(self.console, note)
+        if self.options.cluster is None:
+            from tune.cluster import local_ray
+
+            place = stack.enter_context(local_ray(machine, self._ray_died, self._tell))
+        else:
+            place = stack.enter_context(private_folder(temporary_root()[0]))
+        from tune.execution import run_trials  # Ray and torch, seconds
+
+        signal = run_trials(
+            self.sweep, trials, self.options, resources, mode, self.console, place, interrupts, self._tell
+        )
+        if signal is not None:
+            raise Interrupted(signal)
+
+    def _tell(self, what: str) -> None:
+        self.journal.note(what)
+        say(self.console, what)
+
+    def _say_how_to_go_on(self, what: str) -> None:
+        say(self.console, f"{what}.  Go on with:\n  {self.options.resume_command(self.sweep.name)}")
+
+    def _ray_died(self, which: str) -> None:
+        """The last words of a process that ends at once."""
+        self.journal.note(f"{which}; the sweep ended with exit code {EXIT_CODE}")
+        self.console.show_cursor(True)
+        self._say_how_to_go_on(f"{which}; everything is kept")
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, Outlet):
+                stream.drain(_LAST_WORDS_SECONDS)
 
 
 def _plan(options: SweepOptions, stored: Sweep | None, machine: Machine) -> Plan:
@@ -107,39 +185,6 @@ def _plan(options: SweepOptions, stored: Sweep | None, machine: Machine) -> Plan
         check_same_plan(stored, asked.trials, options)
         notes = asked.notes
     return Plan(tuple(stored.unfinished()), notes)
-
-
-def _run(sweep: Sweep, trials: Sequence[Trial], options: SweepOptions, resources: Resources, console: Console) -> int:
-    """Train what is to be trained, then say what came out."""
-    if trials:
-        from tune.execution import run_trials  # Ray and torch, seconds
-
-        interrupted = run_trials(sweep, trials, options, resources, console)
-        if interrupted is not None:
-            _say_how_to_go_on(f"stopped by {interrupted.name}; everything is kept", sweep, options, console)
-            return 128 + interrupted
-    return _show_results(sweep, options, console)
-
-
-def _say_how_to_go_on(what: str, sweep: Sweep, options: SweepOptions, console: Console) -> None:
-    for line in (f"{what}.  Go on with:", f"  {options.resume_command(sweep.name)}"):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
-
-
-def _check_inputs(trials: Sequence[Trial]) -> list[str]:
-    """Refuse models and texts that cannot be trained on, before anything is created.  Raises ConfigError.
-
-    A sentence for each text about what was taken from it.
-    """
-    from altgrad.training.data import TextBatches, load_corpus
-
-    checked: dict[str, str] = {}
-    for config in (trial.config for trial in trials):
-        key = config.model_dump_json(include={*_MODEL_FIELDS, "data", "token_dtype", "validation_fraction"})
-        if key not in checked:
-            batches = TextBatches(load_corpus(config), config, config.shape.block_size)
-            checked[key] = batches.source.sentence()
-    return list(dict.fromkeys(checked.values()))
 
 
 def _show_results(sweep: Sweep, options: SweepOptions, console: Console) -> int:
@@ -164,7 +209,7 @@ def _show_results(sweep: Sweep, options: SweepOptions, console: Console) -> int:
         lines.append(f"try again: {options.resume_command(sweep.name)}")
     lines.append(f"dashboard: streamlit run dashboard -- {shlex.quote(options.results)}")
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        say(console, line)
     return 1 if unfinished or broken else 0
 
 

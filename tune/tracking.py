@@ -1,29 +1,57 @@
 """Weights & Biases: one run per trial, grouped by sweep.  Offline by default, so that no account is needed.
 
-The results folder stays the source of truth; this is a copy for those who watch there.
+The results folder stays the source of truth; this is a copy for those who watch there.  A thread of its own makes it,
+so that nothing W&B raises, and no time it takes, reaches the run: what was lost is said in one line, and training goes
+on.
 """
 
 from __future__ import annotations
 
-import hashlib
 import netrc
 import os
+import queue
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from altgrad.storage import Folder
+from altgrad.terminal import one_line
+from tune import labels
 from tune.options import SweepError, WandbMode
 from tune.trial import Trial
 
 if TYPE_CHECKING:
     import wandb
 
-PROJECT = "altgrad"
 REPORT = "failure_report.md"  # in the run's folder, where the run collapsed
-_LONGEST_ID = 64
+_FINISH_SECONDS = 30.0  # that a finished run waits for its copy
+_WAITING = 10_000  # batches of records that wait for W&B
+_MODES: Mapping[str, WandbMode] = {
+    "offline": "offline",
+    "dryrun": "offline",
+    "online": "online",
+    "run": "online",
+    "disabled": "disabled",
+}
+_TRUE = ("1", "true", "yes", "on")
+
+
+def chosen_mode(option: WandbMode | None, environment: Mapping[str, str]) -> tuple[WandbMode, list[str]]:
+    """The mode that `--wandb`, else `WANDB_DISABLED`, else `WANDB_MODE` asks for, else offline.
+
+    Also one sentence for each variable that was not followed.
+    """
+    wishes: list[tuple[str, WandbMode | None]] = []
+    if environment.get("WANDB_DISABLED", "").lower() in _TRUE:
+        wishes.append(("WANDB_DISABLED=true", "disabled"))
+    if environment.get("WANDB_MODE"):
+        wishes.append((f"WANDB_MODE={environment['WANDB_MODE']}", _MODES.get(environment["WANDB_MODE"].lower())))
+    known = [mode for _, mode in wishes if mode is not None]
+    mode = option or (known[0] if known else "offline")
+    by = f"--wandb {mode}" if option is not None or not known else wishes[0][0]
+    return mode, [one_line(f"{wish} is overridden by {by}") for wish, wanted in wishes if wanted != mode]
 
 
 def check_account() -> None:
@@ -40,69 +68,98 @@ def check_account() -> None:
 class Tracker:
     """A trial's W&B run; does nothing where the mode is disabled.
 
-    Files go into the run's folder where that is local, else into a temporary one.  A restarted trial continues
-    its run.  Storage that refuses W&B's files costs the copy, not the trial: `lost` then says so.
+    Files go to WANDB_DIR, else into the run's folder where that is local, else into a temporary one.  A restarted
+    trial continues its run.  `lost` says in one line that, and why, the copy is incomplete; None while it is not.
     """
 
-    def __init__(self, trial: Trial, sweep: str, folder: Folder, mode: WandbMode) -> None:
-        self._folder = folder
-        self._run: wandb.Run | None = None
+    def __init__(
+        self, trial: Trial, sweep: str, folder: Folder, mode: WandbMode, patience: float = _FINISH_SECONDS
+    ) -> None:
         self.lost: str | None = None
-        if mode == "disabled":
-            return
-        import wandb  # 0.6 s, once per worker process
-
-        with self._on_storage():
-            place = Path(folder.path) if folder.is_local else Path(tempfile.mkdtemp(prefix="altgrad-wandb-"))
-            place.mkdir(parents=True, exist_ok=True)
-            self._run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", PROJECT),
-                id=_run_id(f"{sweep}-{trial.run}"),
-                name=trial.run,
-                group=sweep,
-                config={**trial.config.model_dump(), "intervention": trial.intervention},
-                dir=place,
-                mode=mode,
-                resume="allow" if mode == "online" else None,
-                reinit="finish_previous",
-                settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),
-            )
+        self._trial, self._sweep, self._folder, self._mode = trial, sweep, folder, mode
+        self._patience = patience
+        self._records: queue.Queue[list[Mapping[str, float]] | None] = queue.Queue(_WAITING)
+        self._thread: threading.Thread | None = None
+        if mode != "disabled":
+            self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+            self._thread.start()
 
     def log(self, records: Iterable[Mapping[str, float]]) -> None:
-        """Log records under their step."""
-        if self._run is not None:
-            with self._on_storage():
-                for record in records:
-                    metrics = {name: value for name, value in record.items() if name != "step"}
-                    self._run.log(metrics, step=int(record["step"]))
+        """Log records under their step; returns at once."""
+        self._put(list(records))
 
     def finish(self) -> None:
-        """Upload or store what is left, with the failure report as artifact where there is one.  Once only."""
-        if self._run is None:
+        """Let W&B upload or store what is left, but do not wait for ever.  Once only."""
+        if self._thread is None:
             return
+        self._put(None)
+        thread, self._thread = self._thread, None
+        thread.join(self._patience)
+        if thread.is_alive():
+            self._lose(f"W&B did not finish within {self._patience:g} s")
+
+    def _put(self, records: list[Mapping[str, float]] | None) -> None:
+        if self._thread is None or self.lost is not None:
+            return
+        try:
+            self._records.put_nowait(records)
+        except queue.Full:
+            self._lose("W&B does not keep up")
+
+    def _lose(self, reason: str) -> None:
+        self.lost = self.lost or f"its W&B run is incomplete: {reason}"
+
+    def _work(self) -> None:
+        """All that touches W&B, in the thread."""
+        try:
+            run = self._begin()
+            while (records := self._records.get()) is not None:
+                for record in records:
+                    metrics = {name: value for name, value in record.items() if name != "step"}
+                    run.log(metrics, step=int(record["step"]))
+            self._end(run)
+        except BaseException as error:  # W&B has exception classes of its own, and exits
+            self._lose(f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__)
+
+    def _begin(self) -> wandb.Run:
+        import wandb  # 0.6 s, once per worker process
+
+        entity, project = labels.project(os.environ)
+        # W&B reads these by itself too, and refuses a project with an entity in front
+        os.environ |= {"WANDB_MODE": self._mode, "WANDB_PROJECT": project}
+        if entity is not None:
+            os.environ["WANDB_ENTITY"] = entity
+        return wandb.init(
+            entity=entity,
+            project=project,
+            id=labels.run_id(self._sweep, self._trial.run),
+            name=labels.title(self._trial.run),
+            group=labels.title(self._sweep),
+            config={**self._trial.config.model_dump(), "intervention": self._trial.intervention},
+            dir=self._place(),
+            mode=self._mode,
+            resume="allow" if self._mode == "online" else None,
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),
+        )
+
+    def _place(self) -> Path:
+        if os.environ.get("WANDB_DIR"):
+            place = Path(os.environ["WANDB_DIR"]).expanduser().absolute()
+        else:
+            local = self._folder.is_local
+            place = Path(self._folder.path) if local else Path(tempfile.mkdtemp(prefix="altgrad-wandb-"))
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def _end(self, run: wandb.Run) -> None:
+        """Close the run, with the failure report as artifact where there is one."""
         import wandb
 
-        run, self._run = self._run, None
-        with self._on_storage():
-            if self._folder.has(REPORT):
-                artifact = wandb.Artifact(f"{run.id}-failure-report", type="failure-report")
-                with artifact.new_file(REPORT, mode="wb") as file:
-                    file.write(self._folder.read_bytes(REPORT))
-                run.log_artifact(artifact)
-            run.finish()
-
-    @contextmanager
-    def _on_storage(self) -> Iterator[None]:
-        """Give up on the copy where its files cannot be written."""
-        try:
-            yield
-        except OSError as error:
-            self._run, self.lost = None, f"its W&B run is incomplete: {error}"
-
-
-def _run_id(name: str) -> str:
-    """W&B's limit on the length of an id, kept unique by a hash."""
-    if len(name) <= _LONGEST_ID:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
-    return f"{name[: _LONGEST_ID - 13]}-{digest}"
+        if self._folder.has(REPORT):
+            name = labels.artifact(self._sweep, self._trial.run, "failure-report")
+            report = wandb.Artifact(name, type="failure-report")
+            with report.new_file(REPORT, mode="wb") as file:
+                file.write(self._folder.read_bytes(REPORT))
+            run.log_artifact(report)
+        run.finish()

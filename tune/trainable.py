@@ -8,6 +8,7 @@ starts again, finds its own checkpoints there; Ray is given none.
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from altgrad.storage import Folder
 from altgrad.training.format_runner import FormatExperimentRunner
 from altgrad.training.outcome import Report
 from altgrad.training.ranks import Ranks
+from tune.failures import described, may_pass
 from tune.manifest import is_finished, write_never_started
 from tune.options import WandbMode
 from tune.tracking import Tracker
@@ -69,10 +71,24 @@ def train_trial(parameters: dict[str, Any]) -> None:
             write_never_started(sweep / trial.run, trial, job.sweep)
         write_end(sweep / trial.run, "stopped", None, {"reason": stop_sentence(request)})
         return
-    if job.workers == 1:
-        _train(parameters["job"], tune.report)
-    else:
-        train_on_workers(_train, parameters["job"], job.workers, job.cpus, job.gpus)
+    try:
+        if job.workers == 1:
+            _train(parameters["job"], tune.report)
+        else:
+            train_on_workers(_train, parameters["job"], job.workers, job.cpus, job.gpus)
+    except Exception as error:
+        if may_pass(error):
+            raise  # Tune starts the trial again in a new process
+        _record_failure(trial, sweep, error)
+
+
+def _record_failure(trial: Trial, sweep: Folder, error: Exception) -> None:
+    """The end of a run that its own code ended: it returns, for Tune would try every exception again."""
+    folder = sweep / trial.run
+    if not folder.has("run.json"):
+        write_never_started(folder, trial, sweep.name)
+    if not folder.has("end.json"):  # the runner records what it raises itself
+        write_end(folder, "failed", None, {"error": described(error), "traceback": traceback.format_exc()})
 
 
 def _train(parameters: dict[str, Any], send: Reporter) -> None:

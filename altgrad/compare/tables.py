@@ -17,6 +17,7 @@ from altgrad.events import kind_of
 from altgrad.foreign import as_markdown
 from altgrad.markdown import ABSENT, duration, number, table
 from altgrad.storage import Folder
+from altgrad.terminal import cell, one_line
 
 _OFTEN_EQUAL = frozenset({"intervention", "seed", "learning_rate"})
 Value = str | int | float | None
@@ -153,7 +154,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     result = Table(
         title="Comparison, by validation loss; runs that did not last come after those that did",
         title_justify="left",
-        caption=", ".join(same) or None,
+        caption=cell(", ".join(same)) if same else None,
         caption_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -166,7 +167,9 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         result.add_column(column.head, justify="right" if column.is_number else "left", min_width=narrowest)
     for row in rows:
         style = _STYLE.get(row.status, "")
-        result.add_row(*(Text(column.shown(row), style if column.name == "status" else "") for column in shown))
+        result.add_row(
+            *(Text(one_line(column.shown(row)), style if column.name == "status" else "") for column in shown)
+        )
     return result
 
 

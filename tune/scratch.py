@@ -1,0 +1,82 @@
+"""Temporary folders of a sweep that nobody else can read, gone afterwards, at the latest with the next sweep.
+
+Ray's session folder holds logs and what Ray was told, and Ray opens it to everybody; so it lies inside a folder that
+is closed (0700).  A lock that its process holds tells a living sweep's folder from one whose process was killed: the
+kernel drops a lock with its process, whereas a process id can be somebody else's by now.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_PREFIX = "altgrad-"
+_LOCK = "lock"
+# Of the 107 characters of a socket's path Ray takes 64, as in
+# /session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store
+_LONGEST = 107 - 64
+
+
+def temporary_root(variables: tuple[str, ...] = ("RAY_TMPDIR", "TMPDIR")) -> tuple[str, str | None]:
+    """The folder for temporary files: the first of these variables that Ray's sockets fit under, else /tmp.
+
+    With one sentence about a variable that could not be followed.
+    """
+    note = None
+    for name in variables:
+        place = os.environ.get(name)
+        if not place:
+            continue
+        if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):
+            note = note or f"{name}={place}: no folder that can be written; using /tmp"
+        elif len(os.fsencode(os.path.abspath(place))) + len(f"/{_PREFIX}12345678/r") > _LONGEST:
+            note = note or f"{name}={place}: too long for the paths of Ray's sockets; using /tmp"
+        else:
+            return os.path.abspath(place), None
+    return "/tmp", note
+
+
+@contextmanager
+def private_folder(place: str) -> Iterator[Path]:
+    """A new folder below `place` for the length of the context.  Those that dead sweeps left there are removed."""
+    remove_dead(place)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))  # 0700
+    lock = os.open(folder / f"{_LOCK}.new", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.rename(folder / f"{_LOCK}.new", folder / _LOCK)  # under this name it is never seen unlocked while in use
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_dead(place: str) -> None:
+    """Remove the folders whose process is gone."""
+    with suppress(OSError):
+        for folder in Path(place).glob(f"{_PREFIX}*"):
+            if not folder.is_symlink() and _is_dead(folder / _LOCK):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_dead(lock: Path) -> bool:
+    """Whether the lock is ours and nobody holds it."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        if os.fstat(descriptor).st_uid != os.getuid():
+            return False
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)

@@ -103,7 +103,13 @@ def _train(options: argparse.Namespace) -> int:
     console.print(batches.source.sentence(), soft_wrap=True, markup=False, highlight=False)
     with TrainingProgress(console, config.max_steps) as progress:
         runner = FormatExperimentRunner(
-            config, folder, run=folder.name, report=progress.report, baseline=baseline, batches=batches
+            config,
+            folder,
+            run=folder.name,
+            report=progress.report,
+            announce=progress.announce,
+            baseline=baseline,
+            batches=batches,
         )
         try:
             result = runner.run()

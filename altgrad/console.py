@@ -37,6 +37,10 @@ class TrainingProgress:
         if not self._console.is_terminal and report.step % max(1, report.max_steps // 10) == 0:
             self._console.print(f"step {report.step}/{report.max_steps}  loss {loss}")
 
+    def announce(self, sentence: str) -> None:
+        """Show a sentence as it is."""
+        self._console.print(sentence, soft_wrap=True, markup=False, highlight=False)
+
     @staticmethod
     def summary(result: ExperimentResult) -> str:
         """How the run ended, and where to look."""

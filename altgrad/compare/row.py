@@ -20,6 +20,7 @@ class Row:
     at `gap_step` (see `gap`); a baseline's own is itself, without a gap.  `common_step` is the one at which all runs
     that are alive are compared.  `pairing` says why a run may not be compared, or that no hashes vouch for the gap.
     `acts` counts the interventions' events by kind.  `cpus` and `gpus` are what the sweep gave the run.
+    `rounded_share`: of the FLOPs of the model's matrix products.
     """
 
     run: str
@@ -48,6 +49,7 @@ class Row:
     seconds: float | None
     cpus: float | None = None
     gpus: float | None = None
+    rounded_share: float | None = None
     differs: tuple[str, ...] = ()
     baseline: str | None = None
     common_step: int | None = None

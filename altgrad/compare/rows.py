@@ -71,6 +71,7 @@ def read_row(run: Run) -> Unpaired:
         seconds=_last(measured(steps, "elapsed_seconds")),
         cpus=held.get("cpus"),
         gpus=held.get("gpus"),
+        rounded_share=run.rounded_share,
     )
     return Unpaired(row, settings, Origin.of(run.info), loss)
 

@@ -32,6 +32,7 @@ _MEANING: Mapping[str, str] = {
     "gap_to_baseline": "The loss stayed too far behind the baseline run of the same seed.",
 }
 _TREND = 5
+_LITTLE = 0.5  # share of the products below which a run says little about its format
 _LISTED = 3  # events of one kind that are listed one by one
 
 
@@ -92,6 +93,7 @@ def _summary(evidence: Evidence) -> str:
             "Weights at rest",
             "FP32 master" if config.master_weights else f"on the grid, {config.update_rounding} update",
         ],
+        ["Rounded share of the GEMM FLOPs", _rounded(run)],
         ["Scaling", f"{config.scaling}" + ("" if config.scaling == "none" else f", per {config.scale_granularity}")],
         ["Intervention", as_markdown(str(run.info.get("intervention") or "none"))],
         ["Rule", f"{as_code(verdict.rule)}, step {verdict.step}"],
@@ -103,6 +105,13 @@ def _summary(evidence: Evidence) -> str:
         ["Seed, learning rate", f"{config.seed}, {config.learning_rate:g}"],
     ]
     return table(["Run", as_code(run.name)], rows, "ll")
+
+
+def _rounded(run: Run) -> str:
+    share = run.rounded_share
+    if share is None:
+        return "not measured"
+    return f"{share:.1%}" + (": most of the model is computed as in FP32" if share < _LITTLE else "")
 
 
 def _configured(evidence: Evidence) -> str:

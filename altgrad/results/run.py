@@ -28,7 +28,9 @@ class Run:
     `git_commit`, `host`, `device`, `workers` (processes that train it together), `parameters`, `vocabulary`, `layers`,
     `initial_weights_hash`, `batches_hash`, and `resources`: what a sweep gave the run, {"cpus": cores, "gpus": a share
     or a number}; null where nobody shared out.  `data`: what was taken from the config's `data` (files, bytes, tokens,
-    width of the ids on disk) and what was skipped; null for batches of one's own.
+    width of the ids on disk) and what was skipped; null for batches of one's own.  `coverage`: which share of the
+    FLOPs of the model's matrix products is rounded, {"share", "total_flops", "rounded_flops", "modules": what is left
+    out, "note"}; null on `meta`.
     `end` is end.json or None.  Both were checked when they were read, see `records`.
     `damage`: parts that could not be read so far, and why.
     """
@@ -45,6 +47,13 @@ class Run:
     @property
     def config(self) -> Mapping[str, Any]:
         return self.info["config"]
+
+    @property
+    def rounded_share(self) -> float | None:
+        """Share of the FLOPs of the model's matrix products that is rounded; None where it was not measured."""
+        coverage = self.info.get("coverage")
+        share = coverage.get("share") if isinstance(coverage, dict) else None
+        return float(share) if isinstance(share, int | float) and not isinstance(share, bool) else None
 
     @property
     def loss_unit(self) -> str:

@@ -31,7 +31,7 @@ from altgrad.training.config import TrainConfig
 from altgrad.training.data import Batches
 from altgrad.training.outcome import ExperimentResult, LossSummary, Report
 from altgrad.training.payoff import How
-from altgrad.training.provenance import provenance
+from altgrad.training.provenance import coverage, provenance
 from altgrad.training.ranks import Ranks, lost_another_rank
 from altgrad.training.start import check_device
 from altgrad.training.trainer import StepOutcome, Trainer
@@ -43,6 +43,7 @@ class FormatExperimentRunner:
 
     report: called every `report_interval` steps and at the end, after everything of those steps was handed to the
     writer.  baseline: training loss by step of the baseline run, where its curve is known beforehand.
+    announce: told before the first step which share of the model is rounded, in a sentence.
     resources: what the run holds of its machine, for run.json.  model, batches, runs_alike: see `Trainer`.
     """
 
@@ -61,6 +62,7 @@ class FormatExperimentRunner:
         batches: Batches | None = None,
         runs_alike: int = 1,
         resources: Mapping[str, float] | None = None,
+        announce: Callable[[str], None] | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -71,7 +73,7 @@ class FormatExperimentRunner:
         self._baseline = baseline
         self._gap: BaselineGap | None = None
         self._model, self._batches, self._runs_alike = model, batches, runs_alike
-        self._resources = resources
+        self._resources, self._announce = resources, announce
         self._checkpoints = folder / "checkpoints"
         self._outage = Outage(self._checkpoints)
         self._rows: list[Mapping[str, float]] = []
@@ -245,12 +247,16 @@ class FormatExperimentRunner:
 
     def _info(self, trainer: Trainer) -> dict[str, Any]:
         """What run.json says of a run before its first step."""
+        covered = coverage(trainer)
+        if covered is not None and self._announce is not None and self._ranks.first:
+            self._announce(covered.sentence())
         return {
             "run": self.run_name,
             "sweep": self._sweep,
             "intervention": self._intervention,
             "config": self.config.model_dump(mode="json"),
             "resources": self._resources,
+            "coverage": None if covered is None else covered.record(),
             **provenance(trainer),
         }
 

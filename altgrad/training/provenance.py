@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from altgrad import __version__
+from altgrad.quantization.coverage import Coverage, measure_coverage
 from altgrad.training.data import TextBatches
 from altgrad.training.trainer import Trainer
 
@@ -34,6 +35,18 @@ def provenance(trainer: Trainer) -> dict[str, Any]:
         "batches_hash": trainer.batches.digest(),
         "data": asdict(trainer.batches.source) if isinstance(trainer.batches, TextBatches) else None,
     }
+
+
+def coverage(trainer: Trainer) -> Coverage | None:
+    """The share of the model's matrix products that is rounded, on its first held-out batch; None on `meta`.
+
+    A held-out batch, because those are the same at every call: the training's are not touched before its first step.
+    """
+    batches = trainer.batches.validation()
+    if not batches:
+        return Coverage(0, 0, (), "there is no held-out batch to measure it on")
+    inputs, targets = (part.to(trainer.device) for part in batches[0])
+    return measure_coverage(trainer.model, lambda: trainer.model(inputs, targets))
 
 
 def _git_commit() -> str | None:

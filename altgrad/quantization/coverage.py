@@ -1,0 +1,251 @@
+"""Which share of a model's matrix products is rounded, and what is left out.
+
+Only `QuantizedLinear` layers round.  A model that multiplies elsewhere (Conv1D of Hugging Face's GPT-2, convolutions,
+recurrent cells, attention's own products) is rounded in part, and a format that "trains" it may hardly have been tried.
+One batch is run forward and backward, without rounding, while every product reports its FLOPs (2 per multiply-add).
+A product of the backward pass belongs to the module whose forward pass made its autograd node.
+"""
+
+from __future__ import annotations
+
+import bisect
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from altgrad.quantization.layers import QuantizedLinear, unrounded
+
+MOST_LISTED = 20
+LITTLE = 0.5  # below this share a run says little about its format
+_BATCHED = ("bmm", "baddbmm")
+_ATTENTION = ("_scaled_dot_product", "_flash_attention", "_efficient_attention")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Products that are not rounded: in which module, of which class, how many FLOPs of a step, and why."""
+
+    module: str
+    type: str
+    flops: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """FLOPs of one step's matrix products, forward and backward, and those of rounded layers.
+
+    `modules`: what is left out, largest first.  `note`: what could not be measured, else "".
+    """
+
+    total_flops: int
+    rounded_flops: int
+    modules: tuple[LeftOut, ...]
+    note: str = ""
+
+    @property
+    def share(self) -> float | None:
+        """Rounded share; None where no product was seen."""
+        return self.rounded_flops / self.total_flops if self.total_flops else None
+
+    def record(self) -> dict[str, Any]:
+        """As `run.json` holds it."""
+        return {"share": self.share, **asdict(self), "modules": [asdict(one) for one in self.modules]}
+
+    def sentence(self) -> str:
+        """`91.4 % of the GEMM FLOPs are rounded; left out: h.0.attn (product of two activations) 2.1 %, ...`."""
+        if self.share is None:
+            return f"which share of the GEMM FLOPs is rounded is not known: {self.note or 'no product was seen'}"
+        largest = ", ".join(
+            f"{one.module} ({one.reason}) {one.flops / self.total_flops:.1%}" for one in self.modules[:3]
+        )
+        rest = ", ..." if len(self.modules) > 3 else ""
+        left_out = f"; left out: {largest}{rest}" if largest else ""
+        warning = "Warning: only " if self.share < LITTLE else ""
+        note = f" ({self.note})" if self.note else ""
+        return f"{warning}{self.share:.1%} of the GEMM FLOPs are rounded{left_out}{note}"
+
+
+def measure_coverage(model: nn.Module, loss: Callable[[], Tensor]) -> Coverage | None:
+    """The share of the products behind `loss()`, a 0-d tensor computed by `model` on one batch, that is rounded.
+
+    Leaves the model as it was: weights, buffers, gradients, counts, training flags and random states.  Never raises for
+    what the model does: where its backward pass cannot be run alone, the forward pass is counted and `note` says so.
+    None on the `meta` device, where nothing can be computed.
+    """
+    if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
+        return None
+    counter = _Counter(model)
+    note = ""
+    with _undisturbed(model) as undo, ExitStack() as stack:
+        counter.before_write = undo
+        for context in (unrounded(counter.rounded_layers), torch.enable_grad(), counter.modules_noted(), counter):
+            stack.enter_context(context)
+        try:
+            part = "forward"
+            value = loss()
+            part = "backward"
+            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            torch.autograd.grad(value, parameters, allow_unused=True)
+        except Exception as error:  # the model's own code: what it raises in training is training's to report
+            message = " ".join(str(error).split())[:200]
+            note = f"the {part} pass could not be run on one batch alone: {type(error).__name__}: {message}"
+    return counter.coverage(note)
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the FLOPs of every product by module and reason."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._names: dict[nn.Module, str] = {}
+        for name, module in model.named_modules():
+            self._names.setdefault(module, name)
+        self._model = model
+        self.rounded_layers = [module for module in self._names if isinstance(module, QuantizedLinear)]
+        self._inside: list[nn.Module] = [model]
+        self._sequence: list[int] = [0]  # from this autograd sequence number on ...
+        self._owner: list[nn.Module] = [model]  # ... nodes were made inside this module
+        self._flops: dict[tuple[nn.Module, str], int] = {}
+        self.before_write: Callable[[Tensor], None] = lambda tensor: None
+
+    @contextmanager
+    def modules_noted(self) -> Iterator[None]:
+        """Within, it is known which module's forward pass runs."""
+        handles = [
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        if module in self._names:
+            self._inside.append(module)
+            self._note()
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if module in self._names:
+            self._inside.pop()
+            self._note()
+
+    def _note(self) -> None:
+        self._sequence.append(torch.autograd._get_sequence_nr())
+        self._owner.append(self._inside[-1])
+
+    def _current(self) -> nn.Module:
+        node = torch._C._current_autograd_node()
+        if node is None or len(self._inside) > 1:  # forward, or forward again within backward (checkpointing)
+            return self._inside[-1]
+        place = bisect.bisect_right(self._sequence, node._sequence_nr()) - 1
+        return self._owner[max(place, 0)]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            for tensor in tree_leaves((args, kwargs)):
+                if isinstance(tensor, Tensor):
+                    self.before_write(tensor)
+        result = func(*args, **kwargs)
+        flops = _flops(func, args, kwargs, result)
+        if flops:
+            module = self._current()
+            key = module, _reason(module, func.overloadpacket.__name__)
+            self._flops[key] = self._flops.get(key, 0) + flops
+        return result
+
+    def coverage(self, note: str) -> Coverage:
+        rounded = sum(flops for (module, _), flops in self._flops.items() if isinstance(module, QuantizedLinear))
+        left_out = [
+            LeftOut(self._names[module] or "(the model itself)", type(module).__name__, flops, reason)
+            for (module, reason), flops in self._flops.items()
+            if not isinstance(module, QuantizedLinear)
+        ]
+        left_out.sort(key=lambda one: -one.flops)
+        return Coverage(sum(self._flops.values()), rounded, tuple(left_out[:MOST_LISTED]), note)
+
+
+def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    """FLOPs of one operation; 0 for what is no matrix product."""
+    name = func.overloadpacket.__name__
+    if name.startswith(_ATTENTION):
+        backward = "backward" in name
+        query, key, value = args[1:4] if backward else args[:3]  # (batch, head, time, channels)
+        rows = query.shape[:-1].numel() * key.shape[-2]
+        # the useful products, two forward and four backward, not those that a kernel computes again to save memory
+        return 2 * rows * (query.shape[-1] + value.shape[-1]) * (2 if backward else 1)
+    formula = flop_registry.get(func.overloadpacket)
+    return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
+
+
+def _reason(module: nn.Module, operation: str) -> str:
+    """Why a product is not rounded."""
+    if isinstance(module, QuantizedLinear):
+        return ""
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return "recurrent layer"
+    if operation.startswith("convolution"):
+        return "convolution"
+    if operation.startswith((*_BATCHED, *_ATTENTION)):
+        return "product of two activations"
+    if isinstance(module, nn.MultiheadAttention):
+        return "nn.MultiheadAttention multiplies its weights itself"
+    if isinstance(module, nn.Linear):
+        return "nn.Linear itself, not quantised" if type(module) is nn.Linear else "a subclass of nn.Linear"
+    return "a product outside nn.Linear"
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[Callable[[Tensor], None]]:
+    """Within, the model may compute: afterwards its tensors and all random states are as before.
+
+    Gives a function to be told of a tensor before it is written.  Buffers are copied beforehand, since a batch norm
+    writes its statistics without saying so; of parameters, which few models write, only what is about to be written.
+    """
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    owners = {parameter.untyped_storage()._cdata: parameter for parameter in model.parameters()}
+    kept: dict[int, tuple[nn.Parameter, Tensor]] = {}
+
+    def before_write(tensor: Tensor) -> None:
+        key = tensor.untyped_storage()._cdata
+        if key in owners and key not in kept:
+            kept[key] = owners[key], owners[key].detach().clone()
+
+    devices = {tensor.device for tensor in [*model.parameters(), *model.buffers()] if tensor.device.type == "cuda"}
+    python, numpy = random.getstate(), np.random.get_state()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=list(devices)))
+        # recurrent layers as single products, whatever library would otherwise hide them
+        stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())  # its `flags` warn of TF32
+        torch._C._set_mkldnn_enabled(False)
+        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            yield before_write
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            with torch.no_grad():
+                for parameter, value in kept.values():
+                    parameter.copy_(value)
+                for module, name, buffer, content in buffers:
+                    module._buffers[name] = buffer
+                    if buffer is not None and content is not None:
+                        buffer.copy_(content)

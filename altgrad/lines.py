@@ -165,7 +165,7 @@ def scale(lines: Sequence[Line]) -> tuple[float, float] | None:
     Healthy are runs that did not collapse, fail or die; where there are none, all count.  Their quantiles count,
     not their extremes, unless the extremes are near.  None without any finite value.
     """
-    healthy = [line for line in lines if line.row.status in _HEALTHY] or list(lines)
+    healthy = _healthy(lines)
     values = [line.raw.finite().values for line in healthy]
     pooled = np.concatenate(values) if values else np.empty(0)
     if not len(pooled):
@@ -179,13 +179,17 @@ def scale(lines: Sequence[Line]) -> tuple[float, float] | None:
     return bottom, high + margin
 
 
+def _healthy(lines: Sequence[Line]) -> list[Line]:
+    """Runs that did not collapse, fail or die; all where there are none."""
+    return [line for line in lines if line.row.status in _HEALTHY and not line.row.collapsed] or list(lines)
+
+
 def log_scale(lines: Sequence[Line]) -> tuple[float, float] | None:
     """As `scale`, for a logarithmic axis: from the smallest positive value that is not an outlier below."""
     limits = scale(lines)
     if limits is None or limits[1] <= 0:
         return None
-    healthy = [line for line in lines if line.row.alive] or list(lines)
-    pooled = np.concatenate([line.raw.finite().values for line in healthy])
+    pooled = np.concatenate([line.raw.finite().values for line in _healthy(lines)])
     positive = pooled[pooled > 0]
     if not len(positive):
         return None

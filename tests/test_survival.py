@@ -145,7 +145,7 @@ def test_the_sweep_ends_with_the_same_table_as_an_undisturbed_one(survivor: Surv
             assert there.table("steps", [metric])[metric].equals(run.table("steps", [metric])[metric]), metric
 
 
-_OF_THE_MACHINE = ("tokens_per_second", "seconds", "run", "cpus", "gpus")
+_OF_THE_MACHINE = ("tokens_per_second", "seconds", "run", "baseline", "cpus", "gpus")
 
 
 def deterministic(row: Row) -> dict[str, Any]:

@@ -35,9 +35,8 @@ class Trial:
 
     @property
     def is_baseline(self) -> bool:
-        """BF16 with master weights and without intervention."""
-        settings = Settings(self.config.model_dump(), self.intervention)
-        return settings.is_baseline and self.intervention == "none"
+        """Whether it is what the others are compared with, see `Settings.is_baseline`."""
+        return Settings(self.config.model_dump(), self.intervention).is_baseline
 
     @property
     def may_end_early(self) -> bool:

@@ -140,30 +140,42 @@ def _hover_of_group(row: Row, members: Sequence[Row]) -> str:
 def learning_rate_figure(rows: Sequence[Row]) -> go.Figure:
     """Last validation loss against learning rate, a line per group of whatever rate; every run a mark.
 
-    A line leads through the means of the rates at which no run collapsed; a run that did is a cross, not a dot.
+    A line leads through the means of the rates at which all runs completed: losses of one step.  A run that ended
+    early is a cross, one under way a ring.
     """
     lines: dict[str, list[Row]] = {}
     for row in rows:
-        if row.validation_loss is not None and np.isfinite(row.validation_loss):
-            lines.setdefault(row.label_at_any_rate, []).append(row)
+        lines.setdefault(row.label_at_any_rate, []).append(row)
     traces: list[dict[str, Any]] = []
-    for name, members in sorted(lines.items()):
+    for name, all_members in sorted(lines.items()):
         by_rate: dict[float, list[Row]] = {}
-        for row in members:
+        for row in all_members:
             by_rate.setdefault(row.learning_rate, []).append(row)
-        rates = [rate for rate in sorted(by_rate) if all(row.alive for row in by_rate[rate])]
+        members = [row for row in all_members if _has_loss(row)]
+        if not members:
+            continue
+        whole = [rate for rate, own in by_rate.items() if all(_has_loss(row) and _mark(row) == "circle" for row in own)]
+        rates = sorted(whole)
         means = [np.mean([row.validation_loss or 0.0 for row in by_rate[rate]]) for rate in rates]
         colour = format_colour(members[0].format)
         dash = intervention_dash(members[0].intervention)
         traces.append(_trace("lines", rates, means, name, {"color": colour, "dash": dash}))
         dots = _trace("markers", [r.learning_rate for r in members], [r.validation_loss for r in members], name, None)
-        marker = {"color": colour, "size": 6, "symbol": ["circle" if row.alive else "x" for row in members]}
-        said = [as_label(f"{row.run}: {row.status}, last measured by step {row.step}") for row in members]
+        marker = {"color": colour, "size": 6, "symbol": [_mark(row) for row in members]}
+        said = [as_label(f"{row.run}: {row.status}, step {row.validation_step}") for row in members]
         traces.append(dots | {"marker": marker, "showlegend": False, "text": said})
     layout = _layout("Learning rate", "Validation loss (nats)") | {"height": 380}
-    rates = sorted({row.learning_rate for members in lines.values() for row in members})
+    rates = sorted({row.learning_rate for row in rows if _has_loss(row)})
     layout["xaxis"] |= {"type": "log", "tickvals": rates, "ticktext": [f"{rate:.3g}" for rate in rates]}
     return go.Figure({"data": traces, "layout": layout})
+
+
+def _has_loss(row: Row) -> bool:
+    return row.validation_loss is not None and bool(np.isfinite(row.validation_loss))
+
+
+def _mark(row: Row) -> str:
+    return "x" if not row.alive else "circle" if row.status == "completed" else "circle-open"
 
 
 def survival_figure(rows: Sequence[Row]) -> go.Figure:

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import streamlit as st
 
-from altgrad.compare import Row, by_group, collapse_step, paired_gap
+from altgrad.compare import Row, by_group, collapse_step, furthest, paired_gap
 from altgrad.curves import Curve, buckets, measured
 from altgrad.markdown import number
 from dashboard.sweep import Sweep, WatchedRun
@@ -60,8 +60,10 @@ COLUMNS: Mapping[str, Any] = {
     "progress": st.column_config.ProgressColumn(format="%.0f %%", min_value=0, max_value=100),
     "loss_curve": st.column_config.LineChartColumn(width="small", help="training loss; non-finite values left out"),
     "loss": _NUMBER(format="%.4f", help="of the last step"),
-    "validation_loss": _NUMBER(format="%.4f", help="the last; of a group the mean over runs that did not end early"),
-    "best_validation_loss": _NUMBER(format="%.4f", help="the smallest; of a group over runs that did not end early"),
+    "validation_loss": _NUMBER(
+        format="%.4f", help="the last; of a group the mean over its runs alive that came furthest"
+    ),
+    "best_validation_loss": _NUMBER(format="%.4f", help="the smallest; of a group over its runs alive"),
     "best_step": _NUMBER(format="%d"),
     "gap": _NUMBER(format="%+.4f", help="validation loss minus that of the BF16 run of the same seed, at `At step`"),
     "gap_low": _NUMBER(format="%+.4f", help="95 % t interval over seeds"),
@@ -168,9 +170,8 @@ def group_frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 def _group_cells(members: Sequence[Row]) -> dict[str, Any]:
     row, gap = members[0], paired_gap(members)
-    lasting = [member for member in members if member.alive] or members
-    losses = [member.validation_loss for member in lasting if member.validation_loss is not None]
-    best = [member.best_validation_loss for member in lasting if member.best_validation_loss is not None]
+    losses = [member.validation_loss for member in furthest(members) if member.validation_loss is not None]
+    best = [m.best_validation_loss for m in members if m.alive and m.best_validation_loss is not None]
     collapsed = [member for member in members if member.collapsed]
     return {
         "group": row.group_label,

@@ -18,7 +18,7 @@ from altgrad.compare.pairing import Settings, config_difference, settings_of
 from altgrad.compare.rescue import RescueCell, Survival, matrix_axes, rescue_matrix, survival
 from altgrad.compare.row import Row, Unpaired
 from altgrad.compare.rows import STEP_COLUMNS, comparison, pair, read_row
-from altgrad.compare.statistics import PairedGap, collapse_step, paired_gap, ranking
+from altgrad.compare.statistics import PairedGap, collapse_step, furthest, paired_gap, ranking
 from altgrad.compare.tables import comparison_csv, comparison_markdown, comparison_table, write_comparison
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "comparison_markdown",
     "comparison_table",
     "config_difference",
+    "furthest",
     "matrix_axes",
     "pair",
     "paired_gap",

@@ -19,6 +19,7 @@ class Row:
     comparison's runs differ, with their values.  `gap` is validation loss minus that of the run `baseline`, in nats,
     at `gap_step` (see `gap`); a baseline's own is itself, without a gap.  `common_step` is the one at which all runs
     that are alive are compared.  `pairing` says why a run may not be compared, or that no hashes vouch for the gap.
+    `validation_step` is the one of `validation_loss`, the last.
     `acts` counts the interventions' events by kind.  `cpus` and `gpus` are what the sweep gave the run.
     `rounded_share`: of the FLOPs of the model's matrix products.
     """
@@ -54,6 +55,7 @@ class Row:
     baseline: str | None = None
     common_step: int | None = None
     pairing: str = ""
+    validation_step: int | None = None
 
     @property
     def collapsed(self) -> bool:

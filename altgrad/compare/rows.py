@@ -69,6 +69,7 @@ def read_row(run: Run) -> Unpaired:
         step=steps["step"][-1].as_py() if steps.num_rows else 0,
         max_steps=settings.config["max_steps"],
         seconds=_last(measured(steps, "elapsed_seconds")),
+        validation_step=int(loss.steps[-1]) if len(loss.steps) else None,
         cpus=held.get("cpus"),
         gpus=held.get("gpus"),
         rounded_share=run.rounded_share,

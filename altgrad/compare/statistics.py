@@ -123,6 +123,13 @@ def ranking(rows: Iterable[Row]) -> list[tuple[list[Row], PairedGap]]:
     return sorted(found, key=lambda group: (not group[1].is_whole, group[1].mean or 0.0))
 
 
+def furthest(rows: Iterable[Row]) -> list[Row]:
+    """Of the runs alive those whose last validation loss is of the latest step: only their losses have one mean."""
+    alive = [row for row in rows if row.alive and row.validation_loss is not None]
+    last = max((row.validation_step or 0 for row in alive), default=0)
+    return [row for row in alive if (row.validation_step or 0) == last]
+
+
 def collapse_step(rows: Iterable[Row]) -> float | None:
     """The median step of the collapses among some runs; None where none has collapsed."""
     steps = [row.collapse_step for row in rows if row.collapse_step is not None]

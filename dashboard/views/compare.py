@@ -85,8 +85,8 @@ def _learning_rate(rows: Sequence[Row]) -> None:
         st.caption(f"All runs have the learning rate {rates.pop():.3g}: nothing can be said about others.")
     else:
         st.caption(
-            "Lines: mean over seeds, at the rates at which no run ended early. Dots: runs; crosses: those that ended "
-            "early, at their last loss. Runs without a finite validation loss are left out."
+            "Lines: mean over seeds, at the rates at which all runs completed. Dots: runs; rings: runs under way; "
+            "crosses: runs that ended early, at their last loss. Runs without a finite validation loss are left out."
         )
 
 

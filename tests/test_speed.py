@@ -21,6 +21,7 @@ from altgrad.quantization.layers import quantize_model
 from altgrad.quantization.random import draw_key
 from altgrad.quantization.round import round_to_format, spec_of
 from altgrad.quantization.site import Mode, round_site
+from altgrad.training import compiling
 from altgrad.training.compiling import StepLoss
 from altgrad.training.config import ConfigError, TrainConfig
 from altgrad.training.recipe import Recipe
@@ -182,6 +183,21 @@ def test_runs_that_share_a_graph_share_its_cost(nothing_compiled):
     config = TrainConfig(**(MICRO | {"max_steps": 1500, "n_head": 1}))
     assert StepLoss(trainer.model, trainer.layers, config, trainer.device).how == "eager"
     assert StepLoss(trainer.model, trainer.layers, config, trainer.device, runs_alike=100).how != "eager"
+
+
+def test_a_run_of_a_sweep_is_computed_alike_whatever_was_compiled_before(nothing_compiled):
+    trainer = Trainer(TrainConfig(**MICRO, compile=False))
+    config = TrainConfig(**(MICRO | {"max_steps": 1500, "n_head": 1}))
+
+    def chosen(runs_alike):
+        return StepLoss(trainer.model, trainer.layers, config, trainer.device, runs_alike=runs_alike).how
+
+    before = [chosen(alike) for alike in (None, 1, 3, 100)]
+    whole = StepLoss(trainer.model, trainer.layers, config, trainer.device, earlier="whole")
+    compiling._compiled_here.update({whole._name("whole"), whole._name("blocks")})
+    after = [chosen(alike) for alike in (None, 1, 3, 100)]
+    assert after[1:] == before[1:]
+    assert before[0] == "eager" != after[0], "a run by itself takes what is there"
 
 
 @pytest.mark.parametrize("obstacle", ["compiler", "cache"])

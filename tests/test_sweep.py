@@ -25,6 +25,7 @@ from altgrad.results import Run, list_runs, read_run
 from altgrad.storage import Folder
 from altgrad.training import ExperimentResult, TrainConfig, run_format_experiment
 from altgrad.training.config import load_config
+from tune.machine import this_machine
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 150.0  # seconds on a busy machine
@@ -291,3 +292,14 @@ def test_resume_after_a_failure_runs_only_what_failed(survivor: Survivor) -> Non
     assert survivor.mended.returncode == 0, survivor.mended.stdout
     assert "doomed-s42  starts" in survivor.mended.stdout and "bf16-s42  starts" not in survivor.mended.stdout
     assert survivor.run("doomed-s42").status == "completed"
+
+
+def test_a_trial_that_is_left_alone_trains_with_the_threads_it_was_planned_with(
+    survivor: Survivor, tmp_path: Path
+) -> None:
+    """Three trials share the cores, the last resume has one: more threads would add in another order."""
+    threads = {survivor.run(f"{name}-s42").info["threads"] for name in ("bf16", "e4m3", "doomed")}
+    assert threads == {max(1, this_machine().cpus // 3)}
+    config = load_config(survivor.home / "configs" / "doomed.yaml").altered(threads=threads.pop())
+    alone = run_format_experiment(config, tmp_path / "alone")
+    assert losses(survivor.run("doomed-s42")) == losses(read_run(alone.folder))

@@ -16,7 +16,7 @@ from tune.machine import Machine, share_out
 from tune.manifest import check_same_plan, create_sweep, open_sweep
 from tune.options import SweepError, SweepOptions, parse_options
 from tune.plan import CONFIGS, plan_sweep
-from tune.sweep import main
+from tune.sweep import _plan, _resources, main
 from tune.trial import Plan, Trial
 
 CPU_BOX = Machine(cpus=2, gpus=0, gpu_note="no CUDA GPU found")
@@ -191,6 +191,49 @@ def test_gpu_shares_decide_how_many_run_at_a_time(share: float, concurrent: int)
     trials = plan_sweep(parse_options(["--seeds", "3"]), GPU_BOX).trials
     options = SweepOptions(gpus_per_trial=share, cpus_per_trial=1)
     assert share_out(options, GPU_BOX, trials).concurrent == concurrent
+
+
+def test_a_resumed_sweep_gives_each_trial_what_it_had_however_few_are_left(tmp_path: Path) -> None:
+    """13 trials on 16 cores: a thread each.  The last one, alone, must not get 16: float32 sums would differ."""
+    box = Machine(cpus=16, gpus=0, gpu_note="no CUDA GPU found")
+    options = SweepOptions(results=str(tmp_path), name="one", formats=("E4M3",), seeds=13, no_baseline=True)
+    plan = plan_sweep(options, box)
+    first = share_out(options, box, plan.trials)
+    sweep = create_sweep(options, plan, first)
+    assert sweep.shares is not None and set(sweep.shares.runs_alike.values()) == {1} and first.threads == 1
+    for trial in plan.trials[1:]:
+        (sweep.folder / trial.run).write_json("end.json", {"status": "completed"})
+    resume = SweepOptions(results=str(tmp_path), resume="one")
+    found = open_sweep(resume)
+    left = found.unfinished()
+    assert found == sweep and len(left) == 1
+    later = _resources(resume, box, left, found)
+    assert (later.threads, later.workers, later.gpus, later.concurrent) == (1, 1, 0.0, 1)
+    more = SweepOptions(results=str(tmp_path), resume="one", cpus_per_trial=4)
+    assert _resources(more, box, left, found).threads == 4
+    assert "--cpus-per-trial 4 for 1: from here on the numbers" in str(_plan(more, found, box).notes)
+    assert not _plan(resume, found, box).notes
+
+
+def test_an_old_plan_is_shared_out_among_all_its_trials_again(tmp_path: Path) -> None:
+    options = SweepOptions(results=str(tmp_path), name="one", formats=("E4M3", "E5M2"), no_baseline=True)
+    plan = plan_sweep(options, CPU_BOX)
+    create_sweep(options, plan)
+    found = open_sweep(SweepOptions(results=str(tmp_path), resume="one"))
+    assert found.shares is None
+    assert _resources(SweepOptions(), CPU_BOX, found.trials[:1], found).threads == 1
+
+
+def test_a_machine_with_less_than_the_trials_had_is_refused_with_the_way_on(tmp_path: Path) -> None:
+    options = SweepOptions(results=str(tmp_path), name="one", formats=("E4M3",), no_baseline=True)
+    plan = plan_sweep(options, GPU_BOX)
+    sweep = create_sweep(options, plan, share_out(options, GPU_BOX, plan.trials))
+    with pytest.raises(SweepError, match=r"hold 0\.25 GPU each, no CUDA GPU found; .*--gpus-per-trial 0, which"):
+        _resources(SweepOptions(), CPU_BOX, plan.trials, sweep)
+    options = SweepOptions(results=str(tmp_path), name="two", formats=("E4M3",), no_baseline=True)
+    wide = create_sweep(options, plan, share_out(options, Machine(16, 0, "none"), plan.trials))
+    with pytest.raises(SweepError, match=r"hold 16 CPU cores each, here are 2; .*--cpus-per-trial 2, which changes"):
+        _resources(SweepOptions(), CPU_BOX, plan.trials, wide)
 
 
 # refusals

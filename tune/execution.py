@@ -23,9 +23,8 @@ from rich.console import Console
 
 from tune.ending import EndRecords, plan_of, run_of
 from tune.interrupts import Interrupts
-from tune.kinds import runs_alike
 from tune.live import Progress
-from tune.machine import Resources
+from tune.machine import Resources, Shares
 from tune.manifest import Sweep
 from tune.notices import Notices
 from tune.options import SweepOptions, WandbMode
@@ -71,6 +70,7 @@ def run_trials(
     callbacks: list[tune.Callback] = [ends]
     if options.stall_timeout is not None:
         callbacks.append(StallWatch(options.stall_timeout, console))
+    alike = (sweep.shares or Shares.of(resources, sweep.trials)).runs_alike
     jobs = [
         Job(
             trial,
@@ -78,12 +78,12 @@ def run_trials(
             sweep.name,
             resources.threads,
             wandb,
-            alike if resources.workers == 1 else 1,
+            alike[trial.run],
             resources.workers,
             resources.cpus,
             resources.gpus,
         )
-        for trial, alike in zip(trials, runs_alike(trials, resources.concurrent), strict=True)
+        for trial in trials
     ]
     with ExitStack() as stack:
         if options.notify is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from altgrad import nvml
+from tune.kinds import runs_alike
 from tune.memory import GIB, check_share, fitting_share, needs
 from tune.options import SweepError, SweepOptions
 
@@ -63,6 +64,57 @@ class Resources:
         if machine.gpu_bytes is None:
             return f"{sentence}; what a GPU has is not known, so nothing was checked"
         return f"{sentence}, a GPU has {machine.gpu_bytes / GIB:.3g} GiB"
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What each worker of a trial holds for as long as its sweep lives, on whatever machine it goes on.
+
+    The threads decide in which order float32 numbers are added, and `runs_alike`, by run, whether `compile: auto`
+    compiles: a resumed sweep that shared out again, among fewer trials, would train with other numbers.
+    """
+
+    cpus: float
+    gpus: float
+    workers: int
+    runs_alike: Mapping[str, int]
+
+    @classmethod
+    def of(cls, resources: Resources, trials: Sequence[Trial]) -> Shares:
+        alike = runs_alike(trials, resources.concurrent) if resources.workers == 1 else [1] * len(trials)
+        names = (trial.run for trial in trials)
+        return cls(resources.cpus, resources.gpus, resources.workers, dict(zip(names, alike, strict=True)))
+
+    def kept(self, options: SweepOptions, machine: Machine) -> SweepOptions:
+        """The options with these shares where they name no others.  Raises SweepError where this machine has less."""
+        advice = "go on where there are, or give {}, which changes numbers in their last digits"
+        if options.cpus_per_trial is None and self.cpus > machine.cpus:
+            have = f"its trials hold {self.cpus:g} CPU cores each, here are {machine.cpus}"
+            raise SweepError(f"--resume: {have}; {advice.format(f'--cpus-per-trial {machine.cpus}')}")
+        if options.gpus_per_trial is None and self.gpus > machine.gpus:
+            have = f"its trials hold {self.gpus:g} GPU each, {machine.gpu_note}"
+            raise SweepError(f"--resume: {have}; {advice.format(f'--gpus-per-trial {machine.gpus}')}")
+        return replace(
+            options,
+            cpus_per_trial=self.cpus if options.cpus_per_trial is None else options.cpus_per_trial,
+            gpus_per_trial=self.gpus if options.gpus_per_trial is None else options.gpus_per_trial,
+            workers_per_trial=self.workers if options.workers_per_trial == 1 else options.workers_per_trial,
+        )
+
+    def note(self, options: SweepOptions) -> str | None:
+        """What the options change of these shares, for the plan; None where nothing."""
+        asked = {
+            "--cpus-per-trial": (self.cpus, options.cpus_per_trial),
+            "--gpus-per-trial": (self.gpus, options.gpus_per_trial),
+            "--workers-per-trial": (
+                self.workers,
+                None if options.workers_per_trial == 1 else options.workers_per_trial,
+            ),
+        }
+        changed = [f"{name} {new:g} for {old:g}" for name, (old, new) in asked.items() if new not in (None, old)]
+        if not changed:
+            return None
+        return f"{', '.join(changed)}: from here on the numbers of resumed runs differ in their last digits"
 
 
 def this_machine() -> Machine:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ from pyarrow import fs as pafs
 from altgrad.hints import cut, did_you_mean, shown
 from altgrad.results import SCHEMA, RunWriter, ended_as, list_sweeps, read_plan
 from altgrad.storage import Folder, check_location
+from tune.machine import Resources, Shares
 from tune.options import NEWEST, SweepError, SweepOptions
 from tune.trial import Plan, Trial
 
@@ -29,11 +30,15 @@ _FINISHED = ("completed", "collapsed", "stopped")
 
 @dataclass(frozen=True)
 class Sweep:
-    """A planned sweep and its folder `<results>/<name>`; `results` is absolute or a URI."""
+    """A planned sweep and its folder `<results>/<name>`; `results` is absolute or a URI.
+
+    `shares` is what each trial was given when the sweep was made, None where its record (an old one) does not say.
+    """
 
     results: str
     name: str
     trials: tuple[Trial, ...]
+    shares: Shares | None = None
 
     @property
     def folder(self) -> Folder:
@@ -44,19 +49,23 @@ class Sweep:
         return [trial for trial in self.trials if not is_finished(self.folder / trial.run)]
 
 
-def create_sweep(options: SweepOptions, plan: Plan) -> Sweep:
-    """Make the sweep's folder with its `sweep.json`.  Raises SweepError, leaving nothing behind."""
+def create_sweep(options: SweepOptions, plan: Plan, resources: Resources | None = None) -> Sweep:
+    """Make the sweep's folder with its `sweep.json`.  Raises SweepError, leaving nothing behind.
+
+    What changes numbers (threads, workers, device, what decides how to compile) is decided here, once for all resumes.
+    """
     check_new(options)
     results = _location(options.results)
     with _storage_errors(options):
-        sweep = Sweep(results, options.name or _free_name(results), plan.trials)
+        shares = None if resources is None else Shares.of(resources, plan.trials)
+        sweep = Sweep(results, options.name or _free_name(results), plan.trials, shares)
         record = {
             "schema": SCHEMA,
             "sweep": sweep.name,
             "created": time.time(),
             "command": shlex.join([Path(sys.executable).name, *_without_secrets(sys.argv)]),
             "runs": [trial.to_json() for trial in plan.trials],
-        }
+        } | ({} if shares is None else {"resources": asdict(shares)})
         existing = _deepest_existing(sweep.folder)
         try:
             sweep.folder.write_json("sweep.json", record)
@@ -101,7 +110,9 @@ def open_sweep(options: SweepOptions) -> Sweep:
         trials = [Trial.from_json(fields, str(root / name / "sweep.json")) for fields in record["runs"]]
     except (ValueError, OSError) as error:
         raise SweepError(f"--resume {name}: cannot read its plan: {error}") from error
-    return Sweep(results, name, tuple(trials))
+    found = record.get("resources")
+    shares = None if found is None else Shares(**{name: found[name] for name in Shares.__dataclass_fields__})
+    return Sweep(results, name, tuple(trials), shares)
 
 
 def check_same_plan(sweep: Sweep, trials: Sequence[Trial], options: SweepOptions) -> None:

@@ -31,7 +31,7 @@ from altgrad.training.config import ConfigError
 from tune.inputs import check_inputs
 from tune.interrupts import Interrupted, Interrupts
 from tune.journal import Journal
-from tune.machine import Machine, Resources, share_out, this_machine
+from tune.machine import Machine, Resources, Shares, share_out, this_machine
 from tune.manifest import Sweep, check_new, check_same_plan, create_sweep, open_sweep
 from tune.options import SweepError, SweepOptions, parse_options
 from tune.outlook import show_plan
@@ -88,7 +88,7 @@ def _sweep(options: SweepOptions, console: Console, journal: Journal, stack: Exi
 
         machine = stack.enter_context(connected_ray(options.cluster))
     plan = _plan(options, stored, machine)
-    resources = share_out(options, machine, plan.trials)
+    resources = _resources(options, machine, plan.trials, stored)
     if options.probe:
         measure(plan.trials, resources, machine.gpus, TimesStore(), console.print)
     times = None if options.cluster is not None else expected(plan.trials, resources, TimesStore())
@@ -98,7 +98,7 @@ def _sweep(options: SweepOptions, console: Console, journal: Journal, stack: Exi
         return 0
     for line in check_inputs(plan.trials, machine):
         say(console, line)
-    sweep = create_sweep(options, plan) if stored is None else stored
+    sweep = create_sweep(options, plan, resources) if stored is None else stored
     show_plan(console, plan, resources, elsewhere=options.cluster is not None)
     say(console, f"sweep {sweep.name} in {sweep.folder}")
     return _Course(sweep, options, console, journal).run(plan.trials, resources, machine, stack)
@@ -184,7 +184,16 @@ def _plan(options: SweepOptions, stored: Sweep | None, machine: Machine) -> Plan
         asked = plan_sweep(options, machine)
         check_same_plan(stored, asked.trials, options)
         notes = asked.notes
-    return Plan(tuple(stored.unfinished()), notes)
+    change = None if stored.shares is None else stored.shares.note(options)
+    return Plan(tuple(stored.unfinished()), (*notes, change) if change else notes)
+
+
+def _resources(options: SweepOptions, machine: Machine, trials: Sequence[Trial], stored: Sweep | None) -> Resources:
+    """What each trial holds: of a stored sweep what was decided when it was made, however few trials are left."""
+    if stored is None:
+        return share_out(options, machine, trials)
+    shares = stored.shares or Shares.of(share_out(options, machine, stored.trials), stored.trials)
+    return share_out(shares.kept(options, machine), machine, trials)
 
 
 def _show_results(sweep: Sweep, options: SweepOptions, console: Console) -> int:

@@ -118,11 +118,19 @@ class _PlannedRun(_Record):
     baseline: str | None = None
 
 
+class _Shares(_Record):
+    cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    workers: Annotated[int, Field(ge=1, lt=2**31)]
+    runs_alike: dict[str, Annotated[int, Field(ge=1, lt=2**31)]] = {}
+
+
 class PlanRecord(_Record):
-    """`sweep.json`."""
+    """`sweep.json`.  `resources`: what each worker of a trial holds; an old plan has none."""
 
     schema_number: Literal[SCHEMA] = Field(SCHEMA, alias="schema")  # type: ignore[valid-type]
     runs: list[_PlannedRun]
+    resources: _Shares | None = None
     sweep: str | None = None
     created: Finite | None = None
     command: str | None = None

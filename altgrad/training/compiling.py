@@ -44,11 +44,14 @@ class StepLoss:
         layers: Mapping[str, QuantizedLinear],
         config: TrainConfig,
         device: torch.device,
-        runs_alike: int = 1,
+        runs_alike: int | None = None,
         earlier: How | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        """`runs_alike`: how many runs of this process will share what is compiled.
+        """`runs_alike`: how many runs of one of a sweep's processes share what is compiled; None for a run by itself.
+
+        A run of a sweep decides by this number, not by what happens to be in the caches: else a run that waited for
+        others, or that a resumed sweep starts, would be computed in another way than the same run in another sweep.
 
         `earlier`: how an earlier attempt of this run was computed; `auto` then does the same again, because compiled
         and eager losses differ within float32 rounding and a restored run is to repeat every number.
@@ -90,7 +93,7 @@ class StepLoss:
         return loss
 
     def _decide(
-        self, layers: Mapping[str, QuantizedLinear], device: torch.device, runs_alike: int, earlier: How | None
+        self, layers: Mapping[str, QuantizedLinear], device: torch.device, runs_alike: int | None, earlier: How | None
     ) -> tuple[How, str]:
         config = self._config
         if config.compile is False:
@@ -114,12 +117,14 @@ class StepLoss:
         return ("eager" if device.type == "cpu" and payoffs[how].gain < 0 else how), said
 
     def _payoff(
-        self, how: How, compiled: int, calls: int, layers: Mapping[str, QuantizedLinear], runs_alike: int
+        self, how: How, compiled: int, calls: int, layers: Mapping[str, QuantizedLinear], runs_alike: int | None
     ) -> Payoff:
         """`compiled`: rounded layers in graphs that have to be made; `calls`: graphs entered per step."""
-        known = self._name(how) in _compiled_here
-        place: Known = "here" if known else "on disk" if self._marker(how).exists() else "nowhere"
-        return Payoff(cost_of(compiled, place, runs_alike), saved_by(layers, self._config, calls))
+        place: Known = "nowhere"
+        if runs_alike is None:
+            known = self._name(how) in _compiled_here
+            place = "here" if known else "on disk" if self._marker(how).exists() else "nowhere"
+        return Payoff(cost_of(compiled, place, runs_alike or 1), saved_by(layers, self._config, calls))
 
     def _name(self, how: How) -> str:
         return f"{self._signature}-{how}"

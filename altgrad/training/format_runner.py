@@ -60,7 +60,7 @@ class FormatExperimentRunner:
         baseline: Mapping[int, float] | None = None,
         model: nn.Module | None = None,
         batches: Batches | None = None,
-        runs_alike: int = 1,
+        runs_alike: int | None = None,
         resources: Mapping[str, float] | None = None,
         announce: Callable[[str], None] | None = None,
     ) -> None:

@@ -63,7 +63,7 @@ class Trainer:
         config: TrainConfig,
         model: nn.Module | None = None,
         batches: Batches | None = None,
-        runs_alike: int = 1,
+        runs_alike: int | None = None,
         compiled_before: How | None = None,
     ) -> None:
         self.config = config

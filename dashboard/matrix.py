@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from altgrad.compare import RescueCell, Row, by_group, matrix_axes, paired_gap, survival
+from altgrad.compare import RescueCell, Row, by_group, loss_unit, matrix_axes, paired_gap, survival
 from altgrad.compare.rescue import Key
 from altgrad.compare.statistics import ENOUGH_SEEDS
 from altgrad.foreign import as_label
@@ -106,6 +106,11 @@ def _bits(name: str) -> int | None:
         return None
 
 
+def _with_unit(label: str, rows: Sequence[Row]) -> str:
+    unit = loss_unit(rows)
+    return f"{label} ({unit})" if unit else label
+
+
 def pareto_figure(rows: Sequence[Row]) -> go.Figure:
     """Mean gap to the baseline against storage bits; groups that nobody beats on both are filled and named."""
     points = pareto(rows)
@@ -125,7 +130,7 @@ def pareto_figure(rows: Sequence[Row]) -> go.Figure:
         }
         for row, bits, gap, best in points
     ]
-    layout = _layout("Bits per value", "Gap to BF16 (nats)") | {"height": 380}
+    layout = _layout("Bits per value", _with_unit("Gap to BF16", rows)) | {"height": 380}
     bits = [point[1] for point in points] or [8]
     layout["xaxis"] |= {"range": [min(bits) - 1, max(bits) + 4], "dtick": 2}
     return go.Figure({"data": traces, "layout": layout})
@@ -164,7 +169,7 @@ def learning_rate_figure(rows: Sequence[Row]) -> go.Figure:
         marker = {"color": colour, "size": 6, "symbol": [_mark(row) for row in members]}
         said = [as_label(f"{row.run}: {row.status}, step {row.validation_step}") for row in members]
         traces.append(dots | {"marker": marker, "showlegend": False, "text": said})
-    layout = _layout("Learning rate", "Validation loss (nats)") | {"height": 380}
+    layout = _layout("Learning rate", _with_unit("Validation loss", rows)) | {"height": 380}
     rates = sorted({row.learning_rate for row in rows if _has_loss(row)})
     layout["xaxis"] |= {"type": "log", "tickvals": rates, "ticktext": [f"{rate:.3g}" for rate in rates]}
     return go.Figure({"data": traces, "layout": layout})

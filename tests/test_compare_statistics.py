@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from altgrad.compare import Row, paired_gap, rescue_matrix, survival
+from altgrad.compare import Row, loss_unit, paired_gap, rescue_matrix, survival
 
 NAN = math.nan
 
@@ -97,3 +98,15 @@ def test_survival_is_the_product_of_shares_at_risk() -> None:
 
 def test_a_run_censored_at_the_step_of_a_collapse_was_at_risk_there() -> None:
     assert survival([row(1, status="collapsed", collapse_step=50), row(2, step=50)]).at_risk.tolist() == [2, 2]
+
+
+def test_a_gap_of_unknown_unit_is_not_said_to_be_in_nats() -> None:
+    in_nats = [row(seed, 0.1 * seed) for seed in (1, 2, 3)]
+    unknown = [replace(one, loss_unit="") for one in in_nats]
+    assert "nats" in paired_gap(in_nats).sentence and "nats" not in paired_gap(unknown).sentence
+    assert (loss_unit(in_nats), loss_unit(unknown), loss_unit([*in_nats, *unknown]), loss_unit([])) == (
+        "nats",
+        "",
+        "",
+        "",
+    )

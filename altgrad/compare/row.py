@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from altgrad.compare.origin import Origin
@@ -16,12 +16,12 @@ class Row:
     """One run of a comparison.  None = not measured, or there is none; NaN and inf are measurements.
 
     `group` is equal for runs that differ in nothing but the seed; `differs` has the other fields in which the
-    comparison's runs differ, with their values.  `gap` is validation loss minus that of the run `baseline`, in nats,
-    at `gap_step` (see `gap`); a baseline's own is itself, without a gap.  `common_step` is the one at which all runs
-    that are alive are compared.  `pairing` says why a run may not be compared, or that no hashes vouch for the gap.
-    `validation_step` is the one of `validation_loss`, the last.
+    comparison's runs differ, with their values.  `gap` is validation loss minus that of the run `baseline`, in
+    `loss_unit`, at `gap_step` (see `gap`); a baseline's own is itself, without a gap.  `common_step` is the one at
+    which all runs that are alive are compared.  `pairing` says why a run may not be compared, or that no hashes vouch
+    for the gap.  `validation_step` is the one of `validation_loss`, the last.
     `acts` counts the interventions' events by kind.  `cpus` and `gpus` are what the sweep gave the run.
-    `rounded_share`: of the FLOPs of the model's matrix products.
+    `rounded_share`: of the FLOPs of the model's matrix products.  `loss_unit`: see `Run`; "" where nobody knows it.
     """
 
     run: str
@@ -51,6 +51,7 @@ class Row:
     cpus: float | None = None
     gpus: float | None = None
     rounded_share: float | None = None
+    loss_unit: str = "nats"
     differs: tuple[str, ...] = ()
     baseline: str | None = None
     common_step: int | None = None
@@ -136,3 +137,9 @@ class Unpaired:
     settings: Settings
     origin: Origin
     loss: Curve  # validation loss
+
+
+def loss_unit(rows: Iterable[Row]) -> str:
+    """The unit of all these rows' losses and gaps; "" where it is unknown or not the same."""
+    units = {row.loss_unit for row in rows}
+    return units.pop() if len(units) == 1 else ""

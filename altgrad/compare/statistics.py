@@ -13,7 +13,7 @@ from functools import lru_cache
 from statistics import mean, median, stdev
 
 from altgrad.compare.groups import by_group
-from altgrad.compare.row import Row
+from altgrad.compare.row import Row, loss_unit
 
 CONFIDENCE = 0.95
 ENOUGH_SEEDS = 3
@@ -37,6 +37,7 @@ class PairedGap:
     runs: int = 0
     collapsed: int = 0
     non_finite: int = 0
+    unit: str = "nats"
 
     @property
     def is_whole(self) -> bool:
@@ -64,7 +65,8 @@ class PairedGap:
             return f"No finite gap to a baseline was measured; {self.count}."
         interval = "" if self.low is None else f" [{self.low:+.3f}, {self.high:+.3f}]"
         at = "" if self.step is None else f" at step {self.step}"
-        said = f"{self.mean:+.3f} nats{interval}{at}, n = {self.n}, {self.count}"
+        unit = f" {self.unit}" if self.unit else ""
+        said = f"{self.mean:+.3f}{unit}{interval}{at}, n = {self.n}, {self.count}"
         return f"{said}: {self._claim}.{lost}"
 
     @property
@@ -101,6 +103,7 @@ def paired_gap(rows: Iterable[Row]) -> PairedGap:
         runs=len(members),
         collapsed=sum(row.collapsed for row in members),
         non_finite=len(measured) - len(counted),
+        unit=loss_unit(members),
     )
     if len(gaps) < 2 or whole.mean is None:
         return whole

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from altgrad.compare import Row
+from altgrad.compare import Row, loss_unit
 from altgrad.curves import Curve
 from altgrad.events import Event, EventKind, kind_of
 from altgrad.html import marks
@@ -136,7 +136,7 @@ def _drawn(curves: Curves, lines: Sequence[Line], plot: Html, width: int, height
     parts = [
         element("title", label),
         element("desc", describe(lines)),
-        axes(frame, METRICS[curves.metric].axis),
+        axes(frame, METRICS[curves.metric].axis_in(loss_unit(one.row for one in curves.lines))),
         *(stretches for stretches, _ in non_finite),
     ]
     if len({one.row.collapse_step for one in lines} - {None}) <= _MOST_VERDICT_LINES:

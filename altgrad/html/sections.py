@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
-from altgrad.compare import RescueCell, Row, by_group, comparison_csv, matrix_axes, paired_gap, rescue_matrix
+from altgrad.compare import RescueCell, Row, by_group, comparison_csv, loss_unit, matrix_axes, paired_gap, rescue_matrix
 from altgrad.compare.statistics import ENOUGH_SEEDS
 from altgrad.compare.tables import COLUMNS, Column
 from altgrad.html.charts import Curves, legend, overlay, panel
@@ -84,7 +84,7 @@ def comparison_section(rows: Sequence[Row], curves: Curves | None, links: Links,
     download = element("a", "Download as CSV", href=where, download=f"{name}.csv")
     said = (
         "One row per run, by validation loss; runs that did not last come after those that did. Gaps are of validation "
-        "losses to the BF16 run of the same seed, in nats, at the step beside them: one for all runs that are alive."
+        f"losses to the BF16 run of the same seed{_in_unit(rows)}, at the step beside them: one for all runs alive."
     )
     empty = [column.head for column in COLUMNS if column not in filled]
     said += f" Nothing to show for any run: {', '.join(empty)}." if empty else ""
@@ -122,11 +122,16 @@ def rescues_section(rows: Sequence[Row]) -> Html:
         for fmt, treatment in sites
     ]
     said = (
-        "Survived of ended runs; gap to the BF16 run of the same seed in nats with 95 % interval and its step; median "
-        f"collapse step. Hatched: fewer than {ENOUGH_SEEDS} ended runs."
+        f"Survived of ended runs; gap to the BF16 run of the same seed{_in_unit(rows)} with 95 % interval and its "
+        f"step; median collapse step. Hatched: fewer than {ENOUGH_SEEDS} ended runs."
     )
     matrix = element("div", table(head, body, "Rescue matrix: format by intervention"), class_="matrix")
     return join([element("p", said), matrix, element("h3", "Over seeds"), _seeds(rows)])
+
+
+def _in_unit(rows: Sequence[Row]) -> str:
+    unit = loss_unit(rows)
+    return f" in {unit}" if unit else ""
 
 
 def _seeds(rows: Sequence[Row]) -> Html:

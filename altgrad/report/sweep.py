@@ -12,6 +12,7 @@ from altgrad.compare import (
     by_group,
     comparison,
     comparison_markdown,
+    loss_unit,
     matrix_axes,
     paired_gap,
     rescue_matrix,
@@ -66,7 +67,9 @@ def _matrix(rows: Sequence[Row]) -> str:
     cells = [
         [as_markdown(labels[axis]), *(_cell(matrix.get((*axis, name))) for name in interventions)] for axis in axes
     ]
-    note = "Survived of ended runs; paired gap to BF16 in nats; median collapse step."
+    unit = loss_unit(rows)
+    gap = f"paired gap to BF16 in {unit}" if unit else "paired gap to BF16"
+    note = f"Survived of ended runs; {gap}; median collapse step."
     head = ["Format", *(as_markdown(name) for name in interventions)]
     return f"{note}\n\n{table(head, cells, 'l' * len(head))}"
 

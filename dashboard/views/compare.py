@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from altgrad.compare import Row, by_group, config_difference, paired_gap, rescue_matrix
+from altgrad.compare import Row, by_group, config_difference, loss_unit, paired_gap, rescue_matrix
 from dashboard.charts import CONFIG
 from dashboard.context import Context
 from dashboard.matrix import learning_rate_figure, matrix_figure, pareto, pareto_figure, survival_figure
@@ -45,8 +45,9 @@ def show(context: Context) -> None:
 
 def _matrix(context: Context, rows: Sequence[Row]) -> None:
     cells = rescue_matrix(rows)
+    unit = f" in {loss_unit(rows)}" if loss_unit(rows) else ""
     st.caption(
-        "Survived of ended runs; gap to the BF16 run of the same seed in nats with 95 % interval and its step; median "
+        f"Survived of ended runs; gap to the BF16 run of the same seed{unit} with 95 % interval and its step; median "
         "collapse step. Hatched: fewer than three ended runs. Click a cell, or choose it below, for its runs."
     )
     alt = "Rescue matrix: formats by interventions, the share of runs that did not collapse."

@@ -77,7 +77,7 @@ def _state(context: Context, run: WatchedRun, row: Row) -> None:
 
 def _curves(run: WatchedRun, row: Row) -> None:
     names = columns("step")
-    shown = choose_named("Metrics", {name: METRICS[name].axis for name in names}, "metrics", _FIRST)
+    shown = choose_named("Metrics", {name: METRICS[name].axis_in(run.loss_unit) for name in names}, "metrics", _FIRST)
     events = read_events(run)
     cells: Sequence[Any] = []
     for position, metric in enumerate(shown):

@@ -130,6 +130,30 @@ def test_every_gap_is_at_the_last_step_that_all_runs_alive_have_measured(sweep: 
             assert int(record["gap_step"]) == expected.loc[name, "gap_step"]
 
 
+def test_a_dead_runs_gap_and_that_to_a_dead_baseline_are_at_their_own_last_common_step(sweep: Folder) -> None:
+    for seed in (1, 2):
+        at = {"seed": seed, "max_steps": 100}
+        whole = {step: 2.0 + step for step in range(10, 101, 10)}
+        ends = {step: loss for step, loss in whole.items() if seed == 1 or step <= 40}
+        dead: dict[str, Any] = {} if seed == 1 else {"status": "collapsed", "verdict": COLLAPSED}
+        write_run(sweep, f"bf16-{seed}", ends, config=at, **dead)
+        write_run(sweep, f"e4m3-{seed}", {step: loss + 1 for step, loss in whole.items()},
+                  config=at | {"format": "E4M3"})  # fmt: skip
+    under_way = {step: 2.0 for step in range(10, 71, 10)}
+    write_run(sweep, "e5m2", under_way, config={"seed": 1, "max_steps": 100, "format": "E5M2"}, status=None)
+    late = {step: 2.0 for step in range(10, 91, 10)}
+    write_run(sweep, "e7m0", late, config={"seed": 1, "max_steps": 100, "format": "E7M0"}, status="collapsed",
+              verdict=Verdict(95, "stalled", "loss", 1.0, 2.0))  # fmt: skip
+    rows = rows_of(sweep)
+    assert {name: row.gap_step for name, row in rows.items() if not row.is_baseline} == {
+        "e4m3-1": 70,  # all that are alive have measured it
+        "e5m2": 70,
+        "e4m3-2": 40,  # alive, but its baseline died
+        "e7m0": 90,  # dead, but it came further
+    }
+    assert [rows[name].final_gap for name in ("e4m3-1", "e4m3-2", "e5m2", "e7m0")] == [1.0, None, -70.0, None]
+
+
 def test_a_groups_mean_and_interval_join_gaps_of_one_step_only(sweep: Folder) -> None:
     two_rates(sweep)
     expected = oracle(sweep)

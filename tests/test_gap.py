@@ -144,14 +144,19 @@ def test_a_dead_runs_gap_and_that_to_a_dead_baseline_are_at_their_own_last_commo
     late = {step: 2.0 for step in range(10, 91, 10)}
     write_run(sweep, "e7m0", late, config={"seed": 1, "max_steps": 100, "format": "E7M0"}, status="collapsed",
               verdict=Verdict(95, "stalled", "loss", 1.0, 2.0))  # fmt: skip
+    write_run(sweep, "e6m1", under_way, config={"seed": 1, "max_steps": 100, "format": "E6M1"}, status="collapsed",
+              verdict=Verdict(75, "stalled", "loss", 1.0, 2.0))  # fmt: skip
     rows = rows_of(sweep)
     assert {name: row.gap_step for name, row in rows.items() if not row.is_baseline} == {
         "e4m3-1": 70,  # all that are alive have measured it
         "e5m2": 70,
         "e4m3-2": 40,  # alive, but its baseline died
         "e7m0": 90,  # dead, but it came further
+        "e6m1": 70,  # dead, and by chance at the common step
     }
-    assert [rows[name].final_gap for name in ("e4m3-1", "e4m3-2", "e5m2", "e7m0")] == [1.0, None, -70.0, None]
+    assert [rows[name].final_gap for name in ("e4m3-1", "e4m3-2", "e5m2", "e7m0", "e6m1")] == [
+        *(1.0, None, -70.0, None, None)
+    ]
 
 
 def test_a_groups_mean_and_interval_join_gaps_of_one_step_only(sweep: Folder) -> None:

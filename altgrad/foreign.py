@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 _SPECIAL = re.compile(
     r"[\\`*\[\]<>&$~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"
-    r"|:(?=[A-Za-z/])|(?<=www)\."  # `:red[x]`, addresses
+    r"|:(?=[A-Za-z])|(?<=http):(?=//)|(?<=https):(?=//)|(?<=www)\."  # `:red[x]`, addresses
     r"|(?<=:)(?=[a-z0-9/+_-]+:)"  # `:smile:`
 )
 _BLOCK = re.compile(r"^(\d*)([#+=.)-])(?=[#\s=-]|$)")  # a heading, a list or a rule, at the start of a line

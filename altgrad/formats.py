@@ -1,8 +1,8 @@
-"""Number formats as data: sign, exponent bits, mantissa bits, bias, and how many top codes are special.
+"""Number formats as data: exponent bits, mantissa bits, bias, and by name which codes are special.
 
-Everything else (range, ULP, grid) is derived, so that a format cannot contradict itself and one rounding
-kernel serves all.  Codes are sign-magnitude; the *index* of a magnitude is its code without the sign, so
-neighbouring grid values have neighbouring indices.  No torch here: the dashboard reads this module too.
+Everything else (range, ULP, grid, every code's value) is derived, so that a format cannot contradict itself and one
+rounding kernel serves all.  The *index* of a magnitude is its code without the sign, so neighbouring grid values have
+neighbouring indices.  No torch here: the dashboard reads this module too.
 """
 
 from __future__ import annotations
@@ -13,9 +13,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from altgrad.format_names import REFUSED, SYNONYMS
 from altgrad.hints import did_you_mean, shown
 
 Overflow = Literal["saturate", "inf"]
+# Which codes are not finite numbers, and whether there is a negative zero:
+#   finite           none; negative zero
+#   ieee             the top exponent field: infinity, then NaN; negative zero (IEEE 754)
+#   fn               the top code of each sign is NaN; negative zero (OCP OFP8 v1.0, E4M3)
+#   fnuz             the code of negative zero is NaN, all others are finite (ml_dtypes "fnuz"; P3109 "finite")
+#   extended         the code of negative zero is NaN, the top code of each sign infinity (P3109 "extended")
+#   twos_complement  integers: none, no negative zero, and one more value below zero than above
+Specials = Literal["finite", "ieee", "fn", "fnuz", "extended", "twos_complement"]
 
 FLOAT32_MIN_EXPONENT, FLOAT32_MAX_EXPONENT = -126, 127  # of its normal values
 
@@ -24,23 +33,27 @@ FLOAT32_MIN_EXPONENT, FLOAT32_MAX_EXPONENT = -126, 127  # of its normal values
 class NumberFormat:
     """A signed binary format whose values are a finite subset of float32.
 
-    `reserved_codes` counts the codes at the top of each sign that are not finite numbers (inf, NaN).
-    `overflow` says what a finite value beyond `max` becomes: the largest finite value or infinity.
+    `overflow` says what a finite value beyond `max` becomes: the largest finite value or infinity.  `scaled` says
+    whether a tensor is scaled into the format's range (unless a config switches scaling off altogether).
     """
 
     name: str
     exponent_bits: int
     mantissa_bits: int
-    bias: int
-    reserved_codes: int = 0
-    has_inf: bool = False
+    bias: int = 0
+    specials: Specials = "finite"
     overflow: Overflow = "saturate"
+    scaled: bool = True
 
     def __post_init__(self) -> None:
         if self.exponent_bits < 0 or self.mantissa_bits < 0 or not 1 <= self.exponent_bits + self.mantissa_bits <= 31:
             raise ValueError(f"format={self.name!r}: E and M must be >= 0 and E + M from 1 to 31")
         if self.exponent_bits == 0 and self.bias != 0:
             raise ValueError(f"format={self.name!r}: without exponent bits there is no bias; leave it out")
+        if (self.specials == "twos_complement") > (self.exponent_bits == 0):
+            raise ValueError(f"format={self.name!r}: two's complement is for integers, which have no exponent bits")
+        if self.max_index < 1:
+            raise ValueError(f"format={self.name!r} has no finite value besides 0 with specials={self.specials!r}")
         if self.overflow == "inf" and not self.has_inf:
             raise ValueError(f"format={self.name!r} has no infinity; overflow must be 'saturate'")
         lowest = self.min_exponent
@@ -62,8 +75,32 @@ class NumberFormat:
 
     @property
     def min_exponent(self) -> int:
-        """Exponent of the smallest normal value, which is also that of the subnormals; 0 for fixed point (E = 0)."""
-        return 1 - self.bias if self.exponent_bits else 0
+        """Exponent of the smallest normal value, which is also that of the subnormals.
+
+        Without exponent bits: the one that makes the steps 2^-M (sign-magnitude fixed point) or 1 (integers).
+        """
+        if self.exponent_bits:
+            return 1 - self.bias
+        return self.mantissa_bits if self.specials == "twos_complement" else 0
+
+    @property
+    def reserved_codes(self) -> int:
+        """How many codes at the top of each sign are not finite numbers."""
+        if self.specials == "ieee":
+            return int(2**self.mantissa_bits)
+        return int(self.specials in ("fn", "extended"))
+
+    @property
+    def has_inf(self) -> bool:
+        return self.specials in ("ieee", "extended")
+
+    @property
+    def has_nan(self) -> bool:
+        return self.specials in ("fn", "fnuz", "extended") or self.reserved_codes > 1
+
+    @property
+    def has_negative_zero(self) -> bool:
+        return self.specials in ("finite", "ieee", "fn")
 
     @property
     def max_index(self) -> int:
@@ -71,9 +108,19 @@ class NumberFormat:
         return 2 ** (self.exponent_bits + self.mantissa_bits) - 1 - self.reserved_codes
 
     @property
+    def value_count(self) -> int:
+        """How many finite values there are, the zeros counted as one."""
+        return 2 * self.max_index + 1 + (self.specials == "twos_complement")
+
+    @property
     def max(self) -> float:
         """Largest finite value."""
         return self.value(self.max_index)
+
+    @property
+    def lowest(self) -> float:
+        """Lowest finite value: -max, or for two's complement one step below."""
+        return -self.value(self.max_index + (self.specials == "twos_complement"))
 
     @property
     def min_normal(self) -> float | None:
@@ -90,10 +137,6 @@ class NumberFormat:
         return self.mantissa_bits > 0
 
     @property
-    def has_nan(self) -> bool:
-        return self.reserved_codes > int(self.has_inf)
-
-    @property
     def binades(self) -> float:
         """log2(max / min_subnormal): how many octaves the format spans."""
         return math.log2(self.max) - (self.min_exponent - self.mantissa_bits)
@@ -104,6 +147,26 @@ class NumberFormat:
         if field == 0 or self.exponent_bits == 0:
             return index * 2.0 ** (self.min_exponent - self.mantissa_bits)
         return (1 + fraction / 2**self.mantissa_bits) * 2.0 ** (field - 1 + self.min_exponent)
+
+    def decode(self, code: int) -> float:
+        """Value of a code from 0 to 2^bits - 1, its sign in the highest bit: finite, infinite or NaN."""
+        negative, index = divmod(code, 2 ** (self.bits - 1))
+        if negative and self.specials == "twos_complement":
+            return -self.value(2 ** (self.bits - 1) - index)
+        if negative and index == 0 and not self.has_negative_zero:
+            return math.nan
+        beyond = index - self.max_index
+        magnitude = self.value(index) if beyond <= 0 else math.inf if beyond == 1 and self.has_inf else math.nan
+        return -magnitude if negative else magnitude
+
+    @property
+    def nan_code(self) -> int | None:
+        """Code of the NaN that a conversion gives, its sign left out (IEEE: the quiet one); None without NaN."""
+        if not self.has_nan:
+            return None
+        if not self.has_negative_zero:
+            return int(2 ** (self.bits - 1))
+        return self.max_index + (1 if self.specials == "fn" else 1 + 2 ** (self.mantissa_bits - 1))
 
     def magnitudes(self) -> list[float]:
         """All finite non-negative values in rising order; position = index.  For formats of at most 16 bits."""
@@ -122,37 +185,67 @@ def _split(exponent_bits: int, mantissa_bits: int, bias: int | None = None) -> N
 
     With E = 8 and that bias the top exponent is reserved for inf and NaN, as in BF16: float32 has no 2^128.
     """
-    default_bias = 2 ** (exponent_bits - 1) - 1 if exponent_bits else 0
-    name = f"E{exponent_bits}M{mantissa_bits}" + ("" if bias is None or bias == default_bias else f"b{bias}")
-    ieee = exponent_bits == 8 and bias in (None, default_bias)
-    return NumberFormat(
-        name,
-        exponent_bits,
-        mantissa_bits,
-        default_bias if bias is None else bias,
-        reserved_codes=2**mantissa_bits if ieee else 0,
-        has_inf=ieee,
-    )
+    default = 2 ** (exponent_bits - 1) - 1 if exponent_bits else 0
+    bias = default if bias is None else bias
+    specials: Specials = "ieee" if exponent_bits == 8 and bias == default else "finite"
+    name = _split_name(exponent_bits, mantissa_bits, bias)
+    return NumberFormat(name, exponent_bits, mantissa_bits, bias, specials, scaled=exponent_bits < 8)
 
 
-FORMATS: Mapping[str, NumberFormat] = {
-    fmt.name: fmt
-    for fmt in (
+def _split_name(exponent_bits: int, mantissa_bits: int, bias: int | None) -> str:
+    default = 2 ** (exponent_bits - 1) - 1 if exponent_bits else 0
+    return f"E{exponent_bits}M{mantissa_bits}" + ("" if bias is None or bias == default else f"b{bias}")
+
+
+def _reference(name: str, exponent_bits: int, mantissa_bits: int) -> NumberFormat:
+    bias = 2 ** (exponent_bits - 1) - 1
+    return NumberFormat(name, exponent_bits, mantissa_bits, bias, "ieee", overflow="inf", scaled=False)
+
+
+def _p3109(precision: int, domain: Literal["e", "f"]) -> NumberFormat:
+    """IEEE P3109 (interim report 3.x), K = 8, signed, P bits of significand; extended (with infinities) or finite.
+
+    Conversions saturate here, as for all formats of 8 bits; the draft leaves that to the operation.
+    """
+    specials: Specials = "extended" if domain == "e" else "fnuz"
+    return NumberFormat(f"binary8p{precision}s{domain}", 8 - precision, precision - 1, 2 ** (7 - precision), specials)
+
+
+# Everything registered, in the groups in which it is shown.
+GROUPS: Mapping[str, tuple[NumberFormat, ...]] = {
+    "8 bits, every split": (
         _split(0, 7),
         _split(1, 6),
         _split(2, 5),
         _split(3, 4),
-        # OCP OFP8 v1.0, table 1: the top code of each sign is NaN, no infinity.
-        NumberFormat("E4M3", 4, 3, bias=7, reserved_codes=1),
-        # OCP OFP8 v1.0, table 1: IEEE-like, inf and three NaNs; saturating conversion is our default.
-        NumberFormat("E5M2", 5, 2, bias=15, reserved_codes=4, has_inf=True),
+        NumberFormat("E4M3", 4, 3, 7, "fn"),  # OCP OFP8 v1.0, table 1
+        NumberFormat("E5M2", 5, 2, 15, "ieee"),  # OCP OFP8 v1.0, table 1; saturating conversion is our default
         _split(6, 1),
         _split(7, 0),
-        NumberFormat("BF16", 8, 7, bias=127, reserved_codes=2**7, has_inf=True, overflow="inf"),
-        NumberFormat("FP16", 5, 10, bias=15, reserved_codes=2**10, has_inf=True, overflow="inf"),
-        NumberFormat("FP32", 8, 23, bias=127, reserved_codes=2**23, has_inf=True, overflow="inf"),
-    )
+    ),
+    "references": (
+        _reference("BF16", 8, 7),
+        _reference("FP16", 5, 10),
+        _reference("TF32", 8, 10),
+        _reference("FP32", 8, 23),
+    ),
+    "OCP MX v1.0, FP6 and FP4": (_split(3, 2), _split(2, 3), _split(2, 1)),
+    "8 bits as in ml_dtypes": (
+        NumberFormat("float8_e4m3fnuz", 4, 3, 8, "fnuz"),
+        NumberFormat("float8_e5m2fnuz", 5, 2, 16, "fnuz"),
+        NumberFormat("float8_e4m3b11fnuz", 4, 3, 11, "fnuz"),
+        NumberFormat("float8_e4m3", 4, 3, 7, "ieee"),
+        NumberFormat("float8_e3m4", 3, 4, 3, "ieee"),
+    ),
+    "IEEE P3109, extended": tuple(_p3109(precision, "e") for precision in range(1, 8)),
+    "IEEE P3109, finite": tuple(_p3109(precision, "f") for precision in range(1, 8)),
+    "integers, two's complement": (
+        NumberFormat("INT8", 0, 7, specials="twos_complement"),
+        NumberFormat("INT4", 0, 3, specials="twos_complement"),
+    ),
 }
+FORMATS: Mapping[str, NumberFormat] = {fmt.name: fmt for group in GROUPS.values() for fmt in group}
+SPLITS = GROUPS["8 bits, every split"]  # what the default sweep compares
 
 BASELINE_FORMAT = "BF16"
 
@@ -165,6 +258,17 @@ FALLBACKS: Mapping[str, str] = {
     "E0M7": "E3M4",
     "E2M5": "E3M4",
     "E3M4": "E5M2",
+    "E3M2": "E5M2",
+    "E2M3": "E3M4",
+    "E2M1": "E3M4",
+    "float8_e4m3fnuz": "float8_e5m2fnuz",
+    "float8_e4m3b11fnuz": "float8_e5m2fnuz",
+    "float8_e4m3": "E5M2",
+    "float8_e3m4": "E5M2",
+    **{f"binary8p{p}s{domain}": f"binary8p3s{domain}" for p in (1, 2, 4, 5) for domain in "ef"},
+    **{f"binary8p{p}s{domain}": f"binary8p5s{domain}" for p in (6, 7) for domain in "ef"},
+    "INT8": "E3M4",
+    "INT4": "E3M4",
 }
 
 _SPLIT_NAME = re.compile(r"E(\d{1,2})M(\d{1,2})(?:b(-?\d{1,3}))?", re.ASCII)
@@ -173,19 +277,68 @@ _SPLIT_NAME = re.compile(r"E(\d{1,2})M(\d{1,2})(?:b(-?\d{1,3}))?", re.ASCII)
 def find_format(name: str) -> NumberFormat:
     """The format of that name: a registered one, or `E<e>M<m>[b<bias>]` with E + M from 1 to 15, all codes finite.
 
-    Raises ValueError naming the known formats.
+    A name that is published is that format (E5M10 is FP16) or refused.  Raises ValueError that says what to write.
     """
-    if name in FORMATS:
-        return FORMATS[name]
     match = _SPLIT_NAME.fullmatch(name)
-    if match is None:
-        known = f"{', '.join(FORMATS)}, or E<e>M<m>[b<bias>] such as E3M2 or E4M3b11"
-        raise ValueError(f"format={shown(name)}; known: {known}{did_you_mean(name, FORMATS)}")
-    exponent_bits, mantissa_bits = int(match[1]), int(match[2])
-    if not 1 <= exponent_bits + mantissa_bits <= 15:
-        raise ValueError(f"format={shown(name)}: E + M is {exponent_bits + mantissa_bits}, must be from 1 to 15")
-    fmt = _split(exponent_bits, mantissa_bits, None if match[3] is None else int(match[3]))
-    return FORMATS.get(fmt.name, fmt)  # E4M3b7 is E4M3, reserved code and all
+    numbers = match and (int(match[1]), int(match[2]), None if match[3] is None else int(match[3]))
+    usual = _split_name(*numbers) if numbers else name  # E4M3b7 is E4M3, reserved code and all
+    usual = SYNONYMS.get(usual, usual)
+    if usual in FORMATS:
+        return FORMATS[usual]
+    if usual in REFUSED:
+        raise ValueError(f"format={shown(name)} {REFUSED[usual]}")
+    if numbers is None:
+        known = f"{', '.join(FORMATS)}, or E<e>M<m>[b<bias>] such as E3M3 or E4M3b11"
+        raise ValueError(f"format={shown(name)}; known: {known}{did_you_mean(name, (*FORMATS, *SYNONYMS))}")
+    if not 1 <= numbers[0] + numbers[1] <= 15:
+        raise ValueError(f"format={shown(name)}: E + M is {numbers[0] + numbers[1]}, must be from 1 to 15")
+    return _split(*numbers)
+
+
+@dataclass(frozen=True)
+class FormatInfo:
+    """What numpy.finfo says of a dtype, of a format; None for what the format has not."""
+
+    name: str
+    bits: int
+    max: float
+    min: float  # lowest finite value
+    smallest_normal: float | None
+    smallest_subnormal: float | None
+    eps: float | None  # from 1 to the next larger value
+    nexp: int
+    nmant: int
+    has_inf: bool
+    has_nan: bool
+    has_negative_zero: bool
+    has_subnormals: bool
+    value_count: int
+    overflow: Overflow
+    scaled: bool
+
+
+def finfo(name: str | NumberFormat) -> FormatInfo:
+    """The numbers that describe a format, under the names of numpy.finfo.  Raises ValueError as `find_format`."""
+    fmt = find_format(name) if isinstance(name, str) else name
+    eps = fmt.ulp(1.0)
+    return FormatInfo(
+        name=fmt.name,
+        bits=fmt.bits,
+        max=fmt.max,
+        min=fmt.lowest,
+        smallest_normal=fmt.min_normal,
+        smallest_subnormal=fmt.min_subnormal if fmt.has_subnormals else None,
+        eps=eps if fmt.min_subnormal <= 1 and 1 + eps <= fmt.max else None,
+        nexp=fmt.exponent_bits,
+        nmant=fmt.mantissa_bits,
+        has_inf=fmt.has_inf,
+        has_nan=fmt.has_nan,
+        has_negative_zero=fmt.has_negative_zero,
+        has_subnormals=fmt.has_subnormals,
+        value_count=fmt.value_count,
+        overflow=fmt.overflow,
+        scaled=fmt.scaled,
+    )
 
 
 def equal_up_to_scale(formats: Mapping[str, NumberFormat]) -> Iterator[tuple[str, str, float]]:
@@ -193,7 +346,7 @@ def equal_up_to_scale(formats: Mapping[str, NumberFormat]) -> Iterator[tuple[str
     small = [fmt for fmt in formats.values() if fmt.bits <= 16]
     for position, first in enumerate(small):
         for second in small[position + 1 :]:
-            if first.max_index != second.max_index:
+            if first.value_count != second.value_count or first.lowest * second.max != second.lowest * first.max:
                 continue
             factor = second.max / first.max
             if all(second.value(i) == factor * first.value(i) for i in range(first.max_index + 1)):

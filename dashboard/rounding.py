@@ -78,8 +78,8 @@ def rounded(x: ArrayLike, fmt: NumberFormat) -> Floats:
 
 
 def power_of_two_scale(amax: float, fmt: NumberFormat) -> float:
-    """The power of two that puts `amax` into (max / 2, max]; 1 for 0 and for formats with float32's range."""
-    if not amax > 0 or fmt.exponent_bits >= 8:
+    """The power of two that puts `amax` into (max / 2, max]; 1 for 0 and for formats that are never scaled."""
+    if not amax > 0 or not fmt.scaled:
         return 1.0
     fraction, exponent = np.frexp(amax)
     top_fraction, top_exponent = np.frexp(fmt.max)

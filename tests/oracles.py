@@ -8,42 +8,47 @@ loops over single elements, GEMMs from sums in float64.  Slow, and good for form
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
 from fractions import Fraction
 from functools import cache
 
 import gfloat
+import gfloat.formats
 import ml_dtypes
 import numpy as np
 
-from altgrad.formats import FORMATS, NumberFormat, find_format
+from altgrad.formats import FORMATS, NumberFormat
 
 BLOCK = 32
 SMALLEST = 2.0**-149  # of float32
 LARGEST = (2 - 2.0**-23) * 2.0**127
 
-# Formats published elsewhere, some registered and some custom, with the numpy type that implements them.
+# Formats published elsewhere, with the numpy type that implements them.
 PUBLISHED = [
     (FORMATS["E4M3"], ml_dtypes.float8_e4m3fn),
     (FORMATS["E5M2"], ml_dtypes.float8_e5m2),
     (FORMATS["BF16"], ml_dtypes.bfloat16),
     (FORMATS["FP16"], np.float16),
     (FORMATS["FP32"], np.float32),
-    (NumberFormat("ieee_e4m3", 4, 3, bias=7, reserved_codes=8, has_inf=True), ml_dtypes.float8_e4m3),
-    (NumberFormat("ieee_e3m4", 3, 4, bias=3, reserved_codes=16, has_inf=True), ml_dtypes.float8_e3m4),
-    (find_format("E4M3b11"), ml_dtypes.float8_e4m3b11fnuz),
-    (find_format("E4M3b8"), ml_dtypes.float8_e4m3fnuz),
-    (find_format("E5M2b16"), ml_dtypes.float8_e5m2fnuz),
-    (find_format("E2M1"), ml_dtypes.float4_e2m1fn),
-    (find_format("E2M3"), ml_dtypes.float6_e2m3fn),
-    (find_format("E3M2"), ml_dtypes.float6_e3m2fn),
+    *((FORMATS[name], getattr(ml_dtypes, name)) for name in FORMATS if name.startswith("float8_")),
+    (FORMATS["E2M1"], ml_dtypes.float4_e2m1fn),
+    (FORMATS["E2M3"], ml_dtypes.float6_e2m3fn),
+    (FORMATS["E3M2"], ml_dtypes.float6_e3m2fn),
 ]
+
+_IN_GFLOAT = {
+    **{name: f"ocp_{name.lower()}" for name in ("E4M3", "E5M2", "E3M2", "E2M3", "E2M1")},
+    **{"BF16": "bfloat16", "FP16": "binary16"},
+}
 
 
 def decode(fmt: NumberFormat, code: int) -> Fraction:
     """Magnitude of a code without its sign, from the textbook: 0.fraction or 1.fraction times a power of two."""
     exponent_field = code >> fmt.mantissa_bits
     fraction = Fraction(code % 2**fmt.mantissa_bits, 2**fmt.mantissa_bits)
+    if fmt.specials == "twos_complement":
+        return Fraction(code)
     if fmt.exponent_bits == 0:
         return Fraction(code, 2**fmt.mantissa_bits)
     if exponent_field == 0:
@@ -54,8 +59,15 @@ def decode(fmt: NumberFormat, code: int) -> Fraction:
 @cache
 def grid(fmt: NumberFormat) -> tuple[Fraction, ...]:
     """Finite magnitudes in rising order, and above them the one value that the format would have next."""
-    codes = 2 ** (fmt.exponent_bits + fmt.mantissa_bits) - fmt.reserved_codes
+    not_finite = {"ieee": 2**fmt.mantissa_bits, "fn": 1, "extended": 1}.get(fmt.specials, 0)
+    codes = 2 ** (fmt.exponent_bits + fmt.mantissa_bits) - not_finite
     return tuple(decode(fmt, code) for code in range(codes + 1))
+
+
+def signed(magnitude: np.ndarray, x: np.ndarray, fmt: NumberFormat) -> np.ndarray:
+    """Magnitudes with the sign of x; formats with fewer codes have no negative zero."""
+    result = np.where(np.signbit(x), -magnitude, magnitude)
+    return np.where(result == 0, 0.0, result) if fmt.specials not in ("finite", "ieee", "fn") else result
 
 
 @cache
@@ -75,17 +87,20 @@ def round_exact(x: float, fmt: NumberFormat, rounding: str = "nearest") -> float
     if math.isnan(x):
         return x
     values = _scaled_grid(fmt)
-    largest = len(values) - 2
+    one_more = fmt.specials == "twos_complement" and x < 0  # -128 beside 127
+    largest = len(values) - 2 + one_more
     if math.isinf(x):
         beyond, code = True, 0
     else:
         numerator, denominator = abs(x).as_integer_ratio()
         code = _rounded_code(Fraction(numerator * 2**150, denominator), values, rounding)
         beyond = code > largest
+        if one_more and rounding == "toward_zero" and abs(x) >= largest:
+            code = largest
     if beyond:
         code = largest
     magnitude = math.inf if beyond and fmt.overflow == "inf" else float(Fraction(values[code], 2**150))
-    return math.copysign(magnitude, x)
+    return float(signed(np.array(magnitude), np.array(x), fmt))
 
 
 def _rounded_code(scaled: Fraction, values: tuple[int, ...], rounding: str) -> int:
@@ -117,13 +132,24 @@ def round_by_search(x: np.ndarray, fmt: NumberFormat, rounding: str = "nearest")
     step = {"nearest": up, "toward_zero": np.zeros_like(up), "away": ~exact}[rounding]
     code = below + step
     beyond = (code == len(values) - 1) | np.isinf(x)
-    values[-1] = np.inf if fmt.overflow == "inf" else values[-2]
-    result = np.where(beyond, values[-1], values[code])
-    return np.where(np.isnan(x), np.nan, np.where(np.signbit(x), -result, result)).astype(np.float32)
+    top = np.full(x.shape, np.inf if fmt.overflow == "inf" else values[-2])
+    if fmt.specials == "twos_complement":  # -128 beside 127
+        beyond |= magnitude >= values[-1]
+        top[np.signbit(x)] = values[-1]
+    result = np.where(beyond, top, values[code])
+    return np.where(np.isnan(x), np.nan, signed(result, x, fmt)).astype(np.float32)
 
 
 def gfloat_twin(fmt: NumberFormat) -> gfloat.FormatInfo:
-    """The same format in gfloat's terms.  Fixed point is there a format whose values are all subnormal."""
+    """The format that gfloat itself defines; of the others our own numbers in its terms.
+
+    Fixed point is there a format whose values are all subnormal.
+    """
+    if found := re.fullmatch(r"binary8p(\d)s([ef])", fmt.name):
+        domain = {"e": gfloat.Domain.Extended, "f": gfloat.Domain.Finite}[found[2]]
+        return gfloat.formats.format_info_p3109(8, int(found[1]), domain=domain)
+    if fmt.name in _IN_GFLOAT:
+        return getattr(gfloat.formats, f"format_info_{_IN_GFLOAT[fmt.name]}")
     return gfloat.FormatInfo(
         fmt.name,
         fmt.bits,
@@ -131,25 +157,26 @@ def gfloat_twin(fmt: NumberFormat) -> gfloat.FormatInfo:
         bias=1 - fmt.min_exponent,
         is_signed=True,
         domain=gfloat.Domain.Extended if fmt.has_inf else gfloat.Domain.Finite,
-        has_nz=True,
+        has_nz=fmt.has_negative_zero,
         num_high_nans=fmt.reserved_codes - fmt.has_inf,
         has_subnormals=True,
-        is_twos_complement=False,
+        is_twos_complement=fmt.specials == "twos_complement",
     )
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     """Equal float32 bit for bit, so -0 differs from 0; all NaN count as one."""
-    first, second = (np.where(np.isnan(x), np.float32(np.nan), x.astype(np.float32)).view(np.int32) for x in (a, b))
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        first, second = (np.where(np.isnan(x), np.nan, x).astype(np.float32).view(np.int32) for x in (a, b))
     return bool(np.array_equal(first, second))
 
 
 def power_of_two_scale(amax: float, fmt: NumberFormat) -> float:
     """Smallest power of two that brings amax to at most `fmt.max`, from 2^-126 to 2^126; 1 for amax = 0.
 
-    Smaller where the largest scaled value would not be a float32; 1 for formats that reach as far as float32.
+    Smaller where the largest scaled value would not be a float32; 1 for the references, which nobody scales.
     """
-    if amax == 0 or fmt.exponent_bits == 8:
+    if amax == 0 or fmt.exponent_bits == 8 or fmt.name == "FP16":
         return 1.0
     exponent = -126
     while (
@@ -194,7 +221,7 @@ def quantise_by_hand(
         counts["amax"], counts["scale"] = max(counts["amax"], amax), max(counts["scale"], scale)
         for value, before, after in zip(values, on_grid, rounded, strict=True):
             counts["nonzero"] += value != 0
-            counts["overflow"] += abs(before) > fmt.max
+            counts["overflow"] += before > fmt.max or before < fmt.lowest
             counts["underflow"] += value != 0 and after == 0
             counts["saturated"] += abs(after) >= fmt.max
     return result.reshape(x.shape), counts

@@ -9,12 +9,14 @@ from fractions import Fraction
 from itertools import pairwise
 
 import gfloat
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 
-from altgrad.formats import FORMATS, equal_up_to_scale, find_format
-from tests.oracles import LARGEST, PUBLISHED, decode, gfloat_twin
+from altgrad.format_names import SYNONYMS
+from altgrad.formats import FORMATS, GROUPS, SPLITS, NumberFormat, equal_up_to_scale, find_format, finfo
+from tests.oracles import LARGEST, PUBLISHED, decode, gfloat_twin, same_bits
 
 SMALL = [fmt for fmt in FORMATS.values() if fmt.bits <= 16]
 
@@ -31,7 +33,34 @@ TABLE = {
     "E7M0": (63, 2.0**64, 2.0**-62, 2.0**-62, 255),
     "BF16": (127, float(torch.finfo(torch.bfloat16).max), 2.0**-126, 2.0**-133, 2 * 0x7F7F + 1),
     "FP16": (15, 65504.0, 2.0**-14, 2.0**-24, 2 * 0x7BFF + 1),
+    "TF32": (127, (2 - 2.0**-10) * 2.0**127, 2.0**-126, 2.0**-136, 2 * (255 * 2**10 - 1) + 1),
     "FP32": (127, LARGEST, 2.0**-126, 2.0**-149, 2 * 0x7F7FFFFF + 1),
+    # OCP MX v1.0, tables 4 and 5
+    "E3M2": (3, 28.0, 2.0**-2, 2.0**-4, 63),
+    "E2M3": (1, 7.5, 1.0, 2.0**-3, 63),
+    "E2M1": (1, 6.0, 1.0, 0.5, 15),
+    "float8_e4m3fnuz": (8, 240.0, 2.0**-7, 2.0**-10, 255),
+    "float8_e5m2fnuz": (16, 57344.0, 2.0**-15, 2.0**-17, 255),
+    "float8_e4m3b11fnuz": (11, 30.0, 2.0**-10, 2.0**-13, 255),
+    "float8_e4m3": (7, 240.0, 2.0**-6, 2.0**-9, 239),
+    "float8_e3m4": (3, 15.5, 2.0**-2, 2.0**-6, 223),
+    # P3109: bias 2^(7 - P); 253 finite values besides infinities and NaN, or 255
+    "binary8p1se": (64, 2.0**62, 2.0**-63, 2.0**-63, 253),
+    "binary8p2se": (32, 2.0**31, 2.0**-31, 2.0**-32, 253),
+    "binary8p3se": (16, 1.5 * 2.0**15, 2.0**-15, 2.0**-17, 253),
+    "binary8p4se": (8, 1.75 * 2.0**7, 2.0**-7, 2.0**-10, 253),
+    "binary8p5se": (4, 1.875 * 2.0**3, 2.0**-3, 2.0**-7, 253),
+    "binary8p6se": (2, 1.9375 * 2.0, 0.5, 2.0**-6, 253),
+    "binary8p7se": (1, 1.96875, 1.0, 2.0**-6, 253),
+    "binary8p1sf": (64, 2.0**63, 2.0**-63, 2.0**-63, 255),
+    "binary8p2sf": (32, 1.5 * 2.0**31, 2.0**-31, 2.0**-32, 255),
+    "binary8p3sf": (16, 1.75 * 2.0**15, 2.0**-15, 2.0**-17, 255),
+    "binary8p4sf": (8, 1.875 * 2.0**7, 2.0**-7, 2.0**-10, 255),
+    "binary8p5sf": (4, 1.9375 * 2.0**3, 2.0**-3, 2.0**-7, 255),
+    "binary8p6sf": (2, 1.96875 * 2.0, 0.5, 2.0**-6, 255),
+    "binary8p7sf": (1, 1.984375, 1.0, 2.0**-6, 255),
+    "INT8": (None, 127.0, None, 1.0, 256),
+    "INT4": (None, 7.0, None, 1.0, 16),
 }
 
 
@@ -40,14 +69,20 @@ def test_derived_numbers_match_the_published_table(fmt):
     bias, largest, smallest_normal, smallest, count = TABLE[fmt.name]
     assert bias is None or fmt.bias == bias
     assert (fmt.max, fmt.min_normal, fmt.min_subnormal) == (largest, smallest_normal, smallest)
-    assert 2 * fmt.max_index + 1 == count
+    assert fmt.value_count == count
+    assert fmt.lowest == {"INT8": -128, "INT4": -8}.get(fmt.name, -largest)
     assert fmt.has_subnormals == (fmt.mantissa_bits > 0)
 
 
-def test_the_registry_is_the_eight_splits_and_three_baselines():
+def test_the_registry_is_the_table_and_begins_with_the_eight_splits():
     assert list(FORMATS) == list(TABLE)
-    eight = [fmt for fmt in FORMATS.values() if fmt.bits == 8]
-    assert [(fmt.exponent_bits, fmt.mantissa_bits) for fmt in eight] == [(e, 7 - e) for e in range(8)]
+    assert [(fmt.exponent_bits, fmt.mantissa_bits) for fmt in SPLITS] == [(e, 7 - e) for e in range(8)]
+    assert [fmt for group in GROUPS.values() for fmt in group] == list(FORMATS.values())
+
+
+def test_only_formats_that_are_used_without_scales_are_left_unscaled():
+    assert [fmt.name for fmt in FORMATS.values() if not fmt.scaled] == ["BF16", "FP16", "TF32", "FP32"]
+    assert not find_format("E8M4").scaled and find_format("E7M4").scaled
 
 
 @pytest.mark.parametrize("fmt", SMALL, ids=str)
@@ -59,25 +94,53 @@ def test_every_value_decodes_exactly_and_in_rising_order(fmt):
 
 
 @pytest.mark.parametrize(("fmt", "dtype"), PUBLISHED, ids=lambda item: getattr(item, "__name__", str(item)))
-def test_codes_decode_as_in_ml_dtypes_and_the_reserved_ones_are_not_finite(fmt, dtype):
+def test_codes_of_both_signs_decode_as_in_ml_dtypes(fmt, dtype):
     width = {8: np.uint8, 16: np.uint16, 32: np.uint32}[max(8, fmt.bits)]
     top = 2 ** (fmt.bits - 1)
-    codes = np.arange(top, dtype=width) if fmt.bits <= 16 else np.r_[0:1000, top - 2**23 - 1000 : top].astype(width)
+    few = np.r_[0:1000, top - 2**23 - 1000 : top - 2**23 + 1000, top - 10 : top]
+    codes = np.arange(2 * top) if fmt.bits <= 16 else np.r_[few, few + top]
     with np.errstate(invalid="ignore"):  # signalling NaNs
-        theirs = codes.view(dtype).astype(np.float64)
-    finite = codes <= fmt.max_index
-    assert [fmt.value(int(code)) for code in codes[finite]] == theirs[finite].tolist()
-    assert not np.isfinite(theirs[~finite]).any()
+        theirs = codes.astype(width).view(dtype).astype(np.float64)
+    assert same_bits(np.array([fmt.decode(int(code)) for code in codes]), theirs)
     assert np.isposinf(theirs).any() == fmt.has_inf
     assert np.isnan(theirs).any() == fmt.has_nan
+    assert (np.signbit(theirs) & (theirs == 0)).any() == fmt.has_negative_zero
 
 
-@pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS.values() if fmt.bits == 8], ids=str)
-def test_codes_decode_as_in_gfloat(fmt):
+@pytest.mark.parametrize("fmt", SMALL, ids=str)
+def test_every_code_of_both_signs_decodes_as_gfloat_twin(fmt):
     # Of E7M0's codes gfloat reads number 0 as its subnormals would be, 0; and all the others as powers of two.
     twin = gfloat_twin(fmt)
-    assert [gfloat.decode_float(twin, code).fval for code in range(fmt.max_index + 1)] == fmt.magnitudes()
-    assert twin.max == fmt.max
+    assert (twin.bits, twin.max, twin.min) == (fmt.bits, fmt.max, fmt.lowest)
+    theirs = [gfloat.decode_float(twin, code).fval for code in range(2**fmt.bits)]
+    assert same_bits(np.array([fmt.decode(code) for code in range(2**fmt.bits)]), np.array(theirs))
+
+
+@pytest.mark.parametrize("fmt", SMALL, ids=str)
+def test_finfo_says_what_gfloat_says(fmt):
+    twin, info = gfloat_twin(fmt), finfo(fmt.name)
+    assert (info.bits, info.max, info.min) == (twin.bits, twin.max, twin.min)
+    assert info.smallest_normal == (twin.smallest_normal if fmt.exponent_bits else None)
+    assert info.smallest_subnormal == (twin.smallest_subnormal if twin.precision > 1 else None)
+    assert (info.has_nan, info.has_inf, info.has_negative_zero) == (twin.num_nans > 0, twin.num_infs > 0, twin.has_nz)
+    assert (info.nexp, info.nmant) == (twin.expBits, twin.tSignificandBits)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(fmt.name, dtype) for fmt, dtype in PUBLISHED if fmt.name != "FP32"],
+    ids=lambda item: getattr(item, "__name__", str(item)),
+)
+def test_finfo_says_what_ml_dtypes_says(name, dtype):
+    info, theirs = finfo(name), ml_dtypes.finfo(dtype)
+    assert (info.bits, info.nexp, info.nmant) == (theirs.bits, theirs.nexp, theirs.nmant)
+    for field in ("max", "min", "eps", "smallest_normal", "smallest_subnormal"):
+        assert getattr(info, field) == float(getattr(theirs, field)), field
+
+
+def test_eps_is_absent_where_one_or_the_next_value_is_not_in_the_format():
+    assert finfo("E0M7").eps is None and finfo("E1M6b2").eps is None and finfo("E1M6").eps == 2.0**-5
+    assert finfo("INT4").eps == 1.0 and finfo("E7M0").eps == 1.0
 
 
 @pytest.mark.parametrize("fmt", SMALL, ids=str)
@@ -95,18 +158,41 @@ def test_binades_counts_the_octaves_between_the_extremes(fmt):
     assert 2.0**fmt.binades * fmt.min_subnormal == pytest.approx(fmt.max, rel=1e-12)
 
 
-def test_only_e0m7_and_e1m6_are_equal_up_to_scale():
-    assert list(equal_up_to_scale(FORMATS)) == [("E0M7", "E1M6", 4.0)]
+def test_of_the_eight_splits_only_e0m7_and_e1m6_are_equal_up_to_scale():
+    assert list(equal_up_to_scale({fmt.name: fmt for fmt in SPLITS})) == [("E0M7", "E1M6", 4.0)]
+
+
+def test_formats_with_other_specials_can_have_the_same_values_up_to_scale():
+    pairs = list(equal_up_to_scale(FORMATS))
+    assert ("float8_e4m3fnuz", "binary8p4sf", 1.0) in pairs and (
+        "float8_e4m3fnuz",
+        "float8_e4m3b11fnuz",
+        0.125,
+    ) in pairs
+    assert not any("INT8" in pair for pair in pairs), "INT8 has a value more below zero"
 
 
 @pytest.mark.parametrize("exponent_bits", range(9))
-def test_every_split_up_to_fifteen_bits_can_be_named_and_is_finite(exponent_bits):
-    for mantissa_bits in range(exponent_bits == 0, 16 - exponent_bits):
+def test_every_split_up_to_fifteen_bits_can_be_named(exponent_bits):
+    for mantissa_bits in range(exponent_bits in (0, 8), 16 - exponent_bits):
         fmt = find_format(f"E{exponent_bits}M{mantissa_bits}")
         assert (fmt.exponent_bits, fmt.mantissa_bits) == (exponent_bits, mantissa_bits)
         assert fmt.bits == 1 + exponent_bits + mantissa_bits
         assert 0 < fmt.min_subnormal <= fmt.max <= LARGEST
-        assert fmt.overflow == "saturate"
+        assert fmt.overflow == ("inf" if fmt.name in ("FP16", "BF16") else "saturate")
+
+
+@pytest.mark.parametrize(("name", "usual"), SYNONYMS.items())
+def test_a_synonym_is_the_registered_format_itself(name, usual):
+    assert find_format(name) is FORMATS[usual]
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [("E5M10", "FP16"), ("E5M10b15", "FP16"), ("E08M07", "BF16"), ("E8M23", "FP32"), ("E8M10", "TF32")],
+)
+def test_a_name_that_is_published_is_that_format(spelling, name):
+    assert find_format(spelling) is FORMATS[name]
 
 
 @pytest.mark.parametrize("name", ["E4M3b7", "E5M2b15", "E04M03", "E00M7", "E7M0b63"])
@@ -126,9 +212,16 @@ def test_a_bias_shifts_the_whole_range():
     ("name", "said"),
     [
         ("E5M3x", "known: E0M7"),
-        ("e4m3", "known: E0M7"),
         ("", "known: E0M7"),
-        ("INT8", "known: E0M7"),
+        ("INT16", "did you mean INT8? known: E0M7"),
+        ("e4m3", "did you mean E4M3? known: E0M7"),
+        ("float8_e4m3fnu", "did you mean float8_e4m3fnuz?"),
+        ("E8M0", "a format of scales"),
+        ("E8M0b127", "a format of scales"),
+        ("float8_e8m0fnu", "a format of scales"),
+        ("NVFP4", "its elements are E2M1"),
+        ("MXFP8", "write format: E4M3"),
+        ("FP8", "write E4M3 or E5M2"),
         ("E0M0", "E + M is 0"),
         ("E8M8", "E + M is 16"),
         ("E99M99", "E + M is 198"),
@@ -154,6 +247,13 @@ def test_overflow_to_infinity_needs_an_infinity():
     with pytest.raises(ValueError, match="no infinity"):
         dataclasses.replace(FORMATS["E4M3"], overflow="inf")
     assert dataclasses.replace(FORMATS["E5M2"], overflow="inf").overflow == "inf"
+
+
+def test_specials_that_do_not_go_with_the_fields_are_refused():
+    with pytest.raises(ValueError, match="two's complement is for integers"):
+        NumberFormat("x", 4, 3, 7, "twos_complement")
+    with pytest.raises(ValueError, match="no finite value besides 0"):
+        NumberFormat("x", 0, 1, 0, "fn")
 
 
 def test_listing_a_32_bit_format_is_refused():

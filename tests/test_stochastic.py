@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from altgrad.formats import FORMATS, NumberFormat
+from altgrad.formats import FORMATS, SPLITS, NumberFormat
 from altgrad.quantization.random import draw_key, uniform
 from altgrad.quantization.round import FormatTensors, round_magnitude, round_to_format, saturate
 from tests.oracles import round_by_search, same_bits
 from tests.rounding_inputs import ALL, everything
 
-EIGHT_BITS = [fmt for fmt in FORMATS.values() if fmt.bits == 8]
+EIGHT_BITS = SPLITS
 
 
 def generator(seed: int) -> torch.Generator:

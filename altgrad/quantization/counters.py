@@ -33,7 +33,7 @@ def count(
     else:
         number = _number_in_bits if in_bits else torch.count_nonzero
     nonzero = number(x)
-    overflow = number(scaled.abs() > fmt.max)
+    overflow = number((scaled + fmt.centre).abs() > fmt.reach)
     underflow = nonzero - number(magnitude)
     saturated = number(magnitude >= fmt.max)
     sums = [n.to(torch.float32) for n in (nonzero, overflow, underflow, saturated)]

@@ -30,12 +30,18 @@ class FormatTensors(NamedTuple):
     min_field: Tensor  # int32: float32 exponent field of 2^min_exponent
     mantissa_bits: Tensor  # int32
     tie_mask: Tensor  # int32: 1 for M = 0, where ties need the parity of the exponent field, else 0
-    takes_scale: Tensor  # int32: 0 for formats with float32's own range, which are never scaled
-    adder_bits: Tensor  # int32: float32 bits of 2^(24 - M), whose ULP is that of twice a significand; 0 for M = 23
+    takes_scale: Tensor  # int32: 0 for formats that are never scaled
+    adder_bits: Tensor  # int32: float32 bits of 2^(24 - M), whose ULP is that of twice a significand; 0 for M = 23;
+    # for M = 0 with the parity of min_field in the last bit
+    beyond_bits: Tensor  # int32: float32 bits of what a positive value beyond the largest finite one becomes
+    beyond_flip: Tensor  # int32: the bits in which that of a negative value differs: the sign, and 127 from 128
     half_steps: Tensor  # 2^(M - 1): half the grid values per binade
     step: Tensor  # 2^-M: the ULP of values in [1, 2)
     max: Tensor  # largest finite value
-    overflow: Tensor  # what a magnitude beyond it becomes
+    lowest: Tensor  # lowest finite value: -max, or one step below for two's complement
+    centre: Tensor  # what moves the finite values to lie evenly around 0: 0, or 0.5 for two's complement
+    reach: Tensor  # how far from there they go: max, or max + 0.5
+    zero: Tensor  # what is added in the end: -0, or +0 for formats without negative zero (-0 + 0 is 0)
     infinity: Tensor  # float32's
 
     @classmethod
@@ -48,21 +54,30 @@ class FormatTensors(NamedTuple):
         """View a packed spec (see `spec_of`) as its fields; writing another format into `spec` changes them all."""
         integers = spec.unbind()
         floats = spec.view(torch.float32).unbind()
-        return cls(*integers[:6], *floats[6:11])
+        return cls(*integers[:8], *floats[8:16])
 
 
 def spec_of(fmt: NumberFormat, salt: int = 0) -> Tensor:
-    """A format packed into 11 int32, floats by their bits, and `salt`, which tells one tensor's random numbers from
+    """A format packed into 16 int32, floats by their bits, and `salt`, which tells one tensor's random numbers from
     another's: what a layer keeps as a buffer, so that layers of one shape share a graph."""
     field = fmt.min_exponent + 127
     mantissa_bits = fmt.mantissa_bits
     adder = (127 + 24 - mantissa_bits) << 23 if mantissa_bits < 23 else 0
+    if mantissa_bits == 0:
+        adder |= field & 1
+    above, below = (math.inf, -math.inf) if fmt.overflow == "inf" else (fmt.max, fmt.lowest)
+    beyond, beyond_below = torch.tensor([above, below]).view(torch.int32).tolist()
     integers = torch.tensor(
-        [field << 23, field, mantissa_bits, int(mantissa_bits == 0), int(fmt.exponent_bits < 8), adder],
+        [
+            *(field << 23, field, mantissa_bits, int(mantissa_bits == 0), int(fmt.scaled), adder),
+            *(beyond, beyond ^ beyond_below),
+        ],
         dtype=torch.int32,
     )
-    overflow = math.inf if fmt.overflow == "inf" else fmt.max
-    floats = torch.tensor([2.0 ** (fmt.mantissa_bits - 1), 2.0**-fmt.mantissa_bits, fmt.max, overflow, math.inf])
+    centre, reach = -(fmt.max + fmt.lowest) / 2, fmt.max / 2 - fmt.lowest / 2
+    zero = -0.0 if fmt.has_negative_zero else 0.0
+    half_steps, step = 2.0 ** (mantissa_bits - 1), 2.0**-mantissa_bits
+    floats = torch.tensor([half_steps, step, fmt.max, fmt.lowest, centre, reach, zero, math.inf])
     return torch.cat([integers, floats.view(torch.int32), torch.tensor([salt], dtype=torch.int32)])
 
 
@@ -77,7 +92,8 @@ def round_to_format(
     nearest: to nearest, ties to the even *code*; this matters for M = 0, where the midpoint of 2^k and 2^(k+1) is
     1.5 x 2^k and goes to the even exponent field.  toward_zero: truncation.  stochastic: up with a probability equal
     to the distance, in steps of 2^-24, drawn from `generator` (torch's default one if None).
-    Beyond the largest finite value the format's `overflow` decides; NaN stays NaN, the sign of zero is kept.
+    Beyond the largest finite value the format's `overflow` decides; NaN stays NaN, the sign of zero is kept where the
+    format has a negative zero.
     Any shape; raises TypeError for another dtype than float32.
     """
     if x.dtype != torch.float32:
@@ -106,16 +122,18 @@ def round_magnitude(x: Tensor, fmt: FormatTensors, rounding: Rounding, noise: Te
         steps = below + (steps - below > noise)
     magnitude = steps.mul_(fmt.step).mul_(power_bits.view(torch.float32))
     if rounding == "toward_zero":
-        magnitude = torch.where(magnitude < torch.inf, magnitude.clamp(max=fmt.max), magnitude)
+        magnitude = torch.where(magnitude < torch.inf, magnitude.clamp(max=-fmt.lowest), magnitude)
     return magnitude
 
 
 def saturate(magnitude: Tensor, x: Tensor, fmt: FormatTensors) -> Tensor:
-    """Give rounded magnitudes their overflow rule and the sign of x."""
-    magnitude = torch.where(magnitude > fmt.max, fmt.overflow, magnitude)
-    # Not `copysign`: Inductor makes a library call of it, which spills every register of the vector loop.
-    sign = x.view(torch.int32) & _SIGN
-    return sign.bitwise_or_(magnitude.view(torch.int32) & ~_SIGN).view(torch.float32)
+    """Give rounded magnitudes the sign of x and the format's overflow rule and zero."""
+    # Not `copysign`: Inductor makes a library call of it, which spills every register of the vector loop.  And one
+    # comparison for both signs: a second one costs as much as the five bitwise operations here together.
+    bits = x.view(torch.int32)
+    signed = (bits & _SIGN).bitwise_or_(magnitude.view(torch.int32)).view(torch.float32)
+    beyond = (bits >> 31).bitwise_and_(fmt.beyond_flip).bitwise_xor_(fmt.beyond_bits).view(torch.float32)
+    return torch.where(magnitude > fmt.max, beyond, signed).add_(fmt.zero)
 
 
 def grid_index(x: Tensor, fmt: FormatTensors) -> Tensor:
@@ -155,8 +173,7 @@ def _nearest_double(x: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:
     except for M = 0, where the multiple below a tie is always 1: an odd adder, where the code below is even, turns it.
     """
     power_bits, double = _doubled_significand(x, fmt)
-    odd = (power_bits >> 23).bitwise_xor_(fmt.min_field).bitwise_and_(fmt.tie_mask)
-    adder = odd.bitwise_or_(fmt.adder_bits).view(torch.float32)
+    adder = (power_bits >> 23).bitwise_and_(fmt.tie_mask).bitwise_xor_(fmt.adder_bits).view(torch.float32)
     return power_bits, double.add_(adder).sub_(adder)
 
 

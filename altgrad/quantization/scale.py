@@ -75,7 +75,8 @@ def scale_for(amax: Tensor, fmt: FormatTensors, power_of_two: bool) -> tuple[Ten
     Power of two: the one with amax / scale in (max / 2, max], exact to apply.
     Real: the inverse is max / amax, rounded so that amax itself does not overflow.
     Both stay within 2^-126 to 2^126, and max * scale stays finite: values near float32's largest saturate instead.
-    amax = 0 gives 1, and so does a format with float32's own exponent range (BF16, FP32), which needs no scale.
+    amax = 0 gives 1, and so does a format that is not `scaled` (BF16, FP16).
+    Two's complement: `max` is 127 of INT8, so that only values without a scale reach -128.
     """
     amax = amax * fmt.takes_scale
     return _power_of_two_scale(amax, fmt) if power_of_two else _real_scale(amax, fmt)

@@ -121,7 +121,7 @@ class Recipe(BaseModel):
         """
         if fmt.mantissa_bits > 7:
             return f"{fmt} has {fmt.mantissa_bits} mantissa bits, bfloat16 has 7"
-        if self.scaling != "none" and not self.scale_power_of_two and fmt.exponent_bits < 8:
+        if self.scaling != "none" and not self.scale_power_of_two and fmt.scaled:
             return f"{fmt} with scale_power_of_two=false needs more than bfloat16's 7 mantissa bits"
         return None
 

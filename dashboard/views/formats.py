@@ -10,7 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from altgrad.foreign import as_markdown
-from altgrad.formats import FORMATS, NumberFormat, find_format
+from altgrad.formats import FORMATS, SPLITS, NumberFormat, find_format
 from altgrad.markdown import number
 from dashboard.charts import CONFIG
 from dashboard.context import Context
@@ -44,7 +44,7 @@ def _chosen_formats() -> list[NumberFormat]:
         "Formats",
         known,
         "formats",
-        [name for name in known if FORMATS[name].bits == 8],
+        [fmt.name for fmt in SPLITS],
         accept_new_options=True,
         help="Any E<e>M<m> with 1 to 15 bits besides the sign can be typed, such as E3M2 or E4M3b11.",
     )

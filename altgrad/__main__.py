@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from altgrad.command_line import OneLineParser, location, path, positive
-from altgrad.formats import FORMATS, equal_up_to_scale, find_format
+from altgrad.formats import GROUPS, NumberFormat, equal_up_to_scale, find_format
 from altgrad.hints import error_text
 from altgrad.storage import Folder
 from altgrad.training.config import TrainConfig, check_fields, load_config
 from altgrad.yaml_text import NotYaml, assignments
 
 _EXIT_BAD_INPUT = 2
-_TABLE_WIDTH = 110  # a cut-off number is a wrong number: better let a narrow terminal wrap
+_TABLE_WIDTH = 100  # a cut-off number is a wrong number: better let a narrow terminal wrap
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -205,42 +205,50 @@ def _expect(folder: Folder, *records: str) -> str:
     raise FileNotFoundError(f"{folder}: {'neither ' if len(records) > 1 else ''}{missing} in it; give {wanted}{there}")
 
 
+# Heading and width; with a space between columns 99 characters.
+_FORMAT_COLUMNS = (
+    *(("format", 18), ("bits", 4), ("bias", 4), ("largest", 13), ("smallest normal", 11), ("smallest", 12)),
+    *(("values", 9), ("not finite", 14), ("beyond", 6)),
+)
+
+
 def _formats(options: argparse.Namespace) -> int:
-    chosen = {name: find_format(name) for name in options.names} or dict(FORMATS)
-    heads = (
-        "format",
-        "bits",
-        "bias",
-        "largest",
-        "smallest normal",
-        "smallest",
-        "binades",
-        "values",
-        "codes",
-        "overflow",
-    )
-    table = Table(*heads, box=None, padding=(0, 2, 0, 0))
-    for fmt in chosen.values():
-        codes = {(False, False): "all finite", (False, True): "NaN", (True, True): "inf, NaN"}[fmt.has_inf, fmt.has_nan]
-        normal = "-" if fmt.min_normal is None else f"{fmt.min_normal:.6g}"
-        bias = str(fmt.bias) if fmt.exponent_bits else "-"
-        values = f"{2 * fmt.max_index + 1:,}"
-        cells = [
-            f"{fmt.max:.8g}",
-            normal,
-            f"{fmt.min_subnormal:.6g}",
-            f"{fmt.binades:.1f}",
-            values,
-            codes,
-            fmt.overflow,
-        ]
-        table.add_row(fmt.name, str(fmt.bits), bias, *cells)
+    groups = {"": tuple(map(find_format, options.names))} if options.names else GROUPS
     console = Console()
     console.width = max(console.width, _TABLE_WIDTH)
-    console.print(table)
-    for first, second, factor in equal_up_to_scale(chosen):
-        console.print(f"{second} is {first} x {factor:g}: under max-abs scaling they round alike, bit for bit")
+    for title, formats in groups.items():
+        table = Table(box=None, padding=(0, 1, 0, 0), show_header=title == next(iter(groups)))
+        for heading, width in _FORMAT_COLUMNS:
+            table.add_column(heading, width=width, no_wrap=heading != "smallest normal")
+        for fmt in formats:
+            table.add_row(*_format_row(fmt))
+        console.print(*([f"\n{title}"] if title else []), table, sep="\n")
+    scaleless = [fmt.name for formats in groups.values() for fmt in formats if not fmt.scaled]
+    if scaleless:
+        console.print(f"never scaled: {', '.join(scaleless)}")
+    said: set[str] = set()
+    for first, second, factor in equal_up_to_scale({fmt.name: fmt for formats in groups.values() for fmt in formats}):
+        if first not in said:  # it has been said with which earlier one both agree
+            console.print(f"{second} is {first} x {factor:g}: under max-abs scaling they round alike, bit for bit")
+            said.add(second)
     return 0
+
+
+def _format_row(fmt: NumberFormat) -> list[str]:
+    """Cells of `_FORMAT_COLUMNS`."""
+    special = " ".join(name for name, has in (("inf", fmt.has_inf), ("NaN", fmt.has_nan)) if has)
+    zero = "" if fmt.has_negative_zero else "no -0"
+    return [
+        fmt.name,
+        str(fmt.bits),
+        str(fmt.bias) if fmt.exponent_bits else "-",
+        f"{fmt.max:.8g}" + ("" if fmt.lowest == -fmt.max else f" ({fmt.lowest:g})"),
+        "-" if fmt.min_normal is None else f"{fmt.min_normal:.6g}",
+        f"{fmt.min_subnormal:.6g}",
+        f"{fmt.value_count:,}" if fmt.bits <= 16 else f"{fmt.value_count:.3g}",
+        ", ".join(part for part in (special, zero) if part) or "-",
+        "inf" if fmt.overflow == "inf" else "max",
+    ]
 
 
 def _config(options: argparse.Namespace) -> int:

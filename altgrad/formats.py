@@ -54,6 +54,10 @@ class NumberFormat:
             raise ValueError(f"format={self.name!r}: two's complement is for integers, which have no exponent bits")
         if self.max_index < 1:
             raise ValueError(f"format={self.name!r} has no finite value besides 0 with specials={self.specials!r}")
+        if self.scaled and self.exponent_bits >= 8:
+            raise ValueError(
+                f"format={self.name!r} has float32's exponent range, in which no scale helps; scaled=False"
+            )
         if self.overflow == "inf" and not self.has_inf:
             raise ValueError(f"format={self.name!r} has no infinity; overflow must be 'saturate'")
         lowest = self.min_exponent
@@ -249,7 +253,7 @@ SPLITS = GROUPS["8 bits, every split"]  # what the default sweep compares
 
 BASELINE_FORMAT = "BF16"
 
-# Where an emergency shift (STAB-06) goes from a format that fails; E5M2 has nowhere to go.
+# Where an emergency shift (STAB-06) goes from a format that fails; five exponent and two mantissa bits are the end.
 FALLBACKS: Mapping[str, str] = {
     "E7M0": "E5M2",
     "E6M1": "E5M2",
@@ -342,7 +346,10 @@ def finfo(name: str | NumberFormat) -> FormatInfo:
 
 
 def equal_up_to_scale(formats: Mapping[str, NumberFormat]) -> Iterator[tuple[str, str, float]]:
-    """Pairs (a, b, factor) whose grids satisfy grid(b) = factor * grid(a): under max-abs scaling they round alike."""
+    """Pairs (a, b, factor) whose grids satisfy grid(b) = factor * grid(a): under max-abs scaling they round alike.
+
+    Of zeros and NaN they may have different codes.
+    """
     small = [fmt for fmt in formats.values() if fmt.bits <= 16]
     for position, first in enumerate(small):
         for second in small[position + 1 :]:

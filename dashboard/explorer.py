@@ -29,7 +29,7 @@ def facts(fmt: NumberFormat) -> dict[str, Any]:
         "Smallest": number(fmt.min_subnormal, 6),
         "Binades": round(fmt.binades, 1),
         "ULP at 1": number(fmt.ulp(1.0)) if fmt.min_subnormal <= 1 <= fmt.max else "out of range",
-        "Values": 2 * fmt.max_index + 1,
+        "Values": fmt.value_count,
         "Inf": "yes" if fmt.has_inf else "no",
         "NaN": "yes" if fmt.has_nan else "no",
         "Overflow": fmt.overflow,

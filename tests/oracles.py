@@ -180,7 +180,9 @@ def power_of_two_scale(amax: float, fmt: NumberFormat) -> float:
         return 1.0
     exponent = -126
     while (
-        exponent < 126 and Fraction(amax) > (top := Fraction(fmt.max) * Fraction(2) ** exponent) and 2 * top <= LARGEST
+        exponent < 126
+        and Fraction(amax) > Fraction(fmt.max) * Fraction(2) ** exponent
+        and -2 * Fraction(fmt.lowest) * Fraction(2) ** exponent <= LARGEST
     ):
         exponent += 1
     return 2.0**exponent

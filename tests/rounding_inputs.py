@@ -17,7 +17,7 @@ EIGHT_BITS = [fmt for fmt in FORMATS.values() if fmt.bits == 8]
 # edge of overflow stays inside.
 EDGES = [
     *(find_format(name) for name in ("E1M6b126", "E1M6b-126", "E8M6", "E0M15", "E0M1", "E1M0", "E7M7b0", "E4M3b11")),
-    NumberFormat("e8m0_inf", 8, 0, bias=127, specials="ieee", overflow="inf"),
+    NumberFormat("e8m0_inf", 8, 0, bias=127, specials="ieee", overflow="inf", scaled=False),
 ]
 OVERFLOWING = [
     dataclasses.replace(fmt, name=f"{fmt.name}_{rule}", overflow=rule)

@@ -120,3 +120,10 @@ def test_interventions_name_config_fields_and_join():
     assert intervention_fields("clip+shift") == {"enable_partition_clipping": True, "enable_emergency_shift": True}
     with pytest.raises(ConfigError, match=r"'pray'; known: none, clip"):
         intervention_fields("pray")
+
+
+def test_a_format_is_kept_under_its_registered_name():
+    recipe = Recipe(format="FP4_E2M1", gradient_format="float8_e5m2", layer_formats={"head": "E8M7"})
+    assert (recipe.format, recipe.weight_format, recipe.gradient_format) == ("E2M1", None, "E5M2")
+    assert recipe.layer_formats == {"head": "BF16"}
+    assert recipe == Recipe(format="E2M1", gradient_format="E5M2", layer_formats={"head": "BF16"})

@@ -17,13 +17,9 @@ import yaml
 
 from altgrad.compare import Row, comparison, rescue_matrix
 from altgrad.curves import measured
-<<<<<<< HEAD
 from altgrad.foreign import as_file_name
-from altgrad.formats import FORMATS, find_format
-=======
->>>>>>> 4dd4641 (Formats by their published names: specials policies, FP6, FP4, fnuz, P3109, integers, TF32; FP16 is unscaled)
-from altgrad.metrics import METRICS
 from altgrad.formats import FORMATS, SPLITS, find_format
+from altgrad.metrics import METRICS
 from altgrad.quantization.round import round_to_format
 from altgrad.report import failure_report
 from altgrad.report.evidence import Evidence

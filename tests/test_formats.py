@@ -252,6 +252,8 @@ def test_overflow_to_infinity_needs_an_infinity():
 def test_specials_that_do_not_go_with_the_fields_are_refused():
     with pytest.raises(ValueError, match="two's complement is for integers"):
         NumberFormat("x", 4, 3, 7, "twos_complement")
+    with pytest.raises(ValueError, match="no scale helps"):
+        NumberFormat("x", 8, 3, 127, "ieee")
     with pytest.raises(ValueError, match="no finite value besides 0"):
         NumberFormat("x", 0, 1, 0, "fn")
 

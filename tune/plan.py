@@ -77,11 +77,12 @@ def _sources(options: SweepOptions) -> Iterator[tuple[str, TrainConfig]]:
 
 def _known_format(name: str) -> str:
     """The format's own spelling, whatever case it was typed in."""
-    for spelling in (name, name.upper()):
+    reason: ValueError | None = None
+    for spelling in (name, name.upper(), name.lower()):
         try:
             return find_format(spelling).name
         except ValueError as error:
-            reason = error
+            reason = reason or error
     raise SweepError(f"--formats: {reason}")
 
 

@@ -20,6 +20,7 @@ BLOCK = 32  # values per scale with granularity "block", as in OCP MX v1.0
 GROUP = 64  # blocks that compiled code takes at a time: 8 KiB, so that what the amax read is in the nearest cache
 _FIELD = 23  # float32: bits below the exponent field
 _FRACTION = 0x7FFFFF
+_EXPONENT = 0x7F800000
 _MAGNITUDE = 0x7FFFFFFF
 _NEXT_EXPONENT = 1 << _FIELD
 _ONE = 127 << _FIELD  # bits of 1.0
@@ -100,7 +101,8 @@ def _power_of_two_scale(amax: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tenso
     Few operations matter: with one scale per block they are half of the work.
     """
     max_bits = fmt.max.view(torch.int32)
-    ceiling = torch.clamp((254 << _FIELD) - (max_bits & ~_FRACTION), max=_LARGEST_SCALE)
+    furthest = fmt.lowest.view(torch.int32) & _EXPONENT  # of 128 for INT8, whose max is 127
+    ceiling = torch.clamp((254 << _FIELD) - furthest, max=_LARGEST_SCALE)
     exponent = (amax.view(torch.int32) - max_bits + _FRACTION) & ~_FRACTION
     exponent = torch.minimum(exponent.clamp(min=-_LARGEST_SCALE), ceiling)
     exponent = torch.where(amax > 0, exponent, 0)

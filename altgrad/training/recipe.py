@@ -80,10 +80,18 @@ class Recipe(BaseModel):
             return int(number)
         return float(number) if float in kinds else value
 
+    @field_validator("format", "weight_format", "activation_format", "gradient_format")
+    @classmethod
+    def _registered_name(cls, name: str | None) -> str | None:
+        return None if name is None else find_format(name).name
+
+    @field_validator("layer_formats")
+    @classmethod
+    def _registered_names(cls, names: dict[str, str]) -> dict[str, str]:
+        return {pattern: find_format(name).name for pattern, name in names.items()}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for layer_format in self.layer_formats.values():
-            find_format(layer_format)
         if self.scaling == "delayed" and self.scale_granularity != "tensor":
             raise ValueError(
                 f"scale_granularity={self.scale_granularity!r} with scaling='delayed': rows of the next batch have no "

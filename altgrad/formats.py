@@ -321,27 +321,19 @@ class FormatInfo:
     scaled: bool
 
 
-def finfo(name: str | NumberFormat) -> FormatInfo:
+def finfo(name_or_format: str | NumberFormat) -> FormatInfo:
     """The numbers that describe a format, under the names of numpy.finfo.  Raises ValueError as `find_format`."""
-    fmt = find_format(name) if isinstance(name, str) else name
+    fmt = find_format(name_or_format) if isinstance(name_or_format, str) else name_or_format
     eps = fmt.ulp(1.0)
+    same = ("name", "bits", "max", "has_inf", "has_nan", "has_negative_zero", "has_subnormals", "value_count")
     return FormatInfo(
-        name=fmt.name,
-        bits=fmt.bits,
-        max=fmt.max,
+        **{name: getattr(fmt, name) for name in (*same, "overflow", "scaled")},
         min=fmt.lowest,
         smallest_normal=fmt.min_normal,
         smallest_subnormal=fmt.min_subnormal if fmt.has_subnormals else None,
         eps=eps if fmt.min_subnormal <= 1 and 1 + eps <= fmt.max else None,
         nexp=fmt.exponent_bits,
         nmant=fmt.mantissa_bits,
-        has_inf=fmt.has_inf,
-        has_nan=fmt.has_nan,
-        has_negative_zero=fmt.has_negative_zero,
-        has_subnormals=fmt.has_subnormals,
-        value_count=fmt.value_count,
-        overflow=fmt.overflow,
-        scaled=fmt.scaled,
     )
 
 

@@ -7,14 +7,15 @@ knows why, so it writes `end.json`; a run that already has one is left alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
+from altgrad.collapse import store_gap
 from altgrad.outage import StorageRefused
 from altgrad.report import write_failure_report
-from altgrad.results import Verdict, read_end, write_end
+from altgrad.results import RecordError, Verdict, read_end, write_end
 from altgrad.storage import Folder
 from tune.failures import once_more, why_failed
 from tune.manifest import write_never_started
@@ -52,6 +53,7 @@ class EndRecords(tune.Callback):
                     write_failure_report(folder)
             elif verdict is not None:
                 _add_verdict(folder, verdict)
+            self._store_gaps(run)
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """The trial died and starts again; once only where it would for ever."""
@@ -68,6 +70,15 @@ class EndRecords(tune.Callback):
                 write_never_started(folder, plan_of(trial), self._sweep.name)
             if not folder.has("end.json"):  # the runner records an exception itself; a dead process cannot
                 write_end(folder, "failed", None, {"error": why_failed(trial), "steps": _steps(trial)})
+            self._store_gaps(run)
+
+    def _store_gaps(self, run: str) -> None:
+        """The gap of every pair that is complete now; what it is worth is not worth a sweep."""
+        with suppress(OSError, RecordError):
+            folder = self._sweep.patient(0)
+            for trial in self._stopper.pairs_over(run):
+                assert trial.baseline is not None
+                store_gap(trial.config, folder / trial.run, folder / trial.baseline)
 
     @contextmanager
     def _noting_refusal(self) -> Iterator[None]:

@@ -80,6 +80,12 @@ class CollapseStopper(tune.Stopper):
         if run in self._curves:
             self._over.add(run)
 
+    def pairs_over(self, run: str) -> list[Trial]:
+        """The trials whose curve and whose baseline's are both complete now that `run` is over."""
+        over = {name for name in self._trials if name == run or (self._sweep / name).has("end.json")}
+        pairs = [trial for trial in self._trials.values() if run in (trial.run, trial.baseline)]
+        return [trial for trial in pairs if trial.baseline in over and trial.run in over]
+
     def _watch(self, run: str, records: Sequence[Record]) -> _Watch:
         """The run's watch; a new one first sees what an earlier sweep process left on disk."""
         if run not in self._watches:

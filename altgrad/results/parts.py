@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from altgrad.results.part_file import PartWriter, read_part
+from altgrad.results.part_file import PartWriter, encoded, read_part
 from altgrad.results.schema import KEY_COLUMNS, ROW_KEY, SCHEMAS, TableName
 from altgrad.storage import Folder
 
@@ -150,6 +150,17 @@ def merge_newest(folder: Folder, name: TableName, known: Mapping[str, pa.Table])
     """Make one part of the parts in `known`, which were written one after another.  Raises OSError."""
     if merge(folder, name, list(known), known):
         _delete(folder / name, list(known))
+
+
+def replace_rows(folder: Folder, name: TableName, table: pa.Table) -> None:
+    """Make `table` the rows of a run that is over.  A reader finds the old ones or the new ones.  Raises OSError."""
+    parts = [info.base_name for info in (folder / name).list() if info.base_name.startswith("part-")]
+    ranges = [range_ for part in parts if (range_ := _range(part)) is not None]
+    attempt = max(range_.attempt for range_ in ranges)
+    last = max(range_.last for range_ in ranges if range_.attempt == attempt) + 1
+    whole = f"{part_name(attempt, 0).removesuffix('.parquet')}-{last:06d}.parquet"
+    folder.write_bytes(f"{name}/{whole}", encoded(name, table), durable=True)  # what it replaces goes
+    _delete(folder / name, parts)
 
 
 def merge(folder: Folder, name: TableName, parts: Sequence[str], known: Mapping[str, pa.Table]) -> bool:

@@ -6,15 +6,10 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from altgrad.results import RecordError, ended_as, read_start
+from altgrad.results.beginning import other_beginning
 from altgrad.storage import Folder
 from altgrad.training.config import ConfigError, TrainConfig
 from altgrad.training.payoff import How
-
-# what two attempts at a run share besides their config: key in run.json -> what it identifies, what to do
-_SHARED = {
-    "initial_weights_hash": ("initial weights", "build the model as before (seeded)"),
-    "batches_hash": ("training data", "restore the data"),
-}
 
 
 class AnotherRunError(ConfigError):
@@ -47,12 +42,7 @@ def another_start(folder: Folder, started: Mapping[str, Any]) -> str | None:
 
     started: what `run.json` would say.  Going on would join two runs into one curve.
     """
-    earlier = read_start(folder)
-    for key, (what, remedy) in _SHARED.items():
-        before, now = earlier.get(key), started[key]
-        if before is not None and before != now:
-            change = f"{key} {before}, now {now}"
-            return (
-                f"{folder}: holds a run that started with other {what} ({change}); {remedy}, or choose another folder"
-            )
-    return None
+    difference = other_beginning(read_start(folder), started)
+    if difference is None:
+        return None
+    return f"{folder}: holds a run that started with {difference}; restore what it began with, or choose another folder"

@@ -1,0 +1,41 @@
+"""The gap to the baseline in the rows of a run, whichever of the two was over first.
+
+A run that trains beside its baseline cannot know it, and what the driver makes of the two curves while they grow is
+its own.  So it is computed once more when both are over, from what is stored, and takes the place of the empty column.
+It is a function of the two curves alone: in a run that knew its baseline from the start it changes nothing.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from altgrad.collapse.detector import gap_to_baseline
+from altgrad.results.beginning import other_beginning
+from altgrad.results.parts import read_rows, read_table, replace_rows
+from altgrad.results.records import read_start
+from altgrad.storage import Folder
+from altgrad.training.config import TrainConfig
+
+COLUMN = "gap_to_baseline"
+
+
+def store_gap(config: TrainConfig, run: Folder, baseline: Folder) -> str | None:
+    """Fill `gap_to_baseline` of a run's rows once both runs are over; why there is none, in one line, else None.
+
+    Raises RecordError for a `run.json` that cannot be used, OSError where storage refuses.
+    """
+    start = read_start(run)
+    difference = other_beginning(read_start(baseline), start)
+    if difference is not None:
+        return f"{run.name}: no gap to {baseline.name}, since it began with {difference}"
+    rows, broken = read_rows(run, "steps")
+    if broken:
+        return f"{run.name}: no gap to {baseline.name}, since {len(broken)} of its parts cannot be read"
+    curve = read_table(baseline, "steps", ["loss"])
+    known = zip(curve["step"].to_pylist(), curve["loss"].to_pylist(), strict=True)
+    gap = gap_to_baseline(config, start.get("vocabulary"), {step: loss for step, loss in known if loss is not None})
+    own = zip(rows["step"].to_pylist(), rows["loss"].to_pylist(), strict=True)
+    column = pa.array([None if loss is None else gap.update(step, loss) for step, loss in own], pa.float64())
+    if rows.num_rows and not column.equals(rows[COLUMN].combine_chunks()):
+        replace_rows(run, "steps", rows.set_column(rows.column_names.index(COLUMN), COLUMN, column))
+    return None

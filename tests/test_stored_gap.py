@@ -69,3 +69,15 @@ def test_a_baseline_that_began_with_other_weights_gives_a_sentence_and_no_gap(kn
     said = store_gap(other, folder / "other seed", folder / "baseline")
     assert said is not None and "began with other initial weights" in said and "\n" not in said
     assert set(map(str, column(folder / "other seed"))) <= {"nan", "None"}
+
+
+def test_a_run_is_given_no_gap_to_a_baseline_that_began_with_other_weights(known):
+    folder, _ = known
+    losses = dict.fromkeys(range(1, 31), 3.0)
+    start = read_run(folder / "baseline").info
+    options = {"baseline": losses, "baseline_start": start}
+    same = run_format_experiment(OTHER, folder / "given", **options)
+    other = run_format_experiment(OTHER.altered(seed=8), folder / "given other", **options)
+    assert len(set(column(same.folder))) > 20 and "no_gap" not in read_run(same.folder).info
+    assert set(map(str, column(other.folder))) <= {"nan", "None"}
+    assert "the baseline began with other initial weights" in read_run(other.folder).info["no_gap"]

@@ -16,7 +16,7 @@ import torch
 from ray import tune
 
 from altgrad.control import stop_request, stop_sentence
-from altgrad.results import ended_as, read_table, write_end
+from altgrad.results import ended_as, read_start, read_table, write_end
 from altgrad.storage import Folder
 from altgrad.training.format_runner import FormatExperimentRunner
 from altgrad.training.outcome import Report
@@ -117,7 +117,7 @@ def _train(parameters: dict[str, Any], send: Reporter) -> None:
             report_interval=REPORT_INTERVAL,
             runs_alike=job.runs_alike,
             resources={"cpus": job.workers * job.cpus, "gpus": job.workers * job.gpus},
-            baseline=_finished_baseline(trial, sweep) if first else None,
+            **(_finished_baseline(trial, sweep) if first else {}),
         ).run()
     finally:
         tracker.finish()
@@ -138,9 +138,10 @@ def _result(trial: Trial, news: Report) -> dict[str, Any]:
     }
 
 
-def _finished_baseline(trial: Trial, sweep: Folder) -> dict[int, float] | None:
-    """The baseline's training loss by step, where its run is over; one that still trains is the stopper's business."""
+def _finished_baseline(trial: Trial, sweep: Folder) -> dict[str, Any]:
+    """What the runner wants to know of a baseline that is over; one that still trains is the stopper's business."""
     if trial.baseline is None or ended_as(sweep / trial.baseline) is None:
-        return None
+        return {}
     table = read_table(sweep / trial.baseline, "steps", ["loss"])
-    return dict(zip(table["step"].to_pylist(), table["loss"].to_pylist(), strict=True))
+    losses = dict(zip(table["step"].to_pylist(), table["loss"].to_pylist(), strict=True))
+    return {"baseline": losses, "baseline_start": read_start(sweep / trial.baseline)}

@@ -23,6 +23,7 @@ from altgrad.control import stop_request, stop_sentence
 from altgrad.outage import Outage
 from altgrad.report import write_failure_report
 from altgrad.results import NoWriter, RunWriter, Status, Verdict
+from altgrad.results.beginning import other_beginning
 from altgrad.storage import Folder
 from altgrad.training.allocator import keep_freed_memory
 from altgrad.training.attempts import AnotherRunError, another_start, next_attempt
@@ -42,7 +43,8 @@ class FormatExperimentRunner:
     """Runs one config and writes its results folder.
 
     report: called every `report_interval` steps and at the end, after everything of those steps was handed to the
-    writer.  baseline: training loss by step of the baseline run, where its curve is known beforehand.
+    writer.  baseline: training loss by step of the baseline run, where its curve is known beforehand; baseline_start:
+    its `run.json`: a baseline that began with other weights or data gives no gap, and `run.json` says why.
     announce: told before the first step which share of the model is rounded, in a sentence.
     resources: what the run holds of its machine, for run.json.  model, batches, runs_alike: see `Trainer`.
     """
@@ -58,6 +60,7 @@ class FormatExperimentRunner:
         report: Callable[[Report], None] | None = None,
         report_interval: int = 10,
         baseline: Mapping[int, float] | None = None,
+        baseline_start: Mapping[str, Any] | None = None,
         model: nn.Module | None = None,
         batches: Batches | None = None,
         runs_alike: int | None = None,
@@ -71,6 +74,7 @@ class FormatExperimentRunner:
         self._report, self._report_interval = report, report_interval
         self._ranks = Ranks.joined()
         self._baseline = baseline
+        self._baseline_start = baseline_start or {}
         self._gap: BaselineGap | None = None
         self._model, self._batches, self._runs_alike = model, batches, runs_alike
         self._resources, self._announce = resources, announce
@@ -94,8 +98,12 @@ class FormatExperimentRunner:
             trainer = Trainer(self.config, self._model, self._batches, self._runs_alike, self._compiled_before)
             vocabulary = trainer.batches.vocabulary
             detector = CollapseDetector(self.config, vocabulary)
-            self._gap = None if baseline is None else gap_to_baseline(self.config, vocabulary, baseline)
             info = self._info(trainer)
+            difference = self._ranks.from_first(lambda: other_beginning(self._baseline_start, info))
+            if difference is not None:
+                info["no_gap"] = f"the baseline began with {difference}"
+            elif baseline is not None:
+                self._gap = gap_to_baseline(self.config, vocabulary, baseline)
             other = self._ranks.from_first(lambda: another_start(self.folder, info) if attempt else None)
             if other is not None:
                 raise AnotherRunError(other)

@@ -322,7 +322,7 @@ def hostile(results: Path) -> str:
     for seed, ending in enumerate(("completed", "collapsed", "failed"), start=1):
         for fmt in ("BF16", "E7M0"):
             run = generated.InventedRun(
-                fmt, seed=seed, steps=60, eval_interval=20, diagnostic_interval=10, data=HOSTILE
+                fmt, seed=seed, steps=60, eval_interval=20, diagnostic_interval=10, data=HOSTILE.replace("http:", "")
             )
             writer = RunWriter(sweep / f"{fmt}-{seed}", flush_seconds=1e9)
             name = f"{fmt} {seed} {HOSTILE}"

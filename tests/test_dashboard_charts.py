@@ -31,7 +31,7 @@ from dashboard.heat import heat, heat_figure
 from dashboard.matrix import cell_text, matrix_axes, matrix_figure, pareto, survival_figure
 from dashboard.rounding import Weighted, fit, from_distribution, from_histogram, power_of_two_scale, rounded
 from dashboard.sweep import Sweep
-from dashboard.table import group_frame, run_frame, sparkline
+from dashboard.table import csv_of, frame_of, group_frame, run_frame, sparkline
 from dashboard.views.overview import best_sentence
 from dashboard.views.run import reproduce
 from tests import generated_results as generated
@@ -130,6 +130,12 @@ def test_run_table_has_absent_values_as_absent(sweep: Sweep, rows: list[Row]) ->
     assert pd.isna(frame.loc["bf16_lr0.0006_s1", "collapse_step"])
     assert frame.loc["e7m0_lr0.0006_s1", "collapse_step"] == 80
     assert frame.loc["e7m0_lr0.0006_s1", "progress"] == pytest.approx(100 * 80 / 120)
+
+
+def test_a_frame_tells_nan_from_what_was_not_measured_and_so_does_its_csv() -> None:
+    frame = frame_of([{"a": 1.5, "n": 1}, {"a": float("nan"), "n": None}, {"a": None, "n": 3}, {"a": float("inf")}])
+    assert frame["a"].isna().tolist() == [False, False, True, False]
+    assert csv_of(frame).splitlines() == ["a,n", "1.5,1", "nan,", ",3", "inf,"]
 
 
 def test_sparkline_has_finite_values_only(sweep: Sweep) -> None:

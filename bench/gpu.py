@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from altgrad.formats import find_format
 from altgrad.quantization.compiled import INDUCTOR_OPTIONS, compiled_round
-from altgrad.quantization.layers import quantize_model
+from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training.recipe import Recipe
 from bench.harness import NotMeasured, cuda_device, cuda_ratio
 

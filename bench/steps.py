@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from altgrad.quantization.layers import quantize_model
+from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training.compiling import StepLoss
 from altgrad.training.config import TrainConfig
 from altgrad.training.data import Batches, TextBatches, load_corpus
@@ -44,7 +44,7 @@ def bare_step(
     """A plain training loop's step: forward, backward, fused AdamW, one reading; on a GPU in bfloat16 autocast."""
     assert batches.vocabulary is not None
     model: nn.Module = build_gpt(settings, batches.vocabulary).to(device)
-    layers = quantize_model(model, settings, counting=False) if quantised else {}
+    layers = quantize_model(model, settings, counting=False).layers if quantised else {}
     optimizer = build_optimizer(model, settings)
     parameters = list(model.parameters())
     loss_of = StepLoss(model, layers, settings, device) if quantised else torch.compile(model, dynamic=False)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from altgrad.quantization.layers import QuantizedLinear, quantize_model
+from altgrad.quantization.layers import QuantizedLinear
+from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training.recipe import Recipe
 from tests.oracles import quantise_by_hand
 
@@ -30,7 +31,7 @@ def layer_of(recipe: Recipe, *, bias: bool = True) -> QuantizedLinear:
         model[0].weight.copy_(draw(OUT, IN, seed=1) / 16)
         if bias:
             model[0].bias.copy_(draw(OUT, seed=2))
-    return quantize_model(model, recipe)["0"]
+    return quantize_model(model, recipe).layers["0"]
 
 
 def run(layer: nn.Module, x: torch.Tensor, dy: torch.Tensor) -> list[torch.Tensor]:

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from altgrad.diagnostics.protocol import Context, DiagnosticSnapshot, LayerStep
 from altgrad.diagnostics.suite import Diagnostics
-from altgrad.quantization.layers import QuantizedLinear, quantize_model, set_step
+from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training.config import TrainConfig
-from altgrad.training.optim import WriteBack
 from tests import slow_diagnostics as slow
 
 EVERYTHING = {"log_stiffness": True, "log_grid_alignment": True, "log_ulp": True, "use_shadow": True}
@@ -35,11 +34,8 @@ class Bench:
     def __init__(self, model: nn.Module | None = None, learning_rate: float = 3e-3, **fields: Any) -> None:
         self.config = TrainConfig(**(EVERYTHING | fields))
         self.model = plain_model() if model is None else model
-        self.layers: dict[str, QuantizedLinear] = quantize_model(self.model, self.config)
-        self.write_back = None if self.config.master_weights else WriteBack(self.layers, self.config)
-        if self.write_back is not None:
-            self.write_back()
-            self.write_back.forget()
+        self.quantized = quantize_model(self.model, self.config)
+        self.layers, self.write_back = self.quantized.layers, self.quantized.write_back
         corrections = None if self.write_back is None else self.write_back.corrections
         self.diagnostics = Diagnostics(self.config, self.model, self.layers, corrections)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=learning_rate, betas=(0.9, 0.95))
@@ -54,7 +50,7 @@ class Bench:
 
     def backward(self) -> None:
         self.number += 1
-        set_step(self.layers.values(), seed=7, step=self.number)
+        self.quantized.begin_step(seed=7, step=self.number)
         self.optimizer.zero_grad()
         self.loss().backward()
 
@@ -70,8 +66,7 @@ class Bench:
         }
         self.optimizer.step()
         intended = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
-        if self.write_back is not None:
-            self.write_back()
+        self.quantized.after_optimizer()
         steps = []
         for name, layer in self.layers.items():
             weight, stored, scale, inverse = before[name]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from altgrad.formats import FORMATS
 from altgrad.quantization.compiled import compiled_round, compiled_round_and_count
-from altgrad.quantization.layers import quantize_model
+from altgrad.quantization.quantized_model import quantize_model
 from altgrad.quantization.round import round_to_format, spec_of
 from altgrad.quantization.site import Mode, round_site
 from altgrad.training.config import TrainConfig
@@ -91,7 +91,7 @@ def layer_of(recipe: Recipe, device: str = "cuda") -> nn.Module:
     with torch.no_grad():
         model[0].weight.copy_(draw(48, 64, seed=1) / 16)
         model[0].bias.copy_(draw(48, seed=2))
-    return quantize_model(model.to(device), recipe)["0"]
+    return quantize_model(model.to(device), recipe).layers["0"]
 
 
 def results(**fields) -> list[Tensor]:

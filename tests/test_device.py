@@ -70,7 +70,7 @@ def test_nothing_that_a_graph_gave_outlives_its_step(monkeypatch):
         assert all(parameter.grad is None for parameter in trainer.model.parameters())
         for layer in trainer.layers.values():
             for site in layer.sites.values():
-                assert site.counts is None and site.slot.grad is None
+                assert site.counts is None and site.slots.first.grad is None and site.slots.further.grad is None
         assert not [loss for loss in calls if loss() is not None]
         loss = loss_of(inputs, targets)
         calls.append(weakref.ref(loss))

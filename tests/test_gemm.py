@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from altgrad.formats import FALLBACKS, FORMATS, NumberFormat, find_format
 from altgrad.quantization import gemm
-from altgrad.quantization.layers import quantize_model
+from altgrad.quantization.quantized_model import quantize_model
 from altgrad.quantization.round import FormatTensors, round_to_format
 from altgrad.quantization.scale import scale_for
 from altgrad.training.config import ConfigError, TrainConfig, make_config
@@ -130,11 +130,11 @@ def test_real_scales_are_refused_where_a_format_takes_a_scale():
 
 def test_auto_multiplies_bfloat16_on_a_gpu_exactly_in_the_layers_where_that_is_exact(monkeypatch):
     recipe = Recipe(format="E4M3", layer_formats={"1": "FP16"})
-    assert not any(layer.multiplies_bfloat16 for layer in quantize_model(two_layers(), recipe).values())
+    assert not any(layer.multiplies_bfloat16 for layer in quantize_model(two_layers(), recipe).layers.values())
     monkeypatch.setattr(gemm, "bfloat16_pays", lambda device: True)
-    layers = quantize_model(two_layers(), recipe)
+    layers = quantize_model(two_layers(), recipe).layers
     assert [layer.multiplies_bfloat16 for layer in layers.values()] == [True, False]
-    real = quantize_model(two_layers(), Recipe(format="E4M3", scale_power_of_two=False))
+    real = quantize_model(two_layers(), Recipe(format="E4M3", scale_power_of_two=False)).layers
     assert not any(layer.multiplies_bfloat16 for layer in real.values())
 
 
@@ -148,12 +148,12 @@ def test_no_emergency_shift_leads_to_a_format_that_bfloat16_lacks():
 
 def test_a_layer_that_changes_to_a_wide_format_multiplies_float32_or_refuses(monkeypatch):
     monkeypatch.setattr(gemm, "bfloat16_pays", lambda device: True)
-    layer = quantize_model(two_layers(), Recipe(format="E4M3"))["0"]
+    layer = quantize_model(two_layers(), Recipe(format="E4M3")).layers["0"]
     layer.site("weight").set_format(FORMATS["FP16"])
     assert not layer.multiplies_bfloat16
     layer.site("weight").set_format(FORMATS["E5M2"])
     assert layer.multiplies_bfloat16
-    asked = quantize_model(two_layers(), Recipe(format="E4M3", gemm_dtype="bfloat16"))["0"]
+    asked = quantize_model(two_layers(), Recipe(format="E4M3", gemm_dtype="bfloat16")).layers["0"]
     with pytest.raises(ValueError, match=r"^gemm_dtype='bfloat16': FP16 has 10 mantissa bits[^\n]*$"):
         asked.site("weight").set_format(FORMATS["FP16"])
     assert asked.format_of("weight").name == "E4M3"
@@ -161,7 +161,7 @@ def test_a_layer_that_changes_to_a_wide_format_multiplies_float32_or_refuses(mon
 
 def test_a_compiled_graph_serves_all_exact_formats_and_another_one_those_that_are_not(monkeypatch):
     monkeypatch.setattr(gemm, "bfloat16_pays", lambda device: True)
-    layer = quantize_model(two_layers(), Recipe(format="E4M3"))["0"]
+    layer = quantize_model(two_layers(), Recipe(format="E4M3")).layers["0"]
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(layer, backend=counter, dynamic=False, fullgraph=True)

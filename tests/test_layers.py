@@ -13,7 +13,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from altgrad.formats import FORMATS, find_format
 from altgrad.quantization.counters import COUNTERS
-from altgrad.quantization.layers import quantize_model, set_step, unrounded
+from altgrad.quantization.layers import unrounded
+from altgrad.quantization.quantized_model import quantize_model
 from altgrad.quantization.round import round_to_format
 from altgrad.training.recipe import GEMM_SITES, Recipe
 from tests.layer_reference import IN, OUT, by_hand, draw, layer_of, run
@@ -142,11 +143,11 @@ def test_stochastic_layers_differ_from_key_to_key_and_from_layer_to_layer():
     model = nn.Sequential(nn.Linear(IN, IN), nn.Linear(IN, IN))
     with torch.no_grad():
         model[1].weight.copy_(model[0].weight)
-    layers = quantize_model(model, Recipe(format="E2M1", rounding="stochastic"))
+    layers = quantize_model(model, Recipe(format="E2M1", rounding="stochastic")).layers
     first, second = (layer.rounded_weight() for layer in layers.values())
     assert not torch.equal(first, second)
     assert torch.equal(first, layers["0"].rounded_weight())
-    layers["0"].key.copy_(torch.tensor([5, 6], dtype=torch.int32))
+    layers["0"].key.copy_(torch.tensor([5, 6, 0], dtype=torch.int32))
     assert not torch.equal(first, layers["0"].rounded_weight())
 
 
@@ -178,7 +179,8 @@ def test_one_compiled_graph_serves_every_format_shift():
 def test_without_counting_the_values_stay_and_nothing_is_counted(native: bool) -> None:
     recipe = Recipe(format="E4M3", gradient_format="E5M2", native_fp8=native)
     counted, bare = (
-        quantize_model(nn.Sequential(nn.Linear(16, 16)), recipe, counting=counting)["0"] for counting in (True, False)
+        quantize_model(nn.Sequential(nn.Linear(16, 16)), recipe, counting=counting).layers["0"]
+        for counting in (True, False)
     )
     bare.load_state_dict(counted.state_dict())
     x, dy = draw(16, 16, seed=3), draw(16, 16, seed=4)
@@ -188,11 +190,11 @@ def test_without_counting_the_values_stay_and_nothing_is_counted(native: bool) -
 
 
 def test_each_step_of_a_loop_of_ones_own_draws_other_numbers_and_a_step_draws_its_own_again() -> None:
-    layers = quantize_model(nn.Sequential(nn.Linear(64, 64)), Recipe(format="E4M3", rounding="stochastic"))
+    quantized = quantize_model(nn.Sequential(nn.Linear(64, 64)), Recipe(format="E4M3", rounding="stochastic"))
     drawn = []
     for step in (1, 2, 1):
-        set_step(layers.values(), seed=5, step=step)
-        drawn.append(layers["0"].rounded_weight())
+        quantized.begin_step(seed=5, step=step)
+        drawn.append(quantized.layers["0"].rounded_weight())
     assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])
 
 
@@ -203,7 +205,7 @@ def test_delayed_scaling_without_counting_is_refused() -> None:
 
 @pytest.mark.parametrize("uses", [1, 2, 3])
 def test_a_layer_used_several_times_counts_every_use(uses: int) -> None:
-    (layer,) = quantize_model(nn.Sequential(nn.Linear(8, 8)), Recipe(format="E4M3")).values()
+    (layer,) = quantize_model(nn.Sequential(nn.Linear(8, 8)), Recipe(format="E4M3")).layers.values()
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     y = x
     for _ in range(uses):

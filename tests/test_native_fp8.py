@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from altgrad.formats import FORMATS, find_format
 from altgrad.quantization import native
-from altgrad.quantization.layers import quantize_model
+from altgrad.quantization.quantized_model import quantize_model
 from altgrad.quantization.round import round_to_format, spec_of
 from altgrad.quantization.site import Mode, round_site
 from altgrad.training.config import ConfigError, TrainConfig, make_config
@@ -25,7 +25,7 @@ FAST = {"warmup_steps": 1, "learning_rate": 3e-3, "compile": False, "threads": 1
 
 def layer_of(recipe: Recipe) -> nn.Module:
     torch.manual_seed(1)
-    return quantize_model(nn.Sequential(nn.Linear(IN, OUT)), recipe)["0"]
+    return quantize_model(nn.Sequential(nn.Linear(IN, OUT)), recipe).layers["0"]
 
 
 def operands() -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,7 +140,7 @@ def test_a_compiler_traces_the_native_step_as_it_runs_eagerly():
 @pytest.mark.parametrize("fields", [{"native_fp8": True}, {"gemm_dtype": "bfloat16"}], ids=str)
 def test_layers_of_one_shape_share_a_graph(fields):
     model = nn.Sequential(*(nn.Linear(IN, IN) for _ in range(3)))
-    layers = quantize_model(model, Recipe(**MIXED, **fields)).values()
+    layers = quantize_model(model, Recipe(**MIXED, **fields)).layers.values()
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
     for layer in layers:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from altgrad.formats import FORMATS, find_format
 from altgrad.quantization.compiled import INDUCTOR_OPTIONS, compiled_round, compiled_round_and_count
-from altgrad.quantization.layers import quantize_model
+from altgrad.quantization.quantized_model import quantize_model
 from altgrad.quantization.random import draw_key
 from altgrad.quantization.round import round_to_format, spec_of
 from altgrad.quantization.site import Mode, round_site
@@ -250,7 +250,7 @@ def test_blocks_share_one_graph_and_leave_the_model_as_it_was():
 
 def test_a_model_without_repeated_blocks_refuses_to_be_compiled_by_them():
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU())
-    layers = quantize_model(model, Recipe())
+    layers = quantize_model(model, Recipe()).layers
     config = TrainConfig(**MICRO, compile="blocks")
     with pytest.raises(ValueError, match=r"^compile='blocks': the model repeats no block[^\n]*$"):
         StepLoss(model, layers, config, torch.device("cpu"))

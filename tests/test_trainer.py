@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from altgrad.quantization.layers import quantize_model
+from altgrad.quantization.quantized_model import quantize_model
 from altgrad.quantization.round import FormatTensors, round_to_format
 from altgrad.results import read_run
 from altgrad.storage import Folder
@@ -190,7 +190,7 @@ def test_layer_formats_reach_the_layers_they_name():
 def test_a_tied_head_is_one_parameter_before_and_after_the_swap():
     config = MICRO.altered(tied_head=True)
     model = build_gpt(config, 256)
-    layers = quantize_model(model, config)
+    layers = quantize_model(model, config).layers
     assert layers["lm_head"].weight is model.wte.weight
 
 

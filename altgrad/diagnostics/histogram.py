@@ -27,11 +27,14 @@ class Histograms:
     """Histogram and sample of each layer's weight before the step and of the weight's gradient."""
 
     def __init__(self, layers: Mapping[str, QuantizedLinear]) -> None:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator("cpu").manual_seed(0)
         self._positions = {}
         for name, layer in layers.items():
             size = layer.weight.numel()
-            positions = torch.randint(size, (SAMPLE,), generator=generator) if size > SAMPLE else torch.arange(size)
+            if size > SAMPLE:
+                positions = torch.randint(size, (SAMPLE,), generator=generator, dtype=torch.int64, device="cpu")
+            else:
+                positions = torch.arange(size, dtype=torch.int64, device="cpu")
             self._positions[name] = positions.to(layer.weight.device)
 
     def measure(self, steps: Sequence[LayerStep]) -> dict[tuple[str, str], Tensor]:

@@ -82,13 +82,13 @@ def _round(
 
 @functools.cache
 def _spec(fmt: NumberFormat, device: torch.device) -> Tensor:
-    return spec_of(fmt).to(device)
+    return spec_of(fmt, device=device)
 
 
 @functools.cache
 def _graph(mode: Mode, counting: bool) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
     def rounded(x: Tensor, spec: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        history = torch.zeros(0, device=x.device)
+        history = torch.zeros(0, dtype=torch.float32, device=x.device)
         values, counts = rounded_with_counts(x, spec, history, key, mode, in_bits=True)
         if counting:
             return values, torch.stack(counts)

@@ -1,4 +1,4 @@
-"""Linear layers whose three GEMMs see rounded operands, and the swap that puts them into any model.
+"""Linear layers whose three GEMMs see rounded operands.
 
     y = Q_a(x) Q_w(W)^T + b        dx = Q_g(dy) Q_w(W)        dW = Q_g(dy)^T Q_a(x)
 
@@ -9,7 +9,6 @@ what its rounding did on every step.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Self
@@ -20,7 +19,6 @@ from torch.nn import functional
 
 from altgrad.formats import NumberFormat, Overflow, find_format
 from altgrad.quantization import gemm, native
-from altgrad.quantization.random import fill_key
 from altgrad.quantization.site import Site, rounded_and_scale
 from altgrad.quantization.straight_through import RoundGradient, RoundOperand
 from altgrad.training.recipe import GEMM_SITES, GemmSite, Recipe
@@ -30,13 +28,14 @@ class QuantizedLinear(nn.Linear):
     """A linear layer that shares the Parameters of the one it replaces and rounds the operands of its GEMMs.
 
     `sites["weight" | "activation" | "gradient"]` hold the formats and, while `counting` is set, the counts since they
-    were last taken (see `site.take_counts`).
-    While `bypass` is set (see `unrounded`) nothing is rounded or counted.
+    were last taken (see `Site.take_counts`).  Its state dict is that of the plain layer.
+    While `bypass`, the number of `unrounded` blocks it is in, is not 0, nothing is rounded or counted.
     weight (out, in); input (..., in), output (..., out), computed in float32 whatever the input's dtype.
     """
 
-    sites: nn.ModuleDict
-    key: Tensor
+    sites: dict[GemmSite, Site]
+    key: Tensor  # (3,) int32: words of the step's random numbers, then the rank
+    draws: int  # stochastic forward passes since the key was set
 
     def __init__(self, linear: nn.Linear, recipe: Recipe, name: str, salt: int = 0) -> None:
         nn.Module.__init__(self)
@@ -45,24 +44,30 @@ class QuantizedLinear(nn.Linear):
         self._buffers, self._modules = dict(linear._buffers), dict(linear._modules)
         self.name = name
         self.master_weights = recipe.master_weights
-        self.bypass = False
+        self.bypass = 0
         self.counting = True
         self.native_fp8 = recipe.native_fp8
         self.gemm_dtype = recipe.gemm_dtype
         device = linear.weight.device
         self.bfloat16_pays = gemm.bfloat16_pays(device)
-        self.sites = nn.ModuleDict(
-            {
-                site: Site(recipe.format_at(name, site), recipe, site, salt * len(GEMM_SITES) + position, device)
-                for position, site in enumerate(GEMM_SITES)
-            }
-        )
-        self.register_buffer("key", torch.zeros(2, dtype=torch.int32, device=device), persistent=False)
+        self.sites = {
+            site: Site(recipe.format_at(name, site), recipe, site, salt * len(GEMM_SITES) + position, device)
+            for position, site in enumerate(GEMM_SITES)
+        }
+        self.stochastic = recipe.rounding == "stochastic"
+        self.key = torch.zeros(3, dtype=torch.int32, device=device)
+        self.draws = 0
 
     def site(self, name: GemmSite) -> Site:
+        """One of the three sites, on the device where the weight is (a state dict may have brought it elsewhere)."""
         site = self.sites[name]
-        assert isinstance(site, Site)
+        if site.spec.device != self.weight.device:
+            self._follow()
         return site
+
+    def set_key(self, key: Tensor) -> None:
+        """Draw from now on the random numbers of a key, which layers may share."""
+        self.key, self.draws = key, 0
 
     def share(self) -> None:
         """From now on input and output gradient are this rank's rows of larger ones; the weight is whole on each."""
@@ -82,23 +87,56 @@ class QuantizedLinear(nn.Linear):
         bias = None if self.bias is None else self.bias.float()
         if self.bypass:
             return functional.linear(x, self.weight.float(), bias)
+        self._check_transforms()
+        use = self._next_use() if self.stochastic else 0
         if self.native_fp8 and x.numel():
-            return self._native(x, bias)
-        rounded_x = self._operand("activation", x)
-        rounded_w = self._operand("weight", self.weight.float())
+            return self._native(x, bias, use)
+        rounded_x = self._operand("activation", x, use)
+        rounded_w = self._operand("weight", self.weight.float(), use)
         linear = gemm.linear if self.multiplies_bfloat16 else functional.linear
         y = linear(rounded_x, rounded_w, None if bias is None else bias.detach())
         if torch.is_grad_enabled():
-            site = self.site("gradient")
-            slot = site.slot if self.counting else None
-            y = RoundGradient.apply(y, bias, slot, site.spec, site.history, self.key, site.mode)
+            site, mode = self.site("gradient"), self.site("gradient").mode._replace(use=use)
+            y = RoundGradient.apply(y, bias, *self._counter(), site.spec, site.history, self.key, mode)
         return y
 
-    def _native(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def _counter(self) -> tuple[Tensor | None, Site | None]:
+        """Where the counts of the output gradient go: out of a compiled graph as a gradient, else to their site."""
+        if not (self.counting and torch.is_grad_enabled()):
+            return None, None
+        site = self.site("gradient")
+        return (site.slots.next(), None) if torch.compiler.is_compiling() else (site.slots.first, site)
+
+    def _next_use(self) -> int:
+        """How often the layer has drawn with this key: each use of it draws independent numbers.
+
+        A recomputation during the backward pass (activation checkpointing) repeats the draw of the forward pass.
+        """
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+            use, self.draws = self.draws, self.draws + 1
+            return use
+        if self.draws > 1:
+            raise ValueError(
+                f"layer {self.name} is used {self.draws} times with one key and recomputed by activation "
+                "checkpointing, which cannot tell whose random numbers to repeat; call begin_step before each forward "
+                "pass, or use rounding='nearest'"
+            )
+        return 0
+
+    def _check_transforms(self) -> None:
+        """Raise where torch.func would be handed a function that is not one of single values."""
+        if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+            raise NotImplementedError(
+                f"layer {self.name}: torch.func transforms (vmap, grad, jvp, ...) over a rounded layer are not "
+                "supported, because a scale belongs to a whole tensor; use torch.autograd, or transform within "
+                "`unrounded(layers)`"
+            )
+
+    def _native(self, x: Tensor, bias: Tensor | None, use: int) -> Tensor:
         if torch.is_grad_enabled() and x.shape[:-1].numel() % native.DIVISOR:
             native.refuse_rows(self.name, x.shape)  # a name read on the way here would make a graph of this layer alone
         sites = [self.site(name) for name in GEMM_SITES]
-        y, *counts = native.native_linear(x, self.weight.float(), bias, self.key, sites, self.counting)
+        y, *counts = native.native_linear(x, self.weight.float(), bias, *self._counter(), self.key, sites, use)
         if torch.is_grad_enabled() and self.counting:
             self.site("activation").add_counts(counts[0])
             self.site("weight").add_counts(counts[1])
@@ -113,12 +151,22 @@ class QuantizedLinear(nn.Linear):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
-        self.bfloat16_pays = gemm.bfloat16_pays(self.weight.device)
+        if self.key.device != self.weight.device:
+            self._follow()
         return self
 
-    def _operand(self, name: GemmSite, operand: Tensor) -> Tensor:
+    def _follow(self) -> None:
+        """Bring what is derived to the device where the weight is."""
+        device = self.weight.device
+        self.bfloat16_pays = gemm.bfloat16_pays(device)
+        self.key = torch.zeros_like(self.key, device=device) if self.key.is_meta else self.key.to(device)
+        for site in self.sites.values():
+            site.follow(device)
+
+    def _operand(self, name: GemmSite, operand: Tensor, use: int) -> Tensor:
         site = self.site(name)
-        values, counts = RoundOperand.apply(operand, site.spec, site.history, self.key, site.mode)
+        mode = site.mode._replace(use=use)
+        values, counts = RoundOperand.apply(operand, site.spec, site.history, self.key, mode)
         if torch.is_grad_enabled() and self.counting:
             site.add_counts(counts)
         return values
@@ -148,85 +196,14 @@ class QuantizedLinear(nn.Linear):
         return f"{super().extra_repr()}, {formats}"
 
 
-def set_step(layers: Iterable[QuantizedLinear], seed: int, step: int) -> None:
-    """Give stochastic rounding the random numbers of (seed, step).
-
-    For a training loop of one's own, before every step: otherwise each step draws the same ones, which biases the sum
-    of the steps.
-    """
-    for layer in layers:
-        fill_key(layer.key, seed, step)
-
-
 @contextmanager
 def unrounded(layers: Iterable[QuantizedLinear]) -> Iterator[None]:
-    """Within, the layers compute as plain linear layers and count nothing."""
+    """Within, the layers compute as plain linear layers and count nothing; blocks may be nested."""
     layers = list(layers)
     for layer in layers:
-        layer.bypass = True
+        layer.bypass += 1
     try:
         yield
     finally:
         for layer in layers:
-            layer.bypass = False
-
-
-def quantize_model(model: nn.Module, recipe: Recipe, counting: bool = True) -> dict[str, QuantizedLinear]:
-    """Swap every `nn.Linear` of a model in place for a `QuantizedLinear` with the same Parameters; return them by name.
-
-    `counting`: what each rounding did is counted, for `site.take_counts` after every step; without it a step is a few
-    percent faster.  Delayed scaling needs it, and `site.remember` with each amax that was taken.
-
-    A layer that stands in several places stays one layer.  Subclasses of `nn.Linear` keep their own forward and are
-    left alone (`nn.MultiheadAttention` never calls its output projection).
-
-    Raises ValueError where there is nothing to swap, for delayed scaling without counting, where a `layer_formats` glob
-    matches no layer, or where two layers of different formats share a weight, and with `native_fp8` for a shape or a
-    device without FP8 GEMMs.
-    """
-    if recipe.scaling == "delayed" and not counting:
-        raise ValueError("quantize_model: scaling='delayed' remembers the amaxes of past steps and needs counting=True")
-    layers: dict[str, QuantizedLinear] = {}
-    swapped: dict[nn.Module, QuantizedLinear] = {}
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if type(module) is nn.Linear and name:
-            if module not in swapped:
-                swapped[module] = layers[name] = QuantizedLinear(module, recipe, name, salt=len(layers))
-                layers[name].counting = counting
-            parent_name, _, child_name = name.rpartition(".")
-            setattr(model.get_submodule(parent_name), child_name, swapped[module])
-    if not layers:
-        raise ValueError(f"quantize_model: {type(model).__name__} has no nn.Linear inside to quantise")
-    _keep_fused_inference_off(model)
-    _check_globs(recipe, layers)
-    _check_shared_weights(layers)
-    if recipe.native_fp8:
-        for layer in layers.values():
-            native.check_native(layer.name, layer.weight, [layer.site(site) for site in GEMM_SITES])
-    return layers
-
-
-def _keep_fused_inference_off(model: nn.Module) -> None:
-    """In evaluation `nn.TransformerEncoderLayer` would hand the bare weights to a fused kernel: nothing is rounded."""
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0
-        elif isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False
-
-
-def _check_globs(recipe: Recipe, layers: dict[str, QuantizedLinear]) -> None:
-    for pattern in recipe.layer_formats:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
-            raise ValueError(f"layer_formats: {pattern!r} matches no layer; layers: {', '.join(layers)}")
-
-
-def _check_shared_weights(layers: dict[str, QuantizedLinear]) -> None:
-    owner: dict[Tensor, QuantizedLinear] = {}
-    for layer in layers.values():
-        first = owner.setdefault(layer.weight, layer)
-        if not layer.master_weights and first.format_of("weight") != layer.format_of("weight"):
-            raise ValueError(
-                f"layers {first.name} and {layer.name} share a weight but not its format "
-                f"({first.format_of('weight')}, {layer.format_of('weight')}); without master weights it has one"
-            )
+            layer.bypass -= 1

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from altgrad.quantization.site import Mode, Site, code_site
+from altgrad.quantization.straight_through import differentiable_once
 
 DIVISOR = 16  # of both dimensions of an FP8 operand (cuBLASLt)
 FLOAT8 = {"E4M3": torch.float8_e4m3fn, "E5M2": torch.float8_e5m2}
@@ -82,9 +82,11 @@ def _obstacle(
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
         name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
         return f"{name} has compute capability {major}.{minor}; FP8 tensor cores need 8.9 or later"
-    scale = torch.ones((DIVISOR, 1) if by_row else (), device=device)
+    scale = torch.ones((DIVISOR, 1) if by_row else (), dtype=torch.float32, device=device)
     for pair in ((activation, weight), (gradient, weight), (gradient, activation)):
-        a, b = (Codes(torch.ones(DIVISOR, DIVISOR, device=device).to(dtype), scale) for dtype in pair)
+        a, b = (
+            Codes(torch.ones(DIVISOR, DIVISOR, dtype=torch.float32, device=device).to(dtype), scale) for dtype in pair
+        )
         try:
             multiply(a, b)
         except (RuntimeError, ValueError) as error:
@@ -101,20 +103,28 @@ def refuse_rows(name: str, shape: torch.Size) -> None:
 
 
 def native_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, key: Tensor, sites: Sequence[Site], counting: bool = True
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    slot: Tensor | None,
+    counter: Site | None,
+    key: Tensor,
+    sites: Sequence[Site],
+    use: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(x W^T + b, counts of x, counts of W), float32, with the three GEMMs on FP8 codes.
 
     x (..., in), weight (out, in), bias (out,); `sites` in the order of `GEMM_SITES`.  The gradient passes straight
-    through the rounding; the bias gets the sum of the unrounded dy, with `counting` the gradient site's slot the counts
-    of dy as its gradient, for which the rows of x must be a multiple of 16.
+    through the rounding; the bias gets the sum of the unrounded dy, `counter` or `slot` the counts of dy (see
+    `RoundGradient`).  With gradients the rows of x must be a multiple of 16.  `use`: see `Mode`.
     """
     keep = torch.is_grad_enabled()
     rows = x.reshape(-1, x.shape[-1])
-    plan = Plan(tuple(FLOAT8[site.format.name] for site in sites), tuple(site.mode for site in sites), keep)
+    plan = Plan(
+        tuple(FLOAT8[site.format.name] for site in sites), tuple(site.mode._replace(use=use) for site in sites), keep
+    )
     states = [state for site in sites for state in (site.spec, site.history)]
-    slot = sites[2].slot if counting else None
-    y, *counts = _NativeLinear.apply(rows, weight, bias, slot, plan, key, *states)
+    y, *counts = _NativeLinear.apply(rows, weight, bias, slot, counter, plan, key, *states)
     return y.view(*x.shape[:-1], -1), counts[1], counts[0]
 
 
@@ -126,6 +136,7 @@ class _NativeLinear(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         slot: Tensor | None,
+        counter: Site | None,
         plan: Plan,
         key: Tensor,
         *states: Tensor,
@@ -139,12 +150,12 @@ class _NativeLinear(torch.autograd.Function):
             turned_w = _turned(codes_w, weight, 0, plan, key, states)
             turned_x = _turned(codes_x, x, 1, plan, key, states)
             ctx.save_for_backward(*turned_w, *turned_x, key, *states)
-            ctx.plan = plan
+            ctx.plan, ctx.counter = plan, counter
         ctx.mark_non_differentiable(counts_w, counts_x)
         return y, counts_w, counts_x
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         dy, plan = gradients[0].contiguous(), ctx.plan
         w_values, w_scale, x_values, x_scale, key, *states = ctx.saved_tensors
@@ -154,7 +165,10 @@ class _NativeLinear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             dw = multiply(_turned(codes, dy, 2, plan, key, states), Codes(x_values, x_scale))
         bias = dy.sum(0) if ctx.needs_input_grad[2] else None
-        return dx, dw, bias, counts if ctx.needs_input_grad[3] else None, None, None, *(None for _ in states)
+        if ctx.counter is not None:
+            ctx.counter.add_counts(counts)
+        found = counts if ctx.counter is None and ctx.needs_input_grad[3] else None
+        return dx, dw, bias, found, None, None, None, *(None for _ in states)
 
 
 def _codes(x: Tensor, site: int, plan: Plan, key: Tensor, states: Sequence[Tensor]) -> tuple[Codes, Tensor]:

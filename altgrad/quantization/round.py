@@ -47,7 +47,7 @@ class FormatTensors(NamedTuple):
     @classmethod
     def of(cls, fmt: NumberFormat, device: torch.device | str = "cpu") -> FormatTensors:
         """The tensors of a format."""
-        return cls.view(spec_of(fmt).to(device))
+        return cls.view(spec_of(fmt, device=device))
 
     @classmethod
     def view(cls, spec: Tensor) -> FormatTensors:
@@ -57,28 +57,36 @@ class FormatTensors(NamedTuple):
         return cls(*integers[:8], *floats[8:16])
 
 
-def spec_of(fmt: NumberFormat, salt: int = 0) -> Tensor:
+def spec_of(fmt: NumberFormat, salt: int = 0, device: torch.device | str = "cpu") -> Tensor:
     """A format packed into 16 int32, floats by their bits, and `salt`, which tells one tensor's random numbers from
-    another's: what a layer keeps as a buffer, so that layers of one shape share a graph."""
+    another's: what a layer's graph reads as data, so that layers of one shape share a graph.
+
+    Every dtype and device is named: bits are read, and torch's defaults may be others.
+    """
     field = fmt.min_exponent + 127
     mantissa_bits = fmt.mantissa_bits
     adder = (127 + 24 - mantissa_bits) << 23 if mantissa_bits < 23 else 0
     if mantissa_bits == 0:
         adder |= field & 1
     above, below = (math.inf, -math.inf) if fmt.overflow == "inf" else (fmt.max, fmt.lowest)
-    beyond, beyond_below = torch.tensor([above, below]).view(torch.int32).tolist()
+    ends = torch.tensor([above, below], dtype=torch.float32, device="cpu")
+    beyond, beyond_below = ends.view(torch.int32).tolist()
     integers = torch.tensor(
         [
             *(field << 23, field, mantissa_bits, int(mantissa_bits == 0), int(fmt.scaled), adder),
             *(beyond, beyond ^ beyond_below),
         ],
         dtype=torch.int32,
+        device=device,
     )
     centre, reach = -(fmt.max + fmt.lowest) / 2, fmt.max / 2 - fmt.lowest / 2
     zero = -0.0 if fmt.has_negative_zero else 0.0
     half_steps, step = 2.0 ** (mantissa_bits - 1), 2.0**-mantissa_bits
-    floats = torch.tensor([half_steps, step, fmt.max, fmt.lowest, centre, reach, zero, math.inf])
-    return torch.cat([integers, floats.view(torch.int32), torch.tensor([salt], dtype=torch.int32)])
+    floats = torch.tensor(
+        [half_steps, step, fmt.max, fmt.lowest, centre, reach, zero, math.inf], dtype=torch.float32, device=device
+    )
+    last = torch.tensor([salt], dtype=torch.int32, device=device)
+    return torch.cat([integers, floats.view(torch.int32), last])
 
 
 def round_to_format(

@@ -7,12 +7,11 @@ graph run the same arithmetic and a compiler can fuse it into one pass.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from altgrad.formats import NumberFormat
 from altgrad.quantization.counters import COUNTERS, SUMS, count
@@ -27,11 +26,13 @@ from altgrad.quantization.scale import (
     settled_amax,
     to_blocks,
 )
+from altgrad.quantization.slots import Slots
 from altgrad.training.ranks import largest_over_ranks
 from altgrad.training.recipe import GemmSite, Recipe
 
 # Hash of this folder's sources: a graph cached on disk knows the operator below by its arguments alone.
 _SOURCE = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+SCALINGS = ("none", "dynamic", "delayed")
 
 
 class Mode(NamedTuple):
@@ -44,6 +45,17 @@ class Mode(NamedTuple):
     amax_factor: float
     at_rest: bool = False  # the write-back of a stored weight, whose scale must not double for a trifle
     shared: bool = False  # a rank's rows of a larger tensor: scaled and drawn for as one with the other ranks' rows
+    use: int = 0  # how often the layer has drawn random numbers with this key before
+
+    def check(self) -> None:
+        """Raise ValueError for a name that would silently mean another one."""
+        for field, value, known in (
+            ("rounding", self.rounding, get_args(Rounding)),
+            ("scaling", self.scaling, SCALINGS),
+            ("granularity", self.granularity, get_args(Granularity)),
+        ):
+            if value not in known:
+                raise ValueError(f"{field}={value!r}; known: {', '.join(known)}")
 
     @property
     def shares_amax(self) -> bool:
@@ -51,16 +63,19 @@ class Mode(NamedTuple):
         return self.shared and self.granularity == "tensor" and self.scaling != "none"
 
 
-class Site(nn.Module):
-    """The state of one rounding site.  `set_format` replaces the format in place: no graph is compiled anew."""
+class Site:
+    """The state of one rounding site.  `set_format` replaces the format in place: no graph is compiled anew.
+
+    No module, and its tensors are no buffers: what the kernel reads (`spec`) is derived from `format`, and nothing that
+    loads, copies, casts, moves or averages a model's tensors can change it.  What belongs to a checkpoint (formats,
+    histories) is in `QuantizedModel.state_dict`.
+    """
 
     spec: Tensor
-    history: Tensor
-    slot: Tensor
-    counts: Tensor | None
+    history: Tensor  # (amax_history,) float32, newest first; empty where the scale is not delayed
+    counts: Tensor | None  # since they were last taken
 
     def __init__(self, fmt: NumberFormat, recipe: Recipe, name: GemmSite, salt: int, device: torch.device) -> None:
-        super().__init__()
         weight = name == "weight"
         delayed = recipe.scaling == "delayed" and not weight  # a weight's own amax is known when it is rounded
         self.mode = Mode(
@@ -72,12 +87,16 @@ class Site(nn.Module):
         )
         self._recipe = recipe
         self._salt = salt
-        self.format = fmt
+        self._format = fmt
         self.exact_in_bfloat16 = recipe.bfloat16_obstacle(fmt) is None
-        self.register_buffer("spec", spec_of(fmt, salt).to(device))
-        self.register_buffer("history", torch.zeros(recipe.amax_history if delayed else 0, device=device))
-        self.slot = torch.zeros(len(COUNTERS), device=device, requires_grad=True)
+        self.spec = spec_of(fmt, salt, device)
+        self.history = torch.zeros(recipe.amax_history if delayed else 0, dtype=torch.float32, device=device)
         self.counts = None
+        self.slots = Slots(self)
+
+    @property
+    def format(self) -> NumberFormat:
+        return self._format
 
     def share(self) -> None:
         """From now on the site's tensors are this rank's rows of larger ones."""
@@ -91,18 +110,28 @@ class Site(nn.Module):
         if self._recipe.native_fp8 and fmt != self.format:
             raise ValueError(f"native_fp8=True: a site cannot change from {self.format} to {fmt}; use native_fp8=False")
         self.exact_in_bfloat16 = obstacle is None
-        self.format = fmt
-        self.spec.copy_(spec_of(fmt, self._salt))
+        self._format = fmt
+        self.spec.copy_(spec_of(fmt, self._salt, self.spec.device))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Follow the model to another device; the history stays float32 in a model of another dtype."""
-        super()._apply(fn, recurse)
-        self.history = self.history.float()
-        self.slot = torch.zeros(len(COUNTERS), device=self.spec.device, requires_grad=True)
-        return self
+    def follow(self, device: torch.device) -> None:
+        """Be on the device where the layer's weight now is."""
+        kept = self.history
+        self.spec = spec_of(self._format, self._salt, device)
+        self.history = torch.zeros_like(kept, device=device) if kept.is_meta else kept.to(device)
+        self.counts = None
+        self.slots = Slots(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy or a file: without what belongs to a backward pass."""
+        return {name: value for name, value in vars(self).items() if name not in ("slots", "counts")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.counts = None
+        self.slots = Slots(self)
 
     def add_counts(self, counts: Tensor) -> None:
-        """Counts of one more use in a forward pass."""
+        """Counts of one more use: sums add up, of the others the largest stays."""
         if self.counts is not None:
             sums, largest = counts[:SUMS] + self.counts[:SUMS], torch.maximum(counts[SUMS:], self.counts[SUMS:])
             counts = torch.cat([sums, largest])
@@ -110,7 +139,8 @@ class Site(nn.Module):
 
     def take_counts(self) -> Tensor | None:
         """Counts since they were last taken, (len(COUNTERS),); None where the site was not used."""
-        return take_counts([self])[0]
+        counts, self.counts, self.slots.used = self.counts, None, 0
+        return counts
 
     def remember(self, amax: Tensor) -> None:
         """Put a step's amax at the front of the history that delayed scaling reads; the oldest falls out."""
@@ -118,33 +148,19 @@ class Site(nn.Module):
             self.history.copy_(torch.cat([amax.reshape(1), self.history[:-1]]))
 
 
-def take_counts(sites: Sequence[Site]) -> list[Tensor | None]:
-    """Counts of each site since they were last taken, (len(COUNTERS),); None for a site that was not used.
-
-    Of a layer used several times the output gradient's amax and scale are means over its uses: what comes out of a
-    backward pass adds up.
-    """
-    taken, summed = [site.counts for site in sites], [site.slot.grad for site in sites]
-    for site in sites:
-        site.counts = site.slot.grad = None
-    found = [place for place, gradient in enumerate(summed) if gradient is not None]
-    if found:  # all at once: a few operations instead of a few per site
-        sums = torch.stack([gradient for gradient in summed if gradient is not None])
-        means = torch.cat([sums[:, :SUMS], sums[:, SUMS:] / sums[:, SUMS - 1 : SUMS].clamp(min=1)], dim=1)
-        for place, counts in zip(found, means.unbind(), strict=True):
-            taken[place] = counts
-    return taken
-
-
 def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
     """(Q(x), counts of `COUNTERS`) for a float32 tensor of any shape; a compiler leaves out counts that nobody reads.
 
     Delayed scaling takes the largest amax of `history`, and the current one while the history is empty (all zero).
+
+    Raises ValueError for an unknown rounding, scaling or granularity.
     """
+    if not torch.compiler.is_compiling():
+        mode.check()
     if x.numel() == 0:  # a batch without tokens, as an expert of a mixture may get
         if mode.shares_amax:  # other ranks, whose experts got some, wait for this one
-            largest_over_ranks(torch.zeros((), device=x.device))
-        return x, torch.zeros(len(COUNTERS), device=x.device)
+            largest_over_ranks(torch.zeros((), dtype=torch.float32, device=x.device))
+        return x, torch.zeros(len(COUNTERS), dtype=torch.float32, device=x.device)
     if torch.compiler.is_dynamo_compiling():
         return torch.ops.altgrad.round_site(x, spec, history, key, *mode, _SOURCE)
     values, counts = rounded_with_counts(x, spec, history, key, mode)
@@ -192,7 +208,7 @@ def _code(
         blocks = torch.clamp(blocks, -amax, amax)
     # at rest a salt of its own: the operand rounding of the same weight must not reuse the random numbers
     salt = ~spec[-1] if mode.at_rest else spec[-1]
-    noise = uniform(key, blocks, salt, mode.shared) if mode.rounding == "stochastic" else None
+    noise = uniform(key, blocks, salt, mode.shared, mode.use) if mode.rounding == "stochastic" else None
     scale, inverse = _scale(amax, fmt, history, mode)
     scaled = blocks if mode.scaling == "none" else blocks * inverse
     magnitude = round_magnitude(scaled, fmt, mode.rounding, noise)
@@ -232,7 +248,7 @@ def _scale(amax: Tensor, fmt: FormatTensors, history: Tensor, mode: Mode) -> tup
 torch.library.define(
     "altgrad::round_site",
     "(Tensor x, Tensor spec, Tensor history, Tensor key, str rounding, str scaling, str granularity, "
-    "bool power_of_two, float amax_factor, bool at_rest, bool shared, str source) -> (Tensor, Tensor)",
+    "bool power_of_two, float amax_factor, bool at_rest, bool shared, int use, str source) -> (Tensor, Tensor)",
 )
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from altgrad.formats import FALLBACKS, find_format
 from altgrad.quantization.layers import QuantizedLinear
+from altgrad.quantization.write_back import WriteBack
 from altgrad.stability.protocol import StepState
 from altgrad.training.config import TrainConfig
-from altgrad.training.optim import WriteBack
 from altgrad.training.recipe import GEMM_SITES
 
 

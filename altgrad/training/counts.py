@@ -14,66 +14,60 @@ from torch import Tensor
 
 from altgrad.metrics import Site
 from altgrad.quantization.counters import COUNTERS
-from altgrad.quantization.layers import QuantizedLinear
-from altgrad.quantization.site import Site as QuantizedSite
-from altgrad.quantization.site import take_counts
-from altgrad.training.optim import WriteBack
+from altgrad.quantization.quantized_model import QuantizedModel, SiteKey
+from altgrad.quantization.write_back import WriteBack
 from altgrad.training.ranks import Ranks
 from altgrad.training.recipe import GEMM_SITES
 
 Row = dict[str, Any]
-SiteKey = tuple[str, Site]  # layer and site
-_AMAX, _USES = COUNTERS.index("amax"), COUNTERS.index("uses")
+_USES = COUNTERS.index("uses")
 _LARGEST = ("amax", "scale")  # the other counts add up over ranks
 
 
 class SiteCounts:
-    """Reads what every site counted in the last forward and backward pass.  A site that was not used is absent."""
+    """Reads what every site counted in the last forward and backward pass.  A site that was not used is absent.
 
-    def __init__(self, layers: Mapping[str, QuantizedLinear], ranks: Ranks) -> None:
-        self._sites: dict[SiteKey, QuantizedSite] = {
-            (name, site): layer.site(site) for name, layer in layers.items() for site in GEMM_SITES
-        }
+    `of_all_ranks`: what was last read, as tensors.
+    """
+
+    def __init__(self, quantized: QuantizedModel, ranks: Ranks) -> None:
+        self._quantized = quantized
         self._ranks = ranks
-        self._values: dict[SiteKey, list[float]] = {}
-        self._amaxes: dict[SiteKey, Tensor] = {}
+        self.of_all_ranks: Mapping[SiteKey, Tensor] = {}
+        self._values: dict[tuple[str, Site], list[float]] = {}
 
     def read(self, loss: Tensor, others: Tensor) -> tuple[float, list[float]]:
         """(loss, `others`) as numbers, together with all sites' counts: the step's one transfer to the host.
 
         loss: 0-d, of this rank's rows; the mean over ranks is returned.  others: 1-d, the same on every rank.
         """
-        taken = dict(zip(self._sites, take_counts(list(self._sites.values())), strict=True))
+        used = self._quantized.counts()
         head = torch.cat([loss.float().reshape(1), others.float()])
-        if self._ranks.alone:
-            used: dict[SiteKey, Tensor] = {key: counts for key, counts in taken.items() if counts is not None}
-        else:
-            head, used = self._over_ranks(head, taken)
+        if not self._ranks.alone:
+            head, used = self._over_ranks(head, used)
+        self.of_all_ranks = used
         loss_value, *numbers = torch.cat([head, *used.values()]).tolist()
-        self._values, self._amaxes = {}, {}
+        self._values = {}
         for key, start in zip(used, range(len(others), len(numbers), len(COUNTERS)), strict=True):
             values = numbers[start : start + len(COUNTERS)]
             if values[_USES]:
                 self._values[key] = values
-                self._amaxes[key] = used[key][_AMAX]
         return loss_value, numbers[: len(others)]
 
-    def remember(self) -> None:
-        """Hand what was last read to delayed scaling; of a step that is skipped it must not know."""
-        for key, amax in self._amaxes.items():
-            self._sites[key].remember(amax)
-
-    def _over_ranks(self, head: Tensor, taken: Mapping[SiteKey, Tensor | None]) -> tuple[Tensor, dict[SiteKey, Tensor]]:
+    def _over_ranks(self, head: Tensor, used: Mapping[SiteKey, Tensor]) -> tuple[Tensor, dict[SiteKey, Tensor]]:
         """Loss, others and counts of the global batch; a site that no rank used comes out as zeros."""
         width, nothing = len(COUNTERS), head.new_zeros(len(COUNTERS))
-        counts = [nothing if found is None else found for found in taken.values()]
+        sites: list[SiteKey] = [(name, site) for name in self._quantized.layers for site in GEMM_SITES]
+        counts = [used.get(key, nothing) for key in sites]
         head = torch.cat([head[:1] / self._ranks.size, head[1:]])
         largest = [False] + [True] * (len(head) - 1)
-        for _, site in taken:  # every rank rounds the same weight: it counts once
+        for _, site in sites:  # every rank rounds the same weight: it counts once
             largest += [site == "weight" or name in _LARGEST for name in COUNTERS]
-        combined = self._ranks.combine(torch.cat([head, *counts]), torch.tensor(largest, device=head.device))
+        combined = self._ranks.combine(
+            torch.cat([head, *counts]), torch.tensor(largest, dtype=torch.bool, device=head.device)
+        )
         rows = combined[len(head) :].view(-1, width)
-        return combined[: len(head)], dict(zip(taken, rows, strict=True))
+        return combined[: len(head)], dict(zip(sites, rows, strict=True))
 
     def rates(self, only: Site | None = None) -> dict[str, float]:
         """Overflow, underflow and saturation rates over all sites of what was last read, or over those of one kind."""

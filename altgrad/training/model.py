@@ -6,12 +6,16 @@ other model, so that the FP32 run is this model and nothing else.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from altgrad.training.config import TrainConfig
 from altgrad.training.shape import GPTShape
+
+_KIND: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # of every parameter, whatever torch's defaults are
 
 
 class Attention(nn.Module):
@@ -20,8 +24,8 @@ class Attention(nn.Module):
     def __init__(self, shape: GPTShape) -> None:
         super().__init__()
         self.heads = shape.n_head
-        self.qkv = nn.Linear(shape.n_embd, 3 * shape.n_embd)
-        self.proj = nn.Linear(shape.n_embd, shape.n_embd)
+        self.qkv = nn.Linear(shape.n_embd, 3 * shape.n_embd, **_KIND)
+        self.proj = nn.Linear(shape.n_embd, shape.n_embd, **_KIND)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (batch, head, time, c)
@@ -34,8 +38,8 @@ class MLP(nn.Module):
 
     def __init__(self, shape: GPTShape) -> None:
         super().__init__()
-        self.up = nn.Linear(shape.n_embd, 4 * shape.n_embd)
-        self.down = nn.Linear(4 * shape.n_embd, shape.n_embd)
+        self.up = nn.Linear(shape.n_embd, 4 * shape.n_embd, **_KIND)
+        self.down = nn.Linear(4 * shape.n_embd, shape.n_embd, **_KIND)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(functional.gelu(self.up(x)))
@@ -46,8 +50,8 @@ class Block(nn.Module):
 
     def __init__(self, shape: GPTShape) -> None:
         super().__init__()
-        self.ln_1, self.attn = nn.LayerNorm(shape.n_embd), Attention(shape)
-        self.ln_2, self.mlp = nn.LayerNorm(shape.n_embd), MLP(shape)
+        self.ln_1, self.attn = nn.LayerNorm(shape.n_embd, **_KIND), Attention(shape)
+        self.ln_2, self.mlp = nn.LayerNorm(shape.n_embd, **_KIND), MLP(shape)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln_1(x))
@@ -62,11 +66,11 @@ class GPT(nn.Module):
 
     def __init__(self, shape: GPTShape, vocabulary: int, tied_head: bool = False) -> None:
         super().__init__()
-        self.wte = nn.Embedding(vocabulary, shape.n_embd)
-        self.wpe = nn.Embedding(shape.block_size, shape.n_embd)
+        self.wte = nn.Embedding(vocabulary, shape.n_embd, **_KIND)
+        self.wpe = nn.Embedding(shape.block_size, shape.n_embd, **_KIND)
         self.h = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
-        self.ln_f = nn.LayerNorm(shape.n_embd)
-        self.lm_head = nn.Linear(shape.n_embd, vocabulary, bias=False)
+        self.ln_f = nn.LayerNorm(shape.n_embd, **_KIND)
+        self.lm_head = nn.Linear(shape.n_embd, vocabulary, bias=False, **_KIND)
         self._initialise(shape.n_layer)
         if tied_head:
             self.lm_head.weight = self.wte.weight
@@ -82,7 +86,7 @@ class GPT(nn.Module):
 
     def logits(self, tokens: Tensor) -> Tensor:
         """(batch, time) -> (batch, time, vocabulary)."""
-        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], dtype=torch.int64, device=tokens.device))
         for block in self.h:
             x = block(x)
         return self.lm_head(self.ln_f(x))

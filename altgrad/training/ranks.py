@@ -72,7 +72,8 @@ class Ranks:
 
         A tensor that this rank lacks (None: its rows did not reach a parameter) counts as zero.
         """
-        there = torch.tensor([float(tensor is not None) for tensor in tensors], device=like[0].device)
+        present = [float(tensor is not None) for tensor in tensors]
+        there = torch.tensor(present, dtype=torch.float32, device=like[0].device)
         parts = [torch.zeros_like(x) if t is None else t for t, x in zip(tensors, like, strict=True)]
         flat = torch.cat([*(part.flatten() for part in parts), there])
         dist.all_reduce(flat)

@@ -21,8 +21,7 @@ from altgrad.diagnostics.protocol import Context
 from altgrad.diagnostics.suite import Diagnostics
 from altgrad.events import Event
 from altgrad.quantization.gemm import full_precision_sums
-from altgrad.quantization.layers import QuantizedLinear, quantize_model
-from altgrad.quantization.random import fill_key
+from altgrad.quantization.quantized_model import quantize_model
 from altgrad.stability.clipper import PartitionRelativeClipper
 from altgrad.stability.guard import NonFiniteGuard
 from altgrad.stability.protocol import Intervention, StepState
@@ -32,11 +31,11 @@ from altgrad.training.config import TrainConfig
 from altgrad.training.counts import SiteCounts
 from altgrad.training.data import Batches, TextBatches, load_corpus
 from altgrad.training.model import build_gpt
-from altgrad.training.optim import WriteBack, build_optimizer, learning_rate
+from altgrad.training.optim import build_optimizer, learning_rate
 from altgrad.training.payoff import How
 from altgrad.training.ranks import Ranks
 from altgrad.training.start import check_alike, device_named, hash_weights
-from altgrad.training.watch import ForeignChanges, StepRandom, WeightWatch
+from altgrad.training.watch import ForeignChanges, StepRandom, WeightWatch, evaluating
 
 
 @dataclass
@@ -83,21 +82,16 @@ class Trainer:
         self.model = model.to(self.device)
         if not model.training:  # else whoever made it may have frozen parts of it in evaluation mode
             model.train()
-        self.layers: dict[str, QuantizedLinear] = quantize_model(model, config)
-        self._key = torch.zeros(2 if self.ranks.alone else 3, dtype=torch.int32, device=self.device)
-        for layer in self.layers.values():
-            layer.key = self._key
-            if not self.ranks.alone:
-                layer.share()
+        self.quantized = quantize_model(model, config)
+        self.layers = self.quantized.layers
+        if not self.ranks.alone:
+            self.quantized.share()
         check_alike(self.ranks, self.device, self.initial_weights_hash, self.batches.digest())
         self.optimizer = build_optimizer(model, config)
         # in the model's order, as a plain loop clips them: the last bit of the norm depends on it
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._write_back = None if config.master_weights else WriteBack(self.layers, config)
-        if self._write_back is not None:
-            self._write_back()
-            self._write_back.forget()
-        self._counts = SiteCounts(self.layers, self.ranks)
+        self._write_back = self.quantized.write_back
+        self._counts = SiteCounts(self.quantized, self.ranks)
         self._watch = WeightWatch(self.layers)
         self._random = StepRandom(self.device)
         self._loss = StepLoss(model, self.layers, config, self.device, runs_alike, compiled_before, self.ranks)
@@ -120,6 +114,7 @@ class Trainer:
 
     def _build_interventions(self) -> list[Intervention]:
         past = [buffer for buffer in self.model.buffers() if buffer.is_floating_point() and buffer.numel()]
+        past += self.quantized.histories().values()
         chosen: list[Intervention] = [NonFiniteGuard(self.optimizer, self.config.diagnostic_interval, past)]
         if self.config.enable_emergency_shift:
             chosen.append(EmergencyMantissaShift(self.config, self.layers, self._write_back))
@@ -148,7 +143,7 @@ class Trainer:
         rate = learning_rate(config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        fill_key(self._key, *(config.seed, step, self.ranks.rank)[: len(self._key)])
+        self.quantized.begin_step(config.seed, step, rank=self.ranks.rank)
 
         measuring = step % config.diagnostic_interval == 0 or step == config.max_steps
         self._seed_masks()
@@ -223,7 +218,6 @@ class Trainer:
     def _update(self, state: StepState, outcome: StepOutcome, *, measuring: bool) -> None:
         """Clip, move the optimizer, write back, and measure around it."""
         self._notice_changes()
-        self._counts.remember()
         if self.config.gradient_clip:
             state.limit_norm(self.config.gradient_clip)
         if measuring:
@@ -231,8 +225,7 @@ class Trainer:
         self.optimizer.step()
         if measuring:
             self._watch.after_optimizer()
-        if self._write_back is not None:
-            self._write_back()
+        self.quantized.after_optimizer(self._counts.of_all_ranks)
         self._changes.accept()
         if measuring:
             snapshot, outcome.tensors = self._diagnostics.measure(state.step, self._watch.steps())
@@ -245,17 +238,13 @@ class Trainer:
 
         Every rank evaluates all of them, as one process would: their number of rows need not divide among ranks.
         """
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        self._key[2:].zero_()  # the whole batch, not a rank's rows of it
-        total, count = torch.zeros((), device=self.device), 0
-        with self._random.borrowed():
+        total, count = torch.zeros((), dtype=torch.float32, device=self.device), 0
+        with self._random.borrowed(), evaluating(self.model):
             self._random.seed("validation", self.config.seed)
-            for inputs, targets in self.batches.validation():
+            for number, (inputs, targets) in enumerate(self.batches.validation()):
+                self.quantized.begin_validation(self.config.seed, self.step_number, number)
                 total += self.model(self._on_device(inputs), self._on_device(targets)) * len(inputs)
                 count += len(inputs)
-        for module, training in modes:
-            module.training = training
         return float(total / count)
 
     def _account(self, record: dict[str, float], tokens: int, seconds: float) -> None:
@@ -273,8 +262,7 @@ class Trainer:
             "elapsed_seconds": self.elapsed_seconds,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "formats": {name: layer.format_names() for name, layer in self.layers.items()},
-            "corrections": dict(self._write_back.corrections) if self._write_back is not None else {},
+            "quantized": self.quantized.state_dict(),
             "diagnostics": self._diagnostics.state_dict(),
             "interventions": [intervention.state_dict() for intervention in self.interventions],
         }
@@ -283,13 +271,9 @@ class Trainer:
         """Continue where `state_dict` was taken, bit for bit on the same machine."""
         self.step_number, self.tokens = state["step"], state["tokens"]
         self.elapsed_seconds = state["elapsed_seconds"]
-        for name, formats in state["formats"].items():
-            self.layers[name].restore_formats(formats)
         self.model.load_state_dict(state["model"])
+        self.quantized.load_state_dict(state["quantized"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name, correction in state["corrections"].items():
-            assert self._write_back is not None
-            self._write_back.corrections[name].copy_(correction)
         self._diagnostics.load_state_dict(state["diagnostics"])
         for intervention, kept in zip(self.interventions, state["interventions"], strict=True):
             intervention.load_state_dict(kept)

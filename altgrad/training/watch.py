@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from altgrad.diagnostics.protocol import LayerStep
 from altgrad.formats import NumberFormat
@@ -28,14 +28,14 @@ class WeightWatch:
     def before_step(self) -> None:
         """Copy weight, stored weight, scale and inverse scale."""
         self._before = {
-            name: (layer.weight.detach().clone(), *layer.rounded_weight_and_scale())
+            name: (_copy(layer.weight), *layer.rounded_weight_and_scale())
             for name, layer in self._layers.items()
             if layer.weight.grad is not None
         }
 
     def after_optimizer(self) -> None:
         """Copy the weight as the optimizer left it, before any write-back."""
-        self._intended = {name: self._layers[name].weight.detach().clone() for name in self._before}
+        self._intended = {name: _copy(self._layers[name].weight) for name in self._before}
 
     def steps(self) -> list[LayerStep]:
         """What happened, per layer; forgets the copies."""
@@ -45,7 +45,9 @@ class WeightWatch:
             gradient = layer.weight.grad
             assert gradient is not None
             after = layer.rounded_weight()
-            found.append(LayerStep(name, layer, gradient, weight, stored, self._intended[name], after, scale, inverse))
+            found.append(
+                LayerStep(name, layer, gradient.float(), weight, stored, self._intended[name], after, scale, inverse)
+            )
         self._before, self._intended = {}, {}
         return found
 
@@ -74,6 +76,26 @@ class ForeignChanges:
     def _state(self) -> tuple[list[int], list[NumberFormat]]:
         versions = [parameter._version for parameter in self._parameters]
         return versions, [layer.format_of("weight") for layer in self._layers.values()]
+
+
+def _copy(weight: Tensor) -> Tensor:
+    """In float32, in which formats are simulated, whatever the parameter's dtype."""
+    return weight.detach().to(torch.float32, copy=True)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within, the model is in evaluation mode; afterwards every module is in the mode that it was in.
+
+    Parts that a user froze in evaluation mode (norms with their running statistics) stay there.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 class StepRandom:

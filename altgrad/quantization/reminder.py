@@ -1,0 +1,57 @@
+"""Says once what a training loop forgot to call: the step's numbers would be wrong without a word.
+
+It listens to `optimizer.step()`, which every loop calls; nothing in a step is looked at, nothing waits for a device and
+no graph knows of it.  An optimizer that is not torch's is not heard.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+
+class Reminder:
+    """Warns at the second step of an optimizer of these layers without the call that `needs` name in between."""
+
+    def __init__(self, layers: Iterable[nn.Linear], *, begin_step: bool, after_optimizer: bool) -> None:
+        self._weights = {id(layer.weight) for layer in layers}
+        self._needs = {"begin_step": begin_step, "after_optimizer": after_optimizer}
+        self._stepped: dict[str, set[int]] = {call: set() for call, needed in self._needs.items() if needed}
+        listener = weakref.ref(self)
+
+        def heard(optimizer: Optimizer, *_: Any) -> None:
+            reminder = listener()
+            if reminder is not None:
+                reminder._heard(optimizer)
+
+        if self._stepped:
+            weakref.finalize(self, register_optimizer_step_post_hook(heard).remove)
+
+    def step_begun(self) -> None:
+        self._stepped.get("begin_step", set()).clear()
+
+    def written(self) -> None:
+        self._stepped.get("after_optimizer", set()).clear()
+
+    def _heard(self, optimizer: Optimizer) -> None:
+        if not any(id(p) in self._weights for group in optimizer.param_groups for p in group["params"]):
+            return
+        for call, stepped in list(self._stepped.items()):
+            if id(optimizer) in stepped:
+                del self._stepped[call]
+                warnings.warn(_FORGOTTEN[call], stacklevel=4)
+            stepped.add(id(optimizer))
+
+
+_FORGOTTEN = {
+    "begin_step": "optimizer.step() a second time without quantized.begin_step(seed, step) in between: the random "
+    "numbers of stochastic rounding are not those of the step, and the run cannot be repeated",
+    "after_optimizer": "optimizer.step() a second time without quantized.after_optimizer() in between: weights without "
+    "masters leave their grid, and delayed scaling never learns an amax",
+}

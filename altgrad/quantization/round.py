@@ -8,7 +8,7 @@ bits, hence exact; log2 is neither exact nor fast.  The carrier is float32, subn
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -124,6 +124,8 @@ def round_magnitude(x: Tensor, fmt: FormatTensors, rounding: Rounding, noise: Te
     power_bits, steps = _in_steps(x, fmt)
     if rounding == "toward_zero":
         steps.floor_()
+    elif rounding != "stochastic":
+        raise ValueError(f"rounding={rounding!r}; known: {', '.join(get_args(Rounding))}")
     else:
         assert noise is not None
         below = torch.floor(steps)

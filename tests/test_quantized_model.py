@@ -222,8 +222,8 @@ def test_the_gradient_amax_of_several_uses_and_micro_batches_is_the_largest(uses
             quantized.begin_step(0, step, micro_batch=micro)
             (weight * function(x)).sum().backward()
             (weight * reference(x)).sum().backward()
-        assert layer.site("gradient").counts[AMAX] == max(seen)
-        assert layer.site("gradient").counts[COUNTERS.index("uses")] == uses * micro_batches
+        assert layer.site("gradient").counted()[AMAX] == max(seen)
+        assert layer.site("gradient").counted()[COUNTERS.index("uses")] == uses * micro_batches
         quantized.after_optimizer()
         reference.layer.site("gradient").remember(torch.tensor(max(seen)))
         reference.layer.site("activation").history.copy_(layer.site("activation").history)

@@ -69,10 +69,13 @@ class QuantizedModel:
         seed = self.recipe.seed if seed is None else seed
         self._set_key((seed, step) if micro_batch == 0 else derived_words(seed, step, _MICRO_BATCH, micro_batch), rank)
         self._reminder.step_begun()
-        if micro_batch == 0:
-            self._forget_counts()
-            if self.write_back is not None:
-                self.write_back.begin_step(seed, step)
+        if micro_batch:
+            for site in self._sites.values():
+                site.set_aside()
+            return
+        self._forget_counts()
+        if self.write_back is not None:
+            self.write_back.begin_step(seed, step)
 
     def begin_validation(self, seed: int | None, step: int, batch: int) -> None:
         """Draw from now on the random numbers of a held-out batch, which every rank evaluates whole."""
@@ -92,7 +95,8 @@ class QuantizedModel:
 
     def counts(self) -> dict[SiteKey, Tensor]:
         """What each site has counted since the step began, (len(COUNTERS),); a site that was not used is absent."""
-        return {key: site.counts for key, site in self._sites.items() if site.counts is not None}
+        found = ((key, site.counted()) for key, site in self._sites.items())
+        return {key: counts for key, counts in found if counts is not None}
 
     def histories(self) -> dict[str, Tensor]:
         """The amaxes that delayed scaling remembers, newest first, by `layer.site`; changing them changes scales."""

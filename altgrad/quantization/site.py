@@ -73,7 +73,8 @@ class Site:
 
     spec: Tensor
     history: Tensor  # (amax_history,) float32, newest first; empty where the scale is not delayed
-    counts: Tensor | None  # since they were last taken
+    counts: Tensor | None  # of the forward and backward passes since they were set aside or taken
+    _aside: Tensor | None
 
     def __init__(self, fmt: NumberFormat, recipe: Recipe, name: GemmSite, salt: int, device: torch.device) -> None:
         weight = name == "weight"
@@ -91,7 +92,7 @@ class Site:
         self.exact_in_bfloat16 = recipe.bfloat16_obstacle(fmt) is None
         self.spec = spec_of(fmt, salt, device)
         self.history = torch.zeros(recipe.amax_history if delayed else 0, dtype=torch.float32, device=device)
-        self.counts = None
+        self.counts = self._aside = None
         self.slots = Slots(self)
 
     @property
@@ -118,34 +119,46 @@ class Site:
         kept = self.history
         self.spec = spec_of(self._format, self._salt, device)
         self.history = torch.zeros_like(kept, device=device) if kept.is_meta else kept.to(device)
-        self.counts = None
+        self.counts = self._aside = None
         self.slots = Slots(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """For a copy or a file: without what belongs to a backward pass."""
-        return {name: value for name, value in vars(self).items() if name not in ("slots", "counts")}
+        return {name: value for name, value in vars(self).items() if name not in ("slots", "counts", "_aside")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.counts = None
+        self.counts = self._aside = None
         self.slots = Slots(self)
 
     def add_counts(self, counts: Tensor) -> None:
         """Counts of one more use: sums add up, of the others the largest stays."""
-        if self.counts is not None:
-            sums, largest = counts[:SUMS] + self.counts[:SUMS], torch.maximum(counts[SUMS:], self.counts[SUMS:])
-            counts = torch.cat([sums, largest])
-        self.counts = counts
+        self.counts = _together(self.counts, counts)
+
+    def set_aside(self) -> None:
+        """Before another micro-batch: its graph finds no counts, as that of the first did, and is the same."""
+        self._aside, self.counts = self.counted(), None
+
+    def counted(self) -> Tensor | None:
+        """Counts since they were last taken, (len(COUNTERS),); None where the site was not used."""
+        return self._aside if self.counts is None else _together(self._aside, self.counts)
 
     def take_counts(self) -> Tensor | None:
-        """Counts since they were last taken, (len(COUNTERS),); None where the site was not used."""
-        counts, self.counts, self.slots.used = self.counts, None, 0
+        """What is `counted`, which is forgotten."""
+        counts = self.counted()
+        self.counts, self._aside, self.slots.used = None, None, 0
         return counts
 
     def remember(self, amax: Tensor) -> None:
         """Put a step's amax at the front of the history that delayed scaling reads; the oldest falls out."""
         if self.history.numel():
             self.history.copy_(torch.cat([amax.reshape(1), self.history[:-1]]))
+
+
+def _together(before: Tensor | None, counts: Tensor) -> Tensor:
+    if before is None:
+        return counts
+    return torch.cat([counts[:SUMS] + before[:SUMS], torch.maximum(counts[SUMS:], before[SUMS:])])
 
 
 def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from altgrad.quantization.coverage import MOST_LISTED, Coverage, measure_coverage
-from altgrad.quantization.layers import quantize_model
+from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training.config import TrainConfig
 from altgrad.training.model import build_gpt
 from altgrad.training.recipe import Recipe
@@ -181,7 +181,7 @@ class Disturbing(nn.Module):
 def test_measuring_changes_nothing() -> None:
     torch.manual_seed(0)
     model, tokens = Disturbing(), torch.randint(0, 10, (6,))
-    layers = quantize_model(model, RECIPE)
+    layers = quantize_model(model, RECIPE).layers
     model(tokens).sum().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     before = copy.deepcopy(model.state_dict()), copy.deepcopy(gradients)

@@ -33,7 +33,7 @@ def _check_layers(trial: Trial, vocabulary: int) -> None:
     """Refuse a glob of `layer_formats` that matches no layer of the model, which is made without its weights."""
     import torch
 
-    from altgrad.quantization.layers import quantize_model
+    from altgrad.quantization.quantized_model import quantize_model
     from altgrad.training.model import build_gpt
 
     try:

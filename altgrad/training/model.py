@@ -15,7 +15,7 @@ from torch.nn import functional
 from altgrad.training.config import TrainConfig
 from altgrad.training.shape import GPTShape
 
-_KIND: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # of every parameter, whatever torch's defaults are
+_KIND: dict[str, Any] = {"dtype": torch.float32}  # of every parameter, whatever torch's default is
 
 
 class Attention(nn.Module):

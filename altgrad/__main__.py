@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +19,7 @@ from altgrad.command_line import OneLineParser, location, path, positive
 from altgrad.formats import GROUPS, NumberFormat, equal_up_to_scale, find_format
 from altgrad.hints import error_text
 from altgrad.storage import Folder
+from altgrad.terminal import cell, harmless, say, unstoppable_output
 from altgrad.training.config import TrainConfig, check_fields, load_config
 from altgrad.yaml_text import NotYaml, assignments
 
@@ -29,9 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 1 the run failed, 2 bad input)."""
     options = _parser().parse_args(arguments)
     try:
-        return int(options.command(options))
+        # Of the other commands the output is all there is: they end with their reader.
+        with unstoppable_output() if options.command is _train else nullcontext():
+            return int(options.command(options))
     except (ValueError, OSError) as error:
-        print(f"altgrad: {error_text(error)}", file=sys.stderr)
+        print(f"altgrad: {harmless(error_text(error))}", file=sys.stderr)
         return _EXIT_BAD_INPUT
 
 
@@ -100,7 +104,7 @@ def _train(options: argparse.Namespace) -> int:
         raise ValueError(f"{folder}: holds a sweep; give the run a folder of its own")
     baseline = _loss_curve(Folder.at(options.baseline)) if options.baseline else None
     batches = TextBatches(load_corpus(config), config, config.shape.block_size)
-    console.print(batches.source.sentence(), soft_wrap=True, markup=False, highlight=False)
+    say(console, batches.source.sentence())
     with TrainingProgress(console, config.max_steps) as progress:
         runner = FormatExperimentRunner(
             config,
@@ -114,9 +118,9 @@ def _train(options: argparse.Namespace) -> int:
         try:
             result = runner.run()
         except KeyboardInterrupt:
-            console.print(f"stopped; the same command continues from the last checkpoint in {folder}")
+            say(console, f"stopped; the same command continues from the last checkpoint in {folder}")
             return 130
-    console.print(progress.summary(result), soft_wrap=True)
+    say(console, progress.summary(result))
     return 0
 
 
@@ -147,9 +151,9 @@ def _report(options: argparse.Namespace) -> int:
     if options.out:
         raise ValueError(f"--out {options.out}: only with --html; without it the report is printed")
     if _expect(folder, "run.json", "sweep.json") == "run.json":
-        print(write_failure_report(folder))
+        print(harmless(write_failure_report(folder)))
     else:
-        print(sweep_report(folder))
+        print(harmless(sweep_report(folder)))
     return 0
 
 
@@ -160,7 +164,7 @@ def _html(sweep: Folder, out: str | None) -> int:
         _expect(sweep, "sweep.json")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; --html needs a sweep folder") from error
-    print(write_html_report(sweep, out))
+    print(harmless(write_html_report(sweep, out)))
     return 0
 
 
@@ -175,7 +179,7 @@ def _status(options: argparse.Namespace) -> int:
         states = sweep_state(folder)
         console.print(status_table(states))
         for sentence in (sentence for state in states for sentence in state.damage):
-            console.print(sentence, soft_wrap=True, markup=False, highlight=False)
+            say(console, sentence)
         if options.every is None or not any(state.status == "running" for state in states):
             return 0
         time.sleep(options.every)
@@ -187,7 +191,7 @@ def _stop(options: argparse.Namespace) -> int:
     folder = Folder.at(options.folder)
     _expect(folder, "run.json", "sweep.json")
     what = request_stop(folder, options.reason)
-    print(f"{folder}: the {what} stops at its next report; `python -m altgrad status` shows when")
+    print(f"{harmless(folder)}: the {what} stops at its next report; `python -m altgrad status` shows when")
     return 0
 
 
@@ -254,7 +258,7 @@ def _format_row(fmt: NumberFormat) -> list[str]:
 def _config(options: argparse.Namespace) -> int:
     table = Table("field", "default", "meaning")
     for name, field in TrainConfig.model_fields.items():
-        table.add_row(name, repr(field.default), field.description or "")
+        table.add_row(*map(cell, (name, repr(field.default), field.description or "")))
     Console().print(table)
     return 0
 

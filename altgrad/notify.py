@@ -46,6 +46,7 @@ class Webhook:
     def __init__(self, address: str) -> None:
         self._address, self._host = address, check_address(address)
         self._messages: queue.Queue[Mapping[str, Any] | None] = queue.Queue(_WAITING)
+        self._given_up = False  # nobody waits for what is still queued
         self._thread = threading.Thread(target=self._work, name="webhook", daemon=True)
         self._thread.start()
 
@@ -59,9 +60,10 @@ class Webhook:
         if not self._messages.full():
             self._messages.put_nowait(None)
         self._thread.join(seconds)
+        self._given_up = True
 
     def _work(self) -> None:
-        while (message := self._messages.get()) is not None:
+        while (message := self._messages.get()) is not None and not self._given_up:
             problem = self._deliver(message)
             if problem is not None:
                 with suppress(OSError, ValueError):  # nobody may be reading

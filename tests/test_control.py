@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socketserver
 import threading
 import time
 from collections.abc import Iterator
@@ -199,7 +200,52 @@ def test_a_dead_webhook_blocks_nothing_and_its_address_is_not_told(
     assert "127.0.0.1" in said and "hunter2" not in said and "secret-path" not in said
 
 
-@pytest.mark.parametrize("address", ["ftp://x/y", "hooks.example.com", "http://"])
+class Elsewhere(Handler):
+    """Sends everybody on, and would take down who comes."""
+
+    def do_POST(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", "/elsewhere")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.server.bodies.append({"came to": self.path})
+        self.send_response(200)
+        self.end_headers()
+
+
+def test_a_redirect_is_not_followed_and_said(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    server.RequestHandlerClass = Elsewhere
+    webhook = Webhook(f"http://127.0.0.1:{server.server_port}/secret")
+    webhook.post("end")
+    webhook.close()
+    said = capsys.readouterr().err
+    assert not server.bodies and "answered 302, a redirect, which is not followed" in said and "secret" not in said
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 200 OK\r\n" + b"x" * 70000, b""])
+def test_an_answer_that_is_no_http_is_one_line_without_the_address(
+    answer: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(altgrad.notify, "_FIRST_DELAY", 0.01)
+    with socketserver.TCPServer(("127.0.0.1", 0), lambda request, *_: request.sendall(answer)) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        webhook = Webhook(f"http://127.0.0.1:{other.server_address[1]}/secret?token=hunter2")
+        webhook.post("end", loss=object())  # no JSON either
+        webhook.post("end")
+        webhook.close()
+        other.shutdown()
+    said = [line for line in capsys.readouterr().err.splitlines() if "Refused" not in line]  # an earlier test's
+    assert len(said) == 2 and not [line for line in said if "secret" in line or "hunter2" in line]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "ftp://x/y", "hooks.example.com", "http://", "http://example:port/s", "http://[example/s", "http://a b/example",
+        "http://x/\nexample", "http://ex\u2100ample/",
+    ],
+)  # fmt: skip
 def test_an_address_that_is_none_is_refused_unrepeated(address: str) -> None:
     with pytest.raises(ValueError, match=r"expected an http:// or https://") as caught:
         Webhook(address)

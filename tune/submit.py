@@ -13,29 +13,34 @@ import http.client
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as a script: this folder is on the path, the repository's root is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from altgrad.command_line import OneLineParser, word
+from altgrad.direct import open_directly, why_not
 from altgrad.hints import error_text
 from altgrad.storage import check_location
+from altgrad.terminal import harmless, one_line, unstoppable_output
 from tune.cluster import NOT_SENT, ROOT
-from tune.options import SweepError, SweepOptions, parse_options
+from tune.options import NOTIFY, SweepError, SweepOptions, parse_options
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 _ANSWER_SECONDS = 10  # for the cluster to answer at all
+_ACCEPT_SECONDS = 120  # for a cluster that answers to take a job: a head that has just started refuses in many ways
+_LONGEST_ANSWER = 65536  # bytes
 _EXIT_CODES = {"SUCCEEDED": 0, "STOPPED": 130}  # FAILED: 1
 
 
@@ -57,13 +62,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--no-wait", action="store_true", help="submit and return")
     own, sweep_arguments = parser.parse_known_args(arguments)
-    try:
-        check_sweep(parse_options(sweep_arguments))
-        check_cluster(own.address)
-        return _submit(own.address, sweep_arguments, wait=not own.no_wait)
-    except SweepError as error:
-        print(f"submit.py: error: {error_text(error)}", file=sys.stderr)
-        return 2
+    with unstoppable_output():
+        try:
+            options = parse_options(sweep_arguments)
+            check_sweep(options)
+            check_cluster(own.address)
+            return _submit(own.address, _without_webhook(sweep_arguments), options.notify, wait=not own.no_wait)
+        except SweepError as error:
+            print(f"submit.py: error: {harmless(error_text(error))}", file=sys.stderr)
+            return 2
+
+
+def _without_webhook(words: Sequence[str]) -> list[str]:
+    """A command line without the webhook's address, which everybody who sees the job would read there."""
+    kept = [word for word in words if not word.startswith("--notify=")]
+    return [word for before, word in zip(["", *kept], kept, strict=False) if "--notify" not in (before, word)]
 
 
 def check_sweep(options: SweepOptions) -> None:
@@ -91,16 +104,23 @@ def check_cluster(address: str) -> None:
 
     _expect_token()
     request = urllib.request.Request(f"{address.rstrip('/')}/api/version", headers=get_auth_headers_if_auth_enabled({}))
-    try:
-        with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:
-            theirs = str(json.load(answer)["ray_version"])
-    except urllib.error.HTTPError as error:
-        raise SweepError(f"--address {address}: {_explain(error)}") from error
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise SweepError(f"--address {address}: no answer ({reason}); is it the head's dashboard port?") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise SweepError(f"--address {address}: what answers there is no Ray cluster") from error
+    end = time.monotonic() + _ANSWER_SECONDS
+    while True:
+        try:
+            with open_directly(request, _ANSWER_SECONDS) as answer:
+                theirs = str(json.loads(answer.read(_LONGEST_ANSWER))["ray_version"])
+            break
+        except urllib.error.HTTPError as error:
+            if error.code < 500 or time.monotonic() > end:
+                raise SweepError(f"--address {address}: {_explain(error)}") from error
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            if not isinstance(reason, ConnectionError) or time.monotonic() > end:
+                words = f"no answer ({one_line(reason)}); is it the head's dashboard port?"
+                raise SweepError(f"--address {address}: {words}") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise SweepError(f"--address {address}: what answers there is no Ray cluster") from error
+        time.sleep(0.5)
     ours = metadata.version("ray")
     if theirs.split(".")[:2] != ours.split(".")[:2]:
         raise SweepError(f"--address {address}: the cluster runs Ray {theirs}, this is {ours}; install ray=={theirs}")
@@ -118,47 +138,71 @@ def _explain(error: urllib.error.HTTPError) -> str:
         return "the cluster wants a token (401); set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to that of its head node"
     if error.code == 403:
         return "the cluster refuses this token (403); RAY_AUTH_TOKEN must be that of its head node"
-    return f"answered {error.code} {error.reason}; is it the head's dashboard port?"
+    return f"{why_not(error)}; is it the head's dashboard port?"
 
 
-def _submit(address: str, sweep_arguments: Sequence[str], *, wait: bool) -> int:
-    from ray.job_submission import JobSubmissionClient
-
+def _submit(address: str, sweep_arguments: Sequence[str], notify: str | None, *, wait: bool) -> int:
     logging.getLogger("ray").setLevel(logging.ERROR)  # it lists every file that is left out
-    client = JobSubmissionClient(address)
-    job = _accepted(client, shlex.join(["python", "tune/sweep.py", *sweep_arguments]), address)
+    environment: dict[str, Any] = {"working_dir": str(ROOT), "excludes": list(NOT_SENT)}
+    if notify is not None:
+        environment["env_vars"] = {NOTIFY: notify}
+    client, job = _accepted(address, shlex.join(["python", "tune/sweep.py", *sweep_arguments]), environment)
     print(f"job {job}")
     for what in ("status", "logs", "stop"):
         print(f"  ray job {what} --address {address} {job}", flush=True)
     if not wait:
         return 0
+    follow = f"the job goes on; follow it with: ray job logs --follow --address {address} {job}"
     try:
         asyncio.run(_follow(client, job))
+        details = client.get_job_info(job)
     except KeyboardInterrupt:
-        print(f"\nthe job goes on; follow it with: ray job logs --follow --address {address} {job}")
+        print(f"\n{follow}")
         return 0
-    details = client.get_job_info(job)
-    print(f"job {job}: {details.status.value}" + (f": {details.message}" if details.message else ""))
+    except Exception as error:  # of requests, of aiohttp, or Ray's plain RuntimeError
+        print(f"submit.py: lost sight of the job: {one_line(error)[:300]}; {follow}", file=sys.stderr)
+        return 1
+    print(harmless(f"job {job}: {details.status.value}" + (f": {details.message}" if details.message else "")))
     return _EXIT_CODES.get(details.status.value, details.driver_exit_code or 1)
 
 
-def _accepted(client: JobSubmissionClient, command: str, address: str) -> str:
-    """The id of the submitted job.  A head that has just started takes no jobs for some seconds."""
-    environment = {"working_dir": str(ROOT), "excludes": list(NOT_SENT)}
-    end = time.monotonic() + _ANSWER_SECONDS
+def _accepted(address: str, command: str, environment: Mapping[str, Any]) -> tuple[JobSubmissionClient, str]:
+    """The job server's client and the id of the submitted job.
+
+    A head that has just started has no agent yet, answers 5xx or nothing: that is waited for.  SweepError for a refusal
+    that no waiting changes (4xx, a redirect), and when time is up.
+    """
+    end = time.monotonic() + _ACCEPT_SECONDS
     while True:
         try:
-            return str(client.submit_job(entrypoint=command, runtime_env=environment))
-        except (RuntimeError, ValueError, OSError) as error:
-            reason = " ".join(str(error).split())
-            if "No available agent" not in reason or time.monotonic() > end:
+            client = _direct_client(address)
+            return client, str(client.submit_job(entrypoint=command, runtime_env=dict(environment)))
+        except Exception as error:  # of requests, or Ray's plain RuntimeError and ConnectionError
+            reason = one_line(error)
+            if _is_final(reason) or time.monotonic() > end:
                 raise SweepError(f"--address {address}: the job was not accepted: {reason[:300]}") from error
         time.sleep(1.0)
 
 
+def _direct_client(address: str) -> JobSubmissionClient:
+    """A client that sends its token to this address and follows no redirect to another."""
+    from ray.job_submission import JobSubmissionClient
+
+    class Direct(JobSubmissionClient):
+        def _do_request(self, *arguments: Any, **options: Any) -> Any:
+            return super()._do_request(*arguments, allow_redirects=False, **options)
+
+    return Direct(address)
+
+
+def _is_final(reason: str) -> bool:
+    """Whether Ray's text of a refusal names a status below 500: a redirect, or a request that stays wrong."""
+    return re.search(r"status code [34]\d\d\b", reason) is not None or "uthentication" in reason
+
+
 async def _follow(client: JobSubmissionClient, job: str) -> None:
     async for text in client.tail_job_logs(job):
-        print(text, end="", flush=True)
+        print(harmless(text), end="", flush=True)
 
 
 if __name__ == "__main__":

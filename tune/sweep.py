@@ -26,7 +26,7 @@ from altgrad.hints import error_text
 from altgrad.outage import StorageRefused
 from altgrad.progress import compute_sentence
 from altgrad.results import list_runs
-from altgrad.terminal import Outlet, one_line, say, unstoppable_output
+from altgrad.terminal import Outlet, harmless, say, unstoppable_output
 from altgrad.training.config import ConfigError
 from tune.inputs import check_inputs
 from tune.interrupts import Interrupted, Interrupts
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with ExitStack() as stack:
                 code = _sweep(options, console, journal, stack)
         except (SweepError, ConfigError) as error:
-            print(f"sweep.py: error: {one_line(error_text(error))}", file=sys.stderr)
+            print(f"sweep.py: error: {harmless(error_text(error))}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("sweep.py: interrupted", file=sys.stderr)

@@ -252,7 +252,7 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) 
 def test_a_ray_that_lives_disturbs_nobody() -> None:
     alive = [SimpleNamespace(process=SimpleNamespace(pid=1, poll=lambda: None))]
     with watched_ray({"raylet": alive, "gcs_server": alive}, lambda which: pytest.fail(which)):
-        time.sleep(1.2)
+        time.sleep(0.5)
 
 
 # a job on a cluster

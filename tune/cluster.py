@@ -96,8 +96,10 @@ def local_ray(
                 on_death(which)
                 shutil.rmtree(folder, ignore_errors=True)
 
-            node: Any = ray._private.worker._global_node
-            with watched_ray(node.all_processes, gone):
+            worker: Any = ray._private.worker
+            # Ray tells a death in twenty lines of its log; whoever watches here tells it in one.
+            worker.print_to_stdstream = lambda *arguments, **options: None
+            with watched_ray(worker._global_node.all_processes, gone):
                 yield folder
         finally:
             ray.shutdown()

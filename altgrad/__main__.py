@@ -169,7 +169,7 @@ def _html(sweep: Folder, out: str | None) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from altgrad.status import status_table, sweep_state
+    from altgrad.status import goes_on, status_table, sweep_state
 
     console = Console()
     console.width = max(console.width, _TABLE_WIDTH)
@@ -180,7 +180,7 @@ def _status(options: argparse.Namespace) -> int:
         console.print(status_table(states))
         for sentence in (sentence for state in states for sentence in state.damage):
             say(console, sentence)
-        if options.every is None or not any(state.status == "running" for state in states):
+        if options.every is None or not goes_on(folder, states):
             return 0
         time.sleep(options.every)
 

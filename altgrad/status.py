@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from altgrad.markdown import ABSENT, duration, number
-from altgrad.results import Run, list_runs, read_plan, read_rows
+from altgrad.results import Run, life_of, list_runs, read_lease, read_plan, read_rows
 from altgrad.storage import Folder
 from altgrad.terminal import cell
 
@@ -33,6 +33,7 @@ class RunState:
     max_steps: int
     newest: Mapping[str, float]
     reason: str = ""
+    is_silent: bool = False  # running, but late with a sign of life
     damage: tuple[str, ...] = ()  # parts that could not be read, a sentence each
 
     @property
@@ -54,7 +55,7 @@ class RunState:
             ABSENT if gap is None else f"{gap:+.3f}",
             _percent(self.newest.get("stall_rate")),
             _percent(self.newest.get("overflow_rate")),
-            f"{self.status}: {self.reason}" if self.reason else self.status,
+            f"{self.status}: {self.reason}" if self.reason else f"{self.status}{', silent' * self.is_silent}",
             ABSENT if self.eta is None else duration(round(self.eta)),
         )
 
@@ -70,6 +71,14 @@ def sweep_state(sweep: Folder) -> list[RunState]:
     with ThreadPoolExecutor(_READERS) as pool:
         states = dict(zip(found, pool.map(_state, found.values()), strict=True))
     return [states.get(plan["run"]) or _waiting(plan, broken.get(plan["run"])) for plan in planned]
+
+
+def goes_on(sweep: Folder, states: Sequence[RunState]) -> bool:
+    """Whether more will come: a run's process is there, or that of the sweep, which will start those that wait."""
+    if any(state.status == "running" for state in states):
+        return True
+    lease = read_lease(sweep)
+    return lease is not None and life_of(sweep, lease) != "dead"
 
 
 def status_table(states: list[RunState]) -> Table:
@@ -95,7 +104,9 @@ def _state(run: Run) -> RunState:
     reason = run.verdict.sentence() if run.verdict is not None else summary.get("error") or summary.get("reason") or ""
     step, config = int(newest.get("step", 0)), run.config
     damage = tuple(f"{run.folder.name}: steps/{part} is left out: {why}" for part, why in broken.items())
-    return RunState(run.folder.name, config["format"], run.status, step, config["max_steps"], newest, reason, damage)
+    silent = run.end is None and run.life == "silent"
+    max_steps = config["max_steps"]
+    return RunState(run.folder.name, config["format"], run.status, step, max_steps, newest, reason, silent, damage)
 
 
 def _waiting(plan: Mapping[str, Any], broken: str | None) -> RunState:

@@ -82,6 +82,7 @@ def run_trials(
             resources.workers,
             resources.cpus,
             resources.gpus,
+            sweep.owner,
         )
         for trial in trials
     ]

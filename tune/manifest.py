@@ -10,15 +10,15 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from altgrad.hints import cut, did_you_mean, shown
-from altgrad.results import SCHEMA, RunWriter, ended_as, list_sweeps, read_plan
+from altgrad.results import SCHEMA, Lease, LeaseHeld, RunWriter, ended_as, list_sweeps, read_plan
 from altgrad.storage import Folder, check_location
 from tune.machine import Resources, Shares
 from tune.options import NEWEST, SweepError, SweepOptions
@@ -33,16 +33,29 @@ class Sweep:
     """A planned sweep and its folder `<results>/<name>`; `results` is absolute or a URI.
 
     `shares` is what each trial was given when the sweep was made, None where its record (an old one) does not say.
+    `owner` is the id of the process that runs it, see `altgrad.results.lease`; None while it is only looked at.
     """
 
     results: str
     name: str
     trials: tuple[Trial, ...]
     shares: Shares | None = None
+    owner: str | None = field(default=None, compare=False)
 
     @property
     def folder(self) -> Folder:
         return Folder.at(self.results) / self.name
+
+    def held(self, stack: ExitStack) -> Sweep:
+        """This sweep, held by this process until the stack closes.  Raises SweepError where another process has it."""
+        try:
+            lease = Lease.take(self.folder)
+        except LeaseHeld as error:
+            raise SweepError(str(error)) from error
+        except OSError as error:
+            raise SweepError(f"--results: {' '.join(str(error).split())}") from error
+        stack.callback(lease.release)
+        return replace(self, owner=lease.owner)
 
     def unfinished(self) -> list[Trial]:
         """The trials without an end record, and those that failed, in the planned order."""
@@ -125,9 +138,9 @@ def check_same_plan(sweep: Sweep, trials: Sequence[Trial], options: SweepOptions
         raise SweepError(f"--resume {sweep.name}: only the {where} has the run {run}; {advice}")
     for run, config in stored.items():
         new = planned[run].model_dump()
-        for field, value in config.model_dump().items():
-            if new[field] != value:
-                change = f"{field} is {shown(value)}, the options say {shown(new[field])}"
+        for name, value in config.model_dump().items():
+            if new[name] != value:
+                change = f"{name} is {shown(value)}, the options say {shown(new[name])}"
                 raise SweepError(f"--resume {sweep.name}: {run}: {change}; {advice}")
 
 

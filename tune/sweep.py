@@ -74,6 +74,8 @@ def _sweep(options: SweepOptions, console: Console, journal: Journal, stack: Exi
     stored = None
     if options.resume is not None:
         stored = open_sweep(options)
+        if not options.dry_run:
+            stored = stored.held(stack)
     else:
         check_new(options)
     if chosen_mode(options.wandb, os.environ)[0] == "online":
@@ -98,7 +100,7 @@ def _sweep(options: SweepOptions, console: Console, journal: Journal, stack: Exi
         return 0
     for line in check_inputs(plan.trials, machine):
         say(console, line)
-    sweep = create_sweep(options, plan, resources) if stored is None else stored
+    sweep = create_sweep(options, plan, resources).held(stack) if stored is None else stored
     show_plan(console, plan, resources, elsewhere=options.cluster is not None)
     say(console, f"sweep {sweep.name} in {sweep.folder}")
     return _Course(sweep, options, console, journal).run(plan.trials, resources, machine, stack)

@@ -48,6 +48,7 @@ class Job:
     workers: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
+    owner: str | None = None  # of the sweep: its trials succeed their own earlier processes at once
 
     def to_parameters(self) -> dict[str, Any]:
         """Plain values for Tune."""
@@ -117,6 +118,7 @@ def _train(parameters: dict[str, Any], send: Reporter) -> None:
             report_interval=REPORT_INTERVAL,
             runs_alike=job.runs_alike,
             resources={"cpus": job.workers * job.cpus, "gpus": job.workers * job.gpus},
+            group=job.owner,
             **(_finished_baseline(trial, sweep) if first else {}),
         ).run()
     finally:

@@ -10,6 +10,7 @@ NFS and object stores work alike and a reader fetches only new parts and the col
                         /events/part-*     step, kind, detail (a JSON object)
                         /tensors/part-*    step x layer x site: log2 histogram and a small fixed sample
                         /failure_report.md only if collapsed
+                        /lease.json   who trains it now, renewed by the run's own pace; gone when it has ended
                         /end.json          status, verdict, summary; absent while running and after a kill
 
 Every row carries `attempt`: of a step written twice (a restored run) the later attempt counts.  Many small parts are
@@ -18,6 +19,7 @@ No torch, no ray: the dashboard reads through this package alone.
 """
 
 from altgrad.results.events import acts, format_shifts, read_events
+from altgrad.results.lease import Lease, LeaseHeld, life_of, read_lease
 from altgrad.results.parts import read_rows, read_table
 from altgrad.results.records import RecordError, ended_as, read_end, read_plan, read_start
 from altgrad.results.run import Run, list_runs, list_sweeps, read_run
@@ -27,6 +29,8 @@ from altgrad.results.writer import NoWriter, RunWriter, write_end
 __all__ = [
     "SCHEMA",
     "SCHEMAS",
+    "Lease",
+    "LeaseHeld",
     "NoWriter",
     "RecordError",
     "Run",
@@ -37,10 +41,12 @@ __all__ = [
     "acts",
     "ended_as",
     "format_shifts",
+    "life_of",
     "list_runs",
     "list_sweeps",
     "read_end",
     "read_events",
+    "read_lease",
     "read_plan",
     "read_rows",
     "read_run",

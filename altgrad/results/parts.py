@@ -1,9 +1,11 @@
 """A table as parts: their names, how they make a table, and how many become one.
 
-A part is `part-ATTEMPT-NUMBER.parquet` and never changes.  Parts FIRST to LAST of an attempt are merged into
-`part-ATTEMPT-FIRST-LAST.parquet`, which is written before they are deleted.  A part whose numbers lie within another
-one's is not read: so a reader finds every row once whatever has been deleted so far, also after a crash in between.
-Between a reader's look at the folder and its opening of a file the file may go: then it looks again.
+A part is `part-ATTEMPT-NUMBER.parquet` and never changes; ATTEMPT is the attempt's number and, behind a dot, the start
+of its owner's random id: two processes that train the same attempt cannot write over each other.  Parts FIRST to LAST
+of an attempt are merged into `part-ATTEMPT-FIRST-LAST.parquet`, which is written before they are deleted.  A part whose
+numbers lie within another one's is not read: so a reader finds every row once whatever has been deleted so far, also
+after a crash in between.  Between a reader's look at the folder and its opening of a file the file may go: then it
+looks again.
 """
 
 from __future__ import annotations
@@ -23,14 +25,14 @@ from altgrad.results.schema import KEY_COLUMNS, ROW_KEY, SCHEMAS, TableName
 from altgrad.storage import Folder
 
 T = TypeVar("T")
-_NAME = re.compile(r"part-(\d+)-(\d+)(?:-(\d+))?\.parquet")
+_NAME = re.compile(r"part-(\d+(?:\.[0-9a-f]+)?)-(\d+)(?:-(\d+))?\.parquet")
 _PAUSES = (0.0, 0.1, 0.5, 2.0)  # before looking again: a network file system may show what is gone for a while
 _READ_TOGETHER = 64  # parts in memory at once while merging
 _DELETERS = 8
 
 
 class _Range(NamedTuple):
-    attempt: int
+    attempt: str
     first: int
     last: int
 
@@ -38,14 +40,14 @@ class _Range(NamedTuple):
         return self.attempt == other.attempt and self.first <= other.first and other.last <= self.last
 
 
-def part_name(attempt: int, number: int) -> str:
-    return f"part-{attempt:03d}-{number:06d}.parquet"
+def part_name(attempt: int, number: int, owner: str = "") -> str:
+    return f"part-{attempt:03d}{owner and f'.{owner}'}-{number:06d}.parquet"
 
 
 def _range(name: str) -> _Range | None:
     """What a part's name says; None for a file that was named otherwise."""
     match = _NAME.fullmatch(name)
-    return None if match is None else _Range(int(match[1]), int(match[2]), int(match[3] or match[2]))
+    return None if match is None else _Range(match[1], int(match[2]), int(match[3] or match[2]))
 
 
 def list_parts(folder: Folder, name: TableName) -> list[str]:
@@ -135,7 +137,7 @@ def merge_parts(folder: Folder, name: TableName, known: Mapping[str, pa.Table]) 
     """
     there = [info.base_name for info in (folder / name).list() if info.base_name.startswith("part-")]
     current = _uncovered(there)
-    by_attempt: dict[int, list[str]] = {}
+    by_attempt: dict[str, list[str]] = {}
     for part in current:
         if (range_ := _range(part)) is not None:
             by_attempt.setdefault(range_.attempt, []).append(part)
@@ -175,7 +177,7 @@ def merge(folder: Folder, name: TableName, parts: Sequence[str], known: Mapping[
                 return False
             tables.append(table)
         merged.add(joined(name, columns, tables))
-    whole = f"{part_name(ranges[0].attempt, ranges[0].first).removesuffix('.parquet')}-{ranges[-1].last:06d}.parquet"
+    whole = f"part-{ranges[0].attempt}-{ranges[0].first:06d}-{ranges[-1].last:06d}.parquet"
     folder.write_bytes(f"{name}/{whole}", merged.content(), durable=True)  # what it replaces may be
     return True
 

@@ -34,11 +34,13 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Number = Annotated[float, BeforeValidator(_number)]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """A JSON object whose declared fields are checked; others are kept."""
+
     model_config = ConfigDict(strict=True, extra="allow", hide_input_in_errors=True)
 
 
-class _Config(_Record):
+class _Config(Record):
     """What every comparison needs of a run's config; the rest is checked by whoever makes a `TrainConfig` of it."""
 
     format: str
@@ -47,18 +49,19 @@ class _Config(_Record):
     learning_rate: Finite
 
 
-class _Held(_Record):
+class _Held(Record):
     cpus: Finite | None = None
     gpus: Finite | None = None
 
 
-class StartRecord(_Record):
+class StartRecord(Record):
     """`run.json`."""
 
     schema_number: Literal[SCHEMA] = Field(alias="schema")  # type: ignore[valid-type]
     config: _Config
     started: Finite
     attempt: Count = 0
+    owner: str | None = None
     run: str | None = None
     sweep: str | None = None
     intervention: str | None = None
@@ -76,7 +79,7 @@ class StartRecord(_Record):
     batches_hash: str | None = None
 
 
-class _Verdict(_Record):
+class _Verdict(Record):
     step: Whole
     rule: str
     metric: str
@@ -85,7 +88,7 @@ class _Verdict(_Record):
     detail: str = ""
 
 
-class _Summary(_Record):
+class _Summary(Record):
     steps: Count | None = None
     error: str | None = None
     reason: str | None = None
@@ -96,7 +99,7 @@ class _Summary(_Record):
     seconds: Number | None = None
 
 
-class EndRecord(_Record):
+class EndRecord(Record):
     """`end.json`.  An old one may lack everything but its status: what is not there stays absent."""
 
     schema_number: Literal[SCHEMA] = Field(SCHEMA, alias="schema")  # type: ignore[valid-type]
@@ -106,26 +109,26 @@ class EndRecord(_Record):
     summary: _Summary = _Summary()
 
 
-class _PlannedConfig(_Record):
+class _PlannedConfig(Record):
     format: str
     max_steps: Count
 
 
-class _PlannedRun(_Record):
+class _PlannedRun(Record):
     run: str
     config: _PlannedConfig
     intervention: str = "none"
     baseline: str | None = None
 
 
-class _Shares(_Record):
+class _Shares(Record):
     cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     workers: Annotated[int, Field(ge=1, lt=2**31)]
     runs_alike: dict[str, Annotated[int, Field(ge=1, lt=2**31)]] = {}
 
 
-class PlanRecord(_Record):
+class PlanRecord(Record):
     """`sweep.json`.  `resources`: what each worker of a trial holds; an old plan has none."""
 
     schema_number: Literal[SCHEMA] = Field(SCHEMA, alias="schema")  # type: ignore[valid-type]
@@ -138,20 +141,20 @@ class PlanRecord(_Record):
 
 def read_start(run: Folder) -> dict[str, Any]:
     """A run's `run.json`.  Raises FileNotFoundError where there is none, RecordError, OSError."""
-    return _read(run, START, StartRecord)
+    return read_record(run, START, StartRecord)
 
 
 def read_end(run: Folder) -> dict[str, Any] | None:
     """A run's `end.json` with `verdict` and `summary`, None where there is none.  Raises RecordError, OSError."""
     try:
-        return {"verdict": None, "summary": {}} | _read(run, END, EndRecord)
+        return {"verdict": None, "summary": {}} | read_record(run, END, EndRecord)
     except FileNotFoundError:
         return None
 
 
 def read_plan(sweep: Folder) -> dict[str, Any]:
     """A sweep's `sweep.json`.  Raises FileNotFoundError where there is none, RecordError, OSError."""
-    return _read(sweep, PLAN, PlanRecord)
+    return read_record(sweep, PLAN, PlanRecord)
 
 
 def ended_as(run: Folder) -> Status | None:
@@ -166,7 +169,8 @@ def ended_as(run: Folder) -> Status | None:
     return None if end is None else end["status"]
 
 
-def _read(folder: Folder, file: str, model: type[_Record]) -> dict[str, Any]:
+def read_record(folder: Folder, file: str, model: type[Record]) -> dict[str, Any]:
+    """A record that has the fields of `model`.  Raises FileNotFoundError, RecordError, OSError."""
     try:
         content = folder.read_json(file)
     except ValueError as error:

@@ -11,13 +11,14 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from altgrad.results.lease import Life, life_of, read_lease
 from altgrad.results.parts import read_rows
-from altgrad.results.records import RecordError, read_end, read_start
+from altgrad.results.records import END, RecordError, read_end, read_start
 from altgrad.results.schema import Status, TableName, Verdict
 from altgrad.storage import Folder
 
 _READERS = 16  # an object store answers slowly, but many at a time
-_SILENT_SECONDS = 60.0  # a run without end record counts as killed after this long without a new part
+_SILENT_SECONDS = 60.0  # without a new part, after which a run that never had a lease (an old one) counts as killed
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,21 @@ class Run:
 
     @property
     def status(self) -> Status:
-        """From end.json; without one `running`, or `killed` where nothing was written for a minute."""
+        """From end.json; without one `running`, or `killed` where its process is gone."""
         if self.end is not None:
             return self.end["status"]
+        return "killed" if self.life == "dead" else "running"
+
+    @property
+    def life(self) -> Life:
+        """Of a run without an end record: whether its process is there, is late with a sign of life, or is gone."""
+        lease = read_lease(self.folder)
+        if lease is not None:
+            return life_of(self.folder, lease)
+        if self.info.get("owner"):  # it has let its lease go: at its end, which this object may have been read before
+            return "running" if self.folder.has(END) else "dead"
         newest = max((info.mtime_ns or 0 for info in (self.folder / "steps").list()), default=0) / 1e9
-        return "running" if time.time() - max(newest, float(self.info["started"])) < _SILENT_SECONDS else "killed"
+        return "running" if time.time() - max(newest, float(self.info["started"])) < _SILENT_SECONDS else "dead"
 
     def table(self, name: TableName, columns: Sequence[str] | None = None) -> pa.Table:
         """One table, rows in order of step, each row's latest attempt only; `columns` besides the key columns.

@@ -19,6 +19,7 @@ from altgrad.results.schema import SCHEMA, SCHEMAS, Status, TableName, Verdict
 from altgrad.storage import Folder
 
 _MANY_PARTS = 64
+_ID = 8  # characters of an owner's id in its parts' names
 
 
 class RunWriter:
@@ -29,9 +30,11 @@ class RunWriter:
     Parts are merged when there are many, and at the end all of them: a reader opens few files.
     """
 
-    def __init__(self, folder: Folder, attempt: int = 0, flush_seconds: float = 2.0) -> None:
+    def __init__(self, folder: Folder, attempt: int = 0, flush_seconds: float = 2.0, owner: str = "") -> None:
+        """`owner`: the random id of the process that writes, see `lease`; "" where nobody else can come."""
         self.folder = folder
         self.attempt = attempt
+        self._owner = owner
         self._flush_seconds = flush_seconds
         self._rows: dict[TableName, list[dict[str, Any]]] = {name: [] for name in SCHEMAS}
         self._part = 0
@@ -49,7 +52,8 @@ class RunWriter:
         """
         if self.folder.has("end.json"):
             self.folder.delete("end.json")
-        self.folder.write_json("run.json", {"schema": SCHEMA, "attempt": self.attempt, "started": time.time(), **info})
+        own = {"schema": SCHEMA, "attempt": self.attempt, "started": time.time()}
+        self.folder.write_json("run.json", own | ({"owner": self._owner} if self._owner else {}) | dict(info))
 
     def step(self, record: Mapping[str, float]) -> None:
         """One step's record: `step` and metrics by name.  Raises KeyError for a name that `METRICS` lacks."""
@@ -111,7 +115,7 @@ class RunWriter:
         for table, rows in self._rows.items():
             if rows:
                 self._last_step = int(rows[-1]["step"])
-                part = part_name(self.attempt, self._part)
+                part = part_name(self.attempt, self._part, self._owner[:_ID])
                 self._recent[table][part] = pa.Table.from_pylist(rows, schema=SCHEMAS[table])
                 self._unwritten[table, part] = encoded(table, self._recent[table][part])
                 self._rows[table] = []

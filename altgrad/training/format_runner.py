@@ -22,7 +22,7 @@ from altgrad.collapse import BaselineGap, CollapseDetector, gap_to_baseline
 from altgrad.control import stop_request, stop_sentence
 from altgrad.outage import Outage
 from altgrad.report import write_failure_report
-from altgrad.results import NoWriter, RunWriter, Status, Verdict
+from altgrad.results import Lease, LeaseHeld, NoWriter, RunWriter, Status, Verdict
 from altgrad.results.beginning import other_beginning
 from altgrad.storage import Folder
 from altgrad.training.allocator import keep_freed_memory
@@ -46,7 +46,8 @@ class FormatExperimentRunner:
     writer.  baseline: training loss by step of the baseline run, where its curve is known beforehand; baseline_start:
     its `run.json`: a baseline that began with other weights or data gives no gap, and `run.json` says why.
     announce: told before the first step which share of the model is rounded, in a sentence.
-    resources: what the run holds of its machine, for run.json.  model, batches, runs_alike: see `Trainer`.
+    resources: what the run holds of its machine, for run.json.  group: see `Lease`.
+    model, batches, runs_alike: see `Trainer`.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class FormatExperimentRunner:
         runs_alike: int | None = None,
         resources: Mapping[str, float] | None = None,
         announce: Callable[[str], None] | None = None,
+        group: str | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -78,6 +80,8 @@ class FormatExperimentRunner:
         self._gap: BaselineGap | None = None
         self._model, self._batches, self._runs_alike = model, batches, runs_alike
         self._resources, self._announce = resources, announce
+        self._group = group
+        self._lease: Lease | None = None
         self._checkpoints = folder / "checkpoints"
         self._outage = Outage(self._checkpoints)
         self._rows: list[Mapping[str, float]] = []
@@ -86,13 +90,26 @@ class FormatExperimentRunner:
         self._compiled_before: How | None = None
 
     def run(self) -> ExperimentResult:
-        """Train to the end, to a collapse, or to an exception, which is recorded (status `failed`) and raised."""
+        """Train to the end, to a collapse, or to an exception, which is recorded (status `failed`) and raised.
+
+        Raises LeaseHeld, recording nothing, where another process trains in the folder.
+        """
+        if self._ranks.first:
+            self._lease = Lease.take(self.folder, self._group, wait=self._group is not None)
+        try:
+            return self._train()
+        finally:
+            if self._lease is not None:
+                self._lease.release()
+
+    def _train(self) -> ExperimentResult:
         attempt, self._compiled_before = self._ranks.from_first(lambda: next_attempt(self.folder, self.config))
         baseline = self._ranks.from_first(lambda: self._baseline)
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         keep_freed_memory()
-        writer = (RunWriter if self._ranks.first else NoWriter)(self.folder, attempt)
+        owner = "" if self._lease is None else self._lease.owner
+        writer = (RunWriter if self._ranks.first else NoWriter)(self.folder, attempt, owner=owner)
         try:
             check_device(self._resources or {}, self.config.device)
             trainer = Trainer(self.config, self._model, self._batches, self._runs_alike, self._compiled_before)
@@ -114,8 +131,8 @@ class FormatExperimentRunner:
             while not self._over(trainer, detector):
                 self._one_step(trainer, detector, writer)
             return self._finish(trainer, detector, writer)
-        except AnotherRunError:
-            raise  # the folder tells of another run
+        except (AnotherRunError, LeaseHeld):
+            raise  # the folder tells of another run, or is another process's now
         except Exception as error:  # recorded for the reader of the folder, then raised for the caller
             if not self._ranks.alone and lost_another_rank(error):
                 raise  # the run has not failed by itself, and whoever started the ranks knows why they are gone
@@ -163,6 +180,8 @@ class FormatExperimentRunner:
         if step % self.config.checkpoint_interval == 0 or last:
             self._checkpoint(trainer, detector, writer)
         self._rows.append(record)
+        if self._lease is not None and step % self._report_interval == 0:
+            self._lease.check()
         if not last and step % self._report_interval == 0:
             if self._report is not None:
                 writer.flush()  # the caller may end this process in its report

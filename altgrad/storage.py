@@ -34,7 +34,7 @@ _CONNECT_SECONDS, _REQUEST_SECONDS, _TRIES = 5.0, 30.0, 2
 _GCS_RETRIES = timedelta(seconds=3)
 _LARGEST_JSON, _DEEPEST_JSON = 2**28, 50  # bytes: a plan of some 100 000 runs; levels: a record has six
 _LONGEST_NAME = 255  # bytes of a file's or folder's name
-_NOT_AN_OUTAGE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_NOT_AN_OUTAGE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from altgrad.__main__ import main
 from altgrad.results import Lease, LeaseHeld, RunWriter, lease, list_runs, read_lease, read_run, read_table
@@ -22,8 +24,11 @@ from altgrad.storage import Folder
 from altgrad.training import TrainConfig, run_format_experiment
 from altgrad.training.outcome import Report
 from tests.generated_results import InventedRun
-from tune.manifest import create_sweep, open_sweep
+from tune.ending import EndRecords
+from tune.manifest import create_sweep, open_sweep, write_never_started
 from tune.options import SweepOptions
+from tune.stopper import CollapseStopper
+from tune.sweep import _show_results
 from tune.sweep import main as sweep_main
 from tune.trial import Plan, Trial
 
@@ -292,3 +297,41 @@ def test_a_second_resume_of_a_sweep_is_refused_in_one_line(tmp_path: Path, capsy
         process.kill()
         process.wait()
     assert open_sweep(SweepOptions(results=str(tmp_path), resume="s")).unfinished() == [trial]
+
+
+# folders that go or cannot be written
+
+
+def test_a_folder_that_is_removed_while_its_run_trains_is_an_error_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+
+    def remove(news: Report) -> None:
+        if news.step == 20:
+            shutil.rmtree(out)
+
+    with pytest.raises(FileNotFoundError, match=r"run: its run\.json is gone"):
+        run_format_experiment(SMALL, out, report=remove)
+
+
+def test_a_run_whose_folder_cannot_be_written_is_unfinished_and_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    trials = (Trial("a", SMALL), Trial("b", SMALL))
+    sweep = create_sweep(SweepOptions(results=str(tmp_path), name="s"), Plan(trials))
+    (tmp_path / "s" / "a").write_text("a file where the run's folder should be")
+    assert open_sweep(SweepOptions(results=str(tmp_path), resume="s")).unfinished() == list(trials)
+    told: list[str] = []
+    ends = EndRecords(CollapseStopper(trials, sweep.folder), sweep.folder, "none", told.append)
+    with ends._recording("a"):
+        write_never_started(sweep.folder / "a", trials[0], "s")
+    assert ends.refused is None and len(told) == 1 and told[0].startswith("a: its end cannot be recorded: ")
+
+
+def test_a_sweep_whose_folder_was_removed_does_not_end_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trial = Trial("a", SMALL)
+    sweep = create_sweep(SweepOptions(results=str(tmp_path), name="s"), Plan((trial,)))
+    shutil.rmtree(tmp_path / "s")
+    (sweep.folder / "a").write_json("end.json", {"status": "completed"})  # what a run that trained on leaves
+    assert _show_results(sweep, SweepOptions(results=str(tmp_path)), Console(width=200)) == 1
+    shown = capsys.readouterr().out
+    assert "lost: a: its run.json is gone" in shown and "its sweep.json is gone" in shown

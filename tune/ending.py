@@ -6,7 +6,8 @@ knows why, so it writes `end.json`; a run that already has one is left alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -32,16 +33,19 @@ class EndRecords(tune.Callback):
     `refused`: the error that ended the sweep, where storage did not take a record.
     """
 
-    def __init__(self, stopper: CollapseStopper, sweep: Folder, scheduler: str) -> None:
+    def __init__(
+        self, stopper: CollapseStopper, sweep: Folder, scheduler: str, tell: Callable[[str], None] = print
+    ) -> None:
         self.refused: StorageRefused | None = None
         self._stopper = stopper
         self._sweep = sweep.patient()  # an end record is written once
         self._scheduler = scheduler
+        self._tell = tell
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """The trial returned, or the stopper or the scheduler ended it (the worker still waits in its report)."""
-        with self._noting_refusal():
-            run = run_of(trial)
+        run = run_of(trial)
+        with self._recording(run):
             folder = self._sweep / run
             self._stopper.ended(run)
             verdict = self._stopper.verdict(run)
@@ -62,8 +66,8 @@ class EndRecords(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """The trial died and has no retry left."""
-        with self._noting_refusal():
-            run = run_of(trial)
+        run = run_of(trial)
+        with self._recording(run):
             self._stopper.ended(run)
             folder = self._sweep / run
             if not folder.has("run.json"):
@@ -81,13 +85,31 @@ class EndRecords(tune.Callback):
                 store_gap(trial.config, folder / trial.run, folder / trial.baseline)
 
     @contextmanager
-    def _noting_refusal(self) -> Iterator[None]:
-        """Keep what ends the sweep: Tune makes a text of an exception in a callback."""
+    def _recording(self, run: str) -> Iterator[None]:
+        """A run whose folder takes no record fails alone; only storage that takes nothing at all ends the sweep.
+
+        That is kept in `refused`: Tune makes a text of an exception in a callback.
+        """
         try:
             yield
         except StorageRefused as error:
-            self.refused = error
-            raise
+            if not _takes_files(self._sweep.patient(0)):
+                self.refused = error
+                raise
+            self._tell(f"{run}: its end cannot be recorded: {error}")
+        except (OSError, RecordError) as error:
+            self._tell(f"{run}: its end cannot be recorded: {' '.join(str(error).split())}")
+
+
+def _takes_files(folder: Folder) -> bool:
+    """Whether a folder can be written to at this moment."""
+    name = f".probe-{uuid.uuid4().hex[:8]}"
+    try:
+        folder.write_bytes(name, b"")
+        folder.delete(name)
+    except OSError:
+        return False
+    return True
 
 
 def run_of(trial: TuneTrial) -> str:

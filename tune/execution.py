@@ -66,7 +66,7 @@ def run_trials(
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     folder = sweep.folder.patient()
     stopper = CollapseStopper(sweep.trials, folder)
-    ends = EndRecords(stopper, folder, options.scheduler)
+    ends = EndRecords(stopper, folder, options.scheduler, tell)
     callbacks: list[tune.Callback] = [ends]
     if options.stall_timeout is not None:
         callbacks.append(StallWatch(options.stall_timeout, console))

@@ -216,12 +216,17 @@ def _show_results(sweep: Sweep, options: SweepOptions, console: Console) -> int:
     lines += [f"damaged: {sentence}" for run in runs for sentence in run.damage_sentences()]
     unfinished = [trial.run for trial in sweep.unfinished()]
     lines += [f"not finished: {name}" for name in unfinished if name not in failed]
+    known = {run.folder.name for run in runs} | broken.keys() | set(unfinished)
+    lost = [f"{trial.run}: its run.json is gone" for trial in sweep.trials if trial.run not in known]
+    if not folder.has("sweep.json"):
+        lost.append(f"{sweep.folder}: its sweep.json is gone; the folder was removed or replaced while the sweep ran")
+    lines += [f"lost: {what}" for what in lost]
     if unfinished:
         lines.append(f"try again: {options.resume_command(sweep.name)}")
     lines.append(f"dashboard: streamlit run dashboard -- {shlex.quote(options.results)}")
     for line in lines:
         say(console, line)
-    return 1 if unfinished or broken else 0
+    return 1 if unfinished or broken or lost else 0
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def ended_as(run: Folder) -> Status | None:
     """
     try:
         end = read_end(run)
-    except RecordError:
+    except (RecordError, NotADirectoryError, IsADirectoryError, PermissionError):
         return None
     return None if end is None else end["status"]
 

@@ -217,6 +217,10 @@ class FormatExperimentRunner:
             self._outage.over()
 
     def _finish(self, trainer: Trainer, detector: CollapseDetector, writer: RunWriter) -> ExperimentResult:
+        if self._ranks.first and not self.folder.has("run.json"):
+            raise FileNotFoundError(
+                f"{self.folder}: its run.json is gone; the folder was removed while the run trained"
+            )
         verdict = detector.verdict
         cut_short = trainer.step_number < self.config.max_steps and not self._collapsed(detector)
         status: Status = "stopped" if cut_short else "completed" if verdict is None else "collapsed"

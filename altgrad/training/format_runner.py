@@ -217,7 +217,7 @@ class FormatExperimentRunner:
             self._outage.over()
 
     def _finish(self, trainer: Trainer, detector: CollapseDetector, writer: RunWriter) -> ExperimentResult:
-        if self._ranks.first and not self.folder.has("run.json"):
+        if self._ranks.first and not self.folder.patient().has("run.json"):
             raise FileNotFoundError(
                 f"{self.folder}: its run.json is gone; the folder was removed while the run trained"
             )

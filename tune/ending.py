@@ -42,6 +42,9 @@ class EndRecords(tune.Callback):
         self._scheduler = scheduler
         self._tell = tell
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles callbacks with its own state, which a resumed sweep does not read
+
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """The trial returned, or the stopper or the scheduler ended it (the worker still waits in its report)."""
         run = run_of(trial)

@@ -160,7 +160,7 @@ def replace_rows(folder: Folder, name: TableName, table: pa.Table) -> None:
     ranges = [range_ for part in parts if (range_ := _range(part)) is not None]
     attempt = max(range_.attempt for range_ in ranges)
     last = max(range_.last for range_ in ranges if range_.attempt == attempt) + 1
-    whole = f"{part_name(attempt, 0).removesuffix('.parquet')}-{last:06d}.parquet"
+    whole = f"part-{attempt}-{0:06d}-{last:06d}.parquet"
     folder.write_bytes(f"{name}/{whole}", encoded(name, table), durable=True)  # what it replaces goes
     _delete(folder / name, parts)
 

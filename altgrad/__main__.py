@@ -15,13 +15,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from altgrad.command_line import OneLineParser, location, path, positive
+from altgrad.commands.option_parser import OneLineParser, location, path, positive
+from altgrad.config.train_config import TrainConfig, check_fields, load_config
 from altgrad.formats import GROUPS, NumberFormat, equal_up_to_scale, find_format
-from altgrad.hints import error_text
-from altgrad.storage import Folder
-from altgrad.terminal import cell, harmless, say, unstoppable_output
-from altgrad.training.config import TrainConfig, check_fields, load_config
-from altgrad.yaml_text import NotYaml, assignments
+from altgrad.storage.folder import Folder
+from altgrad.text.error_hints import error_text
+from altgrad.text.terminal_output import cell, harmless, say, unstoppable_output
+from altgrad.text.yaml_text import NotYaml, assignments
 
 _EXIT_BAD_INPUT = 2
 _TABLE_WIDTH = 100  # a cut-off number is a wrong number: better let a narrow terminal wrap
@@ -94,9 +94,11 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace) -> int:
     settings = _settings(options.set)
     config = load_config(options.config, **settings)
-    from altgrad.console import TrainingProgress  # torch and the runner only once the input is known to be good
+    from altgrad.experiment.runner import FormatExperimentRunner
+    from altgrad.experiment.training_progress import (
+        TrainingProgress,  # torch and the runner only once the input is known to be good
+    )
     from altgrad.training.data import TextBatches, load_corpus
-    from altgrad.training.format_runner import FormatExperimentRunner
 
     console = Console()
     folder = Folder.at(options.out)
@@ -169,7 +171,7 @@ def _html(sweep: Folder, out: str | None) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from altgrad.status import goes_on, status_table, sweep_state
+    from altgrad.show.sweep_status import goes_on, status_table, sweep_state
 
     console = Console()
     console.width = max(console.width, _TABLE_WIDTH)
@@ -186,7 +188,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _stop(options: argparse.Namespace) -> int:
-    from altgrad.control import request_stop
+    from altgrad.results.stop_request import request_stop
 
     folder = Folder.at(options.folder)
     _expect(folder, "run.json", "sweep.json")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from altgrad.format_names import REFUSED, SYNONYMS
-from altgrad.hints import did_you_mean, shown
+from altgrad.text.error_hints import did_you_mean, shown
 
 Overflow = Literal["saturate", "inf"]
 # Which codes are not finite numbers, and whether there is a negative zero:

@@ -23,15 +23,15 @@ from rich.console import Console
 from rich.table import Table
 
 from altgrad.compare import STEP_COLUMNS, Row
-from altgrad.lines import View, line
-from altgrad.progress import newest_events, progress
 from altgrad.results import SCHEMAS
-from altgrad.storage import Folder
-from dashboard.charts import curves_figure
-from dashboard.context import Context
-from dashboard.sweep import Sweep
-from dashboard.table import CELL_COLUMNS, group_frame, run_frame
-from tests.generated_results import large_sweep
+from altgrad.show.drawn_curves import View, line
+from altgrad.show.sweep_progress import newest_events, progress
+from altgrad.storage.folder import Folder
+from dashboard.data.sweep_frame import CELL_COLUMNS, group_frame, run_frame
+from dashboard.data.watched_sweep import Sweep
+from dashboard.figures.curve_figures import curves_figure
+from dashboard.page_context import Context
+from tests.support.generated_results import large_sweep
 
 Result = TypeVar("Result")
 RUNS, STEPS = 500, 10_000

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from altgrad.config.recipe import Recipe
 from altgrad.formats import find_format
-from altgrad.quantization.compiled import INDUCTOR_OPTIONS, compiled_round
+from altgrad.quantization.kernel.compiled import INDUCTOR_OPTIONS, compiled_round
 from altgrad.quantization.quantized_model import quantize_model
-from altgrad.training.recipe import Recipe
 from bench.harness import NotMeasured, cuda_device, cuda_ratio
 
 _SHAPE = (32768, 4096)  # 512 MiB: ten times the largest cache

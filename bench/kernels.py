@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from altgrad.formats import find_format
-from altgrad.quantization.compiled import compiled_round
+from altgrad.quantization.kernel.compiled import compiled_round
 from bench.harness import ratio, threads
 
 SIZE = 2**24

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FORMATS
-from altgrad.quantization.compiled import compiled_round
-from altgrad.quantization.round import round_to_format
+from altgrad.quantization.kernel.compiled import compiled_round
+from altgrad.quantization.kernel.round import round_to_format
 from bench.harness import MALLOC, malloc_setting, ratio
 from bench.record import write_peers
 

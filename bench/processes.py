@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tune.machine import this_machine
-from tune.options import parse_options
-from tune.plan import plan_sweep
+from tune.plan.machine import this_machine
+from tune.plan.options import parse_options
+from tune.plan.trials import plan_sweep
 
 _SWEEP = Path(__file__).parent.parent / "tune" / "sweep.py"
 _PROGRAM = """
@@ -34,8 +34,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 _BARE = """
 import json, sys
-from altgrad.training.allocator import keep_freed_memory
-from altgrad.training.config import make_config
+from altgrad.experiment.allocator import keep_freed_memory
+from altgrad.config.train_config import make_config
 from altgrad.training.trainer import Trainer
 keep_freed_memory()
 runs = json.load(sys.stdin)

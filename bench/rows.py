@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from altgrad.quantization.compiled import compiled_round_and_count
+from altgrad.quantization.kernel.compiled import compiled_round_and_count
 from bench import dashboard, gpu, processes
 from bench.harness import Row
 from bench.kernels import against_clone

@@ -22,13 +22,13 @@ from typing import Any
 from rich.console import Console
 
 from altgrad.compare import comparison
+from altgrad.config.train_config import TrainConfig
 from altgrad.results import RunWriter, list_runs
-from altgrad.status import sweep_state
-from altgrad.storage import Folder
-from altgrad.training.config import TrainConfig
-from tune.manifest import Sweep, create_sweep
-from tune.options import SweepOptions
-from tune.trial import Plan, Trial
+from altgrad.show.sweep_status import sweep_state
+from altgrad.storage.folder import Folder
+from tune.plan.options import SweepOptions
+from tune.plan.sweep_record import Sweep, create_sweep
+from tune.plan.trial import Plan, Trial
 
 STEPS = 50
 _REPORT_INTERVAL = 10
@@ -38,7 +38,7 @@ def stub_trial(parameters: dict[str, Any]) -> None:
     """A trial's files and reports without a model: a loss that falls."""
     from ray import tune
 
-    from tune.trainable import Job
+    from tune.run.trainable import Job
 
     job = Job.from_parameters(parameters["job"])
     writer = RunWriter((Folder.at(job.results) / job.sweep / job.trial.run).patient())
@@ -68,8 +68,8 @@ def timed(what: str) -> Iterator[None]:
 def main(trials: int = 1000, concurrent: int = 2) -> None:
     """Run, interrupt, resume, read; prints one line per measurement."""
     from tune import execution
-    from tune.cluster import local_ray
-    from tune.machine import Machine, Resources
+    from tune.cluster.ray_session import local_ray
+    from tune.plan.machine import Machine, Resources
 
     execution.train_trial = stub_trial
     machine = Machine(concurrent, 0, "")

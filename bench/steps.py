@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from altgrad.config.train_config import TrainConfig
+from altgrad.experiment.runner import run_format_experiment
 from altgrad.quantization.quantized_model import quantize_model
-from altgrad.training.compiling import StepLoss
-from altgrad.training.config import TrainConfig
+from altgrad.training.compile.step_loss import StepLoss
 from altgrad.training.data import Batches, TextBatches, load_corpus
-from altgrad.training.format_runner import run_format_experiment
 from altgrad.training.model import build_gpt
 from altgrad.training.optim import build_optimizer
 from altgrad.training.trainer import Trainer

@@ -15,11 +15,11 @@ from typing import Any
 import pyarrow as pa
 import streamlit as st
 
-from altgrad.foreign import as_code, as_markdown
 from altgrad.results import list_sweeps
-from altgrad.storage import Folder, check_location
-from dashboard.context import Context
-from dashboard.sweep import Sweep
+from altgrad.storage.folder import Folder, check_location
+from altgrad.text.foreign_text import as_code, as_markdown
+from dashboard.data.watched_sweep import Sweep
+from dashboard.page_context import Context
 from dashboard.views import compare, curves, failures, formats, layers, overview, run, sweep
 from dashboard.widgets import choose_kept
 

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import pandas as pd
 import streamlit as st
 
-from altgrad.foreign import as_code
 from altgrad.metrics import METRICS
-from dashboard.sweep import WatchedRun
+from altgrad.text.foreign_text import as_code
+from dashboard.data.watched_sweep import WatchedRun
 
 _ROWS_WITHOUT_SCROLLING = 12
 _SCROLLED_HEIGHT = 420

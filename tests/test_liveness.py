@@ -8,7 +8,7 @@ import torch
 from altgrad.metrics import METRICS, columns
 from altgrad.results import read_run
 from altgrad.training import run_format_experiment
-from tests.test_trainer import MICRO
+from tests.training.test_trainer import MICRO
 
 
 @pytest.fixture(scope="module")

@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run as a script: this folder is on the path, the repository's root is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from altgrad.command_line import OneLineParser, word
-from altgrad.direct import open_directly, why_not
-from altgrad.hints import error_text
-from altgrad.storage import check_location
-from altgrad.terminal import harmless, one_line, unstoppable_output
-from tune.cluster import NOT_SENT, ROOT
-from tune.options import NOTIFY, SweepError, SweepOptions, parse_options
+from altgrad.commands.direct_http import open_directly, why_not
+from altgrad.commands.option_parser import OneLineParser, word
+from altgrad.storage.folder import check_location
+from altgrad.text.error_hints import error_text
+from altgrad.text.terminal_output import harmless, one_line, unstoppable_output
+from tune.cluster.ray_session import NOT_SENT, ROOT
+from tune.plan.options import NOTIFY, SweepError, SweepOptions, parse_options
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -22,25 +22,25 @@ if not __package__:  # run as a script: this folder is on the path, the reposito
 from rich.console import Console
 
 from altgrad.compare import comparison, comparison_table, write_comparison
-from altgrad.hints import error_text
-from altgrad.outage import StorageRefused
-from altgrad.progress import compute_sentence
+from altgrad.config.train_config import ConfigError
 from altgrad.results import list_runs
-from altgrad.terminal import Outlet, harmless, say, unstoppable_output
-from altgrad.training.config import ConfigError
-from tune.inputs import check_inputs
-from tune.interrupts import Interrupted, Interrupts
-from tune.journal import Journal
-from tune.machine import Machine, Resources, Shares, share_out, this_machine
-from tune.manifest import Sweep, check_new, check_same_plan, create_sweep, open_sweep
-from tune.options import SweepError, SweepOptions, parse_options
-from tune.outlook import show_plan
-from tune.plan import plan_sweep
-from tune.probe import TimesStore, expected, measure
-from tune.raywatch import EXIT_CODE, RayFailed
-from tune.scratch import private_folder, temporary_root
-from tune.tracking import REPORT, check_account, chosen_mode
-from tune.trial import Plan, Trial
+from altgrad.show.sweep_progress import compute_sentence
+from altgrad.storage.patience import StorageRefused
+from altgrad.text.error_hints import error_text
+from altgrad.text.terminal_output import Outlet, harmless, say, unstoppable_output
+from tune.cluster.private_folders import private_folder, temporary_root
+from tune.cluster.ray_watch import EXIT_CODE, RayFailed
+from tune.plan.inputs import check_inputs
+from tune.plan.machine import Machine, Resources, Shares, share_out, this_machine
+from tune.plan.options import SweepError, SweepOptions, parse_options
+from tune.plan.plan_table import show_plan
+from tune.plan.sweep_record import Sweep, check_new, check_same_plan, create_sweep, open_sweep
+from tune.plan.trial import Plan, Trial
+from tune.plan.trials import plan_sweep
+from tune.run.interrupts import Interrupted, Interrupts
+from tune.timing.probe import TimesStore, expected, measure
+from tune.watch.journal import Journal
+from tune.watch.wandb_copy import REPORT, check_account, chosen_mode
 
 _LAST_WORDS_SECONDS = 5.0  # for the last lines of a sweep whose Ray has died
 _LOG_WIDTH = 200  # columns of tables in a log, where there is no terminal to ask
@@ -86,7 +86,7 @@ def _sweep(options: SweepOptions, console: Console, journal: Journal, stack: Exi
         raise SweepError("--probe measures trials of one process; leave it or --workers-per-trial out")
     machine = this_machine()
     if options.cluster is not None:
-        from tune.cluster import connected_ray
+        from tune.cluster.ray_session import connected_ray
 
         machine = stack.enter_context(connected_ray(options.cluster))
     plan = _plan(options, stored, machine)
@@ -147,12 +147,12 @@ class _Course:
         for note in notes:
             say(self.console, note)
         if self.options.cluster is None:
-            from tune.cluster import local_ray
+            from tune.cluster.ray_session import local_ray
 
             place = stack.enter_context(local_ray(machine, self._ray_died, self._tell))
         else:
             place = stack.enter_context(private_folder(temporary_root()[0]))
-        from tune.execution import run_trials  # Ray and torch, seconds
+        from tune.run.execution import run_trials  # Ray and torch, seconds
 
         signal = run_trials(
             self.sweep, trials, self.options, resources, mode, self.console, place, interrupts, self._tell

@@ -13,8 +13,8 @@ from altgrad.collapse.loss_rules import Diverged, GapToBaseline, NeverLearned, N
 from altgrad.collapse.rule import Observation, Rule
 from altgrad.collapse.smoothing import pace_of
 from altgrad.collapse.weight_rules import RankCollapse, Stalled
+from altgrad.config.train_config import TrainConfig
 from altgrad.results import Verdict
-from altgrad.training.config import TrainConfig
 
 
 class CollapseDetector:

@@ -9,8 +9,8 @@ from typing import ClassVar
 from altgrad.collapse.course import LossCourse
 from altgrad.collapse.rule import Excursion, Observation
 from altgrad.collapse.smoothing import Smoothed, pace_of
+from altgrad.config.train_config import TrainConfig
 from altgrad.results import Verdict
-from altgrad.training.config import TrainConfig
 
 LEARNING_STEPS = 50  # steps at full learning rate before a run can be said not to learn
 TRAINED_START = 0.5  # of ln(vocabulary): a run that starts below this starts from a trained model

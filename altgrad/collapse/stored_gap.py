@@ -10,11 +10,11 @@ from __future__ import annotations
 import pyarrow as pa
 
 from altgrad.collapse.detector import gap_to_baseline
-from altgrad.results.beginning import other_beginning
+from altgrad.config.train_config import TrainConfig
+from altgrad.results.common_start import other_beginning
 from altgrad.results.parts import read_rows, read_table, replace_rows
 from altgrad.results.records import read_start
-from altgrad.storage import Folder
-from altgrad.training.config import TrainConfig
+from altgrad.storage.folder import Folder
 
 COLUMN = "gap_to_baseline"
 

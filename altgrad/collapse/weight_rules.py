@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from altgrad.collapse.rule import Observation
 from altgrad.collapse.smoothing import pace_of
+from altgrad.config.train_config import TrainConfig
 from altgrad.results import Verdict
-from altgrad.training.config import TrainConfig
 
 RANK_MEASUREMENTS = 2  # in a row
 RANK_TO_LOSE = 2.0  # a matrix below this, as a healthy output head is, has no rank to lose

@@ -13,13 +13,13 @@ the rows of its own group alone.  So compute rows from all runs of a sweep and f
 hiding a run changes nothing about the others.
 """
 
+from altgrad.compare.comparison_rows import STEP_COLUMNS, comparison, pair, read_row
+from altgrad.compare.comparison_table import comparison_csv, comparison_markdown, comparison_table, write_comparison
 from altgrad.compare.groups import by_group
 from altgrad.compare.pairing import Settings, config_difference, settings_of
 from altgrad.compare.rescue import RescueCell, Survival, matrix_axes, rescue_matrix, survival
 from altgrad.compare.row import Row, Unpaired, loss_unit
-from altgrad.compare.rows import STEP_COLUMNS, comparison, pair, read_row
 from altgrad.compare.statistics import PairedGap, collapse_step, furthest, paired_gap, ranking
-from altgrad.compare.tables import comparison_csv, comparison_markdown, comparison_table, write_comparison
 
 __all__ = [
     "STEP_COLUMNS",

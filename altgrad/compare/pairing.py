@@ -16,9 +16,9 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
+from altgrad.config.train_config import INTERVENTIONS, TrainConfig
 from altgrad.formats import BASELINE_FORMAT
 from altgrad.results import Run
-from altgrad.training.config import INTERVENTIONS, TrainConfig
 
 DEFAULTS: Mapping[str, Any] = {name: field.get_default() for name, field in TrainConfig.model_fields.items()}
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from altgrad.compare.row import Row
 from altgrad.compare.statistics import PairedGap, collapse_step, paired_gap
-from altgrad.markdown import number
+from altgrad.text.number_text import number
 
 Key = tuple[str, str, str]  # format, treatment (variant and what else differs), intervention
 

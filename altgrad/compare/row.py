@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from altgrad.compare.origin import Origin
 from altgrad.compare.pairing import Settings, describe_field
-from altgrad.curves import Curve
 from altgrad.results import Status
+from altgrad.results.curves import Curve
 
 
 @dataclass(frozen=True)

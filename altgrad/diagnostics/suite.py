@@ -14,20 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from altgrad.diagnostics import histogram
-from altgrad.diagnostics.alignment import GridAlignment
-from altgrad.diagnostics.displacement import Displacement
-from altgrad.diagnostics.gradient_norm import LayerGradientNorm
-from altgrad.diagnostics.gradient_stiffness import GradientStiffness
+from altgrad.config.train_config import TrainConfig
+from altgrad.diagnostics.measures import value_histogram as histogram
+from altgrad.diagnostics.measures.gradient_norm import LayerGradientNorm
+from altgrad.diagnostics.measures.gradient_stiffness import GradientStiffness
+from altgrad.diagnostics.measures.grid_alignment import GridAlignment
+from altgrad.diagnostics.measures.realised_displacement import Displacement
+from altgrad.diagnostics.measures.shadow import Shadow
+from altgrad.diagnostics.measures.stable_rank import StableRank
+from altgrad.diagnostics.measures.stall import Stall
+from altgrad.diagnostics.measures.stiffness import Stiffness
+from altgrad.diagnostics.measures.ulps_moved import UlpsMoved
+from altgrad.diagnostics.measures.update_size import GradientSparsity, UpdateSize
 from altgrad.diagnostics.protocol import Context, Diagnostic, DiagnosticSnapshot, LayerStep
-from altgrad.diagnostics.rank import StableRank
-from altgrad.diagnostics.shadow import Shadow
-from altgrad.diagnostics.stall import Stall
-from altgrad.diagnostics.stiffness import Stiffness
-from altgrad.diagnostics.ulps import UlpsMoved
-from altgrad.diagnostics.updates import GradientSparsity, UpdateSize
 from altgrad.quantization.layers import QuantizedLinear
-from altgrad.training.config import TrainConfig
 
 MIN_HISTOGRAM_INTERVAL = 10  # steps: keeps the `tensors` table of a run of 500 steps within 1 MB
 

@@ -13,14 +13,14 @@ from functools import cached_property
 import numpy as np
 
 from altgrad.compare import Row, loss_unit
-from altgrad.curves import Curve
 from altgrad.events import Event, EventKind, kind_of
-from altgrad.html import marks
-from altgrad.html.frame import Frame, axes, margin, most_values, ticks
+from altgrad.html import chart_marks as marks
+from altgrad.html.chart_area import Frame, axes, margin, most_values, ticks
 from altgrad.html.markup import Html, element, join
-from altgrad.lines import Line, describe, scale
 from altgrad.metrics import METRICS
-from altgrad.palette import format_colour, intervention_dash, variant_marker
+from altgrad.results.curves import Curve
+from altgrad.show.drawn_curves import Line, describe, scale
+from altgrad.show.palette import format_colour, intervention_dash, variant_marker
 
 _SPACE = (4000, 2000)  # units of a line: finer than any screen shows
 _VIEW_BOX = "0 0 4000 2000"

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from altgrad.compare import Row
 from altgrad.events import kind_of
 from altgrad.html.charts import Curves, alone, legend
-from altgrad.html.contents import Contents, HeldRun
 from altgrad.html.markup import Html, element, join, table
 from altgrad.html.prose import prose
-from altgrad.lines import describe
+from altgrad.html.sweep_contents import Contents, HeldRun
 from altgrad.report import stored_report
+from altgrad.show.drawn_curves import describe
 
 _REPORT_LEVEL = 4  # of the report's top heading, below the page, this section and the run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from altgrad.foreign import as_html
+from altgrad.text.foreign_text import as_html
 
 Attribute = str | int | float | None
 

@@ -12,12 +12,12 @@ from importlib import resources
 
 from altgrad import __version__
 from altgrad.html.charts import Curves
-from altgrad.html.contents import METRIC, Contents, read_contents
 from altgrad.html.failures import failures_section, links_of
 from altgrad.html.markup import Html, element, join
 from altgrad.html.sections import comparison_section, curves_section, overview, rescues_section, unreadable
+from altgrad.html.sweep_contents import METRIC, Contents, read_contents
 from altgrad.results import read_events
-from altgrad.storage import Folder
+from altgrad.storage.folder import Folder
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 

@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from altgrad.compare import RescueCell, Row, by_group, comparison_csv, loss_unit, matrix_axes, paired_gap, rescue_matrix
+from altgrad.compare.comparison_table import COLUMNS, Column
 from altgrad.compare.statistics import ENOUGH_SEEDS
-from altgrad.compare.tables import COLUMNS, Column
 from altgrad.html.charts import Curves, legend, overlay, panel
-from altgrad.html.contents import METRIC, Contents
 from altgrad.html.markup import Html, element, join, scrolling, table
 from altgrad.html.prose import sentence
-from altgrad.lines import describe, non_finite_count
-from altgrad.markdown import ABSENT, duration
+from altgrad.html.sweep_contents import METRIC, Contents
 from altgrad.metrics import METRICS
-from altgrad.palette import format_colour, share_colour
-from altgrad.progress import best_sentence, compute_sentence, newest_events, planned_runs, progress
+from altgrad.show.drawn_curves import describe, non_finite_count
+from altgrad.show.palette import format_colour, share_colour
+from altgrad.show.sweep_progress import best_sentence, compute_sentence, newest_events, planned_runs, progress
+from altgrad.text.number_text import ABSENT, duration
 
 _NEWEST = 12
 Links = Mapping[str, str]  # run -> where on the page its failure is explained

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from altgrad.config.recipe import GEMM_SITES, GemmSite, Recipe
 from altgrad.formats import NumberFormat, Overflow, find_format
-from altgrad.quantization import gemm, native
-from altgrad.quantization.site import Site, rounded_and_scale
+from altgrad.quantization import native_fp8 as native
+from altgrad.quantization import products as gemm
+from altgrad.quantization.kernel.site import Site, rounded_and_scale
 from altgrad.quantization.straight_through import RoundGradient, RoundOperand
-from altgrad.training.recipe import GEMM_SITES, GemmSite, Recipe
 
 
 class QuantizedLinear(nn.Linear):

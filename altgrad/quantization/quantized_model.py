@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from altgrad.quantization import native
-from altgrad.quantization.counters import COUNTERS
+from altgrad.config.recipe import GEMM_SITES, GemmSite, Recipe
+from altgrad.quantization import native_fp8 as native
+from altgrad.quantization.kernel.counters import COUNTERS
+from altgrad.quantization.kernel.random import derived_words, fill_key
+from altgrad.quantization.kernel.site import Site
 from altgrad.quantization.layers import QuantizedLinear
-from altgrad.quantization.random import derived_words, fill_key
 from altgrad.quantization.reminder import Reminder
-from altgrad.quantization.site import Site
 from altgrad.quantization.write_back import WriteBack
-from altgrad.training.recipe import GEMM_SITES, GemmSite, Recipe
 
 SiteKey = tuple[str, GemmSite]  # layer and site
 _MICRO_BATCH, _VALIDATION = 0x3B, 0x7D  # tell derived keys apart

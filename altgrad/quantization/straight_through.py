@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from altgrad.quantization.site import Mode, Site, round_site
+from altgrad.quantization.kernel.site import Mode, Site, round_site
 
 Backward = Callable[..., Any]
 

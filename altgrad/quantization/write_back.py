@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from altgrad.config.recipe import Recipe
+from altgrad.quantization.kernel.random import derived_words, fill_key
+from altgrad.quantization.kernel.site import round_site
 from altgrad.quantization.layers import QuantizedLinear
-from altgrad.quantization.random import derived_words, fill_key
-from altgrad.quantization.site import round_site
-from altgrad.training.recipe import Recipe
 
 _ORIGIN = 0x57  # tells the keys of a step's further write-backs from other derived ones
 

@@ -4,7 +4,7 @@ Nothing is recomputed and nothing guessed: a number that the folder does not hol
 config field that would have measured it.
 """
 
-from altgrad.report.failure import failure_report, stored_report, write_failure_report
-from altgrad.report.sweep import sweep_report
+from altgrad.report.failure_report import failure_report, stored_report, write_failure_report
+from altgrad.report.sweep_report import sweep_report
 
 __all__ = ["failure_report", "stored_report", "sweep_report", "write_failure_report"]

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+from altgrad.config.recipe import GEMM_SITES
+from altgrad.config.train_config import ConfigError, make_config
 from altgrad.report.causes import (
     Advice,
     frozen,
@@ -21,8 +23,6 @@ from altgrad.report.causes import (
     underflow,
 )
 from altgrad.report.evidence import Evidence
-from altgrad.training.config import ConfigError, make_config
-from altgrad.training.recipe import GEMM_SITES
 
 Cause = Callable[[Evidence], Iterator[Advice]]
 _ALL: tuple[Cause, ...] = (overflow, underflow, frozen, noisy_gradient, non_finite)

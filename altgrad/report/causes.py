@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from altgrad.foreign import as_code
+from altgrad.config.recipe import GEMM_SITES
 from altgrad.formats import FALLBACKS, find_format
-from altgrad.markdown import number
 from altgrad.metrics import SITES, Site
 from altgrad.report.alternatives import more_exponent, more_mantissa
 from altgrad.report.evidence import Evidence, Finding
-from altgrad.training.recipe import GEMM_SITES
+from altgrad.text.foreign_text import as_code
+from altgrad.text.number_text import number
 
 _OVERFLOW = 0.01  # from this share on a rate is evidence
 _UNDERFLOW = 0.5

@@ -15,15 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from altgrad.curves import Curve, measured
+from altgrad.config.recipe import GemmSite
+from altgrad.config.train_config import TrainConfig, make_config
 from altgrad.events import Event
-from altgrad.foreign import as_code
 from altgrad.formats import NumberFormat, find_format
-from altgrad.markdown import number
 from altgrad.metrics import METRICS, SITES, Site
 from altgrad.results import Run, Verdict, format_shifts, read_events
-from altgrad.training.config import TrainConfig, make_config
-from altgrad.training.recipe import GemmSite
+from altgrad.results.curves import Curve, measured
+from altgrad.text.foreign_text import as_code
+from altgrad.text.number_text import number
 
 # Which config field switches on the metrics whose names begin so.
 _SWITCHES: Mapping[str, str] = {

@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from altgrad.curves import Curve
-from altgrad.markdown import number
 from altgrad.metrics import METRICS
+from altgrad.results.curves import Curve
+from altgrad.text.number_text import number
 
 LIMIT = 6.0  # scales from the median that count as having left
 _DENSE = 20  # measurements from which on one that stands alone is noise

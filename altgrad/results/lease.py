@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from altgrad.results.records import Finite, Record, RecordError, read_record
-from altgrad.storage import Folder
+from altgrad.storage.folder import Folder
 
 LEASE = "lease.json"
 PACE = 10.0  # seconds between two renewals

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from altgrad.results.schema import KEY_COLUMNS, SCHEMAS, TableName
-from altgrad.storage import Folder
+from altgrad.storage.folder import Folder
 
 _MAGIC = b"PAR1"
 _SEAL, _UNSEALED = b"altgrad_seal", b"crc32:00000000"

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from altgrad.results.part_file import PartWriter, encoded, read_part
 from altgrad.results.schema import KEY_COLUMNS, ROW_KEY, SCHEMAS, TableName
-from altgrad.storage import Folder
+from altgrad.storage.folder import Folder
 
 T = TypeVar("T")
 _NAME = re.compile(r"part-(\d+(?:\.[0-9a-f]+)?)-(\d+)(?:-(\d+))?\.parquet")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from altgrad.results.schema import SCHEMA, Status
-from altgrad.storage import Folder
+from altgrad.storage.folder import Folder
 
 START, END, PLAN = "run.json", "end.json", "sweep.json"
 _SHOWN = 60  # characters of a wrong value

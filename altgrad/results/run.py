@@ -15,7 +15,7 @@ from altgrad.results.lease import Life, life_of, read_lease
 from altgrad.results.parts import read_rows
 from altgrad.results.records import END, RecordError, read_end, read_start
 from altgrad.results.schema import Status, TableName, Verdict
-from altgrad.storage import Folder
+from altgrad.storage.folder import Folder
 
 _READERS = 16  # an object store answers slowly, but many at a time
 _SILENT_SECONDS = 60.0  # without a new part, after which a run that never had a lease (an old one) counts as killed

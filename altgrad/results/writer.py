@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 
 from altgrad.events import check_kind
-from altgrad.outage import PATIENCE, Outage
 from altgrad.results.part_file import encoded
 from altgrad.results.parts import merge_newest, merge_parts, part_name
 from altgrad.results.schema import SCHEMA, SCHEMAS, Status, TableName, Verdict
-from altgrad.storage import Folder
+from altgrad.storage.folder import Folder
+from altgrad.storage.patience import PATIENCE, Outage
 
 _MANY_PARTS = 64
 _ID = 8  # characters of an owner's id in its parts' names

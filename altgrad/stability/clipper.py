@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from altgrad.config.train_config import TrainConfig
 from altgrad.formats import FORMATS
 from altgrad.quantization.layers import QuantizedLinear
 from altgrad.stability.protocol import StepState
-from altgrad.training.config import TrainConfig
 
 
 class PartitionRelativeClipper:

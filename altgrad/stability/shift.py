@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from altgrad.config.recipe import GEMM_SITES
+from altgrad.config.train_config import TrainConfig
 from altgrad.formats import FALLBACKS, find_format
 from altgrad.quantization.layers import QuantizedLinear
 from altgrad.quantization.write_back import WriteBack
 from altgrad.stability.protocol import StepState
-from altgrad.training.config import TrainConfig
-from altgrad.training.recipe import GEMM_SITES
 
 
 class EmergencyMantissaShift:

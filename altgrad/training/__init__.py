@@ -6,10 +6,10 @@ import importlib
 from typing import Any
 
 _HOME = {
-    "TrainConfig": "altgrad.training.config",
-    "FormatExperimentRunner": "altgrad.training.format_runner",
-    "ExperimentResult": "altgrad.training.outcome",
-    "run_format_experiment": "altgrad.training.format_runner",
+    "TrainConfig": "altgrad.config.train_config",
+    "FormatExperimentRunner": "altgrad.experiment.runner",
+    "ExperimentResult": "altgrad.experiment.outcome",
+    "run_format_experiment": "altgrad.experiment.runner",
     "DiagnosticSnapshot": "altgrad.diagnostics.protocol",
 }
 __all__ = list(_HOME)

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from altgrad.hints import cut, shown
-from altgrad.training.config import ConfigError, TrainConfig
-from altgrad.training.text_files import read_text
-from altgrad.training.token_files import layout_of, vocabulary
+from altgrad.config.train_config import ConfigError, TrainConfig
+from altgrad.corpus.text_files import read_text
+from altgrad.corpus.token_files import layout_of, vocabulary
+from altgrad.text.error_hints import cut, shown
 
 _HASHED_BATCHES = 64
 

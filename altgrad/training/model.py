@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from altgrad.training.config import TrainConfig
-from altgrad.training.shape import GPTShape
+from altgrad.config.gpt_sizes import GPTShape
+from altgrad.config.train_config import TrainConfig
 
 _KIND: dict[str, Any] = {"dtype": torch.float32}  # of every parameter, whatever torch's default is
 

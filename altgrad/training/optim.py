@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from altgrad.training.config import TrainConfig
+from altgrad.config.train_config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -17,25 +17,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from altgrad.config.train_config import TrainConfig
 from altgrad.diagnostics.protocol import Context
 from altgrad.diagnostics.suite import Diagnostics
 from altgrad.events import Event
-from altgrad.quantization.gemm import full_precision_sums
+from altgrad.quantization.kernel.ranks import Ranks
+from altgrad.quantization.products import full_precision_sums
 from altgrad.quantization.quantized_model import quantize_model
 from altgrad.stability.clipper import PartitionRelativeClipper
 from altgrad.stability.guard import NonFiniteGuard
 from altgrad.stability.protocol import Intervention, StepState
 from altgrad.stability.shift import EmergencyMantissaShift
-from altgrad.training.compiling import StepLoss
-from altgrad.training.config import TrainConfig
-from altgrad.training.counts import SiteCounts
+from altgrad.training.compile.policy import How
+from altgrad.training.compile.step_loss import StepLoss
 from altgrad.training.data import Batches, TextBatches, load_corpus
 from altgrad.training.model import build_gpt
 from altgrad.training.optim import build_optimizer, learning_rate
-from altgrad.training.payoff import How
-from altgrad.training.ranks import Ranks
-from altgrad.training.start import check_alike, device_named, hash_weights
-from altgrad.training.watch import ForeignChanges, StepRandom, WeightWatch, evaluating
+from altgrad.training.starting_point import check_alike, device_named, hash_weights
+from altgrad.training.step_counts import SiteCounts
+from altgrad.training.weight_watch import ForeignChanges, StepRandom, WeightWatch, evaluating
 
 
 @dataclass

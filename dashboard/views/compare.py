@@ -9,9 +9,9 @@ import pandas as pd
 import streamlit as st
 
 from altgrad.compare import Row, by_group, config_difference, loss_unit, paired_gap, rescue_matrix
-from dashboard.charts import CONFIG
-from dashboard.context import Context
-from dashboard.matrix import learning_rate_figure, matrix_figure, pareto, pareto_figure, survival_figure
+from dashboard.figures.curve_figures import CONFIG
+from dashboard.figures.group_figures import learning_rate_figure, matrix_figure, pareto, pareto_figure, survival_figure
+from dashboard.page_context import Context
 from dashboard.widgets import choose_many, choose_one, show_table
 
 _PARTS = {

@@ -12,14 +12,14 @@ import pandas as pd
 import streamlit as st
 
 from altgrad.compare import Row, by_group
-from altgrad.foreign import as_label
-from altgrad.lines import AXES, Axis, Line, View, describe, line, non_finite_count, not_on_log, seed_bands
 from altgrad.metrics import METRICS, columns
 from altgrad.results import read_events
-from dashboard.charts import CONFIG, add_moments, bands_figure, curves_figure, y_title
-from dashboard.colours import FAINT
-from dashboard.context import Context
-from dashboard.table import csv_of, frame_of_columns, group_name
+from altgrad.show.drawn_curves import AXES, Axis, Line, View, describe, line, non_finite_count, not_on_log, seed_bands
+from altgrad.text.foreign_text import as_label
+from dashboard.data.sweep_frame import csv_of, frame_of_columns, group_name
+from dashboard.figures.colours import FAINT
+from dashboard.figures.curve_figures import CONFIG, add_moments, bands_figure, curves_figure, y_title
+from dashboard.page_context import Context
 from dashboard.widgets import choose_kept, choose_many, choose_named, choose_one, metric_label, show_table, switch
 
 _LAYOUTS = {"overlay": "overlay", "multiples": "small multiples", "bands": "seed bands"}

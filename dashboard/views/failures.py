@@ -8,16 +8,16 @@ import pandas as pd
 import streamlit as st
 
 from altgrad.compare import Row
-from altgrad.foreign import as_code, as_markdown, without_pictures
+from altgrad.config.train_config import ConfigError
 from altgrad.metrics import METRICS
-from altgrad.progress import event_row
 from altgrad.report import stored_report
 from altgrad.report.evidence import Evidence
-from altgrad.training.config import ConfigError
-from dashboard.charts import CONFIG
-from dashboard.context import Context
-from dashboard.forensics import alike, first_layers, signals_of, strips_figure
-from dashboard.sweep import WatchedRun
+from altgrad.show.sweep_progress import event_row
+from altgrad.text.foreign_text import as_code, as_markdown, without_pictures
+from dashboard.data.watched_sweep import WatchedRun
+from dashboard.figures.curve_figures import CONFIG
+from dashboard.figures.signal_strips import alike, first_layers, signals_of, strips_figure
+from dashboard.page_context import Context
 from dashboard.widgets import choose_run, shortened, show_table
 
 

@@ -9,13 +9,22 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from altgrad.foreign import as_markdown
+from altgrad.format_fit import DISTRIBUTIONS, Fit, Weighted, from_distribution, from_histogram
 from altgrad.formats import FORMATS, SPLITS, NumberFormat, find_format
-from altgrad.markdown import number
-from dashboard.charts import CONFIG
-from dashboard.context import Context
-from dashboard.explorer import codes, equivalences, facts, fits, grid_figure, sample_figure, sqnr_figure, ulp_figure
-from dashboard.rounding import DISTRIBUTIONS, Fit, Weighted, from_distribution, from_histogram
+from altgrad.text.foreign_text import as_markdown
+from altgrad.text.number_text import number
+from dashboard.figures.curve_figures import CONFIG
+from dashboard.figures.format_figures import (
+    codes,
+    equivalences,
+    facts,
+    fits,
+    grid_figure,
+    sample_figure,
+    sqnr_figure,
+    ulp_figure,
+)
+from dashboard.page_context import Context
 from dashboard.widgets import choose, choose_many, choose_one, choose_run, show_table, switch
 
 _PARTS = {"grids": "Grids", "precision": "Precision", "codes": "Codes", "tensors": "This run's tensors"}

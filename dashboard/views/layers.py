@@ -6,12 +6,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import streamlit as st
 
-from altgrad.foreign import as_markdown
 from altgrad.metrics import METRICS, SITES
 from altgrad.metrics import columns as metric_columns
-from dashboard.charts import CONFIG
-from dashboard.context import Context
-from dashboard.heat import heat, heat_figure
+from altgrad.text.foreign_text import as_markdown
+from dashboard.figures.curve_figures import CONFIG
+from dashboard.figures.layer_heat_map import heat, heat_figure
+from dashboard.page_context import Context
 from dashboard.widgets import choose_named, choose_one, choose_run
 
 _FIRST = ["stall_rate", "overflow_rate", "underflow_rate", "gradient_sparsity"]

@@ -10,11 +10,11 @@ import pandas as pd
 import streamlit as st
 
 from altgrad.compare import Row
-from altgrad.foreign import as_markdown
-from altgrad.markdown import duration
-from altgrad.progress import Progress, best_sentence, compute_sentence, newest_events, progress
 from altgrad.results import Status
-from dashboard.context import Context
+from altgrad.show.sweep_progress import Progress, best_sentence, compute_sentence, newest_events, progress
+from altgrad.text.foreign_text import as_markdown
+from altgrad.text.number_text import duration
+from dashboard.page_context import Context
 from dashboard.widgets import shortened, show_table
 
 _NEWEST = 12

@@ -10,19 +10,19 @@ import pandas as pd
 import streamlit as st
 
 from altgrad.compare import Row
+from altgrad.compare.comparison_table import gap_text
 from altgrad.compare.pairing import DEFAULTS
-from altgrad.compare.tables import gap_text
-from altgrad.foreign import as_code, as_command, as_file_name, as_here_document, as_markdown, without_pictures
-from altgrad.lines import View, describe, line
-from altgrad.markdown import ABSENT, duration, number
 from altgrad.metrics import METRICS, columns
-from altgrad.progress import event_row
 from altgrad.report import stored_report
 from altgrad.results import read_events
-from altgrad.yaml_text import to_yaml
-from dashboard.charts import CONFIG, add_moments, curves_figure
-from dashboard.context import Context
-from dashboard.sweep import WatchedRun
+from altgrad.show.drawn_curves import View, describe, line
+from altgrad.show.sweep_progress import event_row
+from altgrad.text.foreign_text import as_code, as_command, as_file_name, as_here_document, as_markdown, without_pictures
+from altgrad.text.number_text import ABSENT, duration, number
+from altgrad.text.yaml_text import to_yaml
+from dashboard.data.watched_sweep import WatchedRun
+from dashboard.figures.curve_figures import CONFIG, add_moments, curves_figure
+from dashboard.page_context import Context
 from dashboard.widgets import choose_named, choose_run, show_table
 
 _FIRST = ("loss", "validation_loss", "stall_rate", "overflow_rate")

@@ -9,8 +9,8 @@ import streamlit as st
 
 from altgrad.compare import STEP_COLUMNS, Row, by_group
 from altgrad.metrics import METRICS
-from dashboard.context import Context
-from dashboard.table import CELL_COLUMNS, COLUMNS, HEADS, csv_of, group_frame, group_name, run_frame
+from dashboard.data.sweep_frame import CELL_COLUMNS, COLUMNS, HEADS, csv_of, group_frame, group_name, run_frame
+from dashboard.page_context import Context
 from dashboard.widgets import choose_kept, choose_many, choose_named, choose_one, show_table, switch
 
 _HIDDEN = ("learning_rate", "loss", "best_step")  # until asked for

@@ -1,0 +1,95 @@
+"""Command lines: a parser whose errors are one line, and the kinds of words that options take.
+
+Each kind says in one line what would be right.  Numbers are those of config files (`yaml_text`): `6e-4` is one,
+`1_000`, `nan` and `true` are none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from altgrad.commands.webhook import check_address
+from altgrad.storage.folder import check_location
+from altgrad.text.error_hints import cut, did_you_mean, shown
+from altgrad.text.path_text import check_path
+from altgrad.text.yaml_text import NotYaml, parse_value
+
+_LONGEST = 400  # characters of an error
+_LARGEST = 2**53
+_CHOICE = re.compile(r"invalid choice: (?P<word>.*) \(choose from (?P<known>.*)\)", re.DOTALL)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line instead of the whole usage; options are not abbreviated."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**({"allow_abbrev": False} | options))
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
+        if message.startswith("unrecognized") and unknown.startswith("--"):
+            message = f"unrecognized arguments: {unknown}"
+            message += did_you_mean(unknown, self._all_options()).replace("'", "") or "; see --help"
+        elif choice := _CHOICE.search(message):
+            message += did_you_mean(choice["word"].strip("'"), choice["known"].replace("'", "").split(", "))
+        self.exit(2, f"{self.prog}: error: {cut(message, _LONGEST)}\n")
+
+    def _all_options(self) -> list[str]:
+        """The options of this parser and of its commands: argparse lets the parser above complain about theirs."""
+        commands = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        below = [parser for choices in commands for parser in choices.values()]
+        return [*self._option_string_actions, *(name for parser in below for name in parser._option_string_actions)]
+
+
+def _refuses(check: Callable[[str], Any]) -> Callable[[str], str]:
+    """A kind of word: any text that a check lets pass."""
+
+    def kind(text: str) -> str:
+        try:
+            check(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return text
+
+    return kind
+
+
+def _check_word(text: str) -> None:
+    if not text.strip():
+        raise ValueError(f"{shown(text)}: expected a name; leave the option out for its default")
+
+
+path = _refuses(check_path)
+location = _refuses(check_location)  # a path, or a URI of a store
+word = _refuses(_check_word)
+webhook = _refuses(check_address)
+
+
+def count(text: str) -> int:
+    return _number(text, int, "a whole number from 1", lambda value: 1 <= value <= _LARGEST)
+
+
+def count_or_zero(text: str) -> int:
+    return _number(text, int, "a whole number from 0", lambda value: 0 <= value <= _LARGEST)
+
+
+def positive(text: str) -> float:
+    return _number(text, float, "a number above 0", lambda value: 0 < value < float("inf"))
+
+
+def not_negative(text: str) -> float:
+    return _number(text, float, "a number from 0", lambda value: 0 <= value < float("inf"))
+
+
+def _number(text: str, kind: type, accepted: str, holds: Callable[[Any], bool]) -> Any:
+    try:
+        value = parse_value(text)
+    except NotYaml:
+        value = None
+    fits = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if not fits or not holds(value):
+        raise argparse.ArgumentTypeError(f"{shown(text)}: expected {accepted}")
+    return kind(value)

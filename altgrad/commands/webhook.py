@@ -1,0 +1,88 @@
+"""A webhook that is told of collapses, failures and the end: JSON by POST, from a thread that nobody waits for.
+
+A webhook's address is often its secret, so it is never written to a file or a message.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+from altgrad.commands.direct_http import open_directly, why_not
+
+_TRIES = 4
+_FIRST_DELAY = 1.0  # seconds, doubled after each try
+_ANSWER_SECONDS = 10
+_WAITING = 1000  # messages; beyond that the newest are dropped: the results folder has everything
+
+
+def check_address(address: str) -> str:
+    """The host of a webhook's address.  Raises ValueError, without repeating it, where it is none."""
+    refusal = ValueError("a webhook: expected an http:// or https:// address")
+    if not address.isascii() or any(character <= " " or character == "\x7f" for character in address):
+        raise refusal
+    try:
+        parts = urlsplit(address)
+        host, _ = parts.hostname, parts.port
+    except ValueError:  # its message repeats parts of the address
+        raise refusal from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise refusal
+    return host
+
+
+class Webhook:
+    """Posts messages to an http(s) address in order.  Raises ValueError for another kind of address."""
+
+    def __init__(self, address: str) -> None:
+        self._address, self._host = address, check_address(address)
+        self._messages: queue.Queue[Mapping[str, Any] | None] = queue.Queue(_WAITING)
+        self._given_up = False  # nobody waits for what is still queued
+        self._thread = threading.Thread(target=self._work, name="webhook", daemon=True)
+        self._thread.start()
+
+    def post(self, kind: str, /, **fields: Any) -> None:
+        """Queue a message {"event": kind, "time": ..., **fields}; returns at once."""
+        if not self._messages.full():
+            self._messages.put_nowait({"event": kind, "time": time.time(), **fields})
+
+    def close(self, seconds: float = 15.0) -> None:
+        """Wait for the queued messages, but not longer than that."""
+        if not self._messages.full():
+            self._messages.put_nowait(None)
+        self._thread.join(seconds)
+        self._given_up = True
+
+    def _work(self) -> None:
+        while (message := self._messages.get()) is not None and not self._given_up:
+            problem = self._deliver(message)
+            if problem is not None:
+                with suppress(OSError, ValueError):  # nobody may be reading
+                    print(f"--notify: {self._host} {problem}; one message is lost", file=sys.stderr)
+
+    def _deliver(self, message: Mapping[str, Any]) -> str | None:
+        """Post one message; why it is dropped after the last try, in words that do not hold the address."""
+        problem = None
+        for attempt in range(_TRIES):
+            try:
+                body = json.dumps(message).encode()
+                headers = {"Content-Type": "application/json"}
+                request = urllib.request.Request(self._address, body, headers, method="POST")
+                with open_directly(request, _ANSWER_SECONDS):
+                    return None
+            except Exception as error:  # what an address or an answer that is no HTTP raises has no common class
+                problem = why_not(error)
+                if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429):
+                    break
+            if attempt + 1 < _TRIES:
+                time.sleep(_FIRST_DELAY * 2**attempt)
+        return problem

@@ -1,0 +1,105 @@
+"""One row per run: what the comparison table, the matrix and the dashboard's sweep page are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from altgrad.compare.baselines import paired
+from altgrad.compare.groups import with_settings
+from altgrad.compare.origin import Origin
+from altgrad.compare.pairing import settings_of
+from altgrad.compare.row import Row, Unpaired
+from altgrad.results import Run, acts, format_shifts, read_events
+from altgrad.results.curves import Curve, measured
+
+STEP_COLUMNS = ["validation_loss", "tokens_per_second", "stall_rate", "overflow_rate", "elapsed_seconds"]
+_READERS = 8  # threads: reading waits for the disk or the object store, and decoding happens outside the GIL
+
+
+def comparison(runs: Iterable[Run]) -> list[Row]:
+    """A row for each run, by final validation loss; those that did not last come after those that did."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return pair(pool.map(read_row, runs))
+
+
+def pair(unpaired: Iterable[Unpaired]) -> list[Row]:
+    """`comparison` of runs that were read before: each row with its group, its baseline and its gap."""
+    members = with_settings(list(unpaired))
+    return sorted(paired(members), key=_rank)
+
+
+def read_row(run: Run) -> Unpaired:
+    """Read what a run's row needs: five columns of its steps, and its events."""
+    steps = run.table("steps", STEP_COLUMNS)
+    held = run.info.get("resources") or {}
+    settings, verdict = settings_of(run), run.verdict
+    events = read_events(run, steps)
+    shifts = format_shifts(events)
+    loss = measured(steps, "validation_loss")
+    finite = loss.finite().values
+    row = Row(
+        run=run.name,
+        group=settings.group,
+        format=settings.config["format"],
+        variant=settings.variant,
+        intervention=settings.intervention,
+        seed=settings.config["seed"],
+        learning_rate=settings.config["learning_rate"],
+        status=run.status,
+        is_baseline=False,
+        validation_loss=_last(loss),
+        best_validation_loss=float(finite.min()) if len(finite) else None,
+        gap=None,
+        gap_step=None,
+        collapse_step=None if verdict is None else verdict.step,
+        collapse_rule=None if verdict is None else verdict.rule,
+        reason=_reason(run),
+        acts=acts(events),
+        shifted_to=str(shifts[-1].detail["to"]) if shifts else None,
+        tokens_per_second=_over_steps(np.median, steps, "tokens_per_second"),
+        stall_rate=_last(measured(steps, "stall_rate")),
+        overflow_rate=_over_steps(np.mean, steps, "overflow_rate"),
+        step=steps["step"][-1].as_py() if steps.num_rows else 0,
+        max_steps=settings.config["max_steps"],
+        seconds=_last(measured(steps, "elapsed_seconds")),
+        validation_step=int(loss.steps[-1]) if len(loss.steps) else None,
+        cpus=held.get("cpus"),
+        gpus=held.get("gpus"),
+        rounded_share=run.rounded_share,
+        loss_unit=run.loss_unit,
+    )
+    return Unpaired(row, settings, Origin.of(run.info), loss)
+
+
+def _reason(run: Run) -> str | None:
+    """Why the run ended before its last step: its verdict, its error, or who stopped it."""
+    if run.verdict is not None:
+        return run.verdict.sentence()
+    summary = run.end["summary"] if run.end is not None else {}
+    return summary.get("error") or summary.get("reason")
+
+
+def _last(curve: Curve) -> float | None:
+    return float(curve.values[-1]) if len(curve.values) else None
+
+
+def _over_steps(statistic: Callable[[NDArray[np.float64]], Any], steps: pa.Table, metric: str) -> float | None:
+    values = measured(steps, metric).values
+    return float(statistic(values)) if len(values) else None
+
+
+def _rank(row: Row) -> tuple[int, float, str]:
+    """Runs alive first: the last loss of a run that collapsed early may be lower than what the others end with."""
+    loss = row.validation_loss
+    if loss is None:
+        return 3, 0.0, row.run
+    if not math.isfinite(loss):
+        return 2, 0.0, row.run
+    return (0 if row.alive else 1), loss, row.run

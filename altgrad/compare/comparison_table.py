@@ -1,0 +1,182 @@
+"""The comparison as a file and on the terminal: the same columns and rows everywhere, only the digits differ."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from altgrad.compare.row import Row
+from altgrad.events import kind_of
+from altgrad.storage.folder import Folder
+from altgrad.text.foreign_text import as_markdown
+from altgrad.text.number_text import ABSENT, duration, number, table
+from altgrad.text.terminal_output import cell, one_line
+
+_OFTEN_EQUAL = frozenset({"intervention", "seed", "learning_rate"})
+Value = str | int | float | None
+_STYLE = {"completed": "green", "collapsed": "red", "failed": "bold red", "running": "cyan"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its name in the CSV, its head elsewhere, its exact value, and how a person reads it."""
+
+    name: str
+    head: str
+    value: Callable[[Row], Value]
+    shown: Callable[[Row], str]
+    is_number: bool = True
+
+
+def _text(name: str, head: str, value: Callable[[Row], str | None]) -> Column:
+    return Column(name, head, value, lambda row: value(row) or ABSENT, is_number=False)
+
+
+def _number(name: str, head: str, value: Callable[[Row], float | None], digits: int = 4) -> Column:
+    return Column(name, head, value, lambda row: number(value(row), digits))
+
+
+def acts_text(row: Row) -> str:
+    """`clip 12, format shift 1 (to E5M2)`; "" where no intervention acted."""
+    shift = f" (to {row.shifted_to})" if row.shifted_to else ""
+    return ", ".join(
+        f"{kind_of(kind).label} {n}{shift if kind == 'format_shift' else ''}" for kind, n in sorted(row.acts.items())
+    )
+
+
+def gap_text(row: Row) -> str:
+    """The gap without its step, `baseline`, or the sentence why there is none."""
+    if row.is_baseline:
+        return "baseline"
+    if row.gap is None:
+        return (row.baseline is None and row.pairing) or ABSENT
+    return f"{row.gap:+.4f}" if math.isfinite(row.gap) else number(row.gap)
+
+
+def gap_and_step(row: Row) -> str:
+    """The gap with its step, where there is no column for that: `+0.1265 at step 500`."""
+    return gap_text(row) + ("" if row.gap_step is None else f" at step {row.gap_step}")
+
+
+def _percent(value: float | None) -> str:
+    return number(None if value is None else 100 * value, 3) + ("" if value is None else " %")
+
+
+COLUMNS: Sequence[Column] = (
+    _text("run", "Run", lambda row: row.run),
+    _text("format", "Format", lambda row: row.format),
+    _text("variant", "Variant", lambda row: row.variant),
+    _text("setting", "Setting", lambda row: row.setting),
+    _text("intervention", "Intervention", lambda row: row.intervention),
+    _number("seed", "Seed", lambda row: row.seed),
+    _number("learning_rate", "Learning rate", lambda row: row.learning_rate, 3),
+    _text("status", "Status", lambda row: row.status),
+    _number("validation_loss", "Validation loss", lambda row: row.validation_loss),
+    _number("best_validation_loss", "Best", lambda row: row.best_validation_loss),
+    Column("gap", "Gap to BF16", lambda row: row.gap, gap_text),
+    _number("gap_step", "at step", lambda row: row.gap_step),
+    _text("pairing", "Pairing", lambda row: row.pairing),
+    _number("collapse_step", "Collapse step", lambda row: row.collapse_step),
+    _text("reason", "Reason", lambda row: row.reason),
+    _text("acts", "Interventions that acted", acts_text),
+    Column("stall_rate", "Stall rate", lambda row: row.stall_rate, lambda row: _percent(row.stall_rate)),
+    Column("overflow_rate", "Overflow rate", lambda row: row.overflow_rate, lambda row: _percent(row.overflow_rate)),
+    Column("rounded_share", "Rounded GEMMs", lambda row: row.rounded_share, lambda row: _percent(row.rounded_share)),
+    _number("tokens_per_second", "Tokens/s", lambda row: row.tokens_per_second, 3),
+    _number("step", "Step", lambda row: row.step),
+    _number("max_steps", "of", lambda row: row.max_steps),
+    Column("seconds", "Time", lambda row: row.seconds, lambda row: duration(row.seconds)),
+    _text("device", "Device", lambda row: row.device),
+    _number("device_hours", "Device-hours", lambda row: row.device_hours, 3),
+    _number("device_hours_saved", "saved", lambda row: row.device_hours_saved, 3),
+)
+
+
+_NAMED = {column.name: column for column in COLUMNS}
+# In order of importance: a terminal that is too narrow cuts at the right.
+_TERMINAL: Sequence[Column] = (
+    _NAMED["run"],
+    _text("format", "Format", lambda row: row.label),
+    _NAMED["status"],
+    _NAMED["validation_loss"],
+    Column("gap", "Gap to BF16", lambda row: row.gap, gap_and_step),
+    _text(
+        "collapse",
+        "Collapse",
+        lambda row: f"{row.collapse_rule}, step {row.collapse_step}" if row.collapse_rule else None,
+    ),
+    _text("acts", "Acted", acts_text),
+    _NAMED["intervention"],
+    _NAMED["seed"],
+    _NAMED["learning_rate"],
+    _NAMED["tokens_per_second"],
+    _NAMED["stall_rate"],
+    _NAMED["overflow_rate"],
+    _NAMED["rounded_share"],
+    _NAMED["device_hours"],
+    _NAMED["device_hours_saved"],
+)
+
+
+def comparison_markdown(rows: Sequence[Row]) -> str:
+    """The comparison as a markdown table."""
+    align = "".join("r" if column.is_number else "l" for column in COLUMNS)
+    cells = ([as_markdown(column.shown(row)) for column in COLUMNS] for row in rows)
+    return table([column.head for column in COLUMNS], cells, align)
+
+
+def comparison_csv(rows: Sequence[Row]) -> str:
+    """The comparison as CSV with full precision: empty = absent, `nan` and `inf` as Python and pandas read them."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([column.name for column in COLUMNS])
+    writer.writerows([column.value(row) for column in COLUMNS] for row in rows)
+    return text.getvalue()
+
+
+def comparison_table(rows: Sequence[Row]) -> Table:
+    """The comparison for a terminal: fewer columns than the files, the reason of a collapse as rule and step.
+
+    What is the same for all runs (often the seed) goes from a column into the caption; what none has is left out.
+    """
+    shown, same = [], []
+    for column in _TERMINAL:
+        texts = {column.shown(row) for row in rows}
+        if len(rows) > 1 and len(texts) == 1 and column.name in _OFTEN_EQUAL:
+            same += [f"{column.head.lower()} {text}" for text in texts - {ABSENT}]
+        elif texts != {ABSENT}:
+            shown.append(column)
+    result = Table(
+        title="Comparison, by validation loss; runs that did not last come after those that did",
+        title_justify="left",
+        caption=cell(", ".join(same)) if same else None,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for column in shown:
+        # Numbers and words are never cut in two; texts and heads wrap at spaces.
+        cells = [column.shown(row) for row in rows]
+        pieces = [*(cells if column.is_number else " ".join(cells).split()), *column.head.split()]
+        narrowest = min(max(len(piece) for piece in pieces), 32)
+        result.add_column(column.head, justify="right" if column.is_number else "left", min_width=narrowest)
+    for row in rows:
+        style = _STYLE.get(row.status, "")
+        result.add_row(
+            *(Text(one_line(column.shown(row)), style if column.name == "status" else "") for column in shown)
+        )
+    return result
+
+
+def write_comparison(sweep: Folder, rows: Sequence[Row], below: str | None = None) -> None:
+    """Write `comparison.md`, with a sentence below its table, and `comparison.csv` into the sweep's folder."""
+    parts = [f"# Comparison: {as_markdown(sweep.name)}", comparison_markdown(rows), *([] if below is None else [below])]
+    sweep.write_bytes("comparison.md", ("\n\n".join(parts) + "\n").encode())
+    sweep.write_bytes("comparison.csv", comparison_csv(rows).encode())

@@ -1,0 +1,57 @@
+"""Why a config cannot be used: a line for each field, with its value, what is accepted, and the nearest known name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from altgrad.text.error_hints import cut, did_you_mean, shown
+
+_MOST = 20  # lines
+_KINDS = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+}
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; each line of the message names file, field, value and what is accepted."""
+
+
+class FieldError(ConfigError):
+    """Fields of a config that are refused.  `problems`: (field, line) of each; no field where several do not agree."""
+
+    def __init__(self, problems: Iterable[tuple[str, str]]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        lines = [line for _, line in self.problems]
+        return "\n".join(lines if len(lines) <= _MOST else [*lines[:_MOST], f"and {len(lines) - _MOST} more"])
+
+    def within(self, source: str) -> FieldError:
+        """The same, each line with its origin in front."""
+        return FieldError((field, f"{source}: {line}") for field, line in self.problems)
+
+
+def problem(detail: Any, known: Sequence[str]) -> tuple[str, str]:
+    """(field, line) of a detail of pydantic's ValidationError; `known`: the names of all fields."""
+    name = cut(".".join(str(part) for part in detail["loc"]))
+    kind, value = detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        return (
+            name,
+            f"{name}: unknown field{did_you_mean(name, known) or '; `python -m altgrad config` lists the fields'}",
+        )
+    message = detail["msg"].removeprefix("Value error, ")
+    if kind == "literal_error":
+        accepted = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
+        message = f"expected {detail['ctx']['expected']}{did_you_mean(value, accepted)}"
+    elif kind == "string_pattern_mismatch":
+        message = f"expected {detail['ctx']['pattern'].strip('^$()').replace('|', ', ')}"
+    elif kind in _KINDS:
+        message = f"expected {_KINDS[kind]}"
+    return name, f"{name}={shown(value)}: {message}" if name else message

@@ -1,0 +1,48 @@
+"""What an earlier attempt at a run left in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from altgrad.config.train_config import ConfigError, TrainConfig
+from altgrad.results import RecordError, ended_as, read_start
+from altgrad.results.common_start import other_beginning
+from altgrad.storage.folder import Folder
+from altgrad.training.compile.policy import How
+
+
+class AnotherRunError(ConfigError):
+    """A folder whose run started from something else: nothing in it was touched."""
+
+
+def next_attempt(folder: Folder, config: TrainConfig) -> tuple[int, How | None]:
+    """Number of the attempt that starts now, and how the one before it was compiled (None where there was none).
+
+    Raises ConfigError for the folder of a run that has ended, has another config or whose `run.json` cannot be used.
+    """
+    try:
+        info = read_start(folder)
+    except FileNotFoundError:
+        return 0, None
+    except RecordError as error:
+        raise ConfigError(f"{error}; remove the run's folder to train it from the start") from None
+    if ended_as(folder) not in (None, "failed"):
+        raise ConfigError(f"{folder}: holds a run that has ended; choose another folder or remove it")
+    here = config.model_dump(mode="json")
+    changed = sorted(key for key, value in here.items() if info["config"].get(key) != value)
+    if changed:
+        raise ConfigError(f"{folder}: holds a run with another config ({', '.join(changed)}); choose another folder")
+    compiled = info.get("compiled")
+    return info.get("attempt", 0) + 1, compiled if compiled in get_args(How) else None
+
+
+def another_start(folder: Folder, started: Mapping[str, Any]) -> str | None:
+    """What differs, in one line, where a folder's run began with other weights or data than `started`, else None.
+
+    started: what `run.json` would say.  Going on would join two runs into one curve.
+    """
+    difference = other_beginning(read_start(folder), started)
+    if difference is None:
+        return None
+    return f"{folder}: holds a run that started with {difference}; restore what it began with, or choose another folder"

@@ -1,0 +1,45 @@
+"""What a run takes of its machine: CPU, memory, and the load of its GPU, for the records.
+
+All of it is read from the kernel and the driver, never from the device: sampling waits for no GPU and starts no
+process.  What cannot be read here (no /proc, no NVML, no GPU) is absent.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from altgrad.experiment import gpu_driver as nvml
+
+_STATM = Path("/proc/self/statm")
+_MIB = 2**20
+
+
+class ProcessUsage:
+    """Samples this process and the GPU that it trains on.  The first sample counts from construction."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._gpu = _uuid(device)
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+
+    def sample(self) -> dict[str, float]:
+        """Metrics by name: CPU use since the last sample, everything else at this moment."""
+        wall, cpu = time.monotonic(), time.process_time()
+        found: dict[str, float] = {}
+        if wall > self._wall:
+            found["cpu_utilisation"] = (cpu - self._cpu) / (wall - self._wall)
+        self._wall, self._cpu = wall, cpu
+        if _STATM.exists():
+            found["resident_memory"] = int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / _MIB
+        load = None if self._gpu is None else nvml.load(self._gpu)
+        if load is not None:
+            found["gpu_utilisation"], found["gpu_memory"] = load.utilisation, load.memory / _MIB
+        return found
+
+
+def _uuid(device: torch.device) -> str | None:
+    """The GPU's name for NVML, whose numbering is not that of CUDA; None on a CPU."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None

@@ -1,0 +1,53 @@
+"""What a person sees while one run trains on a terminal."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from altgrad.experiment.outcome import ExperimentResult, Report
+
+
+class TrainingProgress:
+    """A progress bar with the newest loss; plain lines where the output is no terminal."""
+
+    def __init__(self, console: Console, max_steps: int) -> None:
+        self._console = console
+        columns = (TextColumn("loss {task.fields[loss]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task("steps", total=max_steps, loss="-")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def report(self, report: Report) -> None:
+        """Show a report of the runner."""
+        loss = f"{report.rows[-1]['loss']:.4f}" if report.rows else "-"
+        self._bar.update(self._task, completed=report.step, loss=loss)
+        if not self._console.is_terminal and report.step % max(1, report.max_steps // 10) == 0:
+            self._console.print(f"step {report.step}/{report.max_steps}  loss {loss}")
+
+    def announce(self, sentence: str) -> None:
+        """Show a sentence as it is."""
+        self._console.print(sentence, soft_wrap=True, markup=False, highlight=False)
+
+    @staticmethod
+    def summary(result: ExperimentResult) -> str:
+        """How the run ended, and where to look."""
+        loss = (
+            "no validation loss" if result.final_validation_loss is None else f"{result.final_validation_loss:.4f} nats"
+        )
+        line = f"{result.run}: {result.status} after {result.steps} steps, validation {loss}, {result.seconds:.0f} s"
+        if result.verdict is not None:
+            line += f"\n{result.verdict.sentence()}\nreport: {result.folder / 'failure_report.md'}"
+        return line + f"\nresults: {result.folder}"

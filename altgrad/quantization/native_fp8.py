@@ -1,0 +1,185 @@
+"""The native path: the three GEMMs of a linear layer on FP8 tensor cores, from the codes that the simulation rounds to.
+
+Rounding, scale and counts are those of the simulated path: our kernel rounds x / scale to the grid, and the cast to
+float8 of a value on its grid is exact for every rounding and overflow rule.  `torch._scaled_mm` multiplies the codes,
+sums in float32 (`use_fast_accum=False`), applies both scales to the sum and returns float32.  One scale per tensor
+gives the simulated result up to the order and, on tensor cores, the width of the sums.
+
+Scales can be taken out of a sum only where they are constant along what it contracts.  With one scale per row,
+
+    y  = x W^T    contracts in-features: rows of x and of W, as in the simulation
+    dx = dy W     contracts out-features: W is rounded again, one scale per column
+    dW = dy^T x   contracts tokens: dy and x are rounded again, one scale per column
+
+so that dx and dW differ from the simulation, which keeps the rows of y.  Counts are those of the first rounding.
+Limits of the float32 sums: a product of two scales below 2^-149 or above 2^128 is lost on tensor cores.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from altgrad.quantization.kernel.site import Mode, Site, code_site
+from altgrad.quantization.straight_through import differentiable_once
+
+DIVISOR = 16  # of both dimensions of an FP8 operand (cuBLASLt)
+FLOAT8 = {"E4M3": torch.float8_e4m3fn, "E5M2": torch.float8_e5m2}
+_LEAST_CAPABILITY = (8, 9)
+
+
+class Codes(NamedTuple):
+    """An operand as an FP8 GEMM reads it: values (rows, contracted) float8; scale 0-d or (rows, 1) float32."""
+
+    values: Tensor
+    scale: Tensor
+
+
+class Plan(NamedTuple):
+    """What is fixed about a layer when a graph is compiled, by `GEMM_SITES`.  `keep`: for a backward pass."""
+
+    dtypes: tuple[torch.dtype, ...]
+    modes: tuple[Mode, ...]
+    keep: bool
+
+    @property
+    def by_row(self) -> bool:
+        return self.modes[0].granularity == "row"
+
+
+def multiply(a: Codes, b: Codes) -> Tensor:
+    """a b^T in float32, (rows of a, rows of b); both contract their last dimension."""
+    scale_b = b.scale if b.scale.ndim == 0 else b.scale.t()
+    return torch._scaled_mm(
+        a.values, b.values.t(), scale_a=a.scale, scale_b=scale_b, out_dtype=torch.float32, use_fast_accum=False
+    )
+
+
+def check_native(name: str, weight: Tensor, sites: Sequence[Site]) -> None:
+    """Raise ValueError, in one line, where layer `name` has a shape, or is on a device, without FP8 GEMMs."""
+    out, into = weight.shape
+    if out % DIVISOR or into % DIVISOR:
+        raise ValueError(
+            f"native_fp8=True: layer {name} has a weight of shape ({out}, {into}); FP8 GEMMs need multiples "
+            f"of {DIVISOR}"
+        )
+    obstacle = _obstacle(
+        weight.device, *(FLOAT8[site.format.name] for site in sites), sites[0].mode.granularity == "row"
+    )
+    if obstacle is not None:
+        raise ValueError(f"native_fp8=True: {obstacle}; use native_fp8=False")
+
+
+@functools.cache
+def _obstacle(
+    device: torch.device, weight: torch.dtype, activation: torch.dtype, gradient: torch.dtype, by_row: bool
+) -> str | None:
+    """Why a device has no FP8 GEMMs: its generation, or what it answers to a small product of each kind."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
+        name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+        return f"{name} has compute capability {major}.{minor}; FP8 tensor cores need 8.9 or later"
+    scale = torch.ones((DIVISOR, 1) if by_row else (), dtype=torch.float32, device=device)
+    for pair in ((activation, weight), (gradient, weight), (gradient, activation)):
+        a, b = (
+            Codes(torch.ones(DIVISOR, DIVISOR, dtype=torch.float32, device=device).to(dtype), scale) for dtype in pair
+        )
+        try:
+            multiply(a, b)
+        except (RuntimeError, ValueError) as error:
+            return f"{device} does not multiply {pair[0]} by {pair[1]} ({str(error).strip().splitlines()[0]})"
+    return None
+
+
+def refuse_rows(name: str, shape: torch.Size) -> None:
+    """Raise ValueError for an input whose rows the FP8 GEMM for dW cannot contract."""
+    raise ValueError(
+        f"native_fp8=True: layer {name} gets an input of shape {tuple(shape)}, {shape[:-1].numel()} rows; the FP8 GEMM "
+        f"for dW contracts them and needs a multiple of {DIVISOR}"
+    )
+
+
+def native_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    slot: Tensor | None,
+    counter: Site | None,
+    key: Tensor,
+    sites: Sequence[Site],
+    use: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(x W^T + b, counts of x, counts of W), float32, with the three GEMMs on FP8 codes.
+
+    x (..., in), weight (out, in), bias (out,); `sites` in the order of `GEMM_SITES`.  The gradient passes straight
+    through the rounding; the bias gets the sum of the unrounded dy, `counter` or `slot` the counts of dy (see
+    `RoundGradient`).  With gradients the rows of x must be a multiple of 16.  `use`: see `Mode`.
+    """
+    keep = torch.is_grad_enabled()
+    rows = x.reshape(-1, x.shape[-1])
+    plan = Plan(
+        tuple(FLOAT8[site.format.name] for site in sites), tuple(site.mode._replace(use=use) for site in sites), keep
+    )
+    states = [state for site in sites for state in (site.spec, site.history)]
+    y, *counts = _NativeLinear.apply(rows, weight, bias, slot, counter, plan, key, *states)
+    return y.view(*x.shape[:-1], -1), counts[1], counts[0]
+
+
+class _NativeLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        slot: Tensor | None,
+        counter: Site | None,
+        plan: Plan,
+        key: Tensor,
+        *states: Tensor,
+    ) -> Any:
+        codes_w, counts_w = _codes(weight, 0, plan, key, states)
+        codes_x, counts_x = _codes(x, 1, plan, key, states)
+        y = multiply(codes_x, codes_w)
+        if bias is not None:
+            y = y + bias
+        if plan.keep:
+            turned_w = _turned(codes_w, weight, 0, plan, key, states)
+            turned_x = _turned(codes_x, x, 1, plan, key, states)
+            ctx.save_for_backward(*turned_w, *turned_x, key, *states)
+            ctx.plan, ctx.counter = plan, counter
+        ctx.mark_non_differentiable(counts_w, counts_x)
+        return y, counts_w, counts_x
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        dy, plan = gradients[0].contiguous(), ctx.plan
+        w_values, w_scale, x_values, x_scale, key, *states = ctx.saved_tensors
+        codes, counts = _codes(dy, 2, plan, key, states)
+        dx = multiply(codes, Codes(w_values, w_scale)) if ctx.needs_input_grad[0] else None
+        dw = None
+        if ctx.needs_input_grad[1]:
+            dw = multiply(_turned(codes, dy, 2, plan, key, states), Codes(x_values, x_scale))
+        bias = dy.sum(0) if ctx.needs_input_grad[2] else None
+        if ctx.counter is not None:
+            ctx.counter.add_counts(counts)
+        found = counts if ctx.counter is None and ctx.needs_input_grad[3] else None
+        return dx, dw, bias, found, None, None, None, *(None for _ in states)
+
+
+def _codes(x: Tensor, site: int, plan: Plan, key: Tensor, states: Sequence[Tensor]) -> tuple[Codes, Tensor]:
+    """An operand (rows, contracted) rounded to codes, and its counts; `site` is its place in `GEMM_SITES`."""
+    spec, history = states[2 * site : 2 * site + 2]
+    values, scale, counts = code_site(x, spec, history, key, plan.modes[site])
+    return Codes(values.to(plan.dtypes[site]).contiguous(), scale), counts
+
+
+def _turned(codes: Codes, x: Tensor, site: int, plan: Plan, key: Tensor, states: Sequence[Tensor]) -> Codes:
+    """The operand that contracts the first dimension of x: its codes, transposed in memory as FP8 GEMMs want it."""
+    if plan.by_row:
+        return _codes(x.t().contiguous(), site, plan, key, states)[0]
+    return Codes(codes.values.t().contiguous(), codes.scale)

@@ -1,0 +1,91 @@
+"""The sweep report: the comparison, the statistics over seeds, and every collapse with a link to its report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from altgrad.compare import (
+    RescueCell,
+    Row,
+    by_group,
+    comparison,
+    comparison_markdown,
+    loss_unit,
+    matrix_axes,
+    paired_gap,
+    rescue_matrix,
+)
+from altgrad.results import list_runs
+from altgrad.storage.folder import Folder
+from altgrad.text.foreign_text import as_code, as_markdown
+from altgrad.text.number_text import ABSENT, table
+
+
+def sweep_report(sweep: Folder) -> str:
+    """A sweep folder's report as markdown.  Raises ValueError where there is no run in it."""
+    runs, broken = list_runs(sweep)
+    if not runs and not broken:
+        raise ValueError(f"{sweep}: no run here; a sweep is a folder of run folders, each with a run.json")
+    rows = comparison(runs)
+    reported = {run.name for run in runs if run.folder.has("failure_report.md")}
+    folders = {run.name: run.folder.name for run in runs}
+    parts = [f"# Sweep: {as_markdown(sweep.name)}", _counts(rows), "## Comparison", comparison_markdown(rows)]
+    if len({row.seed for row in rows}) > 1:
+        parts += ["## Over seeds", _seeds(rows)]
+    if len({row.intervention for row in rows}) > 1:
+        parts += ["## Rescues", _matrix(rows)]
+    parts += ["## Collapses", _collapses(rows, folders, reported)]
+    if broken:
+        lines = "\n".join(f"- {as_code(name)}: {as_markdown(reason)}" for name, reason in broken.items())
+        parts += ["## Folders that cannot be read", lines]
+    damage = [sentence for run in runs for sentence in run.damage_sentences()]
+    if damage:
+        parts += ["## Damaged parts", "\n".join(f"- {sentence}" for sentence in damage)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _counts(rows: Sequence[Row]) -> str:
+    counts = Counter(row.status for row in rows)
+    return f"{len(rows)} runs: " + ", ".join(f"{n} {status}" for status, n in counts.most_common()) + "."
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    cells = [
+        [as_markdown(group[0].group_label), f"{group[0].learning_rate:g}", str(len(group)), paired_gap(group).sentence]
+        for group in by_group(rows).values()
+        if not any(row.is_baseline for row in group)
+    ]
+    return table(["Group", "Learning rate", "Runs", "Gap to BF16, paired by seed"], cells, "lrrl")
+
+
+def _matrix(rows: Sequence[Row]) -> str:
+    matrix = rescue_matrix(rows)
+    axes, interventions = matrix_axes(matrix)
+    labels = {(row.format, row.treatment): row.label for row in rows}
+    cells = [
+        [as_markdown(labels[axis]), *(_cell(matrix.get((*axis, name))) for name in interventions)] for axis in axes
+    ]
+    unit = loss_unit(rows)
+    gap = f"paired gap to BF16 in {unit}" if unit else "paired gap to BF16"
+    note = f"Survived of ended runs; {gap}; median collapse step."
+    head = ["Format", *(as_markdown(name) for name in interventions)]
+    return f"{note}\n\n{table(head, cells, 'l' * len(head))}"
+
+
+def _cell(cell: RescueCell | None) -> str:
+    return ABSENT if cell is None else "; ".join(cell.lines)
+
+
+def _collapses(rows: Sequence[Row], folders: dict[str, str], reported: set[str]) -> str:
+    collapsed = sorted((row for row in rows if row.collapsed), key=lambda row: row.collapse_step or 0)
+    if not collapsed:
+        return "None."
+    lines = []
+    for row in collapsed:
+        where = quote(folders[row.run])
+        link = f" ([failure report]({where}/failure_report.md))" if row.run in reported else ""
+        said = as_markdown(row.reason or "no verdict recorded")
+        lines.append(f"- {as_code(row.run)}, {as_markdown(row.label)}: {said}{link}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""What terminal, static page and dashboard share: colours, curves as data, the state of a sweep."""

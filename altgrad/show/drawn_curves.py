@@ -1,0 +1,243 @@
+"""What a curves chart draws, as data: one line per run, thinned without losing a spike, non-finite spans kept.
+
+Everything is computed from the raw rows (smoothing, the difference to the baseline, non-finite spans) and only
+then cut to the visible window and thinned, so that a picture never depends on how far one has zoomed out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from altgrad.compare import Row, by_group
+from altgrad.results import Run
+from altgrad.results.curves import Curve, Span, buckets, difference, measured, non_finite_spans, smooth
+from altgrad.text.number_text import number
+
+Axis = Literal["step", "tokens", "elapsed_seconds"]
+AXES: Mapping[Axis, str] = {"step": "Step", "tokens": "Tokens", "elapsed_seconds": "Elapsed time (s)"}
+_HEALTHY = ("completed", "running", "stopped")
+
+
+@dataclass(frozen=True)
+class View:
+    """How curves are shown: metric, x-axis and its window, smoothing half-life in measurements, points per line."""
+
+    metric: str
+    axis: Axis = "step"
+    half_life: float = 0.0
+    first: int | None = None
+    last: int | None = None
+    buckets: int = 400
+    difference: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run's line: `smoothed` to be drawn over `raw` (the same object where nothing is smoothed).
+
+    x of both is in the view's axis.  `spans` are the non-finite stretches of the raw rows inside the window.
+    """
+
+    row: Row
+    raw: Curve
+    smoothed: Curve
+    x_raw: NDArray[np.float64]
+    x_smoothed: NDArray[np.float64]
+    spans: list[Span]
+    position: Curve | None  # step -> x, to place spans and events; None where x is the step
+
+    def height(self, step: float) -> float | None:
+        """The value drawn at a step; None before the first and beyond the last finite one, where no line is."""
+        steps, values = self.smoothed.finite()
+        inside = len(steps) > 0 and steps[0] <= step <= steps[-1]
+        return float(np.interp(step, steps, values)) if inside else None
+
+    def x(self, step: float) -> float:
+        """Where a step is on the x-axis."""
+        return step if self.position is None else float(np.interp(step, self.position.steps, self.position.values))
+
+
+def line(row: Row, run: Run, view: View, baseline: Run | None = None) -> Line | None:
+    """A run's line; None where the metric was not measured, or with `view.difference` where no baseline is."""
+    curve = _curve(run, view, baseline)
+    if curve is None:
+        return None
+    shown = _window(curve, view)
+    smoothed = _window(Curve(curve.steps, smooth(curve.values, view.half_life)), view)
+    raw = buckets(*shown, view.buckets) if len(shown.steps) else shown
+    over = buckets(*smoothed, view.buckets) if view.half_life and len(smoothed.steps) else raw
+    position = _position(run, view.axis)
+    return Line(
+        row=row,
+        raw=raw,
+        smoothed=over,
+        x_raw=_x(raw.steps, position),
+        x_smoothed=_x(over.steps, position),
+        spans=non_finite_spans(*shown),
+        position=position,
+    )
+
+
+def _curve(run: Run, view: View, baseline: Run | None) -> Curve | None:
+    """What the view shows of a run, before it is smoothed; None where there is nothing."""
+    curve = measured(run.table("steps", [view.metric]), view.metric)
+    if view.difference:
+        if baseline is None:
+            return None
+        curve = difference(curve, measured(baseline.table("steps", [view.metric]), view.metric))
+    return curve if len(curve.steps) else None
+
+
+def _window(curve: Curve, view: View) -> Curve:
+    keep = np.ones(len(curve.steps), bool)
+    if view.first is not None:
+        keep &= curve.steps >= view.first
+    if view.last is not None:
+        keep &= curve.steps <= view.last
+    return Curve(curve.steps[keep], curve.values[keep])
+
+
+def _position(run: Run, axis: Axis) -> Curve | None:
+    """Step -> x; None where x is the step."""
+    return None if axis == "step" else measured(run.table("steps", [axis]), axis)
+
+
+def _x(steps: NDArray[np.int64], position: Curve | None) -> NDArray[np.float64]:
+    return steps.astype(np.float64) if position is None else np.interp(steps, position.steps, position.values)
+
+
+@dataclass(frozen=True)
+class Band:
+    """A group's mean over seeds, between its lowest and highest seed, at the steps that all `n` seeds have.
+
+    As the lines of a chart, of the difference to the BF16 run where the view asks for that.
+    """
+
+    row: Row
+    n: int
+    steps: NDArray[np.int64]
+    x: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def seed_bands(rows: Iterable[Row], runs: Mapping[str, Run], view: View) -> list[Band]:
+    """A band per group.  It ends where its first seed ends: beyond, a mean over the survivors would mislead."""
+    return [band for members in by_group(rows).values() if (band := _band(members, runs, view)) is not None]
+
+
+def _band(members: Sequence[Row], runs: Mapping[str, Run], view: View) -> Band | None:
+    found = (_curve(runs[row.run], view, None if row.baseline is None else runs.get(row.baseline)) for row in members)
+    curves = [Curve(curve.steps, smooth(curve.values, view.half_life)) for curve in found if curve is not None]
+    if not curves:
+        return None
+    common = curves[0].steps
+    for curve in curves[1:]:
+        common = np.intersect1d(common, curve.steps, assume_unique=True)
+    common = _window(Curve(common, common.astype(np.float64)), view).steps
+    if not len(common):
+        return None
+    values = np.stack([curve.values[np.searchsorted(curve.steps, common)] for curve in curves])  # (seeds, steps)
+    with np.errstate(invalid="ignore"):
+        mean = buckets(common, values.mean(axis=0), view.buckets)
+    kept = np.searchsorted(common, mean.steps)
+    position = _position(runs[members[0].run], view.axis)
+    return Band(
+        row=members[0],
+        n=len(curves),
+        steps=mean.steps,
+        x=_x(mean.steps, position),
+        mean=mean.values,
+        low=values.min(axis=0)[kept],
+        high=values.max(axis=0)[kept],
+    )
+
+
+def scale(lines: Sequence[Line]) -> tuple[float, float] | None:
+    """Lowest and highest value of the y-axis: that of the healthy runs, so that a diverged one flattens nobody.
+
+    Healthy are runs that did not collapse, fail or die; where there are none, all count.  Their quantiles count,
+    not their extremes, unless the extremes are near.  None without any finite value.
+    """
+    healthy = _healthy(lines)
+    values = [line.raw.finite().values for line in healthy]
+    pooled = np.concatenate(values) if values else np.empty(0)
+    if not len(pooled):
+        return None
+    low, high = np.quantile(pooled, [0.005, 0.98])
+    reach = max(high - low, 1e-12)
+    low = float(pooled.min()) if pooled.min() > low - reach else float(low)
+    high = float(pooled.max()) if pooled.max() < high + reach else float(high)
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
+    bottom = low - margin if low < 0 else max(low - margin, -0.01 * margin)  # a share of -2 % is no tick to draw
+    return bottom, high + margin
+
+
+def _healthy(lines: Sequence[Line]) -> list[Line]:
+    """Runs that did not collapse, fail or die; all where there are none."""
+    return [line for line in lines if line.row.status in _HEALTHY and not line.row.collapsed] or list(lines)
+
+
+def log_scale(lines: Sequence[Line]) -> tuple[float, float] | None:
+    """As `scale`, for a logarithmic axis: from the smallest positive value that is not an outlier below."""
+    limits = scale(lines)
+    if limits is None or limits[1] <= 0:
+        return None
+    pooled = np.concatenate([line.raw.finite().values for line in _healthy(lines)])
+    positive = pooled[pooled > 0]
+    if not len(positive):
+        return None
+    low = max(float(np.quantile(positive, 0.005)), float(positive.min()))
+    return (limits[0] if limits[0] > 0 else low / 1.1), limits[1]
+
+
+def not_on_log(lines: Iterable[Line]) -> int:
+    """How many drawn points a logarithmic axis has no place for: zero and negative values."""
+    return sum(int((line.smoothed.finite().values <= 0).sum()) for line in lines)
+
+
+def off_scale(line: Line, limits: tuple[float, float]) -> tuple[list[int], list[int]]:
+    """Steps at which a line first leaves the y-axis above and below, one for each stretch outside.
+
+    Infinite values are none of them: they are marked as non-finite.
+    """
+    steps, values = line.smoothed
+    finite, result = np.isfinite(values), []
+    for outside in (finite & (values > limits[1]), finite & (values < limits[0])):
+        starts = outside & ~np.concatenate([[False], outside[:-1]])
+        result.append([int(step) for step in steps[starts]])
+    return result[0], result[1]
+
+
+def non_finite_count(lines: Iterable[Line]) -> int:
+    """How many measurements in the window are NaN or inf: what the marks on the chart add up to."""
+    return sum(span.count for line in lines for span in line.spans)
+
+
+def describe(lines: Sequence[Line]) -> str:
+    """What a chart of these lines shows, in words."""
+    counted = [one for one in lines if not one.row.collapsed] or lines  # the last value of a collapsed run is no result
+    ends = {one.row.run: float(one.raw.finite().values[-1]) for one in counted if len(one.raw.finite().values)}
+    last = max(int(one.raw.steps[-1]) for one in lines)
+    many = len(lines) > 1
+    said = [f"{len(lines)} run{'s' if many else ''}, up to step {last}."]
+    if ends:
+        best = min(ends, key=lambda name: ends[name])
+        value = f"{'Lowest last' if many else 'Last'} finite value: {number(ends[best])}"
+        said.append(f"{value} ({best})." if many else f"{value}.")
+    broken = non_finite_count(lines)
+    if broken:
+        affected = f" in {sum(bool(one.spans) for one in lines)} of {len(lines)} runs" if many else ""
+        said.append(f"{broken} non-finite value{'s' if broken > 1 else ''}{affected}.")
+    collapsed = [one for one in lines if one.row.collapsed]
+    if collapsed and many:
+        said.append(f"{len(collapsed)} of {len(lines)} collapsed.")
+    elif collapsed:
+        said.append(f"Collapsed at step {collapsed[0].row.collapse_step}.")
+    return " ".join(said)

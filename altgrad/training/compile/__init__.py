@@ -1,0 +1,1 @@
+"""How a step is run: eagerly, as one compiled graph, or block by block, whichever pays."""

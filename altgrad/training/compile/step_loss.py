@@ -1,0 +1,192 @@
+"""How the forward and backward pass is run: eagerly, as one compiled graph, or compiled block by block.
+
+A compiled step is two to three times faster than an eager one, but compiling costs seconds to minutes.  One graph makes
+the fastest step; a graph per repeated block makes a step a few percent slower and costs the same for any depth.  What
+was compiled once on a machine is found again in Inductor's cache on disk, and within a process it is kept, so that of a
+sweep's runs only the first of each shape pays the full price.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from altgrad.config.train_config import ConfigError, TrainConfig
+from altgrad.quantization.kernel.compiled import INDUCTOR_OPTIONS
+from altgrad.quantization.kernel.ranks import ALONE, Ranks
+from altgrad.quantization.layers import QuantizedLinear
+from altgrad.training.compile.policy import How, Known, Payoff, cost_of, saved_by
+from altgrad.training.compile.repeated_blocks import RegionalCall, regions
+
+# Graphs that a process may hold per piece of code: a sweep's trials may differ in rounding, scaling and shape.
+_GRAPHS_PER_CODE = 64
+
+_compiled_here: set[str] = set()  # signatures whose graph this process holds
+_said: set[str] = set()
+
+
+class StepLoss:
+    """The model's loss, compiled or not: call it with (inputs, targets).  `how`, and `reason` in one line."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, QuantizedLinear],
+        config: TrainConfig,
+        device: torch.device,
+        runs_alike: int | None = None,
+        earlier: How | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """`runs_alike`: how many runs of one of a sweep's processes share what is compiled; None for a run by itself.
+
+        A run of a sweep decides by this number, not by what happens to be in the caches: else a run that waited for
+        others, or that a resumed sweep starts, would be computed in another way than the same run in another sweep.
+
+        `earlier`: how an earlier attempt of this run was computed; `auto` then does the same again, because compiled
+        and eager losses differ within float32 rounding and a restored run is to repeat every number.
+
+        `ranks`: all do as the first decides, or none compiles; other graphs would wait for other collectives.
+
+        `compile: true` and `compile: blocks` raise ConfigError where that is not possible; `auto` falls back and says
+        so once.  `cuda_graphs: true` asks for one compiled graph, and raises ConfigError without a CUDA device.
+        """
+        self._model = model
+        self._config = config
+        self._signature = _signature(model, layers, config, ranks.size)
+        if config.cuda_graphs and device.type != "cuda":
+            raise ConfigError(f"cuda_graphs=true: the device is {device}; use a CUDA device or cuda_graphs=false")
+        self._regions = regions(model, layers)
+        decided = self._decide(layers, device, runs_alike, earlier)
+        self.how, self.reason = ranks.from_first(lambda: decided)
+        obstacle = None if self.how == "eager" else _obstacle(device)
+        if obstacle is not None:
+            self._refuse(obstacle)
+        if len(set(ranks.of_all(self.how))) > 1:
+            self.how, self.reason = "eager", "compile=auto: another rank cannot compile"
+        self._function = self._build()
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss (0-d).  With CUDA graphs it, the counts and the gradients are overwritten by the next call."""
+        if self._config.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        if self.how == "eager" or self._name(self.how) in _compiled_here:
+            return self._function(inputs, targets)
+        try:
+            loss = self._function(inputs, targets)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            self._refuse(f"the compiler failed ({_first_line(error)})")
+            self._function = self._build()
+            return self(inputs, targets)
+        _compiled_here.add(self._name(self.how))
+        self._marker(self.how).touch()
+        return loss
+
+    def _decide(
+        self, layers: Mapping[str, QuantizedLinear], device: torch.device, runs_alike: int | None, earlier: How | None
+    ) -> tuple[How, str]:
+        config = self._config
+        if config.compile is False:
+            return "eager", "compile=false"
+        if config.compile is True or config.cuda_graphs:
+            return "whole", "cuda_graphs=true" if config.cuda_graphs else "compile=true"
+        if config.compile == "blocks":
+            if not self._regions:
+                raise ConfigError("compile='blocks': the model repeats no block; use compile=true, auto or false")
+            return "blocks", "compile=blocks"
+        if earlier is not None:
+            return earlier, f"compile=auto: {earlier}, as in the earlier attempt"
+        payoffs: dict[How, Payoff] = {"whole": self._payoff("whole", len(layers), 1, layers, runs_alike)}
+        if self._regions:
+            distinct = [group[0] for group in self._regions]
+            inside = sum(isinstance(part, QuantizedLinear) for first in distinct for part in first.modules())
+            calls = sum(len(group) for group in self._regions)
+            payoffs["blocks"] = self._payoff("blocks", inside, calls, layers, runs_alike)
+        how = max(payoffs, key=lambda how: payoffs[how].gain)
+        said = f"compile=auto: {payoffs[how].sentence()}"
+        return ("eager" if device.type == "cpu" and payoffs[how].gain < 0 else how), said
+
+    def _payoff(
+        self, how: How, compiled: int, calls: int, layers: Mapping[str, QuantizedLinear], runs_alike: int | None
+    ) -> Payoff:
+        """`compiled`: rounded layers in graphs that have to be made; `calls`: graphs entered per step."""
+        place: Known = "nowhere"
+        if runs_alike is None:
+            known = self._name(how) in _compiled_here
+            place = "here" if known else "on disk" if self._marker(how).exists() else "nowhere"
+        return Payoff(cost_of(compiled, place, runs_alike or 1), saved_by(layers, self._config, calls))
+
+    def _name(self, how: How) -> str:
+        return f"{self._signature}-{how}"
+
+    def _marker(self, how: How) -> Path:
+        """Its presence says that Inductor's cache has the graphs."""
+        return cache_folder() / f"altgrad-{self._name(how)}"
+
+    def _build(self) -> Callable[[Tensor, Tensor], Tensor]:
+        if self.how == "eager":
+            return self._model
+        import torch._functorch.config  # not before it is needed: half a second
+
+        torch._dynamo.config.recompile_limit = _GRAPHS_PER_CODE  # beyond it Dynamo would run eagerly without a word
+        # Ours are pure functions of their arguments, so that graphs with them may be kept on disk.
+        torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
+        if self.how == "blocks":
+            return RegionalCall(self._model, self._regions, dynamic=False, options=INDUCTOR_OPTIONS)
+        options = INDUCTOR_OPTIONS | {"triton.cudagraphs": self._config.cuda_graphs}
+        return cast("Callable[[Tensor, Tensor], Tensor]", torch.compile(self._model, dynamic=False, options=options))
+
+    def _refuse(self, obstacle: str) -> None:
+        """Raise where compiling was asked for; else go on eagerly and say so once."""
+        asked = self._config.compile
+        if asked != "auto" or self._config.cuda_graphs:
+            said = "cuda_graphs=true" if self._config.cuda_graphs else f"compile={str(asked).lower()}"
+            raise ConfigError(f"{said}: {obstacle}; remove the cause, or use compile=auto or false")
+        self.how, self.reason = "eager", f"compile=auto: {obstacle}"
+        if obstacle not in _said:
+            _said.add(obstacle)
+            warnings.warn(f"{self.reason}; running eagerly", stacklevel=2)
+
+
+def cache_folder() -> Path:
+    """Where Inductor keeps what it compiled; importing it to ask takes two seconds."""
+    given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    return Path(given) if given else Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+
+
+def _obstacle(device: torch.device) -> str | None:
+    """Why compiling is not possible here, in one line; None where it is."""
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        return f"no C++ compiler ({compiler}) found"
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache_folder()):
+            pass
+    except OSError as error:
+        return f"the compile cache cannot be written ({error})"
+    return None
+
+
+def _signature(model: nn.Module, layers: Mapping[str, QuantizedLinear], config: TrainConfig, ranks: int) -> str:
+    """What decides which graph is compiled: the model's structure, the rounding modes and the batch."""
+    shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
+    modes = [layer.site(site).mode for layer in layers.values() for site in ("weight", "activation", "gradient")]
+    products = [(layer.multiplies_bfloat16, config.native_fp8, config.cuda_graphs) for layer in layers.values()]
+    rows = config.batch_size // ranks
+    parts = (type(model).__qualname__, shapes, modes, products, rows, config.block_size, torch.__version__)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,55 @@
+"""Where a trainer starts: on which device, with which weights, and alike on all ranks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from altgrad.config.train_config import ConfigError
+from altgrad.quantization.kernel.ranks import Ranks
+
+
+def device_named(name: str) -> torch.device:
+    """The device of a config; `auto` takes a GPU where there is one.  Raises ValueError where it does not exist."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={name!r}: no CUDA device here; use device=cpu or auto")
+    return torch.device(name)
+
+
+def check_device(resources: Mapping[str, float], name: str) -> None:
+    """Raises ConfigError where a run that holds GPUs of its machine would train on the CPU all the same.
+
+    A driver may count GPUs that this torch cannot use: a build without CUDA, or one too new for the driver.
+    """
+    gpus = resources.get("gpus", 0)
+    if gpus > 0 and device_named(name).type == "cpu":
+        found = "torch finds no CUDA device" if name == "auto" else "the config asks for the CPU"
+        raise ConfigError(
+            f"device={name!r}: this run holds {gpus:g} GPU but {found}; use a torch build for this machine's GPUs, or "
+            "device=cpu and --gpus-per-trial 0"
+        )
+
+
+def hash_weights(model: nn.Module) -> str:
+    """Hash of the parameters by name, before anything is rounded."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(name.encode() + parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_alike(ranks: Ranks, device: torch.device, weights: str, batches: str) -> None:
+    """Ranks must start from the same weights and batches (by their hashes).  Raises ValueError."""
+    if ranks.alone:
+        return
+    if device.index is not None:
+        raise ValueError(f"device='{device}' is one GPU; with several workers use device=cuda or auto")
+    starts = ranks.of_all((weights, batches))
+    for rank, start in enumerate(starts):
+        if start != starts[0]:
+            raise ValueError(f"rank {rank} has other initial weights or batches than rank 0; seed them alike")

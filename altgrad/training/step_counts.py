@@ -1,0 +1,105 @@
+"""The rounding counts of all sites: gathered in one transfer per step, turned into rates and `layers` rows.
+
+Over several ranks they are added up, and the largest amax counts, in one collective together with the loss: every rank
+then decides on the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from altgrad.config.recipe import GEMM_SITES
+from altgrad.metrics import Site
+from altgrad.quantization.kernel.counters import COUNTERS
+from altgrad.quantization.kernel.ranks import Ranks
+from altgrad.quantization.quantized_model import QuantizedModel, SiteKey
+from altgrad.quantization.write_back import WriteBack
+
+Row = dict[str, Any]
+_USES = COUNTERS.index("uses")
+_LARGEST = ("amax", "scale")  # the other counts add up over ranks
+
+
+class SiteCounts:
+    """Reads what every site counted in the last forward and backward pass.  A site that was not used is absent.
+
+    `of_all_ranks`: what was last read, as tensors.
+    """
+
+    def __init__(self, quantized: QuantizedModel, ranks: Ranks) -> None:
+        self._quantized = quantized
+        self._ranks = ranks
+        self.of_all_ranks: Mapping[SiteKey, Tensor] = {}
+        self._values: dict[tuple[str, Site], list[float]] = {}
+
+    def read(self, loss: Tensor, others: Tensor) -> tuple[float, list[float]]:
+        """(loss, `others`) as numbers, together with all sites' counts: the step's one transfer to the host.
+
+        loss: 0-d, of this rank's rows; the mean over ranks is returned.  others: 1-d, the same on every rank.
+        """
+        used = self._quantized.counts()
+        head = torch.cat([loss.float().reshape(1), others.float()])
+        if not self._ranks.alone:
+            head, used = self._over_ranks(head, used)
+        self.of_all_ranks = used
+        loss_value, *numbers = torch.cat([head, *used.values()]).tolist()
+        self._values = {}
+        for key, start in zip(used, range(len(others), len(numbers), len(COUNTERS)), strict=True):
+            values = numbers[start : start + len(COUNTERS)]
+            if values[_USES]:
+                self._values[key] = values
+        return loss_value, numbers[: len(others)]
+
+    def _over_ranks(self, head: Tensor, used: Mapping[SiteKey, Tensor]) -> tuple[Tensor, dict[SiteKey, Tensor]]:
+        """Loss, others and counts of the global batch; a site that no rank used comes out as zeros."""
+        width, nothing = len(COUNTERS), head.new_zeros(len(COUNTERS))
+        sites: list[SiteKey] = [(name, site) for name in self._quantized.layers for site in GEMM_SITES]
+        counts = [used.get(key, nothing) for key in sites]
+        head = torch.cat([head[:1] / self._ranks.size, head[1:]])
+        largest = [False] + [True] * (len(head) - 1)
+        for _, site in sites:  # every rank rounds the same weight: it counts once
+            largest += [site == "weight" or name in _LARGEST for name in COUNTERS]
+        combined = self._ranks.combine(
+            torch.cat([head, *counts]), torch.tensor(largest, dtype=torch.bool, device=head.device)
+        )
+        rows = combined[len(head) :].view(-1, width)
+        return combined[: len(head)], dict(zip(sites, rows, strict=True))
+
+    def rates(self, only: Site | None = None) -> dict[str, float]:
+        """Overflow, underflow and saturation rates over all sites of what was last read, or over those of one kind."""
+        values = [value for (_, site), value in self._values.items() if only in (None, site)]
+        return _rates([sum(column) for column in zip(*values, strict=True)]) if values else {}
+
+    def rows(
+        self, step: int, diagnosed: Iterable[Mapping[str, Any]], write_back: WriteBack | None
+    ) -> list[Mapping[str, Any]]:
+        """Rows of the `layers` table: each site's counts, joined with what the diagnostics found there."""
+        rows: dict[tuple[str, str], Row] = {}
+        sites = list(self._values.items())
+        if write_back is not None and write_back.counts:
+            values = torch.stack(list(write_back.counts.values())).tolist()
+            sites += [((name, "update"), value) for name, value in zip(write_back.counts, values, strict=True)]
+        for (layer, site), value in sites:
+            named = dict(zip(COUNTERS, value, strict=True))
+            rows[layer, site] = {"layer": layer, "site": site, "amax": named["amax"], "scale": named["scale"]} | _rates(
+                value
+            )
+        for row in diagnosed:
+            rows.setdefault((row["layer"], row["site"]), {}).update(row)
+        return [{"step": step, **row} for row in rows.values()]
+
+
+def _rates(counts: Sequence[float]) -> dict[str, float]:
+    """Shares of the non-zero values; nothing where there was none."""
+    nonzero, overflow, underflow, saturated = counts[:4]
+    if not nonzero:
+        return {}
+    return {
+        "overflow_rate": overflow / nonzero,
+        "underflow_rate": underflow / nonzero,
+        "saturation_rate": saturated / nonzero,
+    }

@@ -1,0 +1,91 @@
+"""One run's tables in memory: every part and every column is read once, and only when somebody asks for it.
+
+Parts never change, so following a running sweep costs the new parts alone; Arrow tables are shared between
+viewers without copies.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from altgrad.results import TableName
+from altgrad.results.part_file import read_part
+from altgrad.results.parts import insist, joined, latest_rows, list_parts, wanted_columns
+from altgrad.results.schema import SCHEMAS
+from altgrad.storage.folder import Folder
+
+
+@dataclass
+class _Held:
+    """What has been read of one table: some columns of each part (or why it cannot be read), and the rows they make."""
+
+    parts: dict[str, pa.Table | str] = field(default_factory=dict)
+    columns: list[str] = field(default_factory=list)
+    rows: pa.Table | None = None
+    is_current: bool = False
+
+
+class RunTables:
+    """The tables of one run's folder, read on demand.  Safe for several threads."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._held: dict[TableName, _Held] = {name: _Held() for name in SCHEMAS}
+        self._lock = threading.Lock()
+
+    def expect_more(self) -> None:
+        """Look for new parts at the next read."""
+        with self._lock:
+            for held in self._held.values():
+                held.is_current = False
+
+    def read(self, name: TableName, columns: Sequence[str] | None = None) -> pa.Table:
+        """As `altgrad.results.read_table`: rows in order of step, the latest attempt of each."""
+        wanted = wanted_columns(name, columns)
+        with self._lock:
+            held = self._held[name]
+            missing = [column for column in wanted if column not in held.columns]
+            if missing or not held.is_current:
+                self._catch_up(held, name, missing)
+            assert held.rows is not None
+            return held.rows.select(wanted)
+
+    def holds(self, name: TableName, columns: Sequence[str]) -> bool:
+        """Whether `read` would find everything in memory."""
+        held = self._held[name]
+        return held.is_current and set(columns) <= set(held.columns)
+
+    def broken_parts(self) -> dict[str, str]:
+        """Parts met so far that cannot be read, and why."""
+        held = [(name, part, rows) for name, table in self._held.items() for part, rows in table.parts.items()]
+        return {f"{name}/{part}": rows for name, part, rows in held if isinstance(rows, str)}
+
+    def _catch_up(self, held: _Held, name: TableName, missing: list[str]) -> None:
+        """Read new parts whole and the missing columns of known ones."""
+        columns = [*held.columns, *missing]
+
+        def look() -> dict[str, pa.Table | str]:
+            return {part: self._part(held, name, part, missing) for part in list_parts(self._folder, name)}
+
+        parts = insist(look)
+        unread = any(isinstance(rows, str) for rows in held.parts.values())
+        if held.rows is None or missing or parts.keys() != held.parts.keys() or unread:
+            read = [rows for rows in parts.values() if not isinstance(rows, str)]
+            held.rows = latest_rows(joined(name, columns, read), name)
+        held.parts, held.columns, held.is_current = parts, columns, True
+
+    def _part(self, held: _Held, name: TableName, part: str, missing: list[str]) -> pa.Table | str:
+        known = held.parts.get(part)
+        if known is None or isinstance(known, str):
+            return read_part(self._folder, name, part, [*held.columns, *missing])
+        if missing:
+            more = read_part(self._folder, name, part, missing)
+            if isinstance(more, str):  # damaged since
+                return more
+            for column in missing:
+                known = known.append_column(column, more[column])
+        return known

@@ -1,0 +1,213 @@
+"""The sweep page's table as data: what is on the screen and in the exported CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import streamlit as st
+
+from altgrad.compare import Row, by_group, collapse_step, furthest, paired_gap
+from altgrad.results.curves import Curve, buckets, measured
+from altgrad.text.number_text import number
+from dashboard.data.watched_sweep import Sweep, WatchedRun
+
+CELL_COLUMNS = ("loss", "validation_loss", "ulps_moved_mean")  # besides those of the comparison
+_SPARK_BUCKETS = 20
+_NUMBER = st.column_config.NumberColumn
+# Name in links -> head, on the screen and in the CSV
+HEADS: Mapping[str, str] = {
+    "run": "Run",
+    "group": "Group",
+    "format": "Format",
+    "variant": "Variant",
+    "setting": "Setting",
+    "intervention": "Intervention",
+    "seed": "Seed",
+    "runs": "Runs",
+    "collapsed": "Collapsed",
+    "learning_rate": "Learning rate",
+    "status": "Status",
+    "progress": "Progress",
+    "loss_curve": "Loss curve",
+    "loss": "Training loss",
+    "validation_loss": "Validation loss",
+    "best_validation_loss": "Best",
+    "best_step": "Best step",
+    "gap": "Gap to BF16",
+    "gap_low": "Interval low",
+    "gap_high": "Interval high",
+    "n": "n",
+    "said": "What can be said",
+    "gap_step": "At step",
+    "pairing": "Pairing",
+    "collapse_step": "Collapse step",
+    "collapse_rule": "Rule",
+    "stall_rate": "Stall rate",
+    "overflow_rate": "Overflow rate",
+    "ulps_moved_mean": "ULPs moved",
+    "tokens_per_second": "Tokens/s",
+    "seconds": "Time",
+}
+COLUMNS: Mapping[str, Any] = {
+    "group": st.column_config.TextColumn(width="medium"),
+    "said": st.column_config.TextColumn(width="large"),
+    "learning_rate": _NUMBER(format="%.2g"),
+    "progress": st.column_config.ProgressColumn(format="%.0f %%", min_value=0, max_value=100),
+    "loss_curve": st.column_config.LineChartColumn(width="small", help="training loss; non-finite values left out"),
+    "loss": _NUMBER(format="%.4f", help="of the last step"),
+    "validation_loss": _NUMBER(
+        format="%.4f", help="the last; of a group the mean over its runs alive that came furthest"
+    ),
+    "best_validation_loss": _NUMBER(format="%.4f", help="the smallest; of a group over its runs alive"),
+    "best_step": _NUMBER(format="%d"),
+    "gap": _NUMBER(format="%+.4f", help="validation loss minus that of the BF16 run of the same seed, at `At step`"),
+    "gap_low": _NUMBER(format="%+.4f", help="95 % t interval over seeds"),
+    "gap_high": _NUMBER(format="%+.4f", help="95 % t interval over seeds"),
+    "stall_rate": _NUMBER(format="percent"),
+    "overflow_rate": _NUMBER(format="percent"),
+    "ulps_moved_mean": _NUMBER(format="%.3g"),
+    "tokens_per_second": _NUMBER(format="localized"),
+    "seconds": _NUMBER(format="%.0f s"),
+}
+
+
+def run_frame(rows: Sequence[Row], sweep: Sweep, sparklines: bool = True) -> pd.DataFrame:
+    """One row per run."""
+    runs = {run.name: run for run in sweep.runs}
+    sweep.prefetch(runs.values(), "steps", CELL_COLUMNS)
+    cells = []
+    for row in rows:
+        compute = partial(_measured_cells, runs[row.run], sparklines)
+        cells.append(_run_cells(row, sweep.remembered(runs[row.run], ("cells", sparklines), compute)))
+    frame = frame_of(cells)
+    return frame if sparklines else frame.drop(columns="loss_curve", errors="ignore")
+
+
+def frame_of(cells: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Records as a frame that tells NaN, which was measured, from None, which was not.
+
+    NumPy's columns hold both as NaN, which tables show as a dash and CSV files as nothing.  Arrow's keep them apart.
+    """
+    names = dict.fromkeys(name for one in cells for name in one)
+    return frame_of_columns({name: [one.get(name) for one in cells] for name in names})
+
+
+def frame_of_columns(columns: Mapping[str, Any]) -> pd.DataFrame:
+    """`frame_of` for columns: lists, or arrays in which nothing is absent."""
+    return pd.DataFrame({name: _column(values) for name, values in columns.items()})
+
+
+def _column(values: Any) -> Any:
+    if isinstance(values, np.ndarray):
+        return pd.Series(pd.arrays.ArrowExtensionArray(pa.array(values)))
+    present = [value for value in values if value is not None]
+    if not present or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
+        return pd.Series(values, dtype=object if not present else None)
+    kind = pa.int64() if all(isinstance(value, int) for value in present) else pa.float64()
+    return pd.Series(pd.arrays.ArrowExtensionArray(pa.array(values, kind)))
+
+
+def csv_of(frame: pd.DataFrame) -> str:
+    """A frame of `frame_of` as CSV: empty = absent, `nan` and `inf` as Python and pandas read them."""
+    return str(frame.to_csv(index=False))
+
+
+def _measured_cells(run: WatchedRun, with_sparkline: bool) -> dict[str, Any]:
+    """What takes reading whole curves, so that it is done once per run."""
+    loss, validation, ulps = (_curve(run, name) for name in CELL_COLUMNS)
+    finite = validation.finite()
+    return {
+        "loss_curve": sparkline(loss) if with_sparkline else None,
+        "loss": _last(loss),
+        "best_step": int(finite.steps[finite.values.argmin()]) if len(finite.steps) else None,
+        "ulps_moved_mean": _last(ulps),
+    }
+
+
+def _run_cells(row: Row, measured_cells: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "run": row.run,
+        "format": row.format,
+        "variant": row.variant,
+        "setting": row.setting,
+        "intervention": row.intervention,
+        "seed": row.seed,
+        "learning_rate": row.learning_rate,
+        "status": row.status,
+        "progress": 100 * row.step / row.max_steps,
+        "loss_curve": measured_cells["loss_curve"],
+        "loss": measured_cells["loss"],
+        "validation_loss": row.validation_loss,
+        "best_validation_loss": row.best_validation_loss,
+        "best_step": measured_cells["best_step"],
+        "gap": row.gap,
+        "gap_step": row.gap_step,
+        "pairing": row.pairing,
+        "collapse_step": row.collapse_step,
+        "collapse_rule": row.collapse_rule,
+        "stall_rate": row.stall_rate,
+        "overflow_rate": row.overflow_rate,
+        "ulps_moved_mean": measured_cells["ulps_moved_mean"],
+        "tokens_per_second": row.tokens_per_second,
+        "seconds": row.seconds,
+    }
+
+
+def group_name(members: Sequence[Row]) -> str:
+    """A group's name in links: its first run's.  Labels may change, and several groups may share one."""
+    return min(row.run for row in members)
+
+
+def group_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """One row per group of runs that differ in nothing but the seed; every statistic is the group's own."""
+    return frame_of([_group_cells(members) for members in by_group(rows).values()])
+
+
+def _group_cells(members: Sequence[Row]) -> dict[str, Any]:
+    row, gap = members[0], paired_gap(members)
+    losses = [member.validation_loss for member in furthest(members) if member.validation_loss is not None]
+    best = [m.best_validation_loss for m in members if m.alive and m.best_validation_loss is not None]
+    collapsed = [member for member in members if member.collapsed]
+    return {
+        "group": row.group_label,
+        "learning_rate": row.learning_rate,
+        "runs": len(members),
+        "collapsed": len(collapsed),
+        "validation_loss": _mean(losses),
+        "best_validation_loss": min(best, default=None),
+        "gap": gap.mean,
+        "gap_step": gap.step,
+        "gap_low": gap.low,
+        "gap_high": gap.high,
+        "n": gap.n,
+        "said": f"baseline, {gap.count}" if any(m.is_baseline for m in members) else gap.sentence,
+        "collapse_step": collapse_step(members),
+        "collapse_rule": ", ".join(sorted({m.collapse_rule for m in collapsed if m.collapse_rule})),
+        "stall_rate": _mean([m.stall_rate for m in members if m.stall_rate is not None]),
+        "overflow_rate": _mean([m.overflow_rate for m in members if m.overflow_rate is not None]),
+        "tokens_per_second": _mean([m.tokens_per_second for m in members if m.tokens_per_second is not None]),
+        "seconds": sum(m.seconds or 0.0 for m in members),
+    }
+
+
+def sparkline(loss: Curve) -> list[float]:
+    """The loss in few points; finite ones only, since a cell with NaN in it shows nothing at all."""
+    finite = loss.finite()
+    return [float(number(value)) for value in buckets(*finite, _SPARK_BUCKETS).values]
+
+
+def _curve(run: WatchedRun, metric: str) -> Curve:
+    return measured(run.table("steps", [metric]), metric)
+
+
+def _last(curve: Curve) -> float | None:
+    return float(curve.values[-1]) if len(curve.values) else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,1 @@
+"""Figures as data for Plotly; what they draw is computed elsewhere."""

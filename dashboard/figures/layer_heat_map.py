@@ -1,0 +1,90 @@
+"""Heat maps layer x step, from a run's layers table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from altgrad.metrics import METRICS
+from altgrad.text.foreign_text import as_label
+from dashboard.figures.colours import SEQUENTIAL
+from dashboard.figures.curve_figures import vertical
+
+_MOST_STEPS = 400
+_SMALL_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Heat:
+    """values[i, j] of layer i at step j; NaN = not measured, inf and NaN measurements are in `non_finite`."""
+
+    layers: list[str]
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+    non_finite: NDArray[np.bool_]
+
+
+def heat(table: pa.Table, metric: str, site: str) -> Heat | None:
+    """One metric at one site; None where it was not measured.  Beyond 400 steps, every k-th and the last."""
+    rows = table.filter(pc.equal(table["site"], site)).select(["step", "layer", metric]).drop_null()
+    if not rows.num_rows:
+        return None
+    layers = list(dict.fromkeys(rows["layer"].to_pylist()))
+    steps, column = np.unique(rows["step"].to_numpy(), return_inverse=True)
+    index = {name: position for position, name in enumerate(layers)}
+    values = np.full((len(layers), len(steps)), np.nan)
+    measured = np.zeros(values.shape, bool)
+    at = np.array([index[name] for name in rows["layer"].to_pylist()]), column
+    values[at] = rows[metric].to_numpy()
+    measured[at] = True
+    if len(steps) > _MOST_STEPS:
+        kept = np.unique(np.linspace(0, len(steps) - 1, _MOST_STEPS).astype(int))
+        steps, values, measured = steps[kept], values[:, kept], measured[:, kept]
+    return Heat(layers, steps, values, measured & ~np.isfinite(values))
+
+
+def heat_figure(data: Heat, metric: str, collapse_step: int | None) -> go.Figure:
+    """Layers downwards in order, steps to the right, the collapse step drawn through, non-finite values crossed."""
+    title = METRICS[metric]
+    finite = data.values[np.isfinite(data.values)]
+    trace: dict[str, Any] = {
+        "type": "heatmap",
+        "x": data.steps,
+        "y": [as_label(name) for name in data.layers],
+        "z": np.where(np.isfinite(data.values), data.values, np.nan),
+        "colorscale": SEQUENTIAL,
+        "colorbar": {"title": {"text": title.unit or " ", "side": "top"}, "thickness": 12, "tickformat": ".3~g"},
+        "hovertemplate": f"%{{y}}<br>step %{{x}}<br>{title.label} %{{z:.4g}}<extra></extra>",
+        "hoverongaps": False,
+    }
+    if title.unit in ("share", "cos") and len(finite) and finite.min() >= 0:
+        # shares are compared from 0; small ones up to their largest, or nothing would be seen
+        trace |= {"zmin": 0, "zmax": finite.max() if 0 < finite.max() <= _SMALL_SHARE else 1}
+    traces = [trace]
+    rows, columns = np.nonzero(data.non_finite)
+    if len(rows):
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": data.steps[columns],
+                "y": [as_label(data.layers[row]) for row in rows],
+                "marker": {"symbol": "x", "size": 7, "color": "#cc3311"},
+                "name": "NaN or inf",
+                "hovertemplate": "NaN or inf at step %{x}<extra>%{y}</extra>",
+            }
+        )
+    layout = {
+        "height": max(180, 90 + 22 * len(data.layers)),
+        "margin": {"l": 10, "r": 10, "t": 20, "b": 10},
+        "xaxis": {"title": "Step", "automargin": True},
+        "yaxis": {"automargin": True, "autorange": "reversed"},
+        "shapes": [vertical(collapse_step)] if collapse_step is not None else [],
+    }
+    return go.Figure({"data": traces, "layout": layout})

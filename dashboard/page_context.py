@@ -1,0 +1,48 @@
+"""What every page is given: the sweep, its comparison, and how to go to another page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import streamlit as st
+
+from altgrad.compare import STEP_COLUMNS, Row, pair, read_row
+from altgrad.text.foreign_text import as_markdown
+from dashboard.data.watched_sweep import Sweep
+
+
+@dataclass(frozen=True)
+class Context:
+    """The sweep on show and the pages by URL path."""
+
+    sweep: Sweep
+    pages: Mapping[str, Any]
+
+    @property
+    def rows(self) -> list[Row]:
+        """The comparison of all runs; pages filter the rows, never the runs.  Only changed runs are read again."""
+        return self.sweep.derived("rows", lambda: _rows(self.sweep))
+
+    @property
+    def row(self) -> dict[str, Row]:
+        """The comparison's rows by run name."""
+        return self.sweep.derived("row by name", lambda: {row.run: row for row in self.rows})
+
+    def open(self, page: str, **state: str | Sequence[str]) -> None:
+        """Go to a page with some state; the sweep stays."""
+        st.switch_page(self.pages[page], query_params={"sweep": self.sweep.folder.name, **state})
+
+    def link(self, page: str, label: str, **state: str | Sequence[str]) -> None:
+        """A link to a page with some state."""
+        st.page_link(
+            self.pages[page], label=as_markdown(label), query_params={"sweep": self.sweep.folder.name, **state}
+        )
+
+
+def _rows(sweep: Sweep) -> list[Row]:
+    sweep.prefetch(sweep.runs, "steps", STEP_COLUMNS)
+    sweep.prefetch(sweep.runs, "events", ["kind", "detail", "time"])
+    return pair([sweep.remembered(run, "row", partial(read_row, run)) for run in sweep.runs])

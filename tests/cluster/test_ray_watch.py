@@ -1,0 +1,157 @@
+"""Two sweeps through a real Ray that are watched badly: one whose Ray is killed while keys lie in its environment, one
+whose reader goes, whose output knows ASCII alone, and whose collapse under an intervention is copied to W&B."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from altgrad.compare import comparison
+from altgrad.compare.rescue import rescue_matrix
+from altgrad.results import Run, list_runs
+from altgrad.storage.folder import Folder
+from tests.servers.object_store import KEYS
+from tests.servers.ray_nodes import environment
+
+pytestmark = pytest.mark.timeout(600)
+ROOT = Path(__file__).parents[2]
+PATIENCE = 200.0  # seconds on a busy machine
+SMALL = {"model": "micro", "batch_size": 4, "warmup_steps": 5, "eval_interval": 20, "eval_batches": 1}
+SMALL |= {"diagnostic_interval": 20, "checkpoint_interval": 20, "compile": False}
+SECRETS = KEYS | {"AWS_SESSION_TOKEN": "t0" * 20, "WANDB_API_KEY": "p" * 40, "RAY_AUTH_TOKEN": "d5" * 32}
+SECRETS |= {"ALTGRAD_NOTIFY": "http://127.0.0.1:9/hook?token=hunter2hunter2"}
+COMMAND = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--results", "out", "--name", "s", "--max-concurrent", "2"]
+
+
+def write_configs(folder: Path, **configs: dict[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    for name, fields in configs.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(SMALL | fields))
+
+
+@pytest.fixture(scope="module")
+def scratch() -> Iterator[Path]:
+    """A folder for temporary files whose name is short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@dataclass(frozen=True)
+class Killed:
+    code: int
+    output: str
+    seconds: float  # from the kill to the end
+    written: dict[Path, bytes]  # everything that its processes had written by then, their temporary files included
+    modes: dict[Path, int]  # of the folders right below TMPDIR
+    left: list[psutil.Process]
+
+
+@pytest.fixture(scope="module", params=["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
+def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, scratch: Path) -> Killed:
+    home = tmp_path_factory.mktemp("killed")
+    write_configs(home / "configs", a={"format": "BF16", "max_steps": 50000}, b={"format": "E4M3", "max_steps": 50000})
+    variables = environment(home, TMPDIR=str(scratch), **SECRETS)
+    process = subprocess.Popen(
+        [*COMMAND, "--configs", "configs"], cwd=home, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + PATIENCE
+        while len({path.parent for path in home.glob("out/s/*/checkpoints/step*")}) < 2:
+            assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
+            time.sleep(0.2)
+        folders = [path for place in (scratch, home) for path in place.rglob("*") if path.is_file()]
+        written = {path: path.read_bytes() for path in folders}
+        modes = {path: path.stat().st_mode & 0o777 for path in scratch.iterdir()}
+        family = psutil.Process(process.pid).children(recursive=True)
+        for child in family:
+            if child.name() == request.param:
+                child.kill()
+        started = time.monotonic()
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    seconds = time.monotonic() - started
+    _, left = psutil.wait_procs(family, timeout=20)
+    return Killed(process.returncode, output, seconds, written, modes, left)
+
+
+def test_the_death_of_ray_ends_a_sweep_with_one_line_the_command_that_goes_on_and_its_own_code(killed: Killed) -> None:
+    assert killed.code == 3 and killed.seconds < 30
+    last = killed.output.strip().splitlines()[-2:]
+    assert last[0].startswith("Ray's ") and " died (process " in last[0] and last[0].endswith("Go on with:")
+    assert "--resume s" in last[1]
+    assert "Traceback" not in killed.output and "Last 20 lines" not in killed.output
+    assert not killed.left
+
+
+def test_no_secret_is_in_anything_that_the_processes_of_a_sweep_write(killed: Killed) -> None:
+    assert any("session_" in str(path) for path in killed.written), "Ray's session folder was looked at"
+    secrets = [value.encode() for name, value in SECRETS.items() if name != "ALTGRAD_NOTIFY"] + [b"hunter2hunter2"]
+    for path, content in [*killed.written.items(), (Path("log"), killed.output.encode())]:
+        assert not [secret for secret in secrets if secret in content], path
+
+
+def test_temporary_files_are_below_tmpdir_and_nobody_else_can_read_them(killed: Killed) -> None:
+    ours = {path: mode for path, mode in killed.modes.items() if path.name.startswith("altgrad-")}
+    assert ours and set(ours.values()) == {0o700}
+
+
+@dataclass(frozen=True)
+class Unwatched:
+    code: int
+    home: Path
+    runs: dict[str, Run]
+    log: str
+
+
+@pytest.fixture(scope="module")
+def unwatched(tmp_path_factory: pytest.TempPathFactory, scratch: Path) -> Unwatched:
+    home = tmp_path_factory.mktemp("unwatched")
+    hopeless = {"format": "E2M5", "max_steps": 60, "never_learned_fraction": 0.2, "never_learned_margin": 5.0}
+    write_configs(home / "configs", hopeless=hopeless)
+    variables = environment(home, TMPDIR=str(scratch), PYTHONIOENCODING="ascii", WANDB_PROJECT="team/proj")
+    command = " ".join([*COMMAND, "--configs", "configs", "--no-baseline", "--interventions", "none", "clip"])
+    line = f"{command} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], cwd=home, env=variables, capture_output=True, timeout=PATIENCE)
+    runs, broken = list_runs(Folder.at(home / "out" / "s"))
+    assert not broken
+    log = home / "out" / "s" / "sweep.log"
+    return Unwatched(done.returncode, home, {run.name: run for run in runs}, log.read_text() if log.exists() else "")
+
+
+def test_a_sweep_without_a_reader_goes_on_to_its_end_and_says_so_in_its_log(unwatched: Unwatched) -> None:
+    assert unwatched.code == 0
+    assert "BrokenPipeError" in unwatched.log and "ended with exit code 0" in unwatched.log
+    assert (unwatched.home / "out" / "s" / "comparison.md").exists()
+
+
+def test_a_collapse_under_an_intervention_is_one_attempt_and_counts_in_the_rescue_matrix(unwatched: Unwatched) -> None:
+    assert {name: run.status for name, run in unwatched.runs.items()} == {
+        "hopeless-s42": "collapsed",
+        "hopeless-s42+clip": "collapsed",
+    }
+    assert {run.info["attempt"] for run in unwatched.runs.values()} == {0}
+    matrix = rescue_matrix(comparison(list(unwatched.runs.values())))
+    assert {key[2]: (cell.survived, cell.ended) for key, cell in matrix.items()} == {"none": (0, 1), "clip": (0, 1)}
+
+
+def test_its_copy_for_w_and_b_is_complete(unwatched: Unwatched) -> None:
+    for run in unwatched.runs:
+        [file] = (unwatched.home / "out" / "s" / run / "wandb").glob("offline-run-*/*.wandb")
+        assert b"failure_report.md" in file.read_bytes()
+
+
+def test_what_a_killed_sweep_left_the_next_one_has_removed(killed: Killed, unwatched: Unwatched, scratch: Path) -> None:
+    assert not [path for path in scratch.iterdir() if path.name.startswith("altgrad-")], os.listdir(scratch)

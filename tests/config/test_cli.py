@@ -1,0 +1,85 @@
+"""`python -m altgrad`: what a person types, what they see, and one clear line for a wrong argument."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+MICRO = ["--set", "model=micro", "max_steps=6", "diagnostic_interval=3", "eval_batches=1", "compile=false"]
+
+
+def altgrad(*arguments, cwd=None, **environment) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "altgrad", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    )
+
+
+def test_formats_prints_every_number_uncut_and_names_equal_grids():
+    shown = altgrad("formats", COLUMNS="40").stdout
+    for word in ("E0M7", "0.9921875", "1.8446744e+19", "57344", "3.4028235e+38", "E1M6 is E0M7 x 4"):
+        assert word in shown
+    assert "…" not in shown
+
+
+def test_formats_takes_any_name_and_refuses_nonsense_in_one_line():
+    assert "E4M3b11" in altgrad("formats", "E4M3b11", "E3M2").stdout
+    wrong = altgrad("formats", "E4M33")
+    assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1 and "must be from 1 to 15" in wrong.stderr
+
+
+def test_reading_commands_do_not_import_torch():
+    code = "import sys; from altgrad.__main__ import main; main(['formats']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_train_from_another_folder_leaves_a_complete_run_and_says_where(tmp_path):
+    done = altgrad("train", CONFIGS / "e7m0_uniform.yaml", "--out", "out/run", *MICRO, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "completed after 6 steps" in done.stdout and str(tmp_path / "out" / "run") in done.stdout
+    assert {path.name for path in (tmp_path / "out" / "run").iterdir()} >= {"run.json", "end.json", "steps", "layers"}
+    again = altgrad("train", CONFIGS / "e7m0_uniform.yaml", "--out", "out/run", *MICRO, cwd=tmp_path)
+    assert again.returncode == 2 and "has ended" in again.stderr
+
+
+def test_a_collapse_leaves_a_report_that_can_be_rebuilt_from_the_folder_alone(tmp_path):
+    arguments = ["learning_rate=1e30", "gradient_clip=0", "non_finite_patience=2", "max_steps=20", "warmup_steps=0"]
+    done = altgrad("train", CONFIGS / "e5m2_short.yaml", "--out", tmp_path / "run", *MICRO, *arguments)
+    assert done.returncode == 0, done.stderr
+    report = tmp_path / "run" / "failure_report.md"
+    assert "collapsed" in done.stdout and str(report) in done.stdout
+    written = report.read_text()
+    report.unlink()
+    assert altgrad("report", tmp_path / "run").returncode == 0
+    assert report.read_text() == written and "E5M2" in written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "nowhere.yaml", "--out", "x"], "nowhere.yaml"),
+        (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "x", "--set", "frmat=E4M3"], "did you mean 'format'?"),
+        (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "x", "--set", "format"], "expected KEY=VALUE"),
+        (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "x", "--set", "data=missing.txt"], "data='missing.txt'"),
+        (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "x", "--set", "data=empty.txt"], "the text is empty"),
+        (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "x", "--set", "data=short.txt"], "smaller block_size"),
+        (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "x", "--set", "model=huge"], "model='huge'; known"),
+        (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "x", "--set", "device=cuda"], "no CUDA device"),
+        (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "file/x", *MICRO], "file/x"),
+        (["report", "nothing"], "neither run.json nor sweep.json"),
+    ],
+    ids=lambda value: " ".join(map(str, value[-2:])) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_path, arguments, said):
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "short.txt").write_text("too short")
+    (tmp_path / "file").write_text("a file where a folder should be")
+    before = sorted(tmp_path.rglob("*"))
+    done = altgrad(*arguments, cwd=tmp_path)
+    assert done.returncode == 2 and said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert sorted(tmp_path.rglob("*")) == before

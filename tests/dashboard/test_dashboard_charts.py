@@ -1,0 +1,329 @@
+"""The data behind the matrix, the Pareto front, survival, heat maps, forensics and the format explorer."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+import yaml
+
+from altgrad.compare import Row, comparison, rescue_matrix
+from altgrad.config.train_config import load_config
+from altgrad.format_fit import Weighted, fit, from_distribution, from_histogram, power_of_two_scale, rounded
+from altgrad.formats import FORMATS, SPLITS, find_format
+from altgrad.metrics import METRICS
+from altgrad.quantization.kernel.round import round_to_format
+from altgrad.report import failure_report
+from altgrad.report.evidence import Evidence
+from altgrad.results import SCHEMAS, list_runs
+from altgrad.results.curves import measured
+from altgrad.text.foreign_text import as_file_name
+from dashboard.data.sweep_frame import csv_of, frame_of, group_frame, run_frame, sparkline
+from dashboard.data.watched_sweep import Sweep
+from dashboard.figures.format_figures import codes, equivalences, facts, sample_figure
+from dashboard.figures.group_figures import cell_text, matrix_axes, matrix_figure, pareto, survival_figure
+from dashboard.figures.layer_heat_map import heat, heat_figure
+from dashboard.figures.signal_strips import alike, bands, first_layers, signals_of, strips, strips_figure
+from dashboard.views.overview import best_sentence
+from dashboard.views.run import reproduce
+from tests.support import generated_results as generated
+
+EIGHT_BITS = SPLITS
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    opened = Sweep(generated.mixed_sweep(tmp_path_factory.mktemp("results")))
+    opened.refresh()
+    return opened
+
+
+@pytest.fixture(scope="module")
+def rows(sweep: Sweep) -> list[Row]:
+    return comparison(sweep.runs)
+
+
+def test_matrix_has_a_bar_per_cell_that_says_what_survived(rows: list[Row]) -> None:
+    cells = rescue_matrix(rows)
+    formats, interventions = matrix_axes(cells)
+    assert interventions == ["none", "clip", "shift", "clip+shift"]
+    (bars,) = matrix_figure(cells).data
+    assert len(bars.x) == len(cells)
+    for key, column, base, text in zip(bars.customdata, bars.x, bars.base, bars.text, strict=True):
+        fmt, variant, intervention = key.split("\t")
+        assert interventions[column] == intervention
+        assert formats[round(base + 0.47)] == (fmt, variant)
+        assert text == cell_text(cells[fmt, variant, intervention])
+    assert cell_text(cells["E7M0", "", "clip"]).startswith("<b>0 of 3</b>")
+    assert "collapse at 80" in cell_text(cells["E7M0", "", "clip"])
+
+
+def test_matrix_hatches_cells_of_fewer_than_three_ended_runs(rows: list[Row]) -> None:
+    cells = rescue_matrix(rows)
+    (bars,) = matrix_figure(cells).data
+    hatched = {key for key, shape in zip(bars.customdata, bars.marker.pattern.shape, strict=True) if shape}
+    assert hatched == {"\t".join(key) for key, cell in cells.items() if cell.ended < 3}
+    assert "E0M7\t\tnone" in hatched and "E7M0\t\tnone" not in hatched
+
+
+def test_cell_without_ended_runs_is_neither_survival_nor_collapse(rows: list[Row]) -> None:
+    (bars,) = matrix_figure(rescue_matrix(rows)).data
+    colours = dict(zip(bars.customdata, bars.marker.color, strict=True))
+    killed, saved, lost = (
+        colours[f"{name}\t\t{by}"] for name, by in (("E6M1", "none"), ("E7M0", "shift"), ("E7M0", "none"))
+    )
+    assert len({killed, saved, lost}) == 3
+
+
+def test_pareto_front_is_who_nobody_beats_on_bits_and_loss(rows: list[Row]) -> None:
+    def group(name: str, gap: float) -> Row:
+        measured = {"is_baseline": False, "gap": gap, "gap_step": 120, "common_step": 120, "seed": 1}
+        return replace(rows[0], run=name, group=name, format=name, variant="", **measured)
+
+    points = pareto(
+        [group("E4M3", 0.2), group("E3M2", 0.3), group("E5M2", 0.4), group("E2M1", 0.9), group("E2M3", 0.35)]
+    )
+    best = {row.format for row, _, _, is_best in points if is_best}
+    assert best == {"E4M3", "E3M2", "E2M1"}
+    assert {row.format: bits for row, bits, _, _ in points} == {"E4M3": 8, "E3M2": 6, "E5M2": 8, "E2M1": 4, "E2M3": 6}
+
+
+def test_survival_falls_at_each_collapse(rows: list[Row]) -> None:
+    def one(name: str, step: int, collapsed: bool) -> Row:
+        status: Any = "collapsed" if collapsed else "completed"
+        return replace(
+            rows[0], run=name, format="E7M0", status=status, step=step, collapse_step=step if collapsed else None
+        )
+
+    figure = survival_figure([one("a", 10, True), one("b", 20, True), one("c", 30, False), one("d", 15, False)])
+    steps = figure.data[0]
+    assert list(steps.x) == [0, 10, 20, 30] and steps.line.shape == "hv"
+    assert list(steps.y) == [1.0, 0.75, 0.375, 0.375]  # 3 of 4, then 1 of 2 at risk
+    assert sorted(figure.data[1].x) == [15, 30]
+
+
+def test_best_format_is_named_with_its_interval(rows: list[Row]) -> None:
+    sentence = best_sentence(rows)
+    assert sentence.startswith("**E3M4**") and "n = 3" in sentence
+    assert "needs a BF16 run" in best_sentence([row for row in rows if row.is_baseline])
+
+
+def test_group_row_is_that_of_its_seeds_alone(rows: list[Row]) -> None:
+    whole = group_frame(rows).set_index("group")
+    fewer = group_frame([row for row in rows if row.format != "E5M2"]).set_index("group")
+    pd.testing.assert_frame_equal(fewer, whole.drop(index="E5M2"))
+    assert whole.loc["E7M0 · clip", "collapsed"] == 3
+
+
+def test_run_table_has_absent_values_as_absent(sweep: Sweep, rows: list[Row]) -> None:
+    frame = run_frame(rows, sweep).set_index("run")
+    assert len(frame) == len(rows)
+    assert pd.isna(frame.loc["bf16_lr0.0006_s1", "gap"])
+    assert pd.isna(frame.loc["bf16_lr0.0006_s1", "collapse_step"])
+    assert frame.loc["e7m0_lr0.0006_s1", "collapse_step"] == 80
+    assert frame.loc["e7m0_lr0.0006_s1", "progress"] == pytest.approx(100 * 80 / 120)
+
+
+def test_a_frame_tells_nan_from_what_was_not_measured_and_so_does_its_csv() -> None:
+    frame = frame_of([{"a": 1.5, "n": 1}, {"a": float("nan"), "n": None}, {"a": None, "n": 3}, {"a": float("inf")}])
+    assert frame["a"].isna().tolist() == [False, False, True, False]
+    assert csv_of(frame).splitlines() == ["a,n", "1.5,1", "nan,", ",3", "inf,"]
+
+
+def test_sparkline_has_finite_values_only(sweep: Sweep) -> None:
+    run = sweep.run("e5m2_lr0.0006_s4")
+    assert run is not None
+    points = sparkline(measured(run.table("steps", ["loss"]), "loss"))
+    assert 2 < len(points) <= 62 and np.isfinite(points).all()
+
+
+def test_command_reproduces_the_config(sweep: Sweep, tmp_path: Path) -> None:
+    run = sweep.run("e7m0_clip_shift_lr0.0006_s2")
+    assert run is not None
+    command = reproduce(run)
+    written = command.partition("<<'END'\n")[2].partition("\nEND\n")[0]
+    file = tmp_path / "run.yaml"
+    file.write_text(written)
+    assert load_config(file).model_dump() == dict(run.config)
+    assert command.splitlines()[-1] == f"python -m altgrad train {run.name}.yaml --out reproduced/{run.name}"
+
+
+@pytest.mark.parametrize("name", ["x'; touch hacked; '", "$(touch hacked)", "-rf", "../up", "a\nEND\ntouch hacked"])
+def test_command_of_a_hostile_run_runs_nothing_else(sweep: Sweep, tmp_path: Path, name: str) -> None:
+    run = sweep.run("e7m0_clip_shift_lr0.0006_s2")
+    assert run is not None
+    hostile = replace(run, info={**run.info, "run": name, "git_commit": f"; {name}", "config": {"data": name}})
+    script = "python() { printf '%s\\n' \"$@\" > words; }\n" + reproduce(hostile)
+    subprocess.run(["bash", "-c", script], cwd=tmp_path, check=True)
+    file, words = as_file_name(name) + ".yaml", (tmp_path / "words").read_text().splitlines()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([file, "words"])
+    assert words == ["-m", "altgrad", "train", file, "--out", f"reproduced/{as_file_name(name)}"]
+    assert yaml.safe_load((tmp_path / file).read_text()) == {"data": name}
+
+
+# layers
+
+
+def layers_table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist([{"attempt": 0, "site": "weight", **row} for row in rows], schema=SCHEMAS["layers"])
+
+
+def test_heat_map_has_each_value_in_its_place() -> None:
+    table = layers_table(
+        [
+            {"step": 10, "layer": "a", "stall_rate": 0.1},
+            {"step": 10, "layer": "b", "stall_rate": float("nan")},
+            {"step": 20, "layer": "b", "stall_rate": 0.4},
+            {"step": 20, "layer": "a", "site": "gradient", "stall_rate": 0.9},
+            {"step": 30, "layer": "a", "overflow_rate": 0.5},
+        ]
+    )
+    found = heat(table, "stall_rate", "weight")
+    assert found is not None
+    assert (found.layers, found.steps.tolist()) == (["a", "b"], [10, 20])
+    np.testing.assert_array_equal(found.values, [[0.1, np.nan], [np.nan, 0.4]])
+    np.testing.assert_array_equal(found.non_finite, [[False, False], [True, False]])
+    figure = heat_figure(found, "stall_rate", collapse_step=15)
+    assert figure.layout.shapes[0].x0 == 15
+    crosses = figure.data[1]
+    assert (list(crosses.x), list(crosses.y)) == ([10], ["b"])
+    assert heat(table, "stable_rank", "weight") is None
+
+
+# failures
+
+
+def evidence(sweep: Sweep, name: str) -> Evidence:
+    run = sweep.run(name)
+    assert run is not None
+    return Evidence.of(run)
+
+
+def test_strips_are_in_the_order_in_which_the_report_says_that_the_signals_moved(sweep: Sweep) -> None:
+    found = evidence(sweep, "e7m0_lr0.0006_s1")
+    signals = signals_of(found)
+    names = strips(found, signals)
+    listed = failure_report(found.run).partition("## What moved first")[2].partition("\n\nStayed")[0]
+    cells = [line.split("|") for line in listed.splitlines() if line.startswith("| ") and line[2].isdigit()]
+    assert [METRICS[name].axis for name in names] == [cell[2].strip() for cell in cells][: len(names)]
+    assert "realised_displacement" in names, "the verdict's own metric"
+    figure = strips_figure(found, signals)
+    assert figure.layout.shapes[0].x0 == 80
+    limits = [shape for shape in figure.layout.shapes if shape.type == "line" and shape.y0 == shape.y1 == 0.1]
+    assert len(limits) == 1, "the rule's limit is drawn in the strip of its metric"
+
+
+def test_layers_that_went_first_come_first(sweep: Sweep) -> None:
+    found = first_layers(evidence(sweep, "e7m0_lr0.0006_s1"))
+    steps = [departure.step for _, _, departure in found]
+    assert steps == sorted(steps) and steps[0] == 60
+    assert len({(layer, site) for layer, site, _ in found}) == len(found)
+
+
+def test_runs_that_failed_alike_share_the_rule(rows: list[Row]) -> None:
+    collapsed = [row for row in rows if row.collapse_step is not None]
+    stalled = next(row for row in collapsed if row.collapse_rule == "stalled")
+    found = alike(stalled, collapsed)
+    assert len(found) == 5 and all(row.collapse_rule == "stalled" and row.run != stalled.run for row in found)
+    assert alike(next(row for row in collapsed if row.format == "E0M7"), collapsed) == []
+
+
+# formats
+
+
+@pytest.mark.parametrize("fmt", [*EIGHT_BITS, find_format("E3M2"), find_format("E2M1"), find_format("E1M0")], ids=str)
+def test_rounding_for_display_is_that_of_training(fmt: Any) -> None:
+    values = np.array(fmt.magnitudes())
+    middles = (values[1:] + values[:-1]) / 2
+    near = np.concatenate([values, middles, np.nextafter(middles, 0), np.nextafter(middles, np.inf), [2 * fmt.max]])
+    x = np.concatenate([near, -near]).astype(np.float32)
+    expected = round_to_format(torch.from_numpy(x), fmt).double().numpy()
+    np.testing.assert_array_equal(rounded(x, fmt), expected)
+
+
+def test_scale_puts_the_largest_value_into_the_top_half() -> None:
+    for fmt in EIGHT_BITS:
+        for amax in (1e-20, 0.3, 1.0, fmt.max, 1.0001 * fmt.max, 7e9):
+            scale = power_of_two_scale(amax, fmt)
+            assert fmt.max / 2 < amax / scale <= fmt.max
+    assert power_of_two_scale(0.0, EIGHT_BITS[0]) == 1.0
+
+
+def test_uniform_values_have_the_textbook_sqnr_in_fixed_point() -> None:
+    """Uniform on (0, 1): signal 1/3, noise step^2 / 12; with 128 steps 20 log10(256) dB."""
+    uniform = Weighted((np.arange(200_000) + 0.5) / 200_000, np.full(200_000, 1 / 200_000))
+    found = fit(uniform, FORMATS["E0M7"], scaled=False)
+    assert found.sqnr_db == pytest.approx(20 * np.log10(256), abs=0.3)
+    assert found.entropy == pytest.approx(8.0, abs=0.02)
+    assert found.used == 1.0
+
+
+def test_powers_of_two_lose_nothing_in_e7m0() -> None:
+    found = fit(Weighted(np.array([0.25, 1.0, 8.0]), np.array([0.25, 0.5, 0.25])), FORMATS["E7M0"])
+    assert found.sqnr_db == np.inf
+    assert found.entropy == pytest.approx(1.5 + 1.0)
+
+
+def test_histogram_keeps_counts_and_zeros() -> None:
+    data = from_histogram(-2, [3, 0, 1], zeros=4)
+    assert data.weights.sum() == pytest.approx(0.5) and data.zeros == 0.5
+    assert data.magnitudes[data.weights > 0].min() > 0.25 and data.magnitudes.max() < 2
+    assert fit(data, FORMATS["E4M3"]).underflow == 0.0
+
+
+@pytest.mark.parametrize("name", ["Gaussian", "Laplace", "Student-t, 3 degrees"])
+def test_distribution_has_unit_variance(name: str) -> None:
+    data = from_distribution(name)
+    heavy = name.startswith("Student")  # the tail beyond the last quantile holds much of its variance
+    assert (data.weights * data.magnitudes**2).sum() == pytest.approx(1.0, abs=0.06 if heavy else 0.01)
+
+
+def test_equal_grids_are_said_to_be_equal() -> None:
+    (sentence,) = equivalences({fmt.name: fmt for fmt in EIGHT_BITS})
+    assert sentence.startswith("E1M6 is E0M7 times 4")
+    assert equivalences({"E4M3": FORMATS["E4M3"]}) == []
+
+
+def test_codes_list_every_finite_magnitude() -> None:
+    listed = codes(FORMATS["E4M3"])
+    assert len(listed) == 127
+    assert listed[-1] == {
+        "Index": 126,
+        "Exponent field": "1111",
+        "Mantissa field": "110",
+        "Code": "01111110",
+        "Value": 448.0,
+        "Distance to the next": None,
+    }
+    assert facts(FORMATS["E4M3"])["Largest"] == "448" and facts(FORMATS["E0M7"])["ULP at 1"] == "out of range"
+
+
+def test_sample_is_shown_beside_what_the_format_would_hold() -> None:
+    figure = sample_figure(np.array([0.5, -1.5, np.nan, 3.0]), FORMATS["E7M0"], scaled=False)
+    trained, held = figure.data
+    assert list(trained.y) == [-1.5, 0.5, 3.0]
+    assert list(held.y) == [-2.0, 0.5, 2.0]  # ties to the even exponent field
+
+
+def test_stored_runs_can_be_read_by_everybody(sweep: Sweep) -> None:
+    """The dashboard's runs and those of the plain reader say the same."""
+    plain, broken = list_runs(sweep.folder)
+    assert {run.name for run in plain} == {run.name for run in sweep.runs} and broken.keys() == sweep.broken.keys()
+    assert {row.run: row.gap for row in comparison(plain)} == {row.run: row.gap for row in comparison(sweep.runs)}
+    assert [run.status for run in plain] == [run.status for run in sweep.runs]
+
+
+@pytest.mark.parametrize("count", range(1, 60))
+def test_any_number_of_strips_fills_the_figure_and_leaves_it_nowhere(count: int) -> None:
+    edges = bands(count)
+    assert edges[0][1] == 1 and edges[-1][0] == 0
+    assert all(0 <= bottom < top <= 1 for bottom, top in edges)
+    assert all(above[0] == below[1] for above, below in itertools.pairwise(edges))

@@ -1,0 +1,70 @@
+"""The dashboard on an object store: what it shows is what it shows of the same files on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from altgrad.storage.folder import Folder
+from tests.dashboard.test_dashboard_pages import PAGES, show, words
+from tests.servers.object_store import ENVIRONMENT, KEYS, ObjectStore, object_store
+from tests.support import generated_results as generated
+
+RUN = {"steps": 60, "eval_interval": 20, "diagnostic_interval": 10}
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("results")
+    sweep = generated.new_sweep(root, "s")
+    for format in ("BF16", "E4M3"):
+        generated.write_run(sweep, generated.InventedRun(format, **RUN), rows_per_part=20)
+    collapsed = generated.InventedRun("E7M0", stalls_from=20, **RUN)
+    generated.write_run(sweep, collapsed, "collapsed", until=50, verdict=generated.STALLED)
+    return root
+
+
+@pytest.fixture(scope="module")
+def store(disk: Path) -> Iterator[ObjectStore]:
+    with pytest.MonkeyPatch.context() as patch, object_store() as running:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        root = Folder.at(running.uri("results"))
+        for path in disk.rglob("*"):
+            if path.is_file():
+                root.write_bytes(str(path.relative_to(disk)), path.read_bytes())
+        yield running
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_shows_of_s3_what_it_shows_of_the_disk_and_no_credentials(
+    page: str, disk: Path, store: ObjectStore
+) -> None:
+    here, there = show(disk, page), show(store.uri("results"), page)
+    assert not there.exception, there.exception
+    assert there.title[0].value == here.title[0].value
+    local, remote = str(disk / "s"), str(Folder.at(store.uri("results")) / "s")
+    assert words(there).replace(remote, local) == words(here)
+    for kind in ("plotly_chart", "dataframe", "selectbox"):
+        assert len(there.get(kind)) == len(here.get(kind)), kind
+    for ours, theirs in zip(there.dataframe, here.dataframe, strict=True):
+        assert ours.value.to_csv().replace(remote, local) == theirs.value.to_csv()
+    shown = "\n".join(str(element.proto) for part in (there.main, there.sidebar) for element in part)
+    assert there.title[0].value in shown
+    assert not [key for key in KEYS.values() if key in shown]
+
+
+def test_credentials_in_the_location_are_refused_without_being_shown() -> None:
+    app = show("s3://AKIAKEY:hunter2@bucket/results", "overview")
+    assert not app.exception
+    shown = words(app)
+    assert "credentials in a location" in shown
+    assert "hunter2" not in shown and "AKIAKEY" not in shown
+
+
+def test_a_store_that_does_not_answer_is_said(store: ObjectStore) -> None:
+    app = show("s3://bucket/results?endpoint_override=127.0.0.1:9&scheme=http", "overview")
+    assert not app.exception
+    assert "cannot be opened" in app.error[0].value

@@ -1,0 +1,284 @@
+"""What makes things fast, counted exactly: graphs, passes over the data, temporaries, transfers.  Nothing is timed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.utils import run_and_get_code
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from altgrad.config.recipe import Recipe
+from altgrad.config.train_config import ConfigError, TrainConfig
+from altgrad.formats import FORMATS, find_format
+from altgrad.quantization.kernel.compiled import INDUCTOR_OPTIONS, compiled_round, compiled_round_and_count
+from altgrad.quantization.kernel.random import draw_key
+from altgrad.quantization.kernel.round import round_to_format, spec_of
+from altgrad.quantization.kernel.site import Mode, round_site
+from altgrad.quantization.quantized_model import quantize_model
+from altgrad.training.compile import step_loss as compiling
+from altgrad.training.compile.step_loss import StepLoss
+from altgrad.training.trainer import Trainer
+from tests.support.rounding_inputs import ALL, million
+
+MICRO = {"model": "micro", "batch_size": 2, "max_steps": 20, "eval_interval": 20, "diagnostic_interval": 20}
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "toward_zero", "stochastic"])
+def test_compiled_rounding_is_eager_rounding_bit_for_bit_for_every_format(rounding):
+    for fmt in ALL:
+        x = torch.from_numpy(million(fmt)[: 64 * 1024]).view(64, 1024)
+        compiled = compiled_round(x, fmt, rounding, generator())
+        eager = round_to_format(x, fmt, rounding, generator())
+        assert torch.equal(compiled.view(torch.int32), eager.view(torch.int32)), fmt
+
+
+@pytest.mark.parametrize("granularity", [None, "tensor", "row", "block"])
+def test_compiled_counts_and_scaled_values_are_the_eager_ones(granularity):
+    for fmt in FORMATS.values():
+        x = torch.randn(64, 96, generator=generator()) * 3
+        x[0, :3] = torch.tensor([float("nan"), float("inf"), 0.0])
+        compiled, counts = compiled_round_and_count(x, fmt, granularity=granularity)
+        mode = Mode("nearest", "none" if granularity is None else "dynamic", granularity or "tensor", True, 1.0)
+        eager, expected = round_site(x, spec_of(fmt), torch.zeros(0), torch.zeros(2, dtype=torch.int32), mode)
+        assert torch.equal(compiled.view(torch.int32), eager.view(torch.int32)), fmt
+        assert torch.equal(counts, expected), fmt
+
+
+def test_one_graph_serves_all_formats_and_seeds():
+    counter = CompileCounterWithBackend("eager")
+    mode = Mode("stochastic", "dynamic", "tensor", True, 1.0)
+    compiled = torch.compile(lambda *arguments: round_site(*arguments, mode), backend=counter, dynamic=False)
+    for fmt, seed in itertools.product(FORMATS.values(), range(2)):
+        key = draw_key(torch.Generator().manual_seed(seed), "cpu")
+        compiled(torch.randn(8, 8), spec_of(fmt), torch.zeros(0), key)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (5, 100)])  # the blocks of the second do not fill groups
+def test_compiled_stochastic_rounding_of_blocks_draws_the_eager_numbers(shape):
+    fmt, x = find_format("E4M3"), torch.randn(shape, generator=generator())
+    compiled, counts = compiled_round_and_count(x, fmt, "stochastic", generator(), granularity="block")
+    mode, key = Mode("stochastic", "dynamic", "block", True, 1.0), draw_key(generator(), "cpu")
+    eager, expected = round_site(x, spec_of(fmt), torch.zeros(0), key, mode)
+    assert torch.equal(compiled.view(torch.int32), eager.view(torch.int32))
+    assert torch.equal(counts, expected)
+
+
+def inductor_code(rounding: str, granularity: str, scaling: str, counting: bool) -> str:
+    """The code that Inductor writes for rounding a 512 x 512 tensor."""
+    mode = Mode(rounding, scaling, granularity, True, 1.0)
+
+    def rounded(x, spec, key):
+        return round_site(x, spec, x.new_zeros(0), key, mode)[: 1 + counting]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(rounded, dynamic=False, options=INDUCTOR_OPTIONS)
+    arguments = torch.randn(512, 512), spec_of(FORMATS["E4M3"]), torch.zeros(2, dtype=torch.int32)
+    _, (code, *_) = run_and_get_code(compiled, *arguments)
+    assert "copysign" not in code, "a library call, which spills the registers of the loop"
+    return code
+
+
+@pytest.mark.parametrize(
+    ("rounding", "scaling", "counting", "passes"),
+    [
+        ("nearest", "none", False, 1),
+        ("nearest", "none", True, 1),
+        ("nearest", "dynamic", False, 2),  # the amax first
+        ("nearest", "dynamic", True, 2),
+    ],
+)
+def test_rounding_and_counting_are_one_pass_over_the_data(rounding, scaling, counting, passes):
+    code = inductor_code(rounding, "tensor", scaling, counting)
+    assert len(re.findall(r"for\(int64_t x0=[^\n]*?(?:262144L|512L)\)", code)) == passes
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_amax_scale_rounding_and_counts_of_blocks_are_one_loop_over_128_groups_of_64(rounding):
+    code = inductor_code(rounding, "block", "dynamic", counting=True)
+    assert len(re.findall(r"for\(int64_t x0=[^\n]*?\(128L\); x0\+=static_cast<int64_t>\(1L\)", code)) == 1
+    assert not re.search(r"x\d<static_cast<int64_t>\((?:262144|2048|512)L\)", code), "a pass of its own"
+
+
+def test_compiled_rounding_allocates_its_result_and_nothing_of_its_size():
+    x, fmt = torch.randn(512, 512), find_format("E4M3")
+    compiled_round(x, fmt)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        compiled_round(x, fmt)
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
+    assert x.nbytes <= allocated < 1.1 * x.nbytes
+
+
+class _Synchronisations(TorchDispatchMode):
+    """Counts transfers of single values to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        if operator in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
+            self.number += 1
+        return operator(*arguments, **(keywords or {}))
+
+
+def test_a_step_reads_its_numbers_in_one_transfer(monkeypatch):
+    trainer = Trainer(TrainConfig(**MICRO, compile=False))
+    trainer.step()
+    lists = []
+    to_list = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(tensor.shape) or to_list(tensor))
+    with _Synchronisations() as single:
+        trainer.step()
+    assert len(lists) == 1 and single.number == 0
+
+
+def losses(**fields) -> list[float]:
+    trainer = Trainer(TrainConfig(**(MICRO | fields)))
+    return [trainer.step().record["loss"] for _ in range(20)]
+
+
+def test_compiled_training_has_the_losses_of_eager_training_with_one_graph_for_all_formats_and_a_shift():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    # within float32 rounding; BF16 has a grid so fine that some value of every step lies next to a midpoint
+    for fmt, tolerance in {"FP32": 2e-7, "E4M3": 2e-6, "E7M0": 2e-6, "BF16": 5e-5}.items():
+        assert losses(format=fmt, compile=True) == pytest.approx(losses(format=fmt, compile=False), rel=tolerance)
+    trainer = Trainer(TrainConfig(**MICRO, format="E5M2", seed=3, compile=True))
+    trainer.step()
+    for layer in trainer.layers.values():
+        layer.site("weight").set_format(FORMATS["E6M1"])
+    trainer.step()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.fixture
+def nothing_compiled(tmp_path, monkeypatch):
+    """An empty cache, in memory and on disk."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("altgrad.training.compile.step_loss._compiled_here", set())
+
+
+def test_auto_compiles_long_runs_and_leaves_short_ones_eager(nothing_compiled):
+    short = Trainer(TrainConfig(**MICRO))
+    assert short.compiled == "eager" and "saves" in short.compile_reason
+    long = TrainConfig(**(MICRO | {"max_steps": 10**6}))
+    assert StepLoss(short.model, short.layers, long, short.device).how != "eager"
+
+
+def test_runs_that_share_a_graph_share_its_cost(nothing_compiled):
+    trainer = Trainer(TrainConfig(**MICRO, compile=False))
+    config = TrainConfig(**(MICRO | {"max_steps": 1500, "n_head": 1}))
+    assert StepLoss(trainer.model, trainer.layers, config, trainer.device).how == "eager"
+    assert StepLoss(trainer.model, trainer.layers, config, trainer.device, runs_alike=100).how != "eager"
+
+
+def test_a_run_of_a_sweep_is_computed_alike_whatever_was_compiled_before(nothing_compiled):
+    trainer = Trainer(TrainConfig(**MICRO, compile=False))
+    config = TrainConfig(**(MICRO | {"max_steps": 1500, "n_head": 1}))
+
+    def chosen(runs_alike):
+        return StepLoss(trainer.model, trainer.layers, config, trainer.device, runs_alike=runs_alike).how
+
+    before = [chosen(alike) for alike in (None, 1, 3, 100)]
+    whole = StepLoss(trainer.model, trainer.layers, config, trainer.device, earlier="whole")
+    compiling._compiled_here.update({whole._name("whole"), whole._name("blocks")})
+    after = [chosen(alike) for alike in (None, 1, 3, 100)]
+    assert after[1:] == before[1:]
+    assert before[0] == "eager" != after[0], "a run by itself takes what is there"
+
+
+@pytest.mark.parametrize("obstacle", ["compiler", "cache"])
+def test_where_compiling_is_impossible_auto_falls_back_and_true_refuses(obstacle, tmp_path, monkeypatch):
+    if obstacle == "compiler":
+        monkeypatch.setenv("CXX", "no-such-compiler")
+    else:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setattr("altgrad.training.compile.step_loss._said", set())
+    with pytest.raises(ConfigError, match=r"^compile=true: [^\n]*$"):
+        Trainer(TrainConfig(**MICRO, compile=True))
+    with pytest.warns(UserWarning, match="running eagerly"):
+        trainer = Trainer(TrainConfig(**(MICRO | {"max_steps": 10**6})))
+    assert trainer.compiled == "eager"
+    assert trainer.step().record["loss"] > 0
+
+
+@pytest.mark.parametrize("earlier", ["whole", "blocks", "eager"])
+def test_a_restored_run_is_compiled_exactly_as_it_was_before(earlier, nothing_compiled):
+    config = TrainConfig(**(MICRO | {"max_steps": 10**7 if earlier == "eager" else 2}))
+    assert Trainer(config, compiled_before=earlier).compiled == earlier
+    assert Trainer(config).compiled != earlier
+
+
+def test_a_deep_model_is_compiled_by_its_block_and_a_shallow_long_run_as_one_graph(nothing_compiled):
+    deep = Trainer(TrainConfig(**(MICRO | {"max_steps": 4000, "n_layer": 12})))
+    assert deep.compiled == "blocks"
+    long = TrainConfig(**(MICRO | {"max_steps": 10**6}))
+    assert StepLoss(*_model(long), long, torch.device("cpu")).how == "whole"
+
+
+def _model(config: TrainConfig):
+    trainer = Trainer(config.altered(compile=False))
+    return trainer.model, trainer.layers
+
+
+def test_blocks_share_one_graph_and_leave_the_model_as_it_was():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    settings = MICRO | {"n_layer": 4, "format": "E4M3", "rounding": "stochastic"}
+    trainer = Trainer(TrainConfig(**settings, compile="blocks"))
+    eager = Trainer(TrainConfig(**settings, compile=False))
+    for _ in range(10):
+        ours, theirs = trainer.step().record["loss"], eager.step().record["loss"]
+        assert ours == pytest.approx(theirs, rel=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # the block's and the head's
+    assert not any("forward" in vars(module) for module in trainer.model.modules())
+
+
+def test_a_model_without_repeated_blocks_refuses_to_be_compiled_by_them():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU())
+    layers = quantize_model(model, Recipe()).layers
+    config = TrainConfig(**MICRO, compile="blocks")
+    with pytest.raises(ValueError, match=r"^compile='blocks': the model repeats no block[^\n]*$"):
+        StepLoss(model, layers, config, torch.device("cpu"))
+
+
+_FAULTS = """
+import resource, sys
+from altgrad.training import TrainConfig
+from altgrad.experiment.allocator import keep_freed_memory
+from altgrad.training.trainer import Trainer
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+trainer = Trainer(TrainConfig(model="tiny", compile=False, threads=1, diagnostic_interval=100))
+for _ in range(3):
+    trainer.step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    trainer.step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator's settings are glibc's")
+def test_a_step_takes_no_fresh_pages_from_the_system():
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", _FAULTS, how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+
+    assert faults("keep") < 0.1 * faults("default")

@@ -1,0 +1,181 @@
+"""Products in bfloat16: the operands survive the cast, losses are those of float32, what is not exact is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from altgrad.config.recipe import GEMM_SITES, Recipe
+from altgrad.config.train_config import ConfigError, TrainConfig, make_config
+from altgrad.formats import FALLBACKS, FORMATS, NumberFormat, find_format
+from altgrad.quantization import products as gemm
+from altgrad.quantization.kernel.round import FormatTensors, round_to_format
+from altgrad.quantization.kernel.scale import scale_for
+from altgrad.quantization.quantized_model import quantize_model
+from altgrad.training.trainer import Trainer
+from tests.support.layer_reference import IN, OUT, draw, layer_of, run
+from tests.support.rounding_inputs import ALL
+
+EXACT = [fmt for fmt in FORMATS.values() if fmt.mantissa_bits <= 7]
+EXACT_AND_ODD = [fmt for fmt in ALL if fmt.mantissa_bits <= 7]  # also at the edges of float32's range
+INEXACT = [fmt for fmt in FORMATS.values() if fmt.mantissa_bits > 7]
+SMALLEST_NORMAL, BFLOAT16_STEP = 2.0**-126, 2.0**-133  # of float32; of bfloat16's subnormals
+MICRO = {
+    "model": "micro",
+    "batch_size": 2,
+    "max_steps": 20,
+    "eval_interval": 20,
+    "diagnostic_interval": 20,
+    "threads": 1,
+}
+FAST = {"warmup_steps": 1, "learning_rate": 3e-3, "compile": False}
+
+
+def there_and_back(x: torch.Tensor) -> torch.Tensor:
+    return x.bfloat16().float()
+
+
+def scales(fmt: NumberFormat) -> list[float]:
+    """All that the scale rule gives: from the scale of the smallest amax to that of the largest."""
+    tensors = FormatTensors.of(fmt)
+    ends = [scale_for(torch.tensor(amax), tensors, power_of_two=True)[0] for amax in (2.0**-149, 3.4028235e38)]
+    low, high = (int(math.log2(end.item())) for end in ends)
+    return [2.0**exponent for exponent in range(low, high + 1)]
+
+
+@pytest.mark.parametrize("fmt", EXACT_AND_ODD, ids=str)
+def test_every_code_times_every_scale_survives_the_cast_to_bfloat16_unless_float32_itself_is_subnormal_there(fmt):
+    grid = torch.tensor([*fmt.magnitudes(), math.inf])
+    grid = torch.cat([grid, -grid])
+    found = scales(fmt)
+    assert found == [1] if fmt.exponent_bits == 8 else len(found) > 100
+    for scale in found:
+        values = grid * scale
+        same = there_and_back(values).view(torch.int32) == values.view(torch.int32)
+        normal = values.abs() >= SMALLEST_NORMAL
+        in_steps = values.abs() / BFLOAT16_STEP  # of a subnormal bfloat16: exact, a division by a power of two
+        assert torch.equal(same, normal | (values == 0) | (in_steps == in_steps.floor())), scale
+        assert ((there_and_back(values) - values).abs()[torch.isfinite(values)] <= BFLOAT16_STEP / 2).all()
+
+
+@pytest.mark.parametrize("fmt", EXACT_AND_ODD, ids=str)
+def test_values_that_are_normal_in_float32_never_round_to_what_bfloat16_lacks(fmt):
+    """The neighbourhood of the smallest normal number, at all scales, in every rounding."""
+    exponents = torch.arange(-126, -116, dtype=torch.float32).unsqueeze(1)
+    x = (1 + torch.arange(0, 2**10) / 2**10) * torch.exp2(exponents)
+    for scale in scales(fmt):
+        for rounding in ("nearest", "toward_zero", "stochastic"):
+            rounded = round_to_format(x * (1 / scale), fmt, rounding) * scale
+            assert torch.equal(there_and_back(rounded), rounded), (scale, rounding)
+
+
+def losses(**fields) -> list[float]:
+    trainer = Trainer(TrainConfig(**(MICRO | FAST | fields)))
+    return [trainer.step().record["loss"] for _ in range(20)]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"format": fmt.name} for fmt in EXACT),
+        {"format": "E4M3", "gradient_format": "E5M2", "master_weights": False, "update_rounding": "stochastic"},
+        {"format": "E3M4", "scale_granularity": "block", "rounding": "stochastic"},
+        {"format": "E4M3", "scaling": "delayed", "tied_head": True},
+        {"format": "E2M5", "scaling": "none", "scale_power_of_two": False},
+    ],
+    ids=lambda fields: "-".join(map(str, fields.values())),
+)
+def test_losses_in_bfloat16_are_those_in_float32_bit_for_bit(fields):
+    assert losses(**fields, gemm_dtype="bfloat16") == losses(**fields, gemm_dtype="float32")
+
+
+def test_all_three_products_see_operands_in_bfloat16_and_keep_them_in_it(monkeypatch):
+    seen = []
+    product = gemm._product
+    monkeypatch.setattr(gemm, "_product", lambda a, b, bias: seen.append((a.dtype, b.dtype)) or product(a, b, bias))
+    layer = layer_of(Recipe(format="E4M3", gemm_dtype="bfloat16"))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = layer(draw(6, IN, seed=3))
+    y.sum().backward()
+    assert seen == 2 * [(torch.bfloat16, torch.bfloat16)]  # no dx: the input wants none
+    assert {t.dtype for t in kept if t.numel() in (6 * IN, OUT * IN)} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3), (1,), ()], ids=str)
+def test_gradients_are_those_of_the_float32_layer_for_any_shape(shape):
+    x, dy = draw(*shape, IN, seed=3), draw(*shape, OUT, seed=4)
+    ours, reference = (run(layer_of(Recipe(format="E4M3", gemm_dtype=kind)), x, dy) for kind in ("bfloat16", "float32"))
+    assert all(torch.equal(a, b) for a, b in zip(ours, reference, strict=True))
+
+
+@pytest.mark.parametrize("fmt", [*INEXACT, find_format("E2M13")], ids=str)
+@pytest.mark.parametrize("site", ["weight_format", "activation_format", "gradient_format"])
+def test_a_site_of_too_many_mantissa_bits_is_refused_in_one_line(fmt, site):
+    with pytest.raises(ConfigError, match=rf"^c: gemm_dtype='bfloat16': {fmt} has \d+ mantissa bits[^\n]*$"):
+        make_config({"format": "E4M3", site: fmt.name, "gemm_dtype": "bfloat16"}, "c")
+    with pytest.raises(ConfigError, match=f"{fmt} has"):
+        make_config({"format": "E4M3", "layer_formats": {"lm_head": fmt.name}, "gemm_dtype": "bfloat16"}, "c")
+
+
+def test_real_scales_are_refused_where_a_format_takes_a_scale():
+    with pytest.raises(ConfigError, match=r"^c: gemm_dtype='bfloat16': E4M3 with scale_power_of_two=false [^\n]*$"):
+        make_config({"format": "E4M3", "scale_power_of_two": False, "gemm_dtype": "bfloat16"}, "c")
+    Recipe(format="BF16", scale_power_of_two=False, gemm_dtype="bfloat16")
+
+
+def test_auto_multiplies_bfloat16_on_a_gpu_exactly_in_the_layers_where_that_is_exact(monkeypatch):
+    recipe = Recipe(format="E4M3", layer_formats={"1": "FP16"})
+    assert not any(layer.multiplies_bfloat16 for layer in quantize_model(two_layers(), recipe).layers.values())
+    monkeypatch.setattr(gemm, "bfloat16_pays", lambda device: True)
+    layers = quantize_model(two_layers(), recipe).layers
+    assert [layer.multiplies_bfloat16 for layer in layers.values()] == [True, False]
+    real = quantize_model(two_layers(), Recipe(format="E4M3", scale_power_of_two=False)).layers
+    assert not any(layer.multiplies_bfloat16 for layer in real.values())
+
+
+def two_layers() -> nn.Module:
+    return nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+
+
+def test_no_emergency_shift_leads_to_a_format_that_bfloat16_lacks():
+    assert all(Recipe().bfloat16_obstacle(FORMATS[name]) is None for pair in FALLBACKS.items() for name in pair)
+
+
+def test_a_layer_that_changes_to_a_wide_format_multiplies_float32_or_refuses(monkeypatch):
+    monkeypatch.setattr(gemm, "bfloat16_pays", lambda device: True)
+    layer = quantize_model(two_layers(), Recipe(format="E4M3")).layers["0"]
+    layer.site("weight").set_format(FORMATS["FP16"])
+    assert not layer.multiplies_bfloat16
+    layer.site("weight").set_format(FORMATS["E5M2"])
+    assert layer.multiplies_bfloat16
+    asked = quantize_model(two_layers(), Recipe(format="E4M3", gemm_dtype="bfloat16")).layers["0"]
+    with pytest.raises(ValueError, match=r"^gemm_dtype='bfloat16': FP16 has 10 mantissa bits[^\n]*$"):
+        asked.site("weight").set_format(FORMATS["FP16"])
+    assert asked.format_of("weight").name == "E4M3"
+
+
+def test_a_compiled_graph_serves_all_exact_formats_and_another_one_those_that_are_not(monkeypatch):
+    monkeypatch.setattr(gemm, "bfloat16_pays", lambda device: True)
+    layer = quantize_model(two_layers(), Recipe(format="E4M3")).layers["0"]
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(layer, backend=counter, dynamic=False, fullgraph=True)
+    for name, graphs in (("E4M3", 1), ("E7M0", 1), ("BF16", 1), ("FP16", 2), ("FP32", 2), ("E5M2", 2)):
+        layer.site("weight").set_format(FORMATS[name])
+        compiled(draw(6, 16, seed=3))
+        for site in GEMM_SITES:
+            layer.site(site).take_counts()
+        assert counter.frame_count == graphs, name
+
+
+def test_products_of_float32_are_never_tf32_once_a_trainer_is_made():
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_tf32 = matmul.allow_bf16_reduced_precision_reduction = True
+    Trainer(TrainConfig(**MICRO))
+    assert not matmul.allow_tf32 and not matmul.allow_bf16_reduced_precision_reduction
+    assert torch.get_float32_matmul_precision() == "highest"

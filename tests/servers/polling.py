@@ -1,0 +1,64 @@
+"""A reader that polls a results folder while others write it, as a dashboard would; and waiting for what it shows."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from altgrad.results import list_runs
+from altgrad.storage.folder import Folder
+
+PATIENCE = 240.0  # seconds on a busy machine
+
+
+@dataclass
+class Poller:
+    """What reading all the time found: how often, and everything that was not as it should be."""
+
+    folder: Folder
+    reads: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def read(self) -> None:
+        """Every run must be readable, its steps without a gap from the first."""
+        runs, broken = list_runs(self.folder)
+        self.problems += [f"{name}: {reason}" for name, reason in broken.items()]
+        for run in runs:
+            steps = run.table("steps", ["loss"])["step"].to_pylist()
+            if steps != list(range(1, len(steps) + 1)):
+                self.problems.append(f"{run.name}: steps {steps[:3]}...{steps[-3:]}")
+        self.reads += 1
+
+
+@contextmanager
+def polling(poller: Poller) -> Iterator[Poller]:
+    """Poll from a thread for the length of the context."""
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.wait(0.2):
+            try:
+                poller.read()
+            except OSError as error:
+                poller.problems.append(repr(error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield poller
+    finally:
+        over.set()
+        thread.join()
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait for something in the results folder while the sweep runs."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None, f"the sweep ended early:\n{process.communicate()[0]}"
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)

@@ -1,0 +1,37 @@
+"""Runs written by hand through the real writer, metric by metric."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from altgrad.config.train_config import TrainConfig
+from altgrad.results import RunWriter, Status, Verdict
+from altgrad.storage.folder import Folder
+
+
+def write_run(
+    sweep: Folder,
+    name: str,
+    losses: dict[int, float],
+    *,
+    config: dict[str, Any] | None = None,
+    intervention: str = "none",
+    status: Status | None = "completed",
+    verdict: Verdict | None = None,
+    events: list[tuple[int, str, dict[str, Any]]] | None = None,
+    info: dict[str, Any] | None = None,
+    **metrics: dict[int, float],
+) -> None:
+    """A run whose metrics are given as step -> value; a step without a value is not measured there."""
+    writer = RunWriter(sweep / name, flush_seconds=1e9)
+    full = TrainConfig(**(config or {})).model_dump()
+    writer.start({"run": name, "sweep": sweep.name, "config": full, "intervention": intervention} | (info or {}))
+    curves = {"validation_loss": losses, **metrics}
+    for step in sorted({step for curve in curves.values() for step in curve}):
+        writer.step({"step": step} | {metric: curve[step] for metric, curve in curves.items() if step in curve})
+    for step, kind, detail in events or []:
+        writer.event(step, kind, **detail)
+    if status is None:
+        writer.flush()
+    else:
+        writer.end(status, verdict, {})

@@ -1,0 +1,79 @@
+"""Device-hours spent and saved, by hand: training time times the devices held, and what early stopping spared."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from altgrad.compare import Row, comparison, write_comparison
+from altgrad.config.train_config import TrainConfig
+from altgrad.results import RunWriter, Status, list_runs
+from altgrad.show.sweep_progress import compute_sentence
+from altgrad.storage.folder import Folder
+
+
+def rows_of(sweep: Folder) -> dict[str, Row]:
+    return {row.run: row for row in comparison(list_runs(sweep)[0])}
+
+
+def write_run(
+    sweep: Folder, name: str, steps: int, seconds: float, status: Status | None, held: dict[str, float] | None
+) -> None:
+    """A run of at most 100 steps that got to `steps` in `seconds`."""
+    writer = RunWriter(sweep / name, flush_seconds=1e9)
+    config = TrainConfig(max_steps=100).model_dump()
+    writer.start({"run": name, "config": config, "intervention": "none"} | ({"resources": held} if held else {}))
+    writer.step({"step": steps, "elapsed_seconds": seconds})
+    if status is None:
+        writer.flush()
+    else:
+        writer.end(status, None, {})
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Folder:
+    sweep = Folder.at(tmp_path / "s")
+    quarter = {"cpus": 1.0, "gpus": 0.25}
+    write_run(sweep, "whole", 100, 7200.0, "completed", quarter)  # 2 h of a quarter: 0.5
+    write_run(sweep, "collapsed", 40, 3600.0, "collapsed", quarter)  # 0.25, and 60 steps of 90 s spared: 0.375
+    write_run(sweep, "stopped", 50, 1440.0, "stopped", quarter)  # 0.1, and as much again spared
+    write_run(sweep, "running", 10, 1440.0, None, quarter)  # 0.1, nothing spared yet
+    return sweep
+
+
+def test_hours_are_time_times_devices_and_savings_the_steps_not_trained(sweep: Folder) -> None:
+    found = {run: (row.device, row.device_hours, row.device_hours_saved) for run, row in rows_of(sweep).items()}
+    assert found == {
+        "whole": ("GPU", 0.5, None),
+        "collapsed": ("GPU", 0.25, pytest.approx(0.375)),
+        "stopped": ("GPU", 0.1, pytest.approx(0.1)),
+        "running": ("GPU", 0.1, None),
+    }
+    assert compute_sentence(list(rows_of(sweep).values())) == (
+        "Compute: 0.95 GPU-hours spent, 0.475 saved by early stopping"
+    )
+
+
+def test_cores_are_counted_where_no_gpu_was_held_and_silence_is_not_zero(sweep: Folder) -> None:
+    write_run(sweep, "on_cpu", 100, 1800.0, "completed", {"cpus": 3.0, "gpus": 0.0})
+    write_run(sweep, "by_hand", 100, 1800.0, "completed", None)
+    rows = rows_of(sweep)
+    assert (rows["on_cpu"].device, rows["on_cpu"].device_hours) == ("CPU-core", 1.5)
+    assert (rows["by_hand"].device, rows["by_hand"].device_hours) == (None, None)
+    assert compute_sentence(list(rows.values())) == (
+        "Compute: 1.5 CPU-core-hours spent, 0 saved by early stopping; 0.95 GPU-hours spent, 0.475 saved by early "
+        "stopping; runs that do not say what they held: 1"
+    )
+    assert compute_sentence([rows["by_hand"]]) is None
+
+
+def test_the_comparison_files_have_hours_by_run_and_in_total(sweep: Folder) -> None:
+    rows = list(rows_of(sweep).values())
+    write_comparison(sweep, rows, compute_sentence(rows))
+    text = sweep.read_bytes("comparison.md").decode()
+    assert text.rstrip().splitlines()[-1] == compute_sentence(rows)
+    exact = {line["run"]: line for line in csv.DictReader(sweep.read_bytes("comparison.csv").decode().splitlines())}
+    assert (exact["whole"]["device_hours"], exact["whole"]["device_hours_saved"]) == ("0.5", "")
+    assert float(exact["collapsed"]["device_hours_saved"]) == pytest.approx(0.375)

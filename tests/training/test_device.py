@@ -1,0 +1,100 @@
+"""What a step asks of a device, read off the operators it dispatches: transfers, waiting, what outlives the step."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from altgrad.config.train_config import TrainConfig
+from altgrad.quantization.layers import QuantizedLinear
+from altgrad.training import trainer as trainer_module
+from altgrad.training.trainer import Trainer
+from bench.harness import Measured
+from bench.rows import ROWS
+
+MICRO = {"model": "micro", "batch_size": 2, "max_steps": 20, "eval_interval": 20, "diagnostic_interval": 20}
+MICRO |= {"compile": False, "threads": 1}
+VARIANTS = [
+    {"format": "E4M3"},
+    {"format": "E4M3", "gemm_dtype": "bfloat16", "scaling": "delayed"},
+    {"format": "E3M4", "master_weights": False, "update_rounding": "stochastic"},
+    {"format": "E4M3", "gradient_format": "E5M2", "native_fp8": True},
+    {"format": "E4M3", "gradient_format": "E5M2", "native_fp8": True, "scale_granularity": "row"},
+]
+
+
+class _Crossings(TorchDispatchMode):
+    """Operators that move values between the host and the device: (operator, non_blocking)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, bool]] = []
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        keywords = keywords or {}
+        result = operator(*arguments, **keywords)
+        devices = {t.device.type for t in tree_leaves((arguments, result)) if isinstance(t, Tensor) and t.numel()}
+        if "copy" in str(operator) and len(devices) == 2:
+            self.found.append((str(operator), bool(keywords.get("non_blocking") or True in arguments[2:])))
+        return result
+
+
+@pytest.mark.parametrize("fields", VARIANTS, ids=lambda fields: "-".join(map(str, fields.values())))
+def test_a_step_sends_the_batch_without_waiting_and_reads_its_numbers_once(fields, monkeypatch):
+    """On the meta device, which holds no values: whatever else would look at one on the host raises."""
+    monkeypatch.setattr(trainer_module, "device_named", lambda name: torch.device("meta"))
+    monkeypatch.setattr(QuantizedLinear, "forward", QuantizedLinear._forward)  # autocast knows no such device
+    trainer = Trainer(TrainConfig(**MICRO, **fields))
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: None)  # fused AdamW, which has no meta kernel
+    read = []
+    monkeypatch.setattr(Tensor, "tolist", lambda tensor: read.append(tensor.device.type) or [1.0] * tensor.numel())
+    trainer.step()
+    del read[:]
+    with _Crossings() as crossings:
+        trainer.step()
+    assert read == ["meta"]
+    assert crossings.found == 2 * [("aten._to_copy.default", True)]  # inputs and targets
+
+
+def test_nothing_that_a_graph_gave_outlives_its_step(monkeypatch):
+    """CUDA graphs write the loss, the counts and the gradients of the next step where those of this one lie."""
+    trainer = Trainer(TrainConfig(**(MICRO | {"diagnostic_interval": 1}), use_shadow=True, log_ulp=True))
+    loss_of, calls = trainer._loss, []
+
+    def checked(inputs: Tensor, targets: Tensor) -> Tensor:
+        assert all(parameter.grad is None for parameter in trainer.model.parameters())
+        for layer in trainer.layers.values():
+            for site in layer.sites.values():
+                assert site.counts is None and site.slots.first.grad is None and site.slots.further.grad is None
+        assert not [loss for loss in calls if loss() is not None]
+        loss = loss_of(inputs, targets)
+        calls.append(weakref.ref(loss))
+        return loss
+
+    monkeypatch.setattr(trainer, "_loss", checked)
+    for _ in range(3):
+        trainer.step()
+    assert len(calls) == 3
+
+
+def test_cuda_graphs_are_refused_without_cuda():
+    with pytest.raises(ValueError, match=r"^cuda_graphs=true: the device is cpu; [^\n]*$"):
+        Trainer(TrainConfig(**(MICRO | {"compile": "auto"}), device="cpu", cuda_graphs=True))
+
+
+@pytest.mark.parametrize("how", [False, "blocks"])
+def test_cuda_graphs_want_a_step_compiled_as_one_graph(how):
+    with pytest.raises(ValueError, match=f"cuda_graphs=True with compile={how!r}"):
+        TrainConfig(cuda_graphs=True, compile=how)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("name", ["round", "step", "native"])
+def test_a_gpu_row_of_the_benchmark_says_that_it_was_not_measured(name):
+    row = Measured.of(ROWS[f"cuda_{name}"])
+    assert row.ratio is None and row.verdict == "not measured: no CUDA device"

@@ -1,0 +1,205 @@
+"""What there is to run on, found without torch and ray so that `--dry-run` and errors come at once."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from altgrad.experiment import gpu_driver as nvml
+from tune.plan.gpu_memory import GIB, check_share, fitting_share, needs
+from tune.plan.options import SweepError, SweepOptions
+from tune.plan.trial_kinds import runs_alike
+
+if TYPE_CHECKING:
+    from tune.plan.trial import Trial
+
+# Small models keep a fraction of a GPU busy; several trials share one.
+_GPU_SHARE = 0.25
+_LARGE_MODELS = ("medium", "gpt2")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Cores and CUDA GPUs at hand; `gpu_note` says what was looked for and found."""
+
+    cpus: int
+    gpus: int
+    gpu_note: str
+    gpu_bytes: int | None = None  # memory of the smallest of these GPUs; None where it is not known
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each worker of a trial holds, how many workers a trial has, and how many trials run at a time."""
+
+    cpus: float
+    gpus: float
+    concurrent: int
+    workers: int = 1
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of a worker: its cores, at least one."""
+        return max(1, int(self.cpus))
+
+    def sentence(self) -> str:
+        """What each trial gets, for the plan."""
+        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
+        threads = f"{self.threads} thread" + "s" * (self.threads > 1)
+        workers = f"on {self.workers} workers, " if self.workers > 1 else ""
+        return f"{self.concurrent} at a time, {workers}each with {self.cpus:g} CPU{gpus}, {threads}"
+
+    def memory_sentence(self, machine: Machine, trials: Sequence[Trial]) -> str | None:
+        """What the largest trial will take of its GPU, for the plan; None where no trial trains on one."""
+        sizes = needs(_parts(trials, self.workers)) if self.gpus else []
+        if not sizes:
+            return None
+        holder = "each worker of the largest trial" if self.workers > 1 else "the largest trial"
+        sentence = f"GPU memory: about {sizes[0][0] / GIB:.3g} GiB for {holder} ({sizes[0][1]})"
+        if machine.gpu_bytes is None:
+            return f"{sentence}; what a GPU has is not known, so nothing was checked"
+        return f"{sentence}, a GPU has {machine.gpu_bytes / GIB:.3g} GiB"
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What each worker of a trial holds for as long as its sweep lives, on whatever machine it goes on.
+
+    The threads decide in which order float32 numbers are added, and `runs_alike`, by run, whether `compile: auto`
+    compiles: a resumed sweep that shared out again, among fewer trials, would train with other numbers.
+    """
+
+    cpus: float
+    gpus: float
+    workers: int
+    runs_alike: Mapping[str, int]
+
+    @classmethod
+    def of(cls, resources: Resources, trials: Sequence[Trial]) -> Shares:
+        alike = runs_alike(trials, resources.concurrent) if resources.workers == 1 else [1] * len(trials)
+        names = (trial.run for trial in trials)
+        return cls(resources.cpus, resources.gpus, resources.workers, dict(zip(names, alike, strict=True)))
+
+    def kept(self, options: SweepOptions, machine: Machine) -> SweepOptions:
+        """The options with these shares where they name no others.  Raises SweepError where this machine has less."""
+        advice = "go on where there are, or give {}, which changes numbers in their last digits"
+        if options.cpus_per_trial is None and self.cpus > machine.cpus:
+            have = f"its trials hold {self.cpus:g} CPU cores each, here are {machine.cpus}"
+            raise SweepError(f"--resume: {have}; {advice.format(f'--cpus-per-trial {machine.cpus}')}")
+        if options.gpus_per_trial is None and self.gpus > machine.gpus:
+            have = f"its trials hold {self.gpus:g} GPU each, {machine.gpu_note}"
+            raise SweepError(f"--resume: {have}; {advice.format(f'--gpus-per-trial {machine.gpus}')}")
+        return replace(
+            options,
+            cpus_per_trial=self.cpus if options.cpus_per_trial is None else options.cpus_per_trial,
+            gpus_per_trial=self.gpus if options.gpus_per_trial is None else options.gpus_per_trial,
+            workers_per_trial=self.workers if options.workers_per_trial == 1 else options.workers_per_trial,
+        )
+
+    def note(self, options: SweepOptions) -> str | None:
+        """What the options change of these shares, for the plan; None where nothing."""
+        asked = {
+            "--cpus-per-trial": (self.cpus, options.cpus_per_trial),
+            "--gpus-per-trial": (self.gpus, options.gpus_per_trial),
+            "--workers-per-trial": (
+                self.workers,
+                None if options.workers_per_trial == 1 else options.workers_per_trial,
+            ),
+        }
+        changed = [f"{name} {new:g} for {old:g}" for name, (old, new) in asked.items() if new not in (None, old)]
+        if not changed:
+            return None
+        return f"{', '.join(changed)}: from here on the numbers of resumed runs differ in their last digits"
+
+
+def this_machine() -> Machine:
+    """The local machine: cores this process may use (affinity and cgroup quota), CUDA GPUs it may see."""
+    found = nvml.gpus()
+    gpus, note = _cuda_gpus(len(found))
+    sizes = [gpu.memory for gpu in found if gpu.memory is not None]
+    return Machine(_usable_cores(), gpus, note, min(sizes) if gpus and len(sizes) == len(found) else None)
+
+
+def share_out(options: SweepOptions, machine: Machine, trials: Sequence[Trial]) -> Resources:
+    """Resources per trial and how many fit at a time.  Raises SweepError for a wish that the machine cannot meet."""
+    workers, gpus = options.workers_per_trial, options.gpus_per_trial
+    parts = _parts(trials, workers)
+    if gpus is None:
+        large = workers > 1 or any(trial.config.model in _LARGE_MODELS for trial in trials)
+        gpus = 0.0 if machine.gpus == 0 else (1.0 if large else _GPU_SHARE)
+        if gpus and machine.gpu_bytes is not None:
+            gpus = fitting_share(parts, machine.gpu_bytes, gpus)
+    elif 0 < gpus <= 1 and machine.gpus and machine.gpu_bytes is not None:
+        check_share(gpus, parts, machine.gpu_bytes)
+    if gpus > 1 and gpus != int(gpus):
+        raise SweepError(f"--gpus-per-trial {gpus:g}: a share of one GPU (such as 0.25), or a whole number")
+    if gpus > machine.gpus:
+        raise SweepError(f"--gpus-per-trial {gpus:g}: {machine.gpu_note}; leave it out to train on the CPU")
+    graphs = [trial.run for trial in trials if trial.config.cuda_graphs]
+    if graphs and not gpus:
+        raise SweepError(f"cuda_graphs=true: {graphs[0]} trains on the CPU ({machine.gpu_note}); leave it out")
+    cpus = options.cpus_per_trial
+    if cpus is None:
+        cpus = 1.0 if gpus else float(max(1, machine.cpus // max(1, len(trials) * workers)))
+    if cpus > machine.cpus:
+        raise SweepError(f"--cpus-per-trial {cpus:g}: there are {machine.cpus} CPU cores")
+    fit = int(machine.cpus / cpus)
+    if gpus:
+        fit = min(fit, int(machine.gpus / gpus) if gpus >= 1 else machine.gpus * int(1 / gpus))
+    if workers > 1:
+        _check_workers(workers, cpus, gpus, machine)
+        fit //= workers
+    concurrent = max(1, min(fit, len(trials), options.max_concurrent or fit))
+    return Resources(cpus, gpus, concurrent, workers)
+
+
+def _parts(trials: Sequence[Trial], workers: int) -> Sequence[Trial]:
+    """The trials as one of their workers sees them, with its share of each batch.  SweepError for a remainder."""
+    for trial in trials:
+        if trial.config.batch_size % workers:
+            option = f"--workers-per-trial {workers}"
+            raise SweepError(f"{option}: {trial.run} has batch_size={trial.config.batch_size}, not a multiple of it")
+    if workers == 1:
+        return trials
+    shares = [trial.config.batch_size // workers for trial in trials]
+    return [replace(t, config=t.config.altered(batch_size=rows)) for t, rows in zip(trials, shares, strict=True)]
+
+
+def _check_workers(workers: int, cpus: float, gpus: float, machine: Machine) -> None:
+    """Refuse more workers than the machine holds."""
+    option = f"--workers-per-trial {workers}"
+    if workers * cpus > machine.cpus:
+        raise SweepError(f"{option}: needs {workers} x {cpus:g} CPU cores, there are {machine.cpus}")
+    if workers * gpus > machine.gpus:
+        raise SweepError(f"{option}: needs {workers} x {gpus:g} GPU; {machine.gpu_note}")
+    if 0 < gpus < 1:
+        raise SweepError(f"{option}: workers of one trial cannot share a GPU; --gpus-per-trial must be a whole number")
+
+
+def _usable_cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        limit, period = quota.read_text().split()
+        if limit != "max":
+            cores = min(cores, math.ceil(int(limit) / int(period)))
+    return max(1, cores)
+
+
+def _cuda_gpus(found: int) -> tuple[int, str]:
+    """How many of the driver's GPUs torch would see, and a few words on how that is known."""
+    if found == 0:
+        return 0, "no CUDA GPU found"
+    counted = f"{found} CUDA GPU{'s' * (found != 1)} found"
+    if metadata.version("torch").endswith("+cpu"):
+        return 0, f"{counted}, but this torch is built without CUDA"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return found, counted
+    usable = min(found, len([entry for entry in visible.split(",") if entry.strip() not in ("", "-1")]))
+    return usable, f"{counted}, {usable} of them in CUDA_VISIBLE_DEVICES"

@@ -1,0 +1,46 @@
+"""The plan as the user sees it: trials in the order in which they start, their waves, and how long it will take."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from altgrad.text.number_text import duration
+from altgrad.text.terminal_output import cell, say
+from tune.plan.machine import Resources
+from tune.plan.placement import place, work
+from tune.plan.trial import Plan
+
+_HEADS = ("Trial", "Format", "Weights at rest", "Scaling", "Intervention", "Steps", "Learning rate", "Model", "Wave")
+
+
+def show_plan(console: Console, plan: Plan, resources: Resources, elsewhere: bool = False) -> None:
+    """Print the plan, with times where they are known; `elsewhere`: the trials run on machines not at hand."""
+    if not plan.trials:
+        console.print("nothing left to train: every run has ended")
+        return
+    timed = plan.expected is not None
+    if plan.expected is not None:
+        placement = place(plan.expected.seconds, resources.concurrent, plan.expected.start)
+    else:
+        placement = place([work(trial.config) for trial in plan.trials], resources.concurrent)
+    table = Table(title=f"{len(plan.trials)} trials")
+    for head in (*_HEADS, *(("Starts at", "Takes") if timed else ())):
+        table.add_column(head, no_wrap=True)
+    for trial, placed in zip(plan.trials, placement.trials, strict=True):
+        config = trial.config
+        at_rest = "FP32 master" if config.master_weights else f"on the grid, {config.update_rounding}"
+        rate = f"{config.learning_rate:g}"
+        words = (trial.run, config.format, at_rest, config.scaling, trial.intervention, str(config.max_steps), rate)
+        times = (duration(round(placed.start)), duration(round(placed.end - placed.start))) if timed else ()
+        table.add_row(*map(cell, (*words, config.model, str(placed.wave + 1), *times)))
+    console.print(table)
+    waves = f"{placement.waves} wave" + "s" * (placement.waves != 1)
+    if timed:
+        outlook = placement.sentence()
+    elif elsewhere:
+        outlook = f"{waves}; how long they take on the cluster is not known"
+    else:
+        outlook = f"{waves}; how long they take was not measured here: --dry-run --probe does, for this and later plans"
+    for note in (*plan.notes, resources.sentence(), outlook):
+        say(console, note)

@@ -1,0 +1,210 @@
+"""`sweep.json`: what a sweep was meant to do, so that it can go on without its command line or its config files.
+
+The run folders say what was done.  Together they are the whole state of a sweep: Ray keeps none that matters.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from altgrad.results import SCHEMA, Lease, LeaseHeld, RunWriter, ended_as, list_sweeps, read_plan
+from altgrad.storage.folder import Folder, check_location
+from altgrad.text.error_hints import cut, did_you_mean, shown
+from tune.plan.machine import Resources, Shares
+from tune.plan.options import NEWEST, SweepError, SweepOptions
+from tune.plan.trial import Plan, Trial
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_FINISHED = ("completed", "collapsed", "stopped")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A planned sweep and its folder `<results>/<name>`; `results` is absolute or a URI.
+
+    `shares` is what each trial was given when the sweep was made, None where its record (an old one) does not say.
+    `owner` is the id of the process that runs it, see `altgrad.results.lease`; None while it is only looked at.
+    """
+
+    results: str
+    name: str
+    trials: tuple[Trial, ...]
+    shares: Shares | None = None
+    owner: str | None = field(default=None, compare=False)
+
+    @property
+    def folder(self) -> Folder:
+        return Folder.at(self.results) / self.name
+
+    def held(self, stack: ExitStack) -> Sweep:
+        """This sweep, held by this process until the stack closes.  Raises SweepError where another process has it."""
+        try:
+            lease = Lease.take(self.folder)
+        except LeaseHeld as error:
+            raise SweepError(str(error)) from error
+        except OSError as error:
+            raise SweepError(f"--results: {' '.join(str(error).split())}") from error
+        stack.callback(lease.release)
+        return replace(self, owner=lease.owner)
+
+    def unfinished(self) -> list[Trial]:
+        """The trials without an end record, and those that failed, in the planned order."""
+        return [trial for trial in self.trials if not is_finished(self.folder / trial.run)]
+
+
+def create_sweep(options: SweepOptions, plan: Plan, resources: Resources | None = None) -> Sweep:
+    """Make the sweep's folder with its `sweep.json`.  Raises SweepError, leaving nothing behind.
+
+    What changes numbers (threads, workers, device, what decides how to compile) is decided here, once for all resumes.
+    """
+    check_new(options)
+    results = _location(options.results)
+    with _storage_errors(options):
+        shares = None if resources is None else Shares.of(resources, plan.trials)
+        sweep = Sweep(results, options.name or _free_name(results), plan.trials, shares)
+        record = {
+            "schema": SCHEMA,
+            "sweep": sweep.name,
+            "created": time.time(),
+            "command": shlex.join([Path(sys.executable).name, *_without_secrets(sys.argv)]),
+            "runs": [trial.to_json() for trial in plan.trials],
+        } | ({} if shares is None else {"resources": asdict(shares)})
+        existing = _deepest_existing(sweep.folder)
+        try:
+            sweep.folder.write_json("sweep.json", record)
+        except OSError:
+            _remove_new(sweep.folder, existing)
+            raise
+    return sweep
+
+
+def check_new(options: SweepOptions) -> None:
+    """Refuse a sweep name that is no plain folder name or that is taken.  Raises SweepError."""
+    if options.name is None:
+        return
+    if not _NAME.fullmatch(options.name):
+        raise SweepError(
+            f"--name {shown(options.name)}: letters, digits, '.', '_' and '-', starting with a letter or digit"
+        )
+    with _storage_errors(options):
+        folder = Folder.at(_location(options.results)) / options.name
+        taken = bool(folder.list())
+    if taken:
+        raise SweepError(f"--name {options.name}: {folder} exists; go on with it by --resume {options.name}, or rename")
+
+
+def open_sweep(options: SweepOptions) -> Sweep:
+    """The sweep that `--resume` means.  Raises SweepError where there is none, ConfigError for a damaged record."""
+    results = _location(options.results)
+    with _storage_errors(options):
+        root = Folder.at(results)
+        known = [folder.name for folder in list_sweeps(root)]
+    name = options.name if options.resume in (None, NEWEST) else options.resume
+    if options.name not in (None, name):
+        raise SweepError(f"--resume {name} --name {options.name}: give one name")
+    if not known:
+        raise SweepError(f"--resume: no sweep in {root}; start one without --resume, or point --results to it")
+    name = known[0] if name is None else name
+    if name not in known:
+        there = f"{', '.join(known[:5])}{did_you_mean(name, known)}"
+        raise SweepError(f"--resume {cut(name)}: no such sweep in {root}; there: {there}")
+    try:
+        record = read_plan(root / name)
+        trials = [Trial.from_json(fields, str(root / name / "sweep.json")) for fields in record["runs"]]
+    except (ValueError, OSError) as error:
+        raise SweepError(f"--resume {name}: cannot read its plan: {error}") from error
+    found = record.get("resources")
+    shares = None if found is None else Shares(**{name: found[name] for name in Shares.__dataclass_fields__})
+    return Sweep(results, name, tuple(trials), shares)
+
+
+def check_same_plan(sweep: Sweep, trials: Sequence[Trial], options: SweepOptions) -> None:
+    """With `--resume`, options that plan must plan the stored sweep again.  Raises SweepError naming a difference."""
+    stored = {trial.run: trial.config for trial in sweep.trials}
+    planned = {trial.run: trial.config for trial in trials}
+    advice = f"leave out {' '.join(options.planning())}, or start a new sweep without --resume"
+    for run in stored.keys() ^ planned.keys():
+        where = "stored plan" if run in stored else "options"
+        raise SweepError(f"--resume {sweep.name}: only the {where} has the run {run}; {advice}")
+    for run, config in stored.items():
+        new = planned[run].model_dump()
+        for name, value in config.model_dump().items():
+            if new[name] != value:
+                change = f"{name} is {shown(value)}, the options say {shown(new[name])}"
+                raise SweepError(f"--resume {sweep.name}: {run}: {change}; {advice}")
+
+
+def is_finished(folder: Folder) -> bool:
+    """Whether the run in a folder needs no more training: completed, collapsed or stopped on purpose."""
+    return ended_as(folder) in _FINISHED
+
+
+def write_never_started(folder: Folder, trial: Trial, sweep: str) -> None:
+    """The `run.json` of a run that died before it could write one, so that it is not missing from the comparison."""
+    info = {"run": trial.run, "sweep": sweep, "config": trial.config.model_dump(), "intervention": trial.intervention}
+    RunWriter(folder).start(info)
+
+
+@contextmanager
+def _storage_errors(options: SweepOptions) -> Iterator[None]:
+    """A results root that cannot be read, written or understood, in one line that names it."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise SweepError(f"--results {options.results}: {reason}") from error
+    except SweepError:
+        raise
+    except ValueError as error:  # names what it may of the location
+        raise SweepError(f"--results: {error}") from error
+
+
+def _without_secrets(words: Sequence[str]) -> list[str]:
+    """A command line whose webhook address, which is a secret, is masked."""
+    kept = ["--notify=***" if word.startswith("--notify=") else word for word in words]
+    return ["***" if before == "--notify" else word for before, word in zip(["", *kept], kept, strict=False)]
+
+
+def _location(results: str) -> str:
+    """The results root as every process finds it, whatever its working folder.  Raises SweepError where it is none."""
+    try:
+        check_location(results)
+    except ValueError as error:
+        raise SweepError(f"--results: {error}") from error
+    return results if "://" in results else str(Path(results).expanduser().absolute())
+
+
+def _free_name(results: str) -> str:
+    """A name by date and time that no sweep has."""
+    name = time.strftime("sweep-%Y%m%d-%H%M%S")
+    taken = {Path(info.path).name for info in Folder.at(results).list()}
+    count = 1
+    while (f"{name}-{count}" if count > 1 else name) in taken:
+        count += 1
+    return f"{name}-{count}" if count > 1 else name
+
+
+def _deepest_existing(folder: Folder) -> str:
+    """The nearest folder above (or at) a folder that exists now."""
+    path = folder.path
+    while "/" in path and folder.filesystem.get_file_info(path).type == pafs.FileType.NotFound:
+        path = path.rsplit("/", 1)[0]
+    return path
+
+
+def _remove_new(folder: Folder, existing: str) -> None:
+    """Remove what a failed creation made below the folder that existed before."""
+    below = folder.path[len(existing) :].strip("/").split("/")[0]
+    made = f"{existing}/{below}"
+    if below and folder.filesystem.get_file_info(made).type == pafs.FileType.Directory:
+        folder.filesystem.delete_dir(made)

@@ -1,0 +1,232 @@
+"""From options to trials: which runs a sweep consists of, under which names, in which order.
+
+Ray and torch are not needed to say what would run, so they are not imported: `--dry-run` answers at once and
+a wrong option is refused before anything is created.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from altgrad.compare.pairing import NUMERICS, RESCUE
+from altgrad.config.train_config import (
+    TrainConfig,
+    check_fields,
+    intervention_fields,
+    load_config,
+    make_config,
+)
+from altgrad.formats import BASELINE_FORMAT, find_format
+from altgrad.text.error_hints import cut, shown
+from tune.plan.machine import Machine
+from tune.plan.options import SweepError, SweepOptions
+from tune.plan.placement import work
+from tune.plan.trial import Plan, Trial
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_SWITCHES = {"enable_partition_clipping": "partition_clip_", "enable_emergency_shift": "emergency_shift_"}
+_MOST_TRIALS = 10_000  # more are no sweep but a typing error, which would take hours to plan
+TEMPLATE = "bf16_baseline.yaml"  # what --formats starts from
+_NUMERIC_DEFAULTS = TrainConfig(format=BASELINE_FORMAT).model_dump(include=set(NUMERICS | RESCUE))
+
+
+def plan_sweep(options: SweepOptions, machine: Machine) -> Plan:
+    """All trials that the options ask for.  Raises SweepError or ConfigError."""
+    notes: list[str] = []
+    sources = _with_model(list(_sources(options)), options, machine, notes)
+    asked = len(sources) * (options.seeds or 1) * len(options.learning_rates or "1") * len(options.interventions or "1")
+    if asked > _MOST_TRIALS:
+        raise SweepError(
+            f"{asked} trials (configs x seeds x rates x interventions); a sweep has at most {_MOST_TRIALS}"
+        )
+    trials: list[Trial] = []
+    for name, config in sources:
+        for intervention in options.interventions or ("none",):
+            trials += _variants(name, config, intervention, options)
+    trials = _distinct(trials, notes)
+    if not options.no_baseline:
+        trials = _with_baselines(trials)
+    # The longest first, so that no core waits for one at the end; baselines before them, for others are compared.
+    trials.sort(key=lambda trial: (not trial.is_baseline, -work(trial.config), trial.may_end_early))
+    return Plan(tuple(_paired(_uniquely_named(trials))), tuple(notes))
+
+
+def _sources(options: SweepOptions) -> Iterator[tuple[str, TrainConfig]]:
+    """Name and config of each file, or of each `--formats` entry made from the templates; overrides applied."""
+    overrides = _overrides(options)
+    files = _config_files(options)
+    if options.formats is None:
+        configs = [(_safe(file.stem), load_config(file, **overrides)) for file in files]
+        wanted = [(name, c) for name, c in configs if options.configs is not None or c.default_sweep]
+        if not wanted:
+            raise SweepError(f"--configs: no config of the default sweep in {CONFIGS}")
+        yield from wanted
+        return
+    for fmt in options.formats:
+        name = _known_format(fmt)
+        for file in files:
+            config = load_config(file, **(overrides | {"format": name}))
+            yield name.lower() if len(files) == 1 else f"{name.lower()}-{_safe(file.stem)}", config
+
+
+def _known_format(name: str) -> str:
+    """The format's own spelling, whatever case it was typed in."""
+    reason: ValueError | None = None
+    for spelling in (name, name.upper(), name.lower()):
+        try:
+            return find_format(spelling).name
+        except ValueError as error:
+            reason = reason or error
+    raise SweepError(f"--formats: {reason}")
+
+
+def _overrides(options: SweepOptions) -> dict[str, Any]:
+    """Config fields that hold for every trial.  Raises SweepError where two options set the same field."""
+    settings = dict(options.settings or {})
+    check_fields(settings, source="--set")  # before they get mixed up with a file's
+    own = {"--model": ("model", options.model), "--max-steps": ("max_steps", options.max_steps)}
+    own["--data"] = ("data", options.data)
+    for option, (field, value) in own.items():
+        if value is None:
+            continue
+        if field in settings:
+            raise SweepError(f"{option} {cut(str(value))} and --set {field}={shown(settings[field])}: give one of them")
+        settings[field] = value
+    if "seed" in settings and options.seeds is not None and options.seeds > 1:
+        raise SweepError("--seeds and --set seed=...: give one of them")
+    if "learning_rate" in settings and options.learning_rates is not None:
+        raise SweepError("--lr and --set learning_rate=...: give one of them")
+    return settings
+
+
+def _config_files(options: SweepOptions) -> list[Path]:
+    """The files named, and those in the folders named, each once."""
+    if options.configs is None:
+        paths = [CONFIGS / TEMPLATE] if options.formats is not None else [CONFIGS]
+    else:
+        paths = [Path(text).expanduser() for text in options.configs]
+    files: list[Path] = []
+    for path in paths:
+        if os.path.isdir(path):  # unlike Path.is_dir, no exception for a name that is too long
+            found = sorted(p for p in path.iterdir() if p.suffix in (".yaml", ".yml") and p.is_file())
+            if not found:
+                raise SweepError(f"--configs {cut(str(path))}: no .yaml file in this folder")
+            files += found
+        elif os.path.isfile(path):
+            files.append(path)
+        else:
+            raise SweepError(f"--configs {cut(str(path))}: no such file or folder")
+    return list({file.resolve(): file for file in files}.values())
+
+
+def _with_model(
+    sources: Sequence[tuple[str, TrainConfig]], options: SweepOptions, machine: Machine, notes: list[str]
+) -> list[tuple[str, TrainConfig]]:
+    """The configs with the model preset that fits the machine, where neither file nor option names one."""
+    chosen = "small" if machine.gpus else "tiny"
+    result = []
+    for name, config in sources:
+        fields = config.model_dump(exclude_unset=True)
+        result.append((name, make_config({"model": chosen} | fields | _absolute(config.data), name)))
+    if any("model" not in config.model_fields_set for _, config in sources):
+        notes.append(f"model {chosen}: {machine.gpu_note}; --model chooses another")
+    return result
+
+
+def _absolute(data: str) -> dict[str, str]:
+    """The data path as trials, which run in other folders, must see it; a built-in corpus keeps its name."""
+    path = os.path.abspath(os.path.expanduser(data))
+    return {"data": path} if os.path.exists(path) or glob.glob(path) else {}
+
+
+def _variants(name: str, config: TrainConfig, intervention: str, options: SweepOptions) -> Iterator[Trial]:
+    """A config's trials under one intervention: one per learning rate and seed.
+
+    None for a baseline under an intervention: there is nothing to rescue, and BF16 does nothing different.
+    """
+    fields = intervention_fields(intervention)
+    if intervention != "none" and Trial(name, config).is_baseline:
+        return
+    for rate in options.learning_rates or (config.learning_rate,):
+        for seed in range(config.seed, config.seed + (options.seeds or 1)):
+            run = f"{name}-s{seed}" + (f"-lr{rate:g}" if options.learning_rates else "")
+            if intervention != "none":
+                run += f"+{intervention}"
+            changes = fields | {"learning_rate": rate, "seed": seed}
+            yield Trial(run, make_config(config.model_dump() | changes, source=run), intervention)
+
+
+def _distinct(trials: Sequence[Trial], notes: list[str]) -> list[Trial]:
+    """The trials without those that would repeat another one exactly."""
+    kept: dict[str, Trial] = {}
+    for trial in trials:
+        first = kept.setdefault(trial.config.model_dump_json(exclude=_without_effect(trial.config)), trial)
+        if first is not trial:
+            notes.append(f"{trial.run} left out: it would repeat {first.run}{_why_alike(trial.config, first.config)}")
+    return list(kept.values())
+
+
+def _without_effect(config: TrainConfig) -> set[str]:
+    """Fields of a config that nothing reads while its other fields are what they are."""
+    fields = {"default_sweep"}
+    if config.master_weights:
+        fields.add("update_rounding")  # the stored weight is FP32
+    for switch, prefix in _SWITCHES.items():
+        if not getattr(config, switch):
+            fields |= {name for name in TrainConfig.model_fields if name.startswith(prefix)}
+    return fields
+
+
+def _why_alike(config: TrainConfig, first: TrainConfig) -> str:
+    """Which fields differ all the same."""
+    other = first.model_dump()
+    differing = [name for name, value in config.model_dump().items() if other[name] != value]
+    return f" ({', '.join(differing)} has no effect here)" if differing else ""
+
+
+def _with_baselines(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials and a BF16 run for each pair key that has none."""
+    served = {trial.pair for trial in trials if trial.is_baseline}
+    added: list[Trial] = []
+    for trial in trials:
+        if trial.pair not in served:
+            served.add(trial.pair)
+            rate = re.search(r"-lr[^+]*", trial.run)
+            name = f"{Path(TEMPLATE).stem}-s{trial.config.seed}{rate[0] if rate else ''}"
+            added.append(Trial(name, trial.config.altered(**_NUMERIC_DEFAULTS)))
+    return [*added, *trials]
+
+
+def _uniquely_named(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials; of equal names the later ones get -2, -3, ..."""
+    taken = {trial.run for trial in trials}
+    used: set[str] = set()
+    result = []
+    for trial in trials:
+        name, count = trial.run, 1
+        while name in used or (count > 1 and name in taken):
+            count += 1
+            name = f"{trial.run}-{count}"
+        used.add(name)
+        result.append(replace(trial, run=name))
+    return result
+
+
+def _paired(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials, each knowing the run name of its baseline."""
+    baselines: dict[str, str] = {}
+    for trial in trials:
+        if trial.is_baseline:
+            baselines.setdefault(trial.pair, trial.run)
+    return [trial if trial.is_baseline else replace(trial, baseline=baselines.get(trial.pair)) for trial in trials]
+
+
+def _safe(name: str) -> str:
+    """A file's stem as a folder name."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".") or "config"

@@ -1,0 +1,137 @@
+"""Runs planned trials through Ray Tune and says how that ended.
+
+Tune schedules, restarts and stops; it keeps no checkpoint and no result of ours, so its own state is scratch that no
+other node needs: a folder of this process.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune import PlacementGroupFactory
+from ray.tune.error import TuneError
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from rich.console import Console
+
+from tune.cluster.ray_trial import plan_of, run_of
+from tune.plan.machine import Resources, Shares
+from tune.plan.options import SweepOptions, WandbMode
+from tune.plan.sweep_record import Sweep
+from tune.plan.trial import Trial
+from tune.run.end_records import EndRecords
+from tune.run.interrupts import Interrupts
+from tune.run.stall_watch import StallWatch
+from tune.run.stopper import CollapseStopper
+from tune.run.trainable import Job, train_trial
+from tune.watch.live_display import Progress
+from tune.watch.watchers import Watcher
+from tune.watch.webhook_notices import Notices
+
+_GRACE_PERIOD = 100  # steps before asha may stop a trial
+
+
+class BaselineSparingASHA(AsyncHyperBandScheduler):
+    """ASHA on the training loss that lets every baseline run to its end: the others are compared with it."""
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        return TrialScheduler.CONTINUE if plan_of(trial).is_baseline else decision
+
+
+def run_trials(
+    sweep: Sweep,
+    trials: Sequence[Trial],
+    options: SweepOptions,
+    resources: Resources,
+    wandb: WandbMode,
+    console: Console,
+    place: Path,
+    interrupts: Interrupts,
+    tell: Callable[[str], None],
+) -> signal.Signals | None:
+    """Run the trials of a sweep to their ends.  Returns the signal that interrupted them, None where none did.
+
+    `wandb`: how the trials are tracked.  `place`: a private folder for Tune.  `tell` gets a line about a watcher that
+    was lost.
+    Raises StorageRefused where storage does not even take the end records.
+    """
+    # A trial's death is told in one line by `Progress`; its traceback is in its end record.
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
+    folder = sweep.folder.patient()
+    stopper = CollapseStopper(sweep.trials, folder)
+    ends = EndRecords(stopper, folder, options.scheduler, tell)
+    callbacks: list[tune.Callback] = [ends]
+    if options.stall_timeout is not None:
+        callbacks.append(StallWatch(options.stall_timeout, console))
+    alike = (sweep.shares or Shares.of(resources, sweep.trials)).runs_alike
+    jobs = [
+        Job(
+            trial,
+            sweep.results,
+            sweep.name,
+            resources.threads,
+            wandb,
+            alike[trial.run],
+            resources.workers,
+            resources.cpus,
+            resources.gpus,
+            sweep.owner,
+        )
+        for trial in trials
+    ]
+    with ExitStack() as stack:
+        if options.notify is not None:
+            notices = Notices(options.notify, folder)
+            callbacks.append(stack.enter_context(Watcher(notices, "--notify", tell)))
+        progress = Progress(sweep.trials, folder, console)
+        callbacks.append(stack.enter_context(Watcher(progress, "what is shown here", tell)))
+        tuner = tune.Tuner(
+            tune.with_resources(train_trial, PlacementGroupFactory([_bundle(resources)])),
+            param_space={"job": tune.grid_search([job.to_parameters() for job in jobs])},
+            tune_config=tune.TuneConfig(
+                scheduler=_scheduler(options, trials),
+                max_concurrent_trials=resources.concurrent,
+                reuse_actors=resources.workers == 1,  # the workers of a stopped trial go with its process
+                trial_name_creator=run_of,
+                trial_dirname_creator=run_of,
+            ),
+            run_config=tune.RunConfig(
+                name=time.strftime("%Y%m%d-%H%M%S"),
+                storage_path=str(place / "tune"),
+                stop=stopper,
+                callbacks=callbacks,
+                failure_config=tune.FailureConfig(max_failures=options.retries),
+                verbose=0,
+            ),
+        )
+        with interrupts.orderly(stopper.interrupt):
+            try:
+                tuner.fit()
+            except TuneError:
+                if ends.refused is not None:
+                    raise ends.refused from None
+                raise
+    return stopper.interrupted
+
+
+def _bundle(resources: Resources) -> dict[str, float]:
+    """What Tune reserves for a trial.  One of several workers only waits for them; they reserve their own."""
+    if resources.workers > 1:
+        return {"memory": 1}  # a byte: Tune knows no trial that needs nothing
+    return {"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
+
+
+def _scheduler(options: SweepOptions, trials: Sequence[Trial]) -> TrialScheduler:
+    if options.scheduler == "none":
+        return FIFOScheduler()
+    longest = max(trial.config.max_steps for trial in trials)
+    grace = min(_GRACE_PERIOD, longest)
+    return BaselineSparingASHA(time_attr="step", metric="loss", mode="min", max_t=longest, grace_period=grace)

@@ -1,0 +1,140 @@
+"""Stops collapsed trials, with the one view that a trial lacks: all the others.
+
+Each trial's runner judges itself at every step and ends by itself.  The stopper sees the same records in the
+driver and adds the gap to the baseline run of the same seed, which may be training at the same time.  It is pure
+bookkeeping by step, so that records reported twice (a restarted trial) change nothing.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray import tune
+
+from altgrad.collapse import CollapseDetector, gap_to_baseline
+from altgrad.results import RecordError, Verdict, ended_as, read_start, read_table
+from altgrad.storage.folder import Folder
+from tune.plan.trial import Trial
+
+Record = Mapping[str, float]
+
+
+class CollapseStopper(tune.Stopper):
+    """Judges every trial by its records and by its baseline; Tune asks it at every report.
+
+    `interrupted` is the signal that asked the whole sweep to stop, None while none did.
+    """
+
+    def __init__(self, trials: Sequence[Trial], sweep: Folder) -> None:
+        self.interrupted: signal.Signals | None = None
+        self._trials = {trial.run: trial for trial in trials}
+        self._sweep = sweep
+        self._curves: dict[str, dict[int, float]] = {trial.run: {} for trial in trials if trial.baseline is None}
+        self._over = {run for run in self._curves if ended_as(sweep / run) is not None}
+        for run in self._over:
+            self._curves[run] |= {int(record["step"]): record["loss"] for record in _stored(sweep / run, ["loss"])}
+        self._watches: dict[str, _Watch] = {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Take a report's records; true where a verdict must end a trial that does not end by itself.
+
+        The records are taken out of the report (Tune would store them with its state); the smoothed gap to the
+        baseline and the verdict's sentence are put in, for what reads the report next.
+        """
+        records = result.pop("rows", None)
+        if records is None:  # Tune repeats the last report when a trial returns
+            return False
+        try:
+            watch = self._watch(result["run"], records)
+        except (OSError, RecordError):  # storage out of reach: the next report finds these records there
+            return False
+        watch.take(records, self._over)
+        if result["status"] != "running":
+            self.ended(result["run"])
+        if watch.gap is not None:
+            result["gap_to_baseline"] = watch.gap
+        verdict = watch.detector.verdict
+        if verdict is None:
+            return False
+        result["reason"] = verdict.sentence()
+        return result["status"] == "running" and watch.trial.config.stop_on_collapse
+
+    def interrupt(self, number: signal.Signals) -> None:
+        """Ask the whole sweep to stop."""
+        self.interrupted = number
+
+    def stop_all(self) -> bool:
+        """True once the sweep was interrupted."""
+        return self.interrupted is not None
+
+    def verdict(self, run: str) -> Verdict | None:
+        """The verdict on a run, if its records brought one."""
+        watch = self._watches.get(run)
+        return None if watch is None else watch.detector.verdict
+
+    def ended(self, run: str) -> None:
+        """No more records of this run will come: who compares with it need not wait."""
+        if run in self._curves:
+            self._over.add(run)
+
+    def pairs_over(self, run: str) -> list[Trial]:
+        """The trials whose curve and whose baseline's are both complete now that `run` is over."""
+        over = {name for name in self._trials if name == run or (self._sweep / name).has("end.json")}
+        pairs = [trial for trial in self._trials.values() if run in (trial.run, trial.baseline)]
+        return [trial for trial in pairs if trial.baseline in over and trial.run in over]
+
+    def _watch(self, run: str, records: Sequence[Record]) -> _Watch:
+        """The run's watch; a new one first sees what an earlier sweep process left on disk."""
+        if run not in self._watches:
+            trial = self._trials[run]
+            folder = self._sweep / run
+            watch = _Watch(trial, read_start(folder).get("vocabulary"), self._curves)
+            first = min((int(record["step"]) for record in records), default=0)
+            watch.take([record for record in _stored(folder) if record["step"] < first], self._over)
+            self._watches[run] = watch
+        return self._watches[run]
+
+
+class _Watch:
+    """One trial as the driver sees it: its detector, fed with the gap to the baseline as soon as that is known."""
+
+    def __init__(self, trial: Trial, vocabulary: int | None, curves: dict[str, dict[int, float]]) -> None:
+        self.trial = trial
+        self.detector = CollapseDetector(trial.config, vocabulary)
+        self.gap: float | None = None
+        self._own = curves.get(trial.run)
+        self._baseline = None if trial.baseline is None else curves[trial.baseline]
+        self._gaps = None if self._baseline is None else gap_to_baseline(trial.config, vocabulary, self._baseline)
+        self._waiting: deque[Record] = deque()
+        self._last = -1
+
+    def take(self, records: Sequence[Record], over: set[str]) -> None:
+        """Judge new records; those for which the baseline has no loss yet wait until it has, or is over."""
+        for record in records:
+            if record["step"] > self._last:
+                self._last = int(record["step"])
+                self._waiting.append(record)
+                if self._own is not None:
+                    self._own[self._last] = record["loss"]
+        while self._waiting and self._can_judge(int(self._waiting[0]["step"]), over):
+            self._judge(self._waiting.popleft())
+
+    def _can_judge(self, step: int, over: set[str]) -> bool:
+        return self._baseline is None or step in self._baseline or self.trial.baseline in over
+
+    def _judge(self, record: Record) -> None:
+        if self._gaps is not None:
+            gap = self._gaps.update(int(record["step"]), record["loss"])
+            if gap is not None:
+                self.gap = gap
+                record = {**record, "gap_to_baseline": gap}
+        self.detector.update(record)
+
+
+def _stored(folder: Folder, columns: Sequence[str] | None = None) -> list[dict[str, float]]:
+    """A run's records on disk; what was not measured is absent."""
+    rows = read_table(folder, "steps", columns).to_pylist()
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]

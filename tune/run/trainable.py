@@ -1,0 +1,149 @@
+"""A trial as Ray runs it: the experiment runner, told where to report, here or on several workers.
+
+Nothing is decided here.
+
+The run folder is the only state.  A trial that Ray starts again after its process died, or that a resumed sweep
+starts again, finds its own checkpoints there; Ray is given none.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from ray import tune
+
+from altgrad.experiment.outcome import Report
+from altgrad.experiment.runner import FormatExperimentRunner
+from altgrad.quantization.kernel.ranks import Ranks
+from altgrad.results import ended_as, read_start, read_table, write_end
+from altgrad.results.stop_request import stop_request, stop_sentence
+from altgrad.storage.folder import Folder
+from tune.cluster.ray_trial import described, may_pass
+from tune.plan.options import WandbMode
+from tune.plan.sweep_record import is_finished, write_never_started
+from tune.plan.trial import Trial
+from tune.run.workers import Reporter, train_on_workers
+from tune.watch.wandb_copy import Tracker
+
+# Steps between two reports: a report costs the driver about 6 ms, and a stop takes effect at a report.
+REPORT_INTERVAL = 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a trial needs to know: its plan, where its sweep lies, its workers, how to track, and its kin.
+
+    cpus, gpus, threads: of each worker.
+    """
+
+    trial: Trial
+    results: str
+    sweep: str
+    threads: int
+    wandb: WandbMode
+    runs_alike: int = 1  # of this trial's process: they share what is compiled
+    workers: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    owner: str | None = None  # of the sweep: its trials succeed their own earlier processes at once
+
+    def to_parameters(self) -> dict[str, Any]:
+        """Plain values for Tune."""
+        return {"trial": self.trial.to_json(), **{name: v for name, v in asdict(self).items() if name != "trial"}}
+
+    @classmethod
+    def from_parameters(cls, parameters: dict[str, Any]) -> Job:
+        return cls(**(parameters | {"trial": Trial.from_json(parameters["trial"], "trial")}))
+
+
+def train_trial(parameters: dict[str, Any]) -> None:
+    """Train one trial (`parameters["job"]`, see `Job`) to its end, reporting to Tune on the way."""
+    job = Job.from_parameters(parameters["job"])
+    trial = job.trial
+    sweep = (Folder.at(job.results) / job.sweep).patient()
+    if is_finished(sweep / trial.run):  # its process died between the end record and the last report
+        return
+    request = stop_request(sweep / trial.run, sweep)
+    if request is not None:
+        if not (sweep / trial.run).has("run.json"):
+            write_never_started(sweep / trial.run, trial, job.sweep)
+        write_end(sweep / trial.run, "stopped", None, {"reason": stop_sentence(request)})
+        return
+    try:
+        if job.workers == 1:
+            _train(parameters["job"], tune.report)
+        else:
+            train_on_workers(_train, parameters["job"], job.workers, job.cpus, job.gpus)
+    except Exception as error:
+        if may_pass(error):
+            raise  # Tune starts the trial again in a new process
+        _record_failure(trial, sweep, error)
+
+
+def _record_failure(trial: Trial, sweep: Folder, error: Exception) -> None:
+    """The end of a run that its own code ended: it returns, for Tune would try every exception again."""
+    folder = sweep / trial.run
+    if not folder.has("run.json"):
+        write_never_started(folder, trial, sweep.name)
+    if not folder.has("end.json"):  # the runner records what it raises itself
+        write_end(folder, "failed", None, {"error": described(error), "traceback": traceback.format_exc()})
+
+
+def _train(parameters: dict[str, Any], send: Reporter) -> None:
+    """The trial in this process, or this process's part of it; `send` is for the first rank."""
+    job = Job.from_parameters(parameters)
+    trial, first = job.trial, Ranks.joined().first
+    sweep = (Folder.at(job.results) / job.sweep).patient()
+    torch.set_num_threads(job.threads)
+    tracker = Tracker(trial, job.sweep, sweep / trial.run, job.wandb if first else "disabled")
+
+    def report(news: Report) -> None:
+        tracker.log(news.rows)
+        if news.status != "running":  # after the last report Tune may end this process at once
+            tracker.finish()
+        lost = {} if tracker.lost is None else {"note": tracker.lost}
+        send(_result(trial, news) | lost)
+
+    try:
+        FormatExperimentRunner(
+            trial.config,
+            sweep / trial.run,
+            run=trial.run,
+            sweep=job.sweep,
+            intervention=trial.intervention,
+            report=report,
+            report_interval=REPORT_INTERVAL,
+            runs_alike=job.runs_alike,
+            resources={"cpus": job.workers * job.cpus, "gpus": job.workers * job.gpus},
+            group=job.owner,
+            **(_finished_baseline(trial, sweep) if first else {}),
+        ).run()
+    finally:
+        tracker.finish()
+
+
+def _result(trial: Trial, news: Report) -> dict[str, Any]:
+    """A report as Tune's result: the records for the stopper, and the newest value of each metric."""
+    newest = {name: value for row in news.rows for name, value in row.items()}
+    reason = {} if news.verdict is None else {"reason": news.verdict.sentence()}
+    return {
+        **newest,
+        **reason,
+        "run": trial.run,
+        "step": news.step,
+        "max_steps": news.max_steps,
+        "status": news.status,
+        "rows": news.rows,
+    }
+
+
+def _finished_baseline(trial: Trial, sweep: Folder) -> dict[str, Any]:
+    """What the runner wants to know of a baseline that is over; one that still trains is the stopper's business."""
+    if trial.baseline is None or ended_as(sweep / trial.baseline) is None:
+        return {}
+    table = read_table(sweep / trial.baseline, "steps", ["loss"])
+    losses = dict(zip(table["step"].to_pylist(), table["loss"].to_pylist(), strict=True))
+    return {"baseline": losses, "baseline_start": read_start(sweep / trial.baseline)}

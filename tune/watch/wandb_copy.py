@@ -1,0 +1,165 @@
+"""Weights & Biases: one run per trial, grouped by sweep.  Offline by default, so that no account is needed.
+
+The results folder stays the source of truth; this is a copy for those who watch there.  A thread of its own makes it,
+so that nothing W&B raises, and no time it takes, reaches the run: what was lost is said in one line, and training goes
+on.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+import queue
+import tempfile
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from altgrad.storage.folder import Folder
+from altgrad.text.terminal_output import one_line
+from tune.plan.options import SweepError, WandbMode
+from tune.plan.trial import Trial
+from tune.watch import wandb_names as labels
+
+if TYPE_CHECKING:
+    import wandb
+
+REPORT = "failure_report.md"  # in the run's folder, where the run collapsed
+_FINISH_SECONDS = 30.0  # that a finished run waits for its copy
+_WAITING = 10_000  # batches of records that wait for W&B
+_MODES: Mapping[str, WandbMode] = {
+    "offline": "offline",
+    "dryrun": "offline",
+    "online": "online",
+    "run": "online",
+    "disabled": "disabled",
+}
+_TRUE = ("1", "true", "yes", "on")
+
+
+def chosen_mode(option: WandbMode | None, environment: Mapping[str, str]) -> tuple[WandbMode, list[str]]:
+    """The mode that `--wandb`, else `WANDB_DISABLED`, else `WANDB_MODE` asks for, else offline.
+
+    Also one sentence for each variable that was not followed.
+    """
+    wishes: list[tuple[str, WandbMode | None]] = []
+    if environment.get("WANDB_DISABLED", "").lower() in _TRUE:
+        wishes.append(("WANDB_DISABLED=true", "disabled"))
+    if environment.get("WANDB_MODE"):
+        wishes.append((f"WANDB_MODE={environment['WANDB_MODE']}", _MODES.get(environment["WANDB_MODE"].lower())))
+    known = [mode for _, mode in wishes if mode is not None]
+    mode = option or (known[0] if known else "offline")
+    by = f"--wandb {mode}" if option is not None or not known else wishes[0][0]
+    return mode, [one_line(f"{wish} is overridden by {by}") for wish, wanted in wishes if wanted != mode]
+
+
+def check_account() -> None:
+    """Raises SweepError where `--wandb online` has no key to log in with."""
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("://")[-1].strip("/")
+    try:
+        known = netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        known = False
+    if not known and not os.environ.get("WANDB_API_KEY"):
+        raise SweepError("--wandb online: no key for W&B; run `wandb login` or set WANDB_API_KEY, or use offline")
+
+
+class Tracker:
+    """A trial's W&B run; does nothing where the mode is disabled.
+
+    Files go to WANDB_DIR, else into the run's folder where that is local, else into a temporary one.  A restarted
+    trial continues its run.  `lost` says in one line that, and why, the copy is incomplete; None while it is not.
+    """
+
+    def __init__(
+        self, trial: Trial, sweep: str, folder: Folder, mode: WandbMode, patience: float = _FINISH_SECONDS
+    ) -> None:
+        self.lost: str | None = None
+        self._trial, self._sweep, self._folder, self._mode = trial, sweep, folder, mode
+        self._patience = patience
+        self._records: queue.Queue[list[Mapping[str, float]] | None] = queue.Queue(_WAITING)
+        self._thread: threading.Thread | None = None
+        if mode != "disabled":
+            self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+            self._thread.start()
+
+    def log(self, records: Iterable[Mapping[str, float]]) -> None:
+        """Log records under their step; returns at once."""
+        self._put(list(records))
+
+    def finish(self) -> None:
+        """Let W&B upload or store what is left, but do not wait for ever.  Once only."""
+        if self._thread is None:
+            return
+        self._put(None)
+        thread, self._thread = self._thread, None
+        thread.join(self._patience)
+        if thread.is_alive():
+            self._lose(f"W&B did not finish within {self._patience:g} s")
+
+    def _put(self, records: list[Mapping[str, float]] | None) -> None:
+        if self._thread is None or self.lost is not None:
+            return
+        try:
+            self._records.put_nowait(records)
+        except queue.Full:
+            self._lose("W&B does not keep up")
+
+    def _lose(self, reason: str) -> None:
+        self.lost = self.lost or f"its W&B run is incomplete: {reason}"
+
+    def _work(self) -> None:
+        """All that touches W&B, in the thread."""
+        try:
+            run = self._begin()
+            while (records := self._records.get()) is not None:
+                for record in records:
+                    metrics = {name: value for name, value in record.items() if name != "step"}
+                    run.log(metrics, step=int(record["step"]))
+            self._end(run)
+        except BaseException as error:  # W&B has exception classes of its own, and exits
+            self._lose(f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__)
+
+    def _begin(self) -> wandb.Run:
+        import wandb  # 0.6 s, once per worker process
+
+        entity, project = labels.project(os.environ)
+        # W&B reads these by itself too, and refuses a project with an entity in front
+        os.environ |= {"WANDB_MODE": self._mode, "WANDB_PROJECT": project}
+        if entity is not None:
+            os.environ["WANDB_ENTITY"] = entity
+        return wandb.init(
+            entity=entity,
+            project=project,
+            id=labels.run_id(self._sweep, self._trial.run),
+            name=labels.title(self._trial.run),
+            group=labels.title(self._sweep),
+            config={**self._trial.config.model_dump(), "intervention": self._trial.intervention},
+            dir=self._place(),
+            mode=self._mode,
+            resume="allow" if self._mode == "online" else None,
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),
+        )
+
+    def _place(self) -> Path:
+        if os.environ.get("WANDB_DIR"):
+            place = Path(os.environ["WANDB_DIR"]).expanduser().absolute()
+        else:
+            local = self._folder.is_local
+            place = Path(self._folder.path) if local else Path(tempfile.mkdtemp(prefix="altgrad-wandb-"))
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def _end(self, run: wandb.Run) -> None:
+        """Close the run, with the failure report as artifact where there is one."""
+        import wandb
+
+        if self._folder.has(REPORT):
+            name = labels.artifact(self._sweep, self._trial.run, "failure-report")
+            report = wandb.Artifact(name, type="failure-report")
+            with report.new_file(REPORT, mode="wb") as file:
+                file.write(self._folder.read_bytes(REPORT))
+            run.log_artifact(report)
+        run.finish()

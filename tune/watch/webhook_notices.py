@@ -1,0 +1,51 @@
+"""Tells a webhook what the sweep's driver sees: collapses, failures, the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from altgrad.commands.webhook import Webhook
+from altgrad.results import RecordError, list_runs, read_end
+from altgrad.storage.folder import Folder
+from tune.cluster.ray_trial import run_of, why_failed
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial as TuneTrial
+
+
+class Notices(tune.Callback):
+    """Posts as trials end; on leaving, how many ended how.  Goes after `EndRecords`, whose end records it reads."""
+
+    def __init__(self, address: str, sweep: Folder) -> None:
+        self._webhook = Webhook(address)
+        self._sweep = sweep
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles callbacks with its own state; the address must not get there
+
+    def __enter__(self) -> Notices:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        runs, _ = list_runs(self._sweep)
+        self._webhook.post("end", sweep=self._sweep.name, runs=dict(Counter(run.status for run in runs)))
+        self._webhook.close()
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        run = run_of(trial)
+        try:
+            end = read_end(self._sweep / run)
+        except RecordError:
+            return
+        if end is None:
+            return
+        if end["status"] == "collapsed":
+            self._webhook.post("collapsed", sweep=self._sweep.name, run=run, verdict=end["verdict"])
+        elif end["status"] == "failed":  # by an exception of its own
+            self._webhook.post("failed", sweep=self._sweep.name, run=run, error=end["summary"]["error"])
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        self._webhook.post("failed", sweep=self._sweep.name, run=run_of(trial), error=why_failed(trial))

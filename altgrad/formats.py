@@ -292,8 +292,9 @@ def find_format(name: str) -> NumberFormat:
     if usual in REFUSED:
         raise ValueError(f"format={shown(name)} {REFUSED[usual]}")
     if numbers is None:
-        known = f"{', '.join(FORMATS)}, or E<e>M<m>[b<bias>] such as E3M3 or E4M3b11"
-        raise ValueError(f"format={shown(name)}; known: {known}{did_you_mean(name, (*FORMATS, *SYNONYMS))}")
+        usual_ones = ", ".join(fmt.name for fmt in (*SPLITS, *GROUPS["references"]))
+        known = f"known: {usual_ones}, E<e>M<m>[b<bias>] such as E3M3 or E4M3b11, and what `altgrad formats` lists"
+        raise ValueError(f"format={shown(name)}; {known}{did_you_mean(name, (*FORMATS, *SYNONYMS))}")
     if not 1 <= numbers[0] + numbers[1] <= 15:
         raise ValueError(f"format={shown(name)}: E + M is {numbers[0] + numbers[1]}, must be from 1 to 15")
     return _split(*numbers)

@@ -1,9 +1,8 @@
 """Which runs belong together: the baseline of a run, the seeds of a group, the settings that differ.
 
 A gap in loss means something only between runs that differ in nothing but how numbers are rounded and rescued.
-The config fields are therefore sorted into those two kinds, into fields that cannot change what is learned, and
-the rest, which must agree.  A field added to the config later falls under the rest: it separates runs until
-somebody decides otherwise.
+Each config field says of what kind it is (see `field_traits`); here the kinds are sorted into what is compared, what
+cannot change what is learned, and the rest, which must agree.
 """
 
 from __future__ import annotations
@@ -16,28 +15,24 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
+from altgrad.config.recipe import GEMM_SITES
 from altgrad.config.train_config import INTERVENTIONS, TrainConfig
 from altgrad.formats import BASELINE_FORMAT
 from altgrad.results import Run
 
 DEFAULTS: Mapping[str, Any] = {name: field.get_default() for name, field in TrainConfig.model_fields.items()}
 
-SITE_FORMATS = ("weight_format", "activation_format", "gradient_format")
-NUMERICS = frozenset(
-    {"format", *SITE_FORMATS, "layer_formats", "rounding", "overflow", "scaling", "scale_granularity"}
-    | {"scale_power_of_two", "amax_history", "amax_factor", "master_weights", "update_rounding"}
-    | {"gemm_dtype", "native_fp8"}
-)
-RESCUE = frozenset(
-    name for name in DEFAULTS if name.startswith(("partition_clip_", "emergency_shift_")) or name.startswith("enable_")
-)
-MEASURING = frozenset(
-    {"eval_interval", "diagnostic_interval", "log_stiffness", "log_grid_alignment", "log_ulp", "use_shadow"}
-    | {"stop_on_collapse", "non_finite_patience", "diverged_margin", "diverged_patience", "never_learned_fraction"}
-    | {"never_learned_margin", "stalled_displacement", "stalled_slope", "stalled_windows", "rank_collapse_ratio"}
-    | {"gap_limit", "gap_patience"}
-)
-RUNNING = frozenset({"device", "threads", "compile", "cuda_graphs", "checkpoint_interval", "default_sweep"})
+SITE_FORMATS = tuple(f"{site}_format" for site in GEMM_SITES)
+NUMERICS = TrainConfig.of_kind("numeric")
+RESCUE = TrainConfig.of_kind("rescue")
+MEASURING = TrainConfig.of_kind("measuring", "judging")
+RUNNING = TrainConfig.of_kind("running", "planning")
+# What a sweep varies to find the best training: runs that differ in it are held against baselines of their own, but
+# have learned the same thing for the same number of steps.
+OPTIMISATION = TrainConfig.of_kind("optimisation")
+_SEED = TrainConfig.of_kind("seed")
+# Interventions, without their limits.
+_SWITCHES = TrainConfig.where(lambda field: field.kind == "rescue" and field.only_with is None)
 
 # What an intervention replaces where it makes a difference: `master` rescues a run that had no master weights.
 _REPLACED: Mapping[str, Any] = {"master_weights": False, "update_rounding": "nearest", "scaling": "none"}
@@ -48,19 +43,9 @@ _WORDS: Mapping[tuple[str, Any], str] = {
     ("rounding", "stochastic"): "stochastic GEMM",
 }
 _SHORT: Mapping[str, str] = {"learning_rate": "lr", "max_steps": "steps"}
-
-
-# What a sweep varies to find the best training: runs that differ in it are held against baselines of their own, but
-# have learned the same thing for the same number of steps.
-OPTIMISATION = frozenset(
-    {"learning_rate", "schedule", "min_learning_rate_ratio", "warmup_steps", "weight_decay", "beta1", "beta2"}
-    | {"adam_epsilon", "gradient_clip"}
-)
-# Numeric fields that change nothing about BF16 with FP32 masters: scales are powers of two, which are exact to apply,
-# and nothing is written back.  gemm_dtype decides how products are computed that are exact either way.
-_WITHOUT_EFFECT_ON_BASELINE = frozenset(
-    {"format", *SITE_FORMATS, "scaling", "scale_granularity", "amax_history", "update_rounding", "gemm_dtype"}
-)
+# Numeric fields that decide whether BF16 with FP32 masters has the numbers that it is known for.  The others change
+# nothing about it: scales are powers of two, which are exact to apply, and nothing is written back.
+_OF_BASELINE = TrainConfig.where(lambda field: field.kind == "numeric" and field.moves_baseline)
 
 
 @dataclass(frozen=True)
@@ -73,7 +58,7 @@ class Settings:
     @cached_property
     def group(self) -> str:
         """Equal for runs that differ in nothing but the seed (and in where and with how many threads they ran)."""
-        return self._text(RUNNING | {"seed"}) + self.intervention
+        return self._text(RUNNING | _SEED) + self.intervention
 
     @cached_property
     def pair(self) -> str:
@@ -83,18 +68,18 @@ class Settings:
     @cached_property
     def task(self) -> str:
         """Equal for runs whose gaps may stand beside each other: same data, model, batch size and length."""
-        return self._text(NUMERICS | RESCUE | MEASURING | RUNNING | OPTIMISATION | {"seed"})
+        return self._text(NUMERICS | RESCUE | MEASURING | RUNNING | OPTIMISATION | _SEED)
 
     @cached_property
     def is_baseline(self) -> bool:
         """Whether the run is the reference: BF16 at every site, FP32 masters, nearest rounding, no intervention.
 
-        A field that cannot change BF16's numbers may have any value (see `_WITHOUT_EFFECT_ON_BASELINE`).
+        A field that cannot change BF16's numbers may have any value (see `_OF_BASELINE`).
         """
         config = self.config
         sites = all(config[site] in (None, BASELINE_FORMAT) for site in SITE_FORMATS)
-        plain = all(config[name] == DEFAULTS[name] for name in NUMERICS - _WITHOUT_EFFECT_ON_BASELINE)
-        rescued = self.intervention != "none" or any(config[name] for name in RESCUE if name.startswith("enable_"))
+        plain = all(config[name] == DEFAULTS[name] for name in _OF_BASELINE)
+        rescued = self.intervention != "none" or any(config[name] for name in _SWITCHES)
         return config["format"] == BASELINE_FORMAT and sites and plain and not rescued
 
     @cached_property
@@ -125,7 +110,7 @@ class Settings:
         return {
             name: DEFAULTS.get(name) if name in implied and value == implied[name] else value
             for name, value in self.config.items()
-            if name not in NUMERICS | RUNNING | {"seed"}
+            if name not in NUMERICS | RUNNING | _SEED
         }
 
     def _text(self, without: frozenset[str]) -> str:

@@ -11,9 +11,10 @@ import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from altgrad.config.config_errors import FieldError, problem
+from altgrad.config.field_traits import Declared, field
 from altgrad.formats import NumberFormat, find_format
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -24,33 +25,33 @@ _LARGEST_INTEGER = 2**62  # beyond it neither torch nor parquet counts
 NATIVE_FORMATS = ("E4M3", "E5M2")  # what FP8 tensor cores multiply
 
 
-class Recipe(BaseModel):
+class Recipe(Declared):
     """How a model's linear layers are rounded: what `quantize_model` needs, for any model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
     # fmt: off
     # formats
-    format: str = Field("BF16", description="number format of every site not named below")
-    weight_format: str | None = Field(None, description="format of the weights in the GEMMs and, without masters, at rest")
-    activation_format: str | None = Field(None, description="format of the GEMM inputs")
-    gradient_format: str | None = Field(None, description="format of the output gradients of the GEMMs")
-    layer_formats: dict[str, str] = Field({}, description="glob over layer names -> format of all its sites; the last match counts")
-    rounding: Literal["nearest", "toward_zero", "stochastic"] = Field("nearest", description="rounding of the GEMM operands")
-    overflow: Literal["format", "saturate", "inf"] = Field("format", description="beyond the largest finite value: the format's own rule, the largest finite value, or infinity")
+    format: str = field("BF16", "numeric", "number format of every site not named below", timed=False, moves_baseline=False)
+    weight_format: str | None = field(None, "numeric", "format of the weights in the GEMMs and, without masters, at rest", timed=False, moves_baseline=False)
+    activation_format: str | None = field(None, "numeric", "format of the GEMM inputs", timed=False, moves_baseline=False)
+    gradient_format: str | None = field(None, "numeric", "format of the output gradients of the GEMMs", timed=False, moves_baseline=False)
+    layer_formats: dict[str, str] = field({}, "numeric", "glob over layer names -> format of all its sites; the last match counts", in_graph=True)
+    rounding: Literal["nearest", "toward_zero", "stochastic"] = field("nearest", "numeric", "rounding of the GEMM operands", in_graph=True)
+    overflow: Literal["format", "saturate", "inf"] = field("format", "numeric", "beyond the largest finite value: the format's own rule, the largest finite value, or infinity", timed=False)
     # scaling
-    scaling: Literal["none", "dynamic", "delayed"] = Field("dynamic", description="no scale, from the current amax, or (activations and gradients) from the amax of earlier steps")
-    scale_granularity: Literal["tensor", "row", "block"] = Field("tensor", description="one scale per tensor, per row of the last dimension, or per block of 32 along it")
-    scale_power_of_two: bool = Field(True, description="scales are powers of two (exact to apply) instead of real numbers")
-    amax_history: int = Field(16, ge=1, description="steps of amax history for delayed scaling")
-    amax_factor: Positive = Field(1.0, description="the scale of activations and gradients is chosen for amax times this; below 1 the largest values overflow")
+    scaling: Literal["none", "dynamic", "delayed"] = field("dynamic", "numeric", "no scale, from the current amax, or (activations and gradients) from the amax of earlier steps", in_graph=True, moves_baseline=False)
+    scale_granularity: Literal["tensor", "row", "block"] = field("tensor", "numeric", "one scale per tensor, per row of the last dimension, or per block of 32 along it", in_graph=True, moves_baseline=False)
+    scale_power_of_two: bool = field(True, "numeric", "scales are powers of two (exact to apply) instead of real numbers", in_graph=True)
+    amax_history: int = field(16, "numeric", "steps of amax history for delayed scaling", moves_baseline=False, ge=1)
+    amax_factor: Positive = field(1.0, "numeric", "the scale of activations and gradients is chosen for amax times this; below 1 the largest values overflow", in_graph=True)
     # weights at rest
-    master_weights: bool = Field(True, description="optimizer updates an FP32 copy; false: the weight lives on its grid")
-    update_rounding: Literal["nearest", "stochastic"] = Field("nearest", description="write-back rounding without master weights")
+    master_weights: bool = field(True, "numeric", "optimizer updates an FP32 copy; false: the weight lives on its grid")
+    update_rounding: Literal["nearest", "stochastic"] = field("nearest", "numeric", "write-back rounding without master weights", moves_baseline=False, only_with=("master_weights", False))
     # products
-    gemm_dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="what the GEMMs multiply, summing in float32; auto: bfloat16 on CUDA in layers where it is exact, else float32")
-    native_fp8: bool = Field(False, description="multiply E4M3 and E5M2 codes on FP8 tensor cores; row scales then lie along what each GEMM contracts")
-    seed: int = Field(42, ge=0, description="initial weights, batches and stochastic rounding")
+    gemm_dtype: Literal["auto", "float32", "bfloat16"] = field("auto", "numeric", "what the GEMMs multiply, summing in float32; auto: bfloat16 on CUDA in layers where it is exact, else float32", in_graph=True, moves_baseline=False)
+    native_fp8: bool = field(False, "numeric", "multiply E4M3 and E5M2 codes on FP8 tensor cores; row scales then lie along what each GEMM contracts", in_graph=True)
+    seed: int = field(42, "seed", "initial weights, batches and stochastic rounding", ge=0)
     # fmt: on
 
     if not TYPE_CHECKING:  # for a type checker the fields are the signature

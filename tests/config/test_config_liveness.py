@@ -181,6 +181,12 @@ def test_every_field_has_an_alternative():
     assert ALTERNATIVES.keys() == TrainConfig.model_fields.keys()
 
 
+@pytest.mark.parametrize("field", [name for name, traits in TrainConfig.traits().items() if traits.only_with])
+def test_a_field_is_tried_where_its_declaration_says_that_it_is_read(field):
+    circumstances, *_ = ALTERNATIVES[field]
+    assert field not in BASE.altered(**circumstances).without_effect()
+
+
 @pytest.fixture(scope="module")
 def unchanged() -> dict[str, Any]:
     """What is seen under circumstances that several fields share."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from altgrad.config.train_config import ConfigError
+from altgrad.config.train_config import ConfigError, TrainConfig
 from tune.plan.machine import Machine
 from tune.plan.trial import Trial
 
-_TEXT_FIELDS = ("model", "n_layer", "n_head", "n_embd", "block_size", "data", "token_dtype", "validation_fraction")
+_TEXT_FIELDS = set(TrainConfig.of_kind("model", "data"))  # what decides whether a text can be trained on
 
 
 def check_inputs(trials: Sequence[Trial], machine: Machine) -> list[str]:
@@ -20,7 +20,7 @@ def check_inputs(trials: Sequence[Trial], machine: Machine) -> list[str]:
         config = trial.config
         if config.device.startswith("cuda") and not machine.gpus:
             raise ConfigError(f"{trial.run}: device={config.device!r}: {machine.gpu_note}; use device=cpu or auto")
-        key = config.model_dump_json(include=set(_TEXT_FIELDS))
+        key = config.model_dump_json(include=_TEXT_FIELDS)
         if key not in checked:
             checked[key] = TextBatches(load_corpus(config), config, config.shape.block_size)
         vocabulary = checked[key].vocabulary

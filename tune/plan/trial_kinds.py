@@ -8,21 +8,8 @@ from collections.abc import Sequence
 from altgrad.config.train_config import TrainConfig
 from tune.plan.trial import Trial
 
-# What decides which graph a trial compiles; formats, seeds and learning rates are data to it.
-_COMPILED_FIELDS = {
-    *("model", "n_layer", "n_head", "n_embd", "block_size", "tied_head", "batch_size", "layer_formats"),
-    *("rounding", "scaling", "scale_granularity", "scale_power_of_two", "amax_factor"),
-    *("gemm_dtype", "native_fp8", "compile", "cuda_graphs"),
-}
-# What does not change how long a step takes: intervals are counted, not timed.
-_TIMELESS_FIELDS = {
-    *("format", "weight_format", "activation_format", "gradient_format", "overflow", "seed", "default_sweep"),
-    *("learning_rate", "schedule", "min_learning_rate_ratio", "warmup_steps", "weight_decay", "beta1", "beta2"),
-    *("adam_epsilon", "gradient_clip", "eval_interval", "diagnostic_interval", "checkpoint_interval"),
-    *("stop_on_collapse", "non_finite_patience", "diverged_margin", "diverged_patience", "never_learned_fraction"),
-    *("never_learned_margin", "stalled_displacement", "stalled_slope", "stalled_windows", "rank_collapse_ratio"),
-    *("gap_limit", "gap_patience"),
-}
+_COMPILED_FIELDS = set(TrainConfig.where(lambda field: field.in_graph))  # formats, seeds and rates are data to a graph
+_TIMELESS_FIELDS = set(TrainConfig.where(lambda field: not field.timed))  # intervals are counted, not timed
 
 
 def runs_alike(trials: Sequence[Trial], processes: int) -> list[int]:

@@ -30,7 +30,6 @@ from tune.plan.placement import work
 from tune.plan.trial import Plan, Trial
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-_SWITCHES = {"enable_partition_clipping": "partition_clip_", "enable_emergency_shift": "emergency_shift_"}
 _MOST_TRIALS = 10_000  # more are no sweep but a typing error, which would take hours to plan
 TEMPLATE = "bf16_baseline.yaml"  # what --formats starts from
 _NUMERIC_DEFAULTS = TrainConfig(format=BASELINE_FORMAT).model_dump(include=set(NUMERICS | RESCUE))
@@ -173,14 +172,8 @@ def _distinct(trials: Sequence[Trial], notes: list[str]) -> list[Trial]:
 
 
 def _without_effect(config: TrainConfig) -> set[str]:
-    """Fields of a config that nothing reads while its other fields are what they are."""
-    fields = {"default_sweep"}
-    if config.master_weights:
-        fields.add("update_rounding")  # the stored weight is FP32
-    for switch, prefix in _SWITCHES.items():
-        if not getattr(config, switch):
-            fields |= {name for name in TrainConfig.model_fields if name.startswith(prefix)}
-    return fields
+    """Fields of a config that no run reads while its other fields are what they are."""
+    return set(config.without_effect() | TrainConfig.of_kind("planning"))
 
 
 def _why_alike(config: TrainConfig, first: TrainConfig) -> str:

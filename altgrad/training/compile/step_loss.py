@@ -31,6 +31,9 @@ from altgrad.training.compile.repeated_blocks import RegionalCall, regions
 # Graphs that a process may hold per piece of code: a sweep's trials may differ in rounding, scaling and shape.
 _GRAPHS_PER_CODE = 64
 
+# `compile` itself is named beside the signature, as the way in which the step was compiled.
+_GRAPH_FIELDS = set(TrainConfig.where(lambda field: field.in_graph)) - {"compile"}
+
 _compiled_here: set[str] = set()  # signatures whose graph this process holds
 _said: set[str] = set()
 
@@ -182,9 +185,9 @@ def _signature(model: nn.Module, layers: Mapping[str, QuantizedLinear], config: 
     """What decides which graph is compiled: the model's structure, the rounding modes and the batch."""
     shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
     modes = [layer.site(site).mode for layer in layers.values() for site in ("weight", "activation", "gradient")]
-    products = [(layer.multiplies_bfloat16, config.native_fp8, config.cuda_graphs) for layer in layers.values()]
-    rows = config.batch_size // ranks
-    parts = (type(model).__qualname__, shapes, modes, products, rows, config.block_size, torch.__version__)
+    products = [layer.multiplies_bfloat16 for layer in layers.values()]
+    fields = config.model_dump_json(include=_GRAPH_FIELDS)
+    parts = (type(model).__qualname__, shapes, modes, products, ranks, fields, torch.__version__)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

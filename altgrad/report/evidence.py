@@ -6,7 +6,6 @@ ends at the verdict's step while the loss curve shows everything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -24,19 +23,6 @@ from altgrad.results import Run, Verdict, format_shifts, read_events
 from altgrad.results.curves import Curve, measured
 from altgrad.text.foreign_text import as_code
 from altgrad.text.number_text import number
-
-# Which config field switches on the metrics whose names begin so.
-_SWITCHES: Mapping[str, str] = {
-    "stiffness_": "log_stiffness",
-    "gradient_stiffness_": "log_stiffness",
-    "gradient_below_stiffness": "log_stiffness",
-    "grid_error_": "log_grid_alignment",
-    "on_grid_fraction": "log_grid_alignment",
-    "ulps_moved_": "log_ulp",
-    "gradient_cosine_similarity": "use_shadow",
-    "gradient_snr_db": "use_shadow",
-    "shadow_loss": "use_shadow",
-}
 
 
 class Finding(NamedTuple):
@@ -123,17 +109,17 @@ class Evidence:
 
     def absence(self, metric: str) -> str:
         """Why a metric has no values, for example `not measured (log_ulp: false)`."""
-        for prefix, field in _SWITCHES.items():
-            if metric.startswith(prefix) and not getattr(self.config, field):
-                return f"not measured (`{field}: false`)"
-        if metric == "gap_to_baseline":
+        known = METRICS[metric]
+        if known.switch is not None and not getattr(self.config, known.switch):
+            return f"not measured (`{known.switch}: false`)"
+        if known.needs_baseline:
             return "not measured (no baseline curve was given)"
-        if METRICS[metric].levels == ("step",) or self.config.diagnostic_interval <= self.verdict.step:
+        interval = "eval_interval" if known.every == "eval_interval" else "diagnostic_interval"
+        every = getattr(self.config, interval)
+        at_intervals = known.every == interval or "layer" in known.levels
+        if not at_intervals or every <= self.verdict.step:
             return "not measured"
-        return (
-            f"not measured (`diagnostic_interval: {self.config.diagnostic_interval}`, "
-            f"the verdict came at step {self.verdict.step})"
-        )
+        return f"not measured (`{interval}: {every}`, the verdict came at step {self.verdict.step})"
 
     def format_at(self, site: Site, layer: str | None = None) -> NumberFormat:
         """The format of a site (of a layer, or where no `layer_formats` glob says otherwise) at the verdict.

@@ -198,7 +198,7 @@ def _advice(evidence: Evidence) -> str:
 
 def _trend(evidence: Evidence) -> str:
     names = columns("step")
-    diagnostics = names[names.index("stall_rate") :]  # METRICS lists what is measured at intervals from there on
+    diagnostics = [name for name in names if METRICS[name].every == "diagnostic_interval"]
     curves = {name: evidence.curve(name) for name in names}
     steps = sorted({int(step) for name in diagnostics for step in curves[name].steps})[-_TREND:]
     absent: dict[str, list[str]] = {}

@@ -23,12 +23,6 @@ LIMIT = 6.0  # scales from the median that count as having left
 _DENSE = 20  # measurements from which on one that stands alone is noise
 _FEWEST = 3
 _NORMAL = 1.4826  # MAD of a normal distribution to its standard deviation
-_NO_SIGNALS = frozenset(
-    {
-        *("learning_rate", "tokens", "elapsed_seconds", "tokens_per_second", "gradient_stiffness_shuffled"),
-        *("cpu_utilisation", "resident_memory", "gpu_utilisation", "gpu_memory"),
-    }
-)
 _LOSSES = frozenset({"loss", "validation_loss", "shadow_loss"})
 # Smallest scale: by metric or unit where the unit has a natural size, otherwise this share of the median.
 _METRIC_FLOORS: Mapping[str, float] = {"non_finite_gradients": 1e-9, "overflow_rate": 0.001}
@@ -107,7 +101,7 @@ def what_moved(curves: Iterable[tuple[str, Curve]], loss_unit: str = "nats") -> 
     still: list[str] = []
     sparse: list[str] = []
     for metric, curve in curves:
-        if metric in _NO_SIGNALS or not len(curve.values):
+        if not METRICS[metric].is_signal or not len(curve.values):
             continue
         departure = _departure(metric, curve, loss_unit)
         if departure is not None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import (
@@ -104,6 +105,13 @@ def test_every_shipped_config_is_valid_and_says_why_it_is_there(path):
     assert config.max_steps == (2000 if path.stem == "e5m2_fp8" else 500)
     assert config.log_stiffness and config.log_grid_alignment and config.log_ulp
     assert config.master_weights == (not path.stem.endswith("_stored"))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_config_says_only_what_differs_from_the_defaults(path):
+    defaults = TrainConfig().model_dump()
+    said = yaml.safe_load(path.read_text())
+    assert [name for name, value in said.items() if name != "format" and value == defaults[name]] == []
 
 
 def test_the_last_matching_glob_names_a_layers_format():

@@ -31,7 +31,7 @@ def _altgrad_compiled() -> Rounding:
 
 
 def _altgrad_blocks() -> Rounding:
-    return lambda x: compiled_round(x, FORMATS["E4M3"], granularity="block")
+    return lambda x: compiled_round(x, FORMATS["E4M3"], granularity="1x32")
 
 
 def _altgrad_eager() -> Rounding:

@@ -33,7 +33,7 @@ ROWS: Mapping[str, Row] = {
     "counts": Row("round with all counts and amax, nearest (x clone)", 1.4, _COUNTING),
     "stochastic": Row("round 2^24 float32, stochastic (x clone)", 1.5, against_clone(rounding="stochastic")),
     "rows_scaled": Row("round with one scale per row (x clone)", 1.8, against_clone(granularity="row")),
-    "blocks_scaled": Row("round with one scale per 32 values (x clone)", 1.8, against_clone(granularity="block")),
+    "blocks_scaled": Row("round with one scale per 32 values (x clone)", 1.8, against_clone(granularity="1x32")),
     # the step, by the plain compiled step
     "step_tiny": Row("training step, tiny, rounded (x plain)", 1.10, rounded_step_against_plain(**TINY)),
     "step_medium": Row("training step, 26M parameters, rounded (x plain)", 1.10, rounded_step_against_plain(**MEDIUM), 7),

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from altgrad.config.cast import GEMM_SITES, Cast, GemmSite
 from altgrad.config.config_errors import FieldError, problem
 from altgrad.config.field_traits import Declared, field
+from altgrad.config.operands import Operand, casts_of, check_gemms
 from altgrad.formats import NumberFormat, find_format
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-GemmSite = Literal["weight", "activation", "gradient"]
-GEMM_SITES: tuple[GemmSite, ...] = ("weight", "activation", "gradient")
 _LARGEST_INTEGER = 2**62  # beyond it neither torch nor parquet counts
 NATIVE_FORMATS = ("E4M3", "E5M2")  # what FP8 tensor cores multiply
 
@@ -41,10 +41,14 @@ class Recipe(Declared):
     overflow: Literal["format", "saturate", "inf"] = field("format", "numeric", "beyond the largest finite value: the format's own rule, the largest finite value, or infinity", timed=False)
     # scaling
     scaling: Literal["none", "dynamic", "delayed"] = field("dynamic", "numeric", "no scale, from the current amax, or (activations and gradients) from the amax of earlier steps", in_graph=True, moves_baseline=False)
-    scale_granularity: Literal["tensor", "row", "block"] = field("tensor", "numeric", "one scale per tensor, per row of the last dimension, or per block of 32 along it", in_graph=True, moves_baseline=False)
+    scale_granularity: str = field("tensor", "numeric", "one scale per tensor, per row of the last dimension, per block (of 32), or per tile AxB: A values across and B along what a GEMM contracts (1x32, 128x128)", in_graph=True, moves_baseline=False)
+    block_axis: Literal["contraction", "last"] = field("contraction", "numeric", "blocks and tiles run along what each GEMM contracts, as on hardware, or along the last dimension of each tensor", in_graph=True, moves_baseline=False)
     scale_power_of_two: bool = field(True, "numeric", "scales are powers of two (exact to apply) instead of real numbers", in_graph=True)
     amax_history: int = field(16, "numeric", "steps of amax history for delayed scaling", moves_baseline=False, ge=1)
     amax_factor: Positive = field(1.0, "numeric", "the scale of activations and gradients is chosen for amax times this; below 1 the largest values overflow", in_graph=True)
+    gemms: dict[str, dict[str, Any]] = field({}, "numeric", "what single operands do differently: GEMM (fprop, dgrad, wgrad) -> fields of a cast, or operand (weight, activation, gradient) -> fields of a cast", in_graph=True)
+    high_first_blocks: float = field(0, "numeric", "so many of the first blocks, or such a share of all below 1, stay in BF16", in_graph=True, moves_baseline=False, ge=0)
+    high_last_blocks: float = field(0, "numeric", "so many of the last blocks, or such a share of all below 1, stay in BF16", in_graph=True, moves_baseline=False, ge=0)
     # weights at rest
     master_weights: bool = field(True, "numeric", "optimizer updates an FP32 copy; false: the weight lives on its grid")
     update_rounding: Literal["nearest", "stochastic"] = field("nearest", "numeric", "write-back rounding without master weights", moves_baseline=False, only_with=("master_weights", False))
@@ -93,6 +97,7 @@ class Recipe(Declared):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        check_gemms(self.gemms)
         if self.scaling == "delayed" and self.scale_granularity != "tensor":
             raise ValueError(
                 f"scale_granularity={self.scale_granularity!r} with scaling='delayed': rows of the next batch have no "
@@ -110,37 +115,27 @@ class Recipe(Declared):
     @model_validator(mode="after")
     def _multipliable(self) -> Self:
         """Refuse products that were asked for and are not what they claim to be."""
-        named = [self.format_at("", site) for site in GEMM_SITES] + [
-            find_format(n) for n in self.layer_formats.values()
-        ]
+        casts = list(self.casts_at().values())
+        casts += [cast for pattern in self.layer_formats for cast in self.casts_at(pattern).values()]
         if self.gemm_dtype == "bfloat16":
-            for fmt in named:
-                if obstacle := self.bfloat16_obstacle(fmt):
+            for cast in casts:
+                if obstacle := cast.bfloat16_obstacle():
                     raise ValueError(f"gemm_dtype='bfloat16': {obstacle}; use gemm_dtype='auto' or 'float32'")
+        named = [self.format_at("", site) for site in GEMM_SITES]
+        named += [find_format(name) for name in self.layer_formats.values()]
         if self.native_fp8 and (obstacle := self._native_obstacle(named)):
             raise ValueError(f"native_fp8=True: {obstacle}")
         return self
-
-    def bfloat16_obstacle(self, fmt: NumberFormat) -> str | None:
-        """Why values rounded to a format do not survive a cast to bfloat16, in a few words; None where they do.
-
-        At most 7 mantissa bits and a power-of-two scale leave at most 8 significant bits, which bfloat16 has.  Range
-        is no obstacle: a value of normal float32 magnitude rounds to zero or to a normal one, and bfloat16 has these.
-        What is smaller than 2^-126 to begin with loses its bits below 2^-133.
-        """
-        if fmt.mantissa_bits > 7:
-            return f"{fmt} has {fmt.mantissa_bits} mantissa bits, bfloat16 has 7"
-        if self.scaling != "none" and not self.scale_power_of_two and fmt.scaled:
-            return f"{fmt} with scale_power_of_two=false needs more than bfloat16's 7 mantissa bits"
-        return None
 
     def _native_obstacle(self, named: Sequence[NumberFormat]) -> str | None:
         """Why FP8 tensor cores cannot multiply what this recipe rounds, in one line."""
         for fmt in named:
             if fmt.name not in NATIVE_FORMATS:
                 return f"{fmt} at a site; FP8 tensor cores multiply {' and '.join(NATIVE_FORMATS)}"
-        if self.scale_granularity == "block":
-            return "scale_granularity='block' has no FP8 GEMM here; use 'tensor' or 'row'"
+        if self.scale_granularity not in ("tensor", "row"):
+            return f"scale_granularity={self.scale_granularity!r} has no FP8 GEMM here; use 'tensor' or 'row'"
+        if self.gemms or self.high_first_blocks or self.high_last_blocks:
+            return "gemms and high_*_blocks round operands for one GEMM each; leave them out"
         if self.scale_granularity == "row" and not self.master_weights:
             return "scale_granularity='row' rounds a weight anew for dx, off the grid it lives on; use 'tensor'"
         if self.gemm_dtype != "auto":
@@ -149,6 +144,10 @@ class Recipe(Declared):
         if len(wide) > 1 or "E5M2" in self.layer_formats.values():
             return "no FP8 GEMM multiplies E5M2 by E5M2; use E5M2 at one site at most, such as gradient_format"
         return None
+
+    def casts_at(self, layer: str = "", high_precision: bool = False) -> dict[Operand, Cast]:
+        """The casts of a layer's six operands; `high_precision`: the layer stays in BF16 (see `high_last_blocks`)."""
+        return casts_of(self, layer, high_precision)
 
     def format_at(self, layer: str, site: GemmSite) -> NumberFormat:
         """The format of a site of a layer: the last matching `layer_formats` glob, else the site's, else `format`."""

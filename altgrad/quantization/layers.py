@@ -17,28 +17,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from altgrad.config.recipe import GEMM_SITES, GemmSite, Recipe
+from altgrad.config.cast import GEMM_SITES, Cast, Gemm, GemmSite
+from altgrad.config.operands import Operand, roundings
+from altgrad.config.recipe import Recipe
 from altgrad.formats import NumberFormat, Overflow, find_format
 from altgrad.quantization import native_fp8 as native
 from altgrad.quantization import products as gemm
 from altgrad.quantization.kernel.site import Site, rounded_and_scale
-from altgrad.quantization.straight_through import RoundGradient, RoundOperand
+from altgrad.quantization.operand_gemms import Plan, operand_gemms
+
+OPERAND_TENSORS: tuple[GemmSite, ...] = ("activation", "weight", "gradient")
+_SALT_APART = 1 << 20  # between the random numbers of two roundings of one tensor
 
 
 class QuantizedLinear(nn.Linear):
     """A linear layer that shares the Parameters of the one it replaces and rounds the operands of its GEMMs.
 
-    `sites["weight" | "activation" | "gradient"]` hold the formats and, while `counting` is set, the counts since they
-    were last taken (see `Site.take_counts`).  Its state dict is that of the plain layer.
+    `sites` hold the roundings: `weight`, `activation` and `gradient` where the GEMMs see these alike, else one for each
+    GEMM that differs, such as `wgrad.activation`.  They have the formats and, while `counting` is set, the counts since
+    they were last taken (see `Site.take_counts`).  Its state dict is that of the plain layer.
     While `bypass`, the number of `unrounded` blocks it is in, is not 0, nothing is rounded or counted.
     weight (out, in); input (..., in), output (..., out), computed in float32 whatever the input's dtype.
     """
 
-    sites: dict[GemmSite, Site]
+    sites: dict[str, Site]
     key: Tensor  # (3,) int32: words of the step's random numbers, then the rank
     draws: int  # stochastic forward passes since the key was set
 
-    def __init__(self, linear: nn.Linear, recipe: Recipe, name: str, salt: int = 0) -> None:
+    def __init__(
+        self,
+        linear: nn.Linear,
+        recipe: Recipe,
+        name: str,
+        salt: int = 0,
+        casts: Mapping[Operand, Cast] | None = None,
+    ) -> None:
+        """`casts`: of its six operands; by default those of `recipe` for a layer of this name."""
         nn.Module.__init__(self)
         # Parameters, training flag, hooks: also those that compute a weight (torch.nn.utils.spectral_norm).
         self.__dict__.update(linear.__dict__)
@@ -51,20 +65,28 @@ class QuantizedLinear(nn.Linear):
         self.gemm_dtype = recipe.gemm_dtype
         device = linear.weight.device
         self.bfloat16_pays = gemm.bfloat16_pays(device)
-        self.sites = {
-            site: Site(recipe.format_at(name, site), recipe, site, salt * len(GEMM_SITES) + position, device)
-            for position, site in enumerate(GEMM_SITES)
-        }
-        self.stochastic = recipe.rounding == "stochastic"
+        casts = recipe.casts_at(name) if casts is None else casts
+        self._by_tensor: dict[GemmSite, list[Site]] = {}
+        self.sites = {}
+        for place, (site, found) in enumerate(roundings(casts).items()):
+            for again, rounded in enumerate(found):
+                own_salt = salt * len(GEMM_SITES) + place + again * _SALT_APART
+                self.sites[rounded.name] = Site(rounded, own_salt, device)
+            self._by_tensor[site] = [self.sites[rounded.name] for rounded in found]
+        self.stochastic = any(cast.rounding == "stochastic" or cast.redraws for cast in casts.values())
         self.key = torch.zeros(3, dtype=torch.int32, device=device)
         self.draws = 0
 
-    def site(self, name: GemmSite) -> Site:
-        """One of the three sites, on the device where the weight is (a state dict may have brought it elsewhere)."""
-        site = self.sites[name]
-        if site.spec.device != self.weight.device:
+    def roundings(self, tensor: GemmSite) -> list[Site]:
+        """The roundings of a tensor, on the device where the weight is (a state dict may have brought it elsewhere)."""
+        sites = self._by_tensor[tensor]
+        if sites[0].spec.device != self.weight.device:
             self._follow()
-        return site
+        return sites
+
+    def site(self, tensor: GemmSite) -> Site:
+        """The first rounding of a tensor: that of `fprop`, or of the output gradient that of `dgrad`."""
+        return self.roundings(tensor)[0]
 
     def set_key(self, key: Tensor) -> None:
         """Draw from now on the random numbers of a key, which layers may share."""
@@ -72,8 +94,8 @@ class QuantizedLinear(nn.Linear):
 
     def share(self) -> None:
         """From now on input and output gradient are this rank's rows of larger ones; the weight is whole on each."""
-        self.site("activation").share()
-        self.site("gradient").share()
+        for site in (*self.roundings("activation"), *self.roundings("gradient")):
+            site.share()
 
     def format_of(self, site: GemmSite) -> NumberFormat:
         return self.site(site).format
@@ -92,13 +114,18 @@ class QuantizedLinear(nn.Linear):
         use = self._next_use() if self.stochastic else 0
         if self.native_fp8 and x.numel():
             return self._native(x, bias, use)
-        rounded_x = self._operand("activation", x, use)
-        rounded_w = self._operand("weight", self.weight.float(), use)
-        linear = gemm.linear if self.multiplies_bfloat16 else functional.linear
-        y = linear(rounded_x, rounded_w, None if bias is None else bias.detach())
-        if torch.is_grad_enabled():
-            site, mode = self.site("gradient"), self.site("gradient").mode._replace(use=use)
-            y = RoundGradient.apply(y, bias, *self._counter(), site.spec, site.history, self.key, mode)
+        training = torch.is_grad_enabled()
+        wanted: list[Gemm] = ["fprop"]
+        if training and x.requires_grad:
+            wanted.append("dgrad")
+        if training and self.weight.requires_grad:
+            wanted.append("wgrad")
+        sites = [self.roundings(tensor) for tensor in OPERAND_TENSORS]
+        plan = Plan.of(sites, tuple(wanted), use=use, narrow=self.multiplies_bfloat16, counting=self.counting)
+        y, counts = operand_gemms(x, self.weight.float(), bias, self.key, sites, plan)
+        if training and self.counting:
+            for site, counted in counts:
+                site.add_counts(counted)
         return y
 
     def _counter(self) -> tuple[Tensor | None, Site | None]:
@@ -147,7 +174,7 @@ class QuantizedLinear(nn.Linear):
     def multiplies_bfloat16(self) -> bool:
         """Whether its GEMMs multiply bfloat16: asked for, or faster here and exact with the formats of the moment."""
         if self.gemm_dtype == "auto":
-            return self.bfloat16_pays and all(self.site(name).exact_in_bfloat16 for name in GEMM_SITES)
+            return self.bfloat16_pays and all(site.exact_in_bfloat16 for site in self.sites.values())
         return self.gemm_dtype == "bfloat16"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -164,14 +191,6 @@ class QuantizedLinear(nn.Linear):
         for site in self.sites.values():
             site.follow(device)
 
-    def _operand(self, name: GemmSite, operand: Tensor, use: int) -> Tensor:
-        site = self.site(name)
-        mode = site.mode._replace(use=use)
-        values, counts = RoundOperand.apply(operand, site.spec, site.history, self.key, mode)
-        if torch.is_grad_enabled() and self.counting:
-            site.add_counts(counts)
-        return values
-
     def rounded_weight(self) -> Tensor:
         """Q_w of the layer's weight, (out, in); nothing is counted."""
         return self.rounded_weight_and_scale()[0]
@@ -183,17 +202,26 @@ class QuantizedLinear(nn.Linear):
             return rounded_and_scale(self.weight.detach().float(), site.spec, site.history, self.key, site.mode)
 
     def format_names(self) -> dict[str, tuple[str, Overflow]]:
-        """Name and overflow rule of each site's format, for a checkpoint."""
-        return {site: (self.format_of(site).name, self.format_of(site).overflow) for site in GEMM_SITES}
+        """Name and overflow rule of each rounding's format, for a checkpoint."""
+        return {name: (site.format.name, site.format.overflow) for name, site in self.sites.items()}
 
     def restore_formats(self, names: Mapping[str, tuple[str, Overflow]]) -> None:
         """Set the formats that `format_names` gave."""
-        for site in GEMM_SITES:
-            name, overflow = names[site]
-            self.site(site).set_format(dataclasses.replace(find_format(name), overflow=overflow))
+        for site_name, (name, overflow) in names.items():
+            self.set_format(site_name, dataclasses.replace(find_format(name), overflow=overflow))
+
+    def set_format(self, site_name: str, fmt: NumberFormat) -> None:
+        """Round to another format from now on.  Raises ValueError for one that the products asked for cannot take."""
+        site = self.sites[site_name]
+        obstacle = site.rounded.cast.bfloat16_obstacle(fmt)
+        if self.gemm_dtype == "bfloat16" and obstacle is not None:
+            raise ValueError(f"gemm_dtype='bfloat16': {obstacle}; a run that changes to {fmt} needs gemm_dtype='auto'")
+        if self.native_fp8 and fmt != site.format:
+            raise ValueError(f"native_fp8=True: a site cannot change from {site.format} to {fmt}; use native_fp8=False")
+        site.set_format(fmt)
 
     def extra_repr(self) -> str:
-        formats = ", ".join(f"{site}={self.format_of(site)}" for site in GEMM_SITES)
+        formats = ", ".join(f"{name}={site.format}" for name, site in self.sites.items())
         return f"{super().extra_repr()}, {formats}"
 
 

@@ -7,11 +7,8 @@ which they are summed and returned.  What is kept for the backward pass are the 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
@@ -29,42 +26,31 @@ def full_precision_sums() -> None:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b and its gradients dx = dy W, dW = dy^T x, with all three GEMMs on bfloat16 operands.
+def product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    """a b^T + bias, float32; a (..., k), b (n, k), both float32 or both bfloat16.
 
-    x (..., in), weight (out, in), bias (out,) without gradient, dy and the result (..., out): all float32.  x, weight
-    and dy hold values that bfloat16 has; others are rounded to it.
+    A rotated operand may be longer than k: what it was padded with is zero on both sides or meets zeros.  A CPU has no
+    product of bfloat16 that returns float32: there the operands go back to float32, unchanged.
     """
-    y: Tensor = _BFloat16Linear.apply(x, weight, bias)
-    return y
-
-
-class _BFloat16Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        narrow_x, narrow_w = x.bfloat16(), weight.bfloat16()
-        ctx.save_for_backward(narrow_x, narrow_w)
-        return _product(narrow_x, narrow_w, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, weight = ctx.saved_tensors
-        dy = gradients[0].bfloat16()
-        dx = _product(dy, weight.t(), None) if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return dx, None, None
-        dy_rows, x_rows = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-        return dx, _product(dy_rows.t(), x_rows.t(), None), None
-
-
-def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    """a b^T + bias, float32; a (..., k), b (n, k): bfloat16.
-
-    A CPU has no product of bfloat16 that returns float32: there the operands go back to float32, unchanged.
-    """
-    if a.device.type == "cpu":
+    if a.device.type == "cpu" or a.dtype == torch.float32:
         return functional.linear(a.float(), b.float(), bias)
     y = torch.mm(a.reshape(-1, a.shape[-1]), b.t(), out_dtype=torch.float32)
     y = y.view(*a.shape[:-1], b.shape[0])
     return y if bias is None else y + bias
+
+
+def dgrad(dy: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+    """dy W, float32, in the shape of x; dy (..., out), weight (out, in)."""
+    rows = dy.reshape(-1, dy.shape[-1])
+    return _mm(rows, weight).view(shape)
+
+
+def wgrad(dy: Tensor, x: Tensor) -> Tensor:
+    """dy^T x, float32 (out, in); dy (..., out), x (..., in)."""
+    return _mm(dy.reshape(-1, dy.shape[-1]).t(), x.reshape(-1, x.shape[-1]))
+
+
+def _mm(a: Tensor, b: Tensor) -> Tensor:
+    if a.device.type == "cpu" or a.dtype == torch.float32:
+        return torch.mm(a.float(), b.float())
+    return torch.mm(a, b, out_dtype=torch.float32)

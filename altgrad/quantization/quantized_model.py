@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from altgrad.config.recipe import GEMM_SITES, GemmSite, Recipe
+from altgrad.config.cast import GEMM_SITES
+from altgrad.config.operands import high_precision_layers
+from altgrad.config.recipe import Recipe
 from altgrad.quantization import native_fp8 as native
 from altgrad.quantization.kernel.counters import COUNTERS
 from altgrad.quantization.kernel.random import derived_words, fill_key
@@ -29,7 +31,7 @@ from altgrad.quantization.layers import QuantizedLinear
 from altgrad.quantization.reminder import Reminder
 from altgrad.quantization.write_back import WriteBack
 
-SiteKey = tuple[str, GemmSite]  # layer and site
+SiteKey = tuple[str, str]  # layer and rounding: weight, or wgrad.activation where GEMMs differ
 _MICRO_BATCH, _VALIDATION = 0x3B, 0x7D  # tell derived keys apart
 _AMAX, _USES = COUNTERS.index("amax"), COUNTERS.index("uses")
 
@@ -41,12 +43,13 @@ class QuantizedModel:
         self.model, self.recipe, self.layers = model, recipe, layers
         self.write_back = None if recipe.master_weights else WriteBack(layers, recipe)
         self._sites: dict[SiteKey, Site] = {
-            (name, site): layer.site(site) for name, layer in layers.items() for site in GEMM_SITES
+            (name, site): part for name, layer in layers.items() for site, part in layer.sites.items()
         }
         self._shared = False
         self._keys: dict[torch.device, Tensor] = {}
-        stochastic = "stochastic" in (recipe.rounding, "" if recipe.master_weights else recipe.update_rounding)
-        written = recipe.scaling == "delayed" or not recipe.master_weights
+        stochastic = any(layer.stochastic for layer in layers.values())
+        stochastic |= not recipe.master_weights and recipe.update_rounding == "stochastic"
+        written = not recipe.master_weights or any(site.delayed for site in self._sites.values())
         self._reminder = Reminder(layers.values(), begin_step=stochastic, after_optimizer=written)
         if self.write_back is not None:
             self.write_back()
@@ -100,16 +103,14 @@ class QuantizedModel:
 
     def histories(self) -> dict[str, Tensor]:
         """The amaxes that delayed scaling remembers, newest first, by `layer.site`; changing them changes scales."""
-        return {f"{name}.{site}": part.history for (name, site), part in self._sites.items() if len(part.history)}
+        return {f"{name}.{site}": part.history for (name, site), part in self._sites.items() if part.delayed}
 
     def state_dict(self) -> dict[str, Any]:
         """What the next step depends on and the model's own state dict, which is the plain model's, does not hold."""
         return {
             "formats": {name: layer.format_names() for name, layer in self.layers.items()},
             "histories": {
-                f"{name}.{site}": part.history.clone()
-                for (name, site), part in self._sites.items()
-                if len(part.history)
+                f"{name}.{site}": part.history.clone() for (name, site), part in self._sites.items() if part.delayed
             },
             "corrections": {} if self.write_back is None else dict(self.write_back.corrections),
         }
@@ -152,7 +153,7 @@ class QuantizedModel:
 
     def _remember(self, counts: Mapping[SiteKey, Tensor]) -> None:
         """Put amaxes at the front of the histories of delayed scaling; a site without a use keeps its own."""
-        delayed = [key for key in counts if len(self._sites[key].history)]
+        delayed = [key for key in counts if self._sites[key].delayed]
         for device in {counts[key].device for key in delayed}:
             keys = [key for key in delayed if counts[key].device == device]
             found = torch.stack([counts[key] for key in keys])
@@ -183,19 +184,22 @@ def quantize_model(model: nn.Module, recipe: Recipe, counting: bool = True) -> Q
     matches no layer, where two layers of different formats share a weight or a weight at rest has a dtype that cannot
     hold its grid, and with `native_fp8` for a shape or a device without FP8 GEMMs.
     """
-    if recipe.scaling == "delayed" and not counting:
-        raise ValueError("quantize_model: scaling='delayed' remembers the amaxes of past steps and needs counting=True")
     layers: dict[str, QuantizedLinear] = {}
     swapped: dict[nn.Module, QuantizedLinear] = {}
-    for name, module in list(model.named_modules(remove_duplicate=False)):
+    modules = list(model.named_modules(remove_duplicate=False))
+    high = high_precision_layers(recipe, [name for name, module in modules if type(module) is nn.Linear])
+    for name, module in modules:
         if type(module) is nn.Linear and name:
             if module not in swapped:
-                swapped[module] = layers[name] = QuantizedLinear(module, recipe, name, salt=len(layers))
+                casts = recipe.casts_at(name, name in high)
+                swapped[module] = layers[name] = QuantizedLinear(module, recipe, name, len(layers), casts)
                 layers[name].counting = counting
             parent_name, _, child_name = name.rpartition(".")
             setattr(model.get_submodule(parent_name), child_name, swapped[module])
     if not layers:
         raise ValueError(f"quantize_model: {type(model).__name__} has no nn.Linear inside to quantise")
+    if not counting and any(site.delayed for layer in layers.values() for site in layer.sites.values()):
+        raise ValueError("quantize_model: scaling='delayed' remembers the amaxes of past steps and needs counting=True")
     _keep_fused_inference_off(model)
     _check_globs(recipe, layers)
     _check_shared_weights(layers)

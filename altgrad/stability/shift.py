@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from altgrad.config.recipe import GEMM_SITES
 from altgrad.config.train_config import TrainConfig
 from altgrad.formats import FALLBACKS, find_format
 from altgrad.quantization.layers import QuantizedLinear
@@ -54,12 +53,11 @@ class EmergencyMantissaShift:
         self._non_finite_steps = self._frozen_windows = 0
         shifted: Counter[tuple[str, str]] = Counter()
         for layer in self._layers.values():
-            for site_name in GEMM_SITES:
-                site = layer.site(site_name)
+            for name, site in layer.sites.items():
                 fallback = FALLBACKS.get(site.format.name)
                 if fallback is not None:
                     shifted[site.format.name, fallback] += 1
-                    site.set_format(dataclasses.replace(find_format(fallback), overflow=site.format.overflow))
+                    layer.set_format(name, dataclasses.replace(find_format(fallback), overflow=site.format.overflow))
         if self._write_back is not None and shifted:
             self._write_back()
         for (old, new), sites in shifted.items():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from altgrad.config.recipe import GEMM_SITES
+from altgrad.config.operands import tensor_of
 from altgrad.metrics import Site
 from altgrad.quantization.kernel.counters import COUNTERS
 from altgrad.quantization.kernel.ranks import Ranks
@@ -34,7 +34,7 @@ class SiteCounts:
         self._quantized = quantized
         self._ranks = ranks
         self.of_all_ranks: Mapping[SiteKey, Tensor] = {}
-        self._values: dict[tuple[str, Site], list[float]] = {}
+        self._values: dict[SiteKey, list[float]] = {}
 
     def read(self, loss: Tensor, others: Tensor) -> tuple[float, list[float]]:
         """(loss, `others`) as numbers, together with all sites' counts: the step's one transfer to the host.
@@ -57,12 +57,12 @@ class SiteCounts:
     def _over_ranks(self, head: Tensor, used: Mapping[SiteKey, Tensor]) -> tuple[Tensor, dict[SiteKey, Tensor]]:
         """Loss, others and counts of the global batch; a site that no rank used comes out as zeros."""
         width, nothing = len(COUNTERS), head.new_zeros(len(COUNTERS))
-        sites: list[SiteKey] = [(name, site) for name in self._quantized.layers for site in GEMM_SITES]
+        sites: list[SiteKey] = [(name, site) for name, layer in self._quantized.layers.items() for site in layer.sites]
         counts = [used.get(key, nothing) for key in sites]
         head = torch.cat([head[:1] / self._ranks.size, head[1:]])
         largest = [False] + [True] * (len(head) - 1)
         for _, site in sites:  # every rank rounds the same weight: it counts once
-            largest += [site == "weight" or name in _LARGEST for name in COUNTERS]
+            largest += [tensor_of(site) == "weight" or name in _LARGEST for name in COUNTERS]
         combined = self._ranks.combine(
             torch.cat([head, *counts]), torch.tensor(largest, dtype=torch.bool, device=head.device)
         )
@@ -70,8 +70,9 @@ class SiteCounts:
         return combined[: len(head)], dict(zip(sites, rows, strict=True))
 
     def rates(self, only: Site | None = None) -> dict[str, float]:
-        """Overflow, underflow and saturation rates over all sites of what was last read, or over those of one kind."""
-        values = [value for (_, site), value in self._values.items() if only in (None, site)]
+        """Overflow, underflow and saturation rates over all sites of what was last read; `only`: over those of one
+        tensor's operands."""
+        values = [value for (_, site), value in self._values.items() if only in (None, tensor_of(site))]
         return _rates([sum(column) for column in zip(*values, strict=True)]) if values else {}
 
     def rows(

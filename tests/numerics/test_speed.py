@@ -44,7 +44,7 @@ def test_compiled_rounding_is_eager_rounding_bit_for_bit_for_every_format(roundi
         assert torch.equal(compiled.view(torch.int32), eager.view(torch.int32)), fmt
 
 
-@pytest.mark.parametrize("granularity", [None, "tensor", "row", "block"])
+@pytest.mark.parametrize("granularity", [None, "tensor", "row", "1x32"])
 def test_compiled_counts_and_scaled_values_are_the_eager_ones(granularity):
     for fmt in FORMATS.values():
         x = torch.randn(64, 96, generator=generator()) * 3
@@ -69,8 +69,8 @@ def test_one_graph_serves_all_formats_and_seeds():
 @pytest.mark.parametrize("shape", [(64, 96), (5, 100)])  # the blocks of the second do not fill groups
 def test_compiled_stochastic_rounding_of_blocks_draws_the_eager_numbers(shape):
     fmt, x = find_format("E4M3"), torch.randn(shape, generator=generator())
-    compiled, counts = compiled_round_and_count(x, fmt, "stochastic", generator(), granularity="block")
-    mode, key = Mode("stochastic", "dynamic", "block", True, 1.0), draw_key(generator(), "cpu")
+    compiled, counts = compiled_round_and_count(x, fmt, "stochastic", generator(), granularity="1x32")
+    mode, key = Mode("stochastic", "dynamic", "1x32", True, 1.0), draw_key(generator(), "cpu")
     eager, expected = round_site(x, spec_of(fmt), torch.zeros(0), key, mode)
     assert torch.equal(compiled.view(torch.int32), eager.view(torch.int32))
     assert torch.equal(counts, expected)
@@ -107,7 +107,7 @@ def test_rounding_and_counting_are_one_pass_over_the_data(rounding, scaling, cou
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 def test_amax_scale_rounding_and_counts_of_blocks_are_one_loop_over_128_groups_of_64(rounding):
-    code = inductor_code(rounding, "block", "dynamic", counting=True)
+    code = inductor_code(rounding, "1x32", "dynamic", counting=True)
     assert len(re.findall(r"for\(int64_t x0=[^\n]*?\(128L\); x0\+=static_cast<int64_t>\(1L\)", code)) == 1
     assert not re.search(r"x\d<static_cast<int64_t>\((?:262144|2048|512)L\)", code), "a pass of its own"
 

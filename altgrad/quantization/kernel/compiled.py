@@ -16,7 +16,6 @@ from torch import Tensor
 from altgrad.formats import NumberFormat
 from altgrad.quantization.kernel.random import draw_key
 from altgrad.quantization.kernel.round import Rounding, spec_of
-from altgrad.quantization.kernel.scale import Granularity
 from altgrad.quantization.kernel.site import Mode, round_site, rounded_with_counts
 
 # For `torch.compile(..., options=INDUCTOR_OPTIONS)` of anything that rounds.
@@ -35,10 +34,10 @@ def compiled_round(
     rounding: Rounding = "nearest",
     generator: torch.Generator | None = None,
     *,
-    granularity: Granularity | None = None,
+    granularity: str | None = None,
     power_of_two: bool = True,
 ) -> Tensor:
-    """`round_to_format` compiled; with `granularity` scaled by the amax of the tensor, of its rows or of blocks of 32.
+    """`round_to_format` compiled; with `granularity` scaled by the amax of the tensor, its rows or tiles (see `tiles`).
 
     x: float32, at least 1-d.  One graph per shape and mode serves all formats and seeds.  The values are those of eager
     rounding, bit for bit; stochastic rounding draws the same numbers.  Raises TypeError for another dtype.
@@ -52,7 +51,7 @@ def compiled_round_and_count(
     rounding: Rounding = "nearest",
     generator: torch.Generator | None = None,
     *,
-    granularity: Granularity | None = None,
+    granularity: str | None = None,
     power_of_two: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """As `compiled_round`, and what the rounding did: (rounded, counts in the order of `counters.COUNTERS`)."""
@@ -64,7 +63,7 @@ def _round(
     fmt: NumberFormat,
     rounding: Rounding,
     generator: torch.Generator | None,
-    granularity: Granularity | None,
+    granularity: str | None,
     power_of_two: bool,
     counting: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -93,6 +92,6 @@ def _graph(mode: Mode, counting: bool) -> Callable[[Tensor, Tensor, Tensor], tup
         if counting:
             return values, torch.stack(counts)
         # The amax of blocks is known anyway; that somebody reads it keeps their loops nested (see `in_groups`).
-        return values, counts[-2] if mode.granularity == "block" else x.new_empty(0)
+        return values, counts[-2] if mode.in_blocks and x.device.type == "cpu" else x.new_empty(0)
 
     return torch.compile(rounded, dynamic=False, options=INDUCTOR_OPTIONS)

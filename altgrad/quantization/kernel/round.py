@@ -17,10 +17,13 @@ from altgrad.formats import NumberFormat
 from altgrad.quantization.kernel.random import draw_key, uniform
 
 Rounding = Literal["nearest", "toward_zero", "stochastic"]
+ScaleRule = Literal["ceil", "floor", "even", "ceil_amax"]  # of power-of-two scales
 
 _EXPONENT = 0x7F800000  # exponent bits of float32
 _LARGEST_POWER = 0x7F000000  # 2^127
 _SIGN = -0x80000000  # sign bit of float32
+_FRACTION_BITS = 23  # of float32
+SPEC_LENGTH = 18  # int32 of a packed format (see `spec_of`)
 
 
 class FormatTensors(NamedTuple):
@@ -43,6 +46,8 @@ class FormatTensors(NamedTuple):
     reach: Tensor  # how far from there they go: max, or max + 0.5
     zero: Tensor  # what is added in the end: -0, or +0 for formats without negative zero (-0 + 0 is 0)
     infinity: Tensor  # float32's
+    salt: Tensor  # int32: tells one tensor's random numbers from another's
+    scale_addend: Tensor  # int32: the rule by which an amax becomes a power-of-two scale (see `scale.scale_addend`)
 
     @classmethod
     def of(cls, fmt: NumberFormat, device: torch.device | str = "cpu") -> FormatTensors:
@@ -54,12 +59,14 @@ class FormatTensors(NamedTuple):
         """View a packed spec (see `spec_of`) as its fields; writing another format into `spec` changes them all."""
         integers = spec.unbind()
         floats = spec.view(torch.float32).unbind()
-        return cls(*integers[:8], *floats[8:16])
+        return cls(*integers[:8], *floats[8:16], *integers[16:18])
 
 
-def spec_of(fmt: NumberFormat, salt: int = 0, device: torch.device | str = "cpu") -> Tensor:
-    """A format packed into 16 int32, floats by their bits, and `salt`, which tells one tensor's random numbers from
-    another's: what a layer's graph reads as data, so that layers of one shape share a graph.
+def spec_of(
+    fmt: NumberFormat, salt: int = 0, device: torch.device | str = "cpu", scale_rule: ScaleRule = "ceil"
+) -> Tensor:
+    """A format, a salt and a scale rule packed into int32, floats by their bits: what a layer's graph reads as data, so
+    that layers of one shape share a graph whatever their formats.
 
     Every dtype and device is named: bits are read, and torch's defaults may be others.
     """
@@ -85,8 +92,28 @@ def spec_of(fmt: NumberFormat, salt: int = 0, device: torch.device | str = "cpu"
     floats = torch.tensor(
         [half_steps, step, fmt.max, fmt.lowest, centre, reach, zero, math.inf], dtype=torch.float32, device=device
     )
-    last = torch.tensor([salt], dtype=torch.int32, device=device)
+    last = torch.tensor([salt, scale_addend(fmt, scale_rule)], dtype=torch.int32, device=device)
     return torch.cat([integers, floats.view(torch.int32), last])
+
+
+def scale_addend(fmt: NumberFormat, rule: ScaleRule) -> int:
+    """What a rule adds to the float32 bits of an amax before they are cut to a whole exponent; this exponent less that
+    of the format's largest value is the exponent of the scale.
+
+    ceil: so much that a fraction beyond that of the largest value carries into the next exponent.  E4M3's 448 is
+    1.75 x 2^8: an amax of 1.76 x 2^8 gets scale 2, one of 1.75 x 2^8 scale 1.
+    floor: nothing; both get scale 1, and 1.76 x 2^8 saturates (OCP MX v1.0, 6.3).
+    even: half a step of the format's mantissa, so that an amax counts as rounded to it: 1.94 x 2^8 gets scale 2.
+    ceil_amax: so much that every fraction but 0 carries: both get scale 2.
+    """
+    if rule == "floor":
+        return 0
+    if rule == "even":
+        return 1 << (_FRACTION_BITS - 1 - fmt.mantissa_bits)
+    fraction = (1 << _FRACTION_BITS) - 1
+    if rule == "ceil_amax":
+        return fraction
+    return fraction - round((math.frexp(fmt.max)[0] * 2 - 1) * 2**_FRACTION_BITS)
 
 
 def round_to_format(

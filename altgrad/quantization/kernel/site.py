@@ -6,6 +6,7 @@ graph run the same arithmetic and a compiler can fuse it into one pass.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -13,26 +14,21 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from altgrad.config.recipe import GemmSite, Recipe
-from altgrad.formats import NumberFormat
+from altgrad.config.cast import Cast, Dimension
+from altgrad.config.operands import Rounded
+from altgrad.formats import FORMATS, NumberFormat
 from altgrad.quantization.kernel.counters import COUNTERS, SUMS, count
 from altgrad.quantization.kernel.random import materialised, uniform
 from altgrad.quantization.kernel.ranks import largest_over_ranks
-from altgrad.quantization.kernel.round import FormatTensors, Rounding, round_magnitude, saturate, spec_of
-from altgrad.quantization.kernel.scale import (
-    Granularity,
-    finite_amax,
-    from_blocks,
-    in_groups,
-    scale_for,
-    settled_amax,
-    to_blocks,
-)
+from altgrad.quantization.kernel.rotation import rotated
+from altgrad.quantization.kernel.round import SPEC_LENGTH, FormatTensors, Rounding, round_magnitude, saturate, spec_of
+from altgrad.quantization.kernel.scale import scale_for, settled_amax, two_level_scale
 from altgrad.quantization.kernel.slots import Slots
+from altgrad.quantization.kernel.tiles import finite_amax, in_groups, join, split, tile_of
 
 # Hash of this folder's sources: a graph cached on disk knows the operator below by its arguments alone.
 _SOURCE = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
-SCALINGS = ("none", "dynamic", "delayed")
+SCALINGS = ("none", "dynamic", "delayed", "static")
 
 
 class Mode(NamedTuple):
@@ -40,9 +36,13 @@ class Mode(NamedTuple):
 
     rounding: Rounding
     scaling: str
-    granularity: Granularity
+    granularity: str  # what shares a scale: tensor, row, or AxB (see `tiles`)
     power_of_two: bool
     amax_factor: float
+    last: bool = True  # rows and tiles run along the last dimension; else along the first
+    two_level: bool = False  # scales of tiles are rounded to E4M3, under one FP32 scale of the tensor
+    hadamard: int = 0  # size of the rotation along the same dimension; 0: none
+    redrawn: bool = False  # the rotation's signs are new ones in every step
     at_rest: bool = False  # the write-back of a stored weight, whose scale must not double for a trifle
     shared: bool = False  # a rank's rows of a larger tensor: scaled and drawn for as one with the other ranks' rows
     use: int = 0  # how often the layer has drawn random numbers with this key before
@@ -52,15 +52,38 @@ class Mode(NamedTuple):
         for field, value, known in (
             ("rounding", self.rounding, get_args(Rounding)),
             ("scaling", self.scaling, SCALINGS),
-            ("granularity", self.granularity, get_args(Granularity)),
         ):
             if value not in known:
                 raise ValueError(f"{field}={value!r}; known: {', '.join(known)}")
+        tile_of(self.granularity)
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether tiles are pieces of rows along the last dimension, which are cut by a view alone."""
+        tile = tile_of(self.granularity)
+        return tile is not None and tile[0] == 1 and self.last
 
     @property
     def shares_amax(self) -> bool:
-        """Whether the ranks must agree on an amax; rows and blocks lie on one rank."""
-        return self.shared and self.granularity == "tensor" and self.scaling != "none"
+        """Whether the ranks must agree on an amax; rows of the last dimension and tiles lie on one rank."""
+        whole = self.granularity == "tensor" or (self.granularity == "row" and not self.last)
+        return self.shared and whole and self.scaling not in ("none", "static")
+
+
+@functools.cache
+def mode_of(cast: Cast, dimension: Dimension | None) -> Mode:
+    """What is fixed about a cast when a graph is compiled; its format and the rule of its scale are data."""
+    return Mode(
+        cast.rounding,
+        cast.scaling,
+        cast.block,
+        cast.scale_format == "E8M0",
+        cast.amax_factor,
+        last=dimension != "first",
+        two_level=cast.scale_format == "E4M3",
+        hadamard=cast.hadamard,
+        redrawn=cast.redraws,
+    )
 
 
 class Site:
@@ -76,24 +99,31 @@ class Site:
     counts: Tensor | None  # of the forward and backward passes since they were set aside or taken
     _aside: Tensor | None
 
-    def __init__(self, fmt: NumberFormat, recipe: Recipe, name: GemmSite, salt: int, device: torch.device) -> None:
-        weight = name == "weight"
-        delayed = recipe.scaling == "delayed" and not weight  # a weight's own amax is known when it is rounded
-        self.mode = Mode(
-            recipe.rounding,
-            "dynamic" if recipe.scaling == "delayed" and not delayed else recipe.scaling,
-            recipe.scale_granularity,
-            recipe.scale_power_of_two,
-            1.0 if weight else recipe.amax_factor,
-        )
-        self._recipe = recipe
+    def __init__(self, rounded: Rounded, salt: int, device: torch.device) -> None:
+        """`rounded`: the cast, along which dimension, and whose operands it serves."""
+        cast = rounded.cast
+        self.rounded, self.mode = rounded, mode_of(cast, rounded.dimension)
         self._salt = salt
-        self._format = fmt
-        self.exact_in_bfloat16 = recipe.bfloat16_obstacle(fmt) is None
-        self.spec = spec_of(fmt, salt, device)
-        self.history = torch.zeros(recipe.amax_history if delayed else 0, dtype=torch.float32, device=device)
+        self._format = cast.number_format
+        self.spec = self._spec(device)
+        kept = {"delayed": [0.0] * cast.amax_history, "static": [cast.static_scale]}.get(cast.scaling, [])
+        self.history = torch.tensor(kept, dtype=torch.float32, device=device)
         self.counts = self._aside = None
         self.slots = Slots(self)
+
+    @property
+    def name(self) -> str:
+        """`weight`, or where its GEMMs see a tensor rounded differently `dgrad.weight`."""
+        return self.rounded.name
+
+    @property
+    def delayed(self) -> bool:
+        return self.mode.scaling == "delayed"
+
+    def _spec(self, device: torch.device) -> Tensor:
+        rule = self.rounded.cast.scale_rule
+        spec = spec_of(self._format, self._salt, device, "ceil" if rule == "real" else rule)
+        return torch.cat([spec, spec_of(FORMATS["E4M3"], 0, device)]) if self.mode.two_level else spec
 
     @property
     def format(self) -> NumberFormat:
@@ -104,20 +134,14 @@ class Site:
         self.mode = self.mode._replace(shared=True)
 
     def set_format(self, fmt: NumberFormat) -> None:
-        """Raises ValueError for a format that the products the recipe asks for cannot take."""
-        obstacle = self._recipe.bfloat16_obstacle(fmt)
-        if self._recipe.gemm_dtype == "bfloat16" and obstacle is not None:
-            raise ValueError(f"gemm_dtype='bfloat16': {obstacle}; a run that changes to {fmt} needs gemm_dtype='auto'")
-        if self._recipe.native_fp8 and fmt != self.format:
-            raise ValueError(f"native_fp8=True: a site cannot change from {self.format} to {fmt}; use native_fp8=False")
-        self.exact_in_bfloat16 = obstacle is None
+        """Round to another format from now on; the cast's block, scale and rounding stay."""
         self._format = fmt
-        self.spec.copy_(spec_of(fmt, self._salt, self.spec.device))
+        self.spec.copy_(self._spec(self.spec.device))
 
     def follow(self, device: torch.device) -> None:
         """Be on the device where the layer's weight now is."""
         kept = self.history
-        self.spec = spec_of(self._format, self._salt, device)
+        self.spec = self._spec(device)
         self.history = torch.zeros_like(kept, device=device) if kept.is_meta else kept.to(device)
         self.counts = self._aside = None
         self.slots = Slots(self)
@@ -148,6 +172,11 @@ class Site:
         counts = self.counted()
         self.counts, self._aside, self.slots.used = None, None, 0
         return counts
+
+    @property
+    def exact_in_bfloat16(self) -> bool:
+        """Whether what it rounds to survives a cast to bfloat16."""
+        return self.rounded.cast.bfloat16_obstacle(self._format) is None
 
     def remember(self, amax: Tensor) -> None:
         """Put a step's amax at the front of the history that delayed scaling reads; the oldest falls out."""
@@ -181,11 +210,11 @@ def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
 
 
 def code_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode) -> tuple[Tensor, Tensor, Tensor]:
-    """(Q(x) / scale, scale, counts): what `round_site` computes before it multiplies by the scale; no blocks.
+    """(Q(x) / scale, scale, counts): what `round_site` computes before it multiplies by the scale; no tiles.
 
     scale: 0-d for "tensor", (..., 1) for "row".
     """
-    assert mode.granularity != "block"
+    assert tile_of(mode.granularity) is None and mode.last and not mode.hadamard
     codes, (scale, _), counts = _code(x, spec, history, key, mode, in_bits=torch.compiler.is_compiling())
     return codes, scale, torch.stack(counts)
 
@@ -197,62 +226,81 @@ def rounded_with_counts(
 
     x: not empty.  `in_bits`: in the way that compiles to the fewest instructions.
     """
-    rounded, (scale, _), counts = _code(x, spec, history, key, mode, in_bits)
-    if mode.scaling != "none":
-        rounded = rounded * scale
-    return (from_blocks(rounded.view(to_blocks(x).shape), x) if mode.granularity == "block" else rounded), counts
+    if mode.hadamard:
+        x = rotated(x, mode.hadamard, mode.last, key if mode.redrawn else None)
+    codes, (scale, _), counts = _code(x, spec, history, key, mode, in_bits)
+    return join(_unscaled(codes, scale, mode), x, mode.granularity, mode.last), counts
+
+
+def _unscaled(codes: Tensor, scale: Tensor, mode: Mode) -> Tensor:
+    return codes if mode.scaling == "none" else codes * scale
 
 
 def _code(
     x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode, in_bits: bool, counting: bool = True
 ) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
-    """Q(x) / scale, (scale, inverse scale) and the counts; for blocks in their shape, or in that of `in_groups`."""
+    """Q(x) / scale, (scale, inverse scale) and the counts, in the shape of `split` or in that of `in_groups`."""
     if in_bits and x.is_contiguous():
         x = materialised(x)  # read twice, by the amax and by the rounding: a GELU before it would be computed twice
-    blocks = to_blocks(x) if mode.granularity == "block" else x
     fmt = FormatTensors.view(spec)
-    if in_bits and mode.granularity == "block" and x.device.type == "cpu":
-        blocks, fmt = in_groups(blocks, fmt)
-    amax = finite_amax(blocks, mode.granularity, fmt.infinity)
+    values = split(x, mode.granularity, mode.last)
+    if in_bits and mode.in_blocks and not mode.two_level and x.device.type == "cpu":
+        values, fmt = in_groups(values, fmt)
+    amax = finite_amax(values, mode.granularity, mode.last, fmt.infinity)
     if mode.shares_amax:
         amax = largest_over_ranks(amax)
-    if mode.at_rest and mode.scaling != "none":
+    if mode.at_rest and mode.scaling not in ("none", "static"):
         amax = settled_amax(amax, fmt)
-        blocks = torch.clamp(blocks, -amax, amax)
-    # at rest a salt of its own: the operand rounding of the same weight must not reuse the random numbers
-    salt = ~spec[-1] if mode.at_rest else spec[-1]
-    noise = uniform(key, blocks, salt, mode.shared, mode.use) if mode.rounding == "stochastic" else None
-    scale, inverse = _scale(amax, fmt, history, mode)
-    scaled = blocks if mode.scaling == "none" else blocks * inverse
+        values = torch.clamp(values, -amax, amax)
+    noise = _noise(x, values, fmt, key, mode) if mode.rounding == "stochastic" else None
+    scale, inverse = _scale(amax, fmt, spec, history, mode)
+    scaled = values if mode.scaling == "none" else values * inverse
     magnitude = round_magnitude(scaled, fmt, mode.rounding, noise)
     rounded = saturate(magnitude, scaled, fmt)
-    counts = count(blocks, scaled, magnitude, fmt, amax, scale, in_bits) if counting else []
+    counts = count(values, scaled, magnitude, fmt, amax, scale, in_bits) if counting else []
     return rounded, (scale, inverse), counts
+
+
+def _noise(x: Tensor, values: Tensor, fmt: FormatTensors, key: Tensor, mode: Mode) -> Tensor:
+    """Random numbers for `values`, which are x in the shape of `split`.
+
+    At rest with a salt of its own: the operand rounding of the same weight must not reuse the random numbers.
+    """
+    salt = ~fmt.salt if mode.at_rest else fmt.salt
+    if tile_of(mode.granularity) is None or mode.in_blocks:
+        return uniform(key, values, salt, mode.shared, mode.use)
+    return split(uniform(key, x, salt, mode.shared, mode.use), mode.granularity, mode.last)
 
 
 def rounded_and_scale(
     x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(Q(x), scale, inverse scale), each in the shape of x; nothing is counted."""
+    """(Q(x), scale, inverse scale), each in the shape of x; nothing is counted, and nothing is rotated."""
     if x.numel() == 0:
         return x, torch.ones_like(x), torch.ones_like(x)
-    codes, scales, _ = _code(x, spec, history, key, mode, in_bits=False, counting=False)
-    scale, inverse = (part.expand(codes.shape) for part in scales)
-    values = codes if mode.scaling == "none" else codes * scale
-    if mode.granularity == "block":
-        return from_blocks(values, x), from_blocks(scale, x), from_blocks(inverse, x)
+    codes, (scale, inverse), _ = _code(x, spec, history, key, mode, in_bits=False, counting=False)
+    parts = (_unscaled(codes, scale, mode), scale.expand(codes.shape), inverse.expand(codes.shape))
+    values, scale, inverse = (join(part, x, mode.granularity, mode.last) for part in parts)
     return values, scale, inverse
 
 
-def _scale(amax: Tensor, fmt: FormatTensors, history: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
+def _scale(amax: Tensor, fmt: FormatTensors, spec: Tensor, history: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
     if mode.scaling == "none":
         one = torch.ones_like(amax)
         return one, one
+    if mode.scaling == "static":
+        scale = history[0].expand(amax.shape)
+        return scale, 1.0 / scale
     if mode.scaling == "delayed":
         remembered = history.max()
         amax = torch.where(remembered > 0, remembered, amax)
     amax = amax * mode.amax_factor if mode.amax_factor != 1 else amax
-    scale, inverse = scale_for(amax, fmt, mode.power_of_two)
+    if mode.two_level:
+        scale_format = FormatTensors.view(spec[SPEC_LENGTH:])
+        tensor_amax = largest_over_ranks(amax.amax()) if mode.shared else amax.amax()
+        scale, inverse = two_level_scale(amax, tensor_amax, fmt, scale_format)
+    else:
+        scale, inverse = scale_for(amax, fmt, mode.power_of_two)
     return materialised(scale), materialised(inverse)
 
 
@@ -261,7 +309,8 @@ def _scale(amax: Tensor, fmt: FormatTensors, history: Tensor, mode: Mode) -> tup
 torch.library.define(
     "altgrad::round_site",
     "(Tensor x, Tensor spec, Tensor history, Tensor key, str rounding, str scaling, str granularity, "
-    "bool power_of_two, float amax_factor, bool at_rest, bool shared, int use, str source) -> (Tensor, Tensor)",
+    "bool power_of_two, float amax_factor, bool last, bool two_level, int hadamard, bool redrawn, bool at_rest, "
+    "bool shared, int use, str source) -> (Tensor, Tensor)",
 )
 
 

@@ -184,7 +184,7 @@ def _obstacle(device: torch.device) -> str | None:
 def _signature(model: nn.Module, layers: Mapping[str, QuantizedLinear], config: TrainConfig, ranks: int) -> str:
     """What decides which graph is compiled: the model's structure, the rounding modes and the batch."""
     shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
-    modes = [layer.site(site).mode for layer in layers.values() for site in ("weight", "activation", "gradient")]
+    modes = [(name, site.mode) for layer in layers.values() for name, site in layer.sites.items()]
     products = [layer.multiplies_bfloat16 for layer in layers.values()]
     fields = config.model_dump_json(include=_GRAPH_FIELDS)
     parts = (type(model).__qualname__, shapes, modes, products, ranks, fields, torch.__version__)

@@ -1,0 +1,159 @@
+"""A cast: how one operand of one GEMM is rounded.  Rounding belongs to the operand, not to the tensor.
+
+Hardware scales blocks along what a GEMM contracts, so that a scale can leave the sum of products.  The weight W
+(out, in) of a linear layer enters two GEMMs: `fprop` (y = x W^T) contracts over in, its last dimension, and `dgrad`
+(dx = dy W) over out, its first one.  With one scale per 32 values the two see W rounded in two different ways.
+
+No torch: see `train_config`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from altgrad.formats import NumberFormat, find_format
+
+Gemm = Literal["fprop", "dgrad", "wgrad"]
+GemmSite = Literal["weight", "activation", "gradient"]
+Dimension = Literal["first", "last"]  # of an operand's tensor, all dimensions but the last taken as one
+
+GEMM_SITES: tuple[GemmSite, ...] = ("weight", "activation", "gradient")
+# What each GEMM multiplies, with the dimension that it contracts, of x (tokens, in), W (out, in) and dy (tokens, out).
+GEMMS: Mapping[Gemm, Mapping[GemmSite, Dimension]] = {
+    "fprop": {"activation": "last", "weight": "last"},  # y = x W^T, over in
+    "dgrad": {"gradient": "last", "weight": "first"},  # dx = dy W, over out
+    "wgrad": {"gradient": "first", "activation": "first"},  # dW = dy^T x, over tokens
+}
+
+_TILE = re.compile(r"(\d+)x(\d+)")
+_LARGEST_HADAMARD = 1024
+
+
+def _normal_block(value: Any) -> Any:
+    """32 and "32" mean "1x32"."""
+    if isinstance(value, bool):
+        return value
+    return f"1x{value}" if isinstance(value, int) or (isinstance(value, str) and value.isdigit()) else value
+
+
+class Cast(BaseModel):
+    """How an operand is rounded.  A cast to BF16 or FP32, which are never scaled, is what "high precision" means."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    # fmt: off
+    format: str = Field("BF16", description="number format")
+    overflow: Literal["format", "saturate", "inf"] = Field("format", description="beyond the largest finite value: the format's own rule, the largest finite value, or infinity")
+    block: Annotated[str, BeforeValidator(_normal_block)] = Field("tensor", description="values that share a scale: tensor, row, or AxB: A across and B along the dimension of `axis` (1x32, 128x128)")
+    axis: Literal["contraction", "last"] = Field("contraction", description="rows and blocks run along what the GEMM contracts, or along the tensor's last dimension")
+    scaling: Literal["none", "dynamic", "delayed", "static"] = Field("dynamic", description="no scale, from the current amax, from the amax of earlier steps, or a fixed one")
+    scale_rule: Literal["ceil", "floor", "even", "ceil_amax", "real"] = Field("ceil", description="power of two that keeps amax in range (ceil), OCP MX's, by which up to half an octave saturates (floor), from the amax rounded to the element's mantissa (even), from the next power of two above amax (ceil_amax); real: amax / largest value")
+    scale_format: Literal["E8M0", "FP32", "E4M3"] = Field("E8M0", description="what a scale is stored as; E4M3: per block, under one FP32 scale per tensor")
+    static_scale: Annotated[float, Field(gt=0)] = Field(1.0, description="the scale where scaling is static")
+    amax_history: int = Field(16, ge=1, description="steps of amax history where scaling is delayed")
+    amax_factor: Annotated[float, Field(gt=0)] = Field(1.0, description="the scale is chosen for amax times this (a margin); below 1 the largest values overflow")
+    rounding: Literal["nearest", "toward_zero", "stochastic"] = Field("nearest", description="rounding")
+    hadamard: int = Field(0, ge=0, description="size of the Hadamard rotation along what the GEMM contracts, on both of its operands; 0: none")
+    hadamard_signs: Literal["fixed", "redrawn"] = Field("fixed", description="random signs of the rotation: the same in every step, or new ones")
+    # fmt: on
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        fmt = self.number_format
+        _ = self.tile
+        if self.scale_format == "E8M0" and self.scale_rule == "real":
+            raise ValueError(
+                "scale_rule='real' with scale_format='E8M0', which has powers of two only; use FP32 or E4M3"
+            )
+        if self.scale_format != "E8M0" and self.scale_rule != "real":
+            raise ValueError(
+                f"scale_rule={self.scale_rule!r} chooses a power of two, scale_format={self.scale_format!r} holds a real "
+                "scale; use scale_rule='real' or scale_format='E8M0'"
+            )
+        if self.scale_format == "E4M3" and self.tile is None:
+            raise ValueError(f"scale_format='E4M3' with block={self.block!r}: it is for blocks, such as block='1x16'")
+        if self.scaling in ("delayed", "static") and self.block != "tensor":
+            raise ValueError(
+                f"block={self.block!r} with scaling={self.scaling!r}: rows and blocks of the next batch have no history; "
+                "use block='tensor' or scaling='dynamic'"
+            )
+        if self.hadamard and (self.hadamard & (self.hadamard - 1) or not 2 <= self.hadamard <= _LARGEST_HADAMARD):
+            raise ValueError(f"hadamard={self.hadamard}: a power of two from 2 to {_LARGEST_HADAMARD}")
+        if fmt.mantissa_bits > 22 and self.scale_rule == "even":
+            raise ValueError(f"scale_rule='even' with format={self.format!r}: its mantissa leaves nothing to round")
+        return self
+
+    @property
+    def number_format(self) -> NumberFormat:
+        """The format as data, with the overflow rule asked for."""
+        fmt = find_format(self.format)
+        if self.overflow == "inf" and not fmt.has_inf:
+            raise ValueError(f"overflow='inf': {fmt} has no infinity; use overflow='saturate' or E5M2")
+        return fmt if self.overflow == "format" else dataclasses.replace(fmt, overflow=self.overflow)
+
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """(values across, values along) that share a scale; None for tensor and row."""
+        if self.block in ("tensor", "row"):
+            return None
+        match = _TILE.fullmatch(self.block)
+        if match is None or not (0 < int(match[1]) <= 1 << 16 and 0 < int(match[2]) <= 1 << 16):
+            raise ValueError(f"block={self.block!r}: tensor, row, or AxB such as 1x32 or 128x128")
+        return int(match[1]), int(match[2])
+
+    def dimension(self, contracted: Dimension) -> Dimension | None:
+        """Along which dimension of its tensor this cast runs; None where that makes no difference.
+
+        A scale per tensor or per square tile is the same in both directions, so one rounding serves two GEMMs.
+        """
+        if self.hadamard:
+            return contracted
+        if self.block == "tensor" or (self.tile is not None and self.tile[0] == self.tile[1]):
+            return None
+        return contracted if self.axis == "contraction" else "last"
+
+    @property
+    def redraws(self) -> bool:
+        """Whether every step draws new signs for the rotation."""
+        return self.hadamard > 0 and self.hadamard_signs == "redrawn"
+
+    def bfloat16_obstacle(self, fmt: NumberFormat | None = None) -> str | None:
+        """Why values rounded to `fmt` (the cast's own by default) under its scales do not survive a cast to bfloat16.
+
+        In a few words; None where they do.  At most 7 mantissa bits and a power-of-two scale leave at most 8
+        significant bits, which bfloat16 has.  Range is no obstacle: a value of normal float32 magnitude rounds to zero
+        or to a normal one, and bfloat16 has these.  What is smaller than 2^-126 to begin with loses its bits below
+        2^-133.
+        """
+        fmt = self.number_format if fmt is None else fmt
+        if fmt.mantissa_bits > 7:
+            return f"{fmt} has {fmt.mantissa_bits} mantissa bits, bfloat16 has 7"
+        if fmt.scaled and self.scaling != "none" and self.scale_format != "E8M0":
+            return f"{fmt} under {self.scale_format} scales needs more than bfloat16's 7 mantissa bits"
+        return None
+
+    def __str__(self) -> str:
+        """As in a table: `E4M3 1x32 floor`."""
+        fmt = self.number_format
+        words = [fmt.name]
+        if fmt.scaled:
+            words += {
+                "none": ["unscaled"],
+                "dynamic": [self.block],
+                "delayed": [self.block, "delayed"],
+                "static": [f"scale {self.static_scale:g}"],
+            }[self.scaling]
+            if self.scaling in ("dynamic", "delayed") and (self.scale_rule, self.scale_format) != ("ceil", "E8M0"):
+                words.append(self.scale_format if self.scale_rule == "real" else self.scale_rule.replace("_", " "))
+            if self.dimension("first") == "last":
+                words.append("along last")
+        if self.rounding != "nearest":
+            words.append(self.rounding.replace("_", " "))
+        if self.hadamard:
+            words.append(f"Hadamard {self.hadamard}" + (" redrawn" if self.hadamard_signs == "redrawn" else ""))
+        return " ".join(words)

@@ -1,0 +1,85 @@
+"""Rounding as a function of a tensor: the arithmetic of the layers, for whoever has no layer.
+
+y = fake_quantize(x, Cast(format="E2M1", block="1x16", scale_rule="real", scale_format="E4M3"))
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from altgrad.config.cast import Cast
+from altgrad.formats import FORMATS
+from altgrad.quantization.kernel.random import draw_key
+from altgrad.quantization.kernel.rotation import rotated, unrotated
+from altgrad.quantization.kernel.round import spec_of
+from altgrad.quantization.kernel.site import Mode, mode_of, rounded_and_scale
+from altgrad.quantization.straight_through import differentiable_once
+
+StraightThrough = Literal["plain", "clipped"]
+
+
+def fake_quantize(
+    x: Tensor,
+    cast: Cast | str,
+    dimension: Literal["first", "last"] = "last",
+    straight_through: StraightThrough = "plain",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """x rounded by a cast (or to a format by name, with one scale for the tensor); same shape and dtype.
+
+    x: any floating dtype and shape; it is rounded in float32.  dimension: along which rows, tiles and a rotation run;
+    "first" takes all dimensions but the last as one.  A rotation is undone in the result, which is Q(x R) R^T.
+    Gradient: passed through as it is (plain), or zero where |x| is beyond the largest value under its scale (clipped).
+    generator: of the random numbers of stochastic rounding and redrawn rotations, torch's default one if None.
+    Raises TypeError for a tensor that is not floating, ValueError for delayed scaling, which needs a history.
+    """
+    cast = Cast(format=cast) if isinstance(cast, str) else cast
+    if not x.is_floating_point():
+        raise TypeError(f"fake_quantize: x has dtype {x.dtype}; it must be floating")
+    if cast.scaling == "delayed":
+        raise ValueError("fake_quantize: scaling='delayed' needs the amax of earlier steps; use 'dynamic' or 'static'")
+    mode = mode_of(cast, dimension)
+    drawn = cast.rounding == "stochastic" or mode.redrawn
+    key = draw_key(generator, x.device) if drawn else torch.zeros(2, dtype=torch.int32, device=x.device)
+    rounded: Tensor = _FakeQuantize.apply(x, cast, mode, key, straight_through == "clipped")
+    return rounded
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cast: Cast, mode: Mode, key: Tensor, clipped: bool) -> Tensor:
+        fmt = cast.number_format
+        rule = "ceil" if cast.scale_rule == "real" else cast.scale_rule
+        spec = spec_of(fmt, 0, x.device, rule)
+        if mode.two_level:
+            spec = torch.cat([spec, spec_of(FORMATS["E4M3"], 0, x.device)])
+        fixed = torch.tensor([cast.static_scale], dtype=torch.float32, device=x.device)
+        signs_key = key if mode.redrawn else None
+        values = x.float()
+        if mode.hadamard and x.numel():
+            values = rotated(values, mode.hadamard, mode.last, signs_key)
+        rounded, _, inverse = rounded_and_scale(values, spec, fixed, key, mode)
+        if clipped:
+            ctx.save_for_backward((values * inverse).abs() <= fmt.max)
+        ctx.how = (mode, signs_key, x.dtype, x.shape) if clipped else None
+        if mode.hadamard and x.numel():
+            rounded = unrotated(rounded, x.shape, mode.hadamard, mode.last, signs_key)
+        return rounded.to(x.dtype)
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,) = gradients
+        if ctx.how is not None:
+            (inside,) = ctx.saved_tensors
+            mode, signs_key, dtype, shape = ctx.how
+            gradient = gradient.float()
+            if mode.hadamard and gradient.numel():
+                turned = rotated(gradient, mode.hadamard, mode.last, signs_key) * inside
+                gradient = unrotated(turned, shape, mode.hadamard, mode.last, signs_key).to(dtype)
+            else:
+                gradient = (gradient * inside).to(dtype)
+        return gradient, None, None, None, None

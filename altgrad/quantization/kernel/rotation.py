@@ -1,0 +1,62 @@
+"""Hadamard rotation: spreads an outlier over its neighbours before a block is rounded.
+
+Both operands of a GEMM are rotated along what it contracts, by the same orthogonal matrix R: (A R)(B R)^T = A B^T, so
+that the product needs no undoing.  R is block-diagonal; each block is a Hadamard matrix of n rows over sqrt(n), its
+rows given random signs.  A block [8, 0, 0, 0] becomes [4, 4, 4, 4] (up to signs): the largest value, and with
+it the scale, is halved.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from altgrad.quantization.kernel.random import uniform
+
+_FIXED_SEED = 0x5EED
+
+
+@functools.cache
+def hadamard(size: int, device: torch.device | str = "cpu") -> Tensor:
+    """Sylvester's Hadamard matrix over sqrt(size): (size, size), float32, orthogonal; size a power of two."""
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    for _ in range(size.bit_length() - 1):
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)], 0)
+    return (matrix / size**0.5).to(torch.float32).to(device)
+
+
+def signs(size: int, key: Tensor | None, device: torch.device | str = "cpu") -> Tensor:
+    """Random signs (size,): drawn from a step's key, or without one always the same."""
+    if key is None:
+        key = torch.full((2,), _FIXED_SEED, dtype=torch.int32, device=device)
+    noise = uniform(key, torch.empty(size, dtype=torch.float32, device=device), salt=_FIXED_SEED)
+    return torch.where(noise < 0.5, -1.0, 1.0)
+
+
+def rotated(x: Tensor, size: int, last: bool, key: Tensor | None) -> Tensor:
+    """x (..., n), as a matrix (rows, n), rotated in blocks of `size` along its last or its first dimension.
+
+    What the last block lacks is padded with zeros, so that the rotated dimension of the result is a multiple of `size`:
+    (..., n rounded up) for the last one; (rows rounded up, n) for the first one.
+    """
+    turn = signs(size, key, x.device)[:, None] * hadamard(size, x.device)
+    if last:
+        missing = -x.shape[-1] % size
+        padded = functional.pad(x, (0, missing)) if missing else x
+        return (padded.unflatten(-1, (-1, size)) @ turn).flatten(-2)
+    matrix = x.reshape(-1, x.shape[-1])
+    missing = -matrix.shape[0] % size
+    padded = functional.pad(matrix, (0, 0, 0, missing)) if missing else matrix
+    return (turn.t() @ padded.unflatten(0, (-1, size))).flatten(0, 1)
+
+
+def unrotated(x: Tensor, shape: torch.Size, size: int, last: bool, key: Tensor | None) -> Tensor:
+    """Undo `rotated`: the transpose is the inverse.  `shape`: of the tensor that was rotated, without its padding."""
+    turn = signs(size, key, x.device)[:, None] * hadamard(size, x.device)
+    if last:
+        return (x.unflatten(-1, (-1, size)) @ turn.t()).flatten(-2)[..., : shape[-1]]
+    matrix = (turn @ x.unflatten(0, (-1, size))).flatten(0, 1)
+    return matrix[: shape[:-1].numel()].reshape(shape)

@@ -1,0 +1,151 @@
+"""The three GEMMs of a linear layer on their six rounded operands, as autograd sees them.
+
+    y = Q(x) Q(W)^T + b        dx = Q(dy) Q(W)        dW = Q(dy)^T Q(x)
+
+Each Q is that of one operand of one GEMM.  Operands of one tensor that are cast alike share one rounding; others are
+rounded from the tensor itself, as hardware does: x in blocks along its last dimension for y, and anew in blocks along
+its tokens for dW.  The gradient passes through the rounding of x and W as if it were the identity (straight-through
+estimator, Bengio et al. 2013), also where values saturate; the bias gets the sum of the unrounded dy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from altgrad.config.cast import GEMMS, Gemm
+from altgrad.quantization import products as gemm
+from altgrad.quantization.kernel.site import Mode, Site, round_site
+from altgrad.quantization.straight_through import differentiable_once
+
+
+class Plan(NamedTuple):
+    """What is fixed about a layer when a graph is compiled.
+
+    modes: of the roundings of x, W and dy.  reads: which rounding of its two operands each GEMM multiplies.
+    """
+
+    activation: tuple[Mode, ...]
+    weight: tuple[Mode, ...]
+    gradient: tuple[Mode, ...]
+    fprop: tuple[int, int]  # of activation and weight
+    dgrad: tuple[int, int]  # of gradient and weight
+    wgrad: tuple[int, int]  # of gradient and activation
+    wanted: tuple[Gemm, ...]  # the GEMMs that will be done
+    narrow: bool  # multiply bfloat16
+    counting: bool  # and say what the rounding of dy did
+
+    @classmethod
+    def of(
+        cls, sites: Sequence[Sequence[Site]], wanted: tuple[Gemm, ...], *, use: int, narrow: bool, counting: bool
+    ) -> Plan:
+        """`sites`: the roundings of x, W and dy."""
+        modes = [tuple(site.mode._replace(use=use) for site in found) for found in sites]
+        places = {
+            (operand.gemm, operand.site): place
+            for found in sites
+            for place, site in enumerate(found)
+            for operand in site.rounded.operands
+        }
+        reads = [tuple(places[name, site] for site in operands) for name, operands in GEMMS.items()]
+        return cls(*modes, *reads, wanted, narrow, counting)  # type: ignore[call-arg, arg-type]
+
+    @property
+    def of_x(self) -> list[int]:
+        """Which roundings of x are made."""
+        return sorted({self.fprop[0], self.wgrad[1]} if "wgrad" in self.wanted else {self.fprop[0]})
+
+    @property
+    def of_weight(self) -> list[int]:
+        """Which roundings of W are made."""
+        return sorted({self.fprop[1], self.dgrad[1]} if "dgrad" in self.wanted else {self.fprop[1]})
+
+    @property
+    def of_dy(self) -> list[int]:
+        """Which roundings of dy are made."""
+        return sorted({getattr(self, name)[0] for name in ("dgrad", "wgrad") if name in self.wanted})
+
+
+def operand_gemms(
+    x: Tensor, weight: Tensor, bias: Tensor | None, key: Tensor, sites: Sequence[Sequence[Site]], plan: Plan
+) -> tuple[Tensor, list[tuple[Site, Tensor]]]:
+    """(x W^T + b, the counts of each rounding of x and W that was made), float32.
+
+    x (..., in), weight (out, in), bias (out,).  Counts of dy reach their sites in the backward pass.
+    """
+    counters: list[Site] | None = None
+    slots: list[Tensor | None] = [None] * len(sites[2])
+    if plan.counting and plan.of_dy:
+        compiling = torch.compiler.is_compiling()
+        slots = [site.slots.next() if compiling else site.slots.first for site in sites[2]]
+        counters = None if compiling else list(sites[2])
+    states = [state for found in sites for site in found for state in (site.spec, site.history)]
+    y, *counts = _OperandGemms.apply(x, weight, bias, plan, counters, key, *slots, *states)
+    made = [sites[0][place] for place in plan.of_x] + [sites[1][place] for place in plan.of_weight]
+    return y, list(zip(made, counts, strict=True))
+
+
+class _OperandGemms(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        plan: Plan,
+        counters: list[Site] | None,
+        key: Tensor,
+        *tensors: Any,
+    ) -> Any:
+        slots = len(plan.gradient)
+        states = _pairs(tensors[slots:])
+        counts: list[Tensor] = []
+
+        def made(values: Tensor, places: list[int], modes: tuple[Mode, ...], first: int) -> dict[int, Tensor]:
+            rounded = {}
+            for place in places:
+                spec, history = states[first + place]
+                found, counted = round_site(values, spec, history, key, modes[place])
+                rounded[place] = found.bfloat16() if plan.narrow else found
+                counts.append(counted)
+            return rounded
+
+        of_x = made(x, plan.of_x, plan.activation, 0)
+        of_weight = made(weight, plan.of_weight, plan.weight, len(plan.activation))
+        y = gemm.product(of_x[plan.fprop[0]], of_weight[plan.fprop[1]], bias)
+        kept_weight = of_weight[plan.dgrad[1]] if "dgrad" in plan.wanted else None
+        kept_x = of_x[plan.wgrad[1]] if "wgrad" in plan.wanted else None
+        ctx.save_for_backward(kept_weight, kept_x, key, *tensors[-2 * slots :])
+        ctx.plan, ctx.counters, ctx.shape, ctx.inputs = plan, counters, x.shape, len(tensors)
+        ctx.mark_non_differentiable(*counts)
+        return y, *counts
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        dy, plan = gradients[0].contiguous(), ctx.plan
+        weight, x, key, *tensors = ctx.saved_tensors
+        states = _pairs(tensors)
+        rounded: dict[int, Tensor] = {}
+        in_slots: list[Tensor | None] = [None] * len(plan.gradient)
+        for place in plan.of_dy:
+            spec, history = states[place]
+            found, counts = round_site(dy, spec, history, key, plan.gradient[place])
+            rounded[place] = found.bfloat16() if plan.narrow else found
+            if ctx.counters is not None:
+                ctx.counters[place].add_counts(counts)
+            elif plan.counting:
+                in_slots[place] = counts
+        dx = gemm.dgrad(rounded[plan.dgrad[0]], weight, ctx.shape) if "dgrad" in plan.wanted else None
+        dw = gemm.wgrad(rounded[plan.wgrad[0]], x) if "wgrad" in plan.wanted else None
+        bias = dy.reshape(-1, dy.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
+        rest = (None,) * (ctx.inputs - len(in_slots))
+        return dx, dw, bias, None, None, None, *in_slots, *rest
+
+
+def _pairs(states: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """(spec, history) of each rounding."""
+    return list(zip(states[::2], states[1::2], strict=True))

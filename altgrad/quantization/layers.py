@@ -24,7 +24,7 @@ from altgrad.formats import NumberFormat, Overflow, find_format
 from altgrad.quantization import native_fp8 as native
 from altgrad.quantization import products as gemm
 from altgrad.quantization.kernel.site import Site, rounded_and_scale
-from altgrad.quantization.operand_gemms import Plan, operand_gemms
+from altgrad.quantization.operand_gemms import Plan, operand_gemms, reads_of
 
 OPERAND_TENSORS: tuple[GemmSite, ...] = ("activation", "weight", "gradient")
 _SALT_APART = 1 << 20  # between the random numbers of two roundings of one tensor
@@ -73,6 +73,7 @@ class QuantizedLinear(nn.Linear):
                 own_salt = salt * len(GEMM_SITES) + place + again * _SALT_APART
                 self.sites[rounded.name] = Site(rounded, own_salt, device)
             self._by_tensor[site] = [self.sites[rounded.name] for rounded in found]
+        self._reads = reads_of([self._by_tensor[tensor] for tensor in OPERAND_TENSORS])
         self.stochastic = any(cast.rounding == "stochastic" or cast.redraws for cast in casts.values())
         self.key = torch.zeros(3, dtype=torch.int32, device=device)
         self.draws = 0
@@ -121,7 +122,9 @@ class QuantizedLinear(nn.Linear):
         if training and self.weight.requires_grad:
             wanted.append("wgrad")
         sites = [self.roundings(tensor) for tensor in OPERAND_TENSORS]
-        plan = Plan.of(sites, tuple(wanted), use=use, narrow=self.multiplies_bfloat16, counting=self.counting)
+        plan = Plan.of(
+            sites, self._reads, tuple(wanted), use=use, narrow=self.multiplies_bfloat16, counting=self.counting
+        )
         y, counts = operand_gemms(x, self.weight.float(), bias, self.key, sites, plan)
         if training and self.counting:
             for site, counted in counts:

@@ -17,9 +17,23 @@ import torch
 from torch import Tensor
 
 from altgrad.config.cast import GEMMS, Gemm
+from altgrad.config.operands import Operand
 from altgrad.quantization import products as gemm
 from altgrad.quantization.kernel.site import Mode, Site, round_site
 from altgrad.quantization.straight_through import differentiable_once
+
+Reads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+def reads_of(sites: Sequence[Sequence[Site]]) -> Reads:
+    """Which rounding of its two operands each GEMM multiplies, by `GEMMS`; `sites`: the roundings of x, W and dy."""
+    places = {
+        operand: place for found in sites for place, site in enumerate(found) for operand in site.rounded.operands
+    }
+    fprop, dgrad, wgrad = (
+        tuple(places[Operand(name, tensor)] for tensor in operands) for name, operands in GEMMS.items()
+    )
+    return fprop, dgrad, wgrad  # type: ignore[return-value]
 
 
 class Plan(NamedTuple):
@@ -40,18 +54,18 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(
-        cls, sites: Sequence[Sequence[Site]], wanted: tuple[Gemm, ...], *, use: int, narrow: bool, counting: bool
+        cls,
+        sites: Sequence[Sequence[Site]],
+        reads: Reads,
+        wanted: tuple[Gemm, ...],
+        *,
+        use: int,
+        narrow: bool,
+        counting: bool,
     ) -> Plan:
-        """`sites`: the roundings of x, W and dy."""
+        """`sites`: the roundings of x, W and dy; `reads`: see `reads_of`."""
         modes = [tuple(site.mode._replace(use=use) for site in found) for found in sites]
-        places = {
-            (operand.gemm, operand.site): place
-            for found in sites
-            for place, site in enumerate(found)
-            for operand in site.rounded.operands
-        }
-        reads = [tuple(places[name, site] for site in operands) for name, operands in GEMMS.items()]
-        return cls(*modes, *reads, wanted, narrow, counting)  # type: ignore[call-arg, arg-type]
+        return cls(*modes, *reads, wanted, narrow, counting)  # type: ignore[arg-type]
 
     @property
     def of_x(self) -> list[int]:

@@ -68,7 +68,7 @@ def test_displacement_holds_across_a_change_of_format_in_the_window():
     weights = {name: layer.weight.detach().clone() for name, layer in bench.layers.items()}
     bench.step()
     for layer in bench.layers.values():
-        layer.site("weight").set_format(find_format("E5M2"))
+        layer.set_format("weight", find_format("E5M2"))
     steps, snapshot, _ = bench.measured_step()
     for step in steps:
         change, intent = step.stored_after - start[step.name], step.intended - weights[step.name]

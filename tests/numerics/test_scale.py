@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from altgrad.config.operands import roundings
 from altgrad.config.recipe import Recipe
 from altgrad.formats import FORMATS, SPLITS, NumberFormat
 from altgrad.quantization.kernel.counters import COUNTERS
 from altgrad.quantization.kernel.round import FormatTensors, round_to_format, spec_of
-from altgrad.quantization.kernel.scale import finite_amax, from_blocks, scale_for, to_blocks
+from altgrad.quantization.kernel.scale import scale_for
 from altgrad.quantization.kernel.site import Mode, Site, round_site
+from altgrad.quantization.kernel.tiles import finite_amax, join, split
 from tests.support.oracles import LARGEST, SMALLEST, power_of_two_scale, quantise_by_hand, same_bits
 
 EIGHT_BITS = SPLITS
@@ -201,7 +203,8 @@ def test_delayed_scaling_uses_the_largest_remembered_amax_and_the_current_one_at
 
 def test_the_history_forgets_after_its_length():
     recipe = Recipe(format="E4M3", scaling="delayed", amax_history=3)
-    site = Site(recipe.format_at("", "activation"), recipe, "activation", 0, torch.device("cpu"))
+    [rounded] = roundings(recipe.casts_at())["activation"]
+    site = Site(rounded, 0, torch.device("cpu"))
     largest = []
     for amax in (8.0, 1.0, 2.0, 3.0, 0.5, 0.5, 0.5):
         site.remember(torch.tensor(amax))
@@ -212,9 +215,9 @@ def test_the_history_forgets_after_its_length():
 @pytest.mark.parametrize("shape", [(32,), (5, 64), (2, 3, 45), (4, 1)])
 def test_blocks_come_back_as_they_went_and_are_padded_with_zeros(shape):
     x = spread(*shape)
-    blocks = to_blocks(x)
+    blocks = split(x, "1x32", last=True)
     assert blocks.shape == (*shape[:-1], math.ceil(shape[-1] / 32), 32)
-    assert torch.equal(from_blocks(blocks, x), x)
+    assert torch.equal(join(blocks, x, "1x32", last=True), x)
     assert torch.count_nonzero(blocks) == torch.count_nonzero(x)
     assert finite_amax(blocks, "1x32", True).shape == (*blocks.shape[:-1], 1)
 

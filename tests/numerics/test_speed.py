@@ -159,7 +159,7 @@ def test_compiled_training_has_the_losses_of_eager_training_with_one_graph_for_a
     trainer = Trainer(TrainConfig(**MICRO, format="E5M2", seed=3, compile=True))
     trainer.step()
     for layer in trainer.layers.values():
-        layer.site("weight").set_format(FORMATS["E6M1"])
+        layer.set_format("weight", FORMATS["E6M1"])
     trainer.step()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 

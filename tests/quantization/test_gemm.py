@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from altgrad.config.cast import Cast
 from altgrad.config.recipe import GEMM_SITES, Recipe
 from altgrad.config.train_config import ConfigError, TrainConfig, make_config
 from altgrad.formats import FALLBACKS, FORMATS, NumberFormat, find_format
@@ -95,8 +96,9 @@ def test_losses_in_bfloat16_are_those_in_float32_bit_for_bit(fields):
 
 def test_all_three_products_see_operands_in_bfloat16_and_keep_them_in_it(monkeypatch):
     seen = []
-    product = gemm._product
-    monkeypatch.setattr(gemm, "_product", lambda a, b, bias: seen.append((a.dtype, b.dtype)) or product(a, b, bias))
+    product, wgrad = gemm.product, gemm.wgrad
+    monkeypatch.setattr(gemm, "product", lambda a, b, bias: seen.append((a.dtype, b.dtype)) or product(a, b, bias))
+    monkeypatch.setattr(gemm, "wgrad", lambda a, b: seen.append((a.dtype, b.dtype)) or wgrad(a, b))
     layer = layer_of(Recipe(format="E4M3", gemm_dtype="bfloat16"))
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -123,7 +125,7 @@ def test_a_site_of_too_many_mantissa_bits_is_refused_in_one_line(fmt, site):
 
 
 def test_real_scales_are_refused_where_a_format_takes_a_scale():
-    with pytest.raises(ConfigError, match=r"^c: gemm_dtype='bfloat16': E4M3 with scale_power_of_two=false [^\n]*$"):
+    with pytest.raises(ConfigError, match=r"^c: gemm_dtype='bfloat16': E4M3 under FP32 scales [^\n]*$"):
         make_config({"format": "E4M3", "scale_power_of_two": False, "gemm_dtype": "bfloat16"}, "c")
     Recipe(format="BF16", scale_power_of_two=False, gemm_dtype="bfloat16")
 
@@ -143,19 +145,19 @@ def two_layers() -> nn.Module:
 
 
 def test_no_emergency_shift_leads_to_a_format_that_bfloat16_lacks():
-    assert all(Recipe().bfloat16_obstacle(FORMATS[name]) is None for pair in FALLBACKS.items() for name in pair)
+    assert all(Cast().bfloat16_obstacle(FORMATS[name]) is None for pair in FALLBACKS.items() for name in pair)
 
 
 def test_a_layer_that_changes_to_a_wide_format_multiplies_float32_or_refuses(monkeypatch):
     monkeypatch.setattr(gemm, "bfloat16_pays", lambda device: True)
     layer = quantize_model(two_layers(), Recipe(format="E4M3")).layers["0"]
-    layer.site("weight").set_format(FORMATS["FP16"])
+    layer.set_format("weight", FORMATS["FP16"])
     assert not layer.multiplies_bfloat16
-    layer.site("weight").set_format(FORMATS["E5M2"])
+    layer.set_format("weight", FORMATS["E5M2"])
     assert layer.multiplies_bfloat16
     asked = quantize_model(two_layers(), Recipe(format="E4M3", gemm_dtype="bfloat16")).layers["0"]
     with pytest.raises(ValueError, match=r"^gemm_dtype='bfloat16': FP16 has 10 mantissa bits[^\n]*$"):
-        asked.site("weight").set_format(FORMATS["FP16"])
+        asked.set_format("weight", FORMATS["FP16"])
     assert asked.format_of("weight").name == "E4M3"
 
 
@@ -166,7 +168,7 @@ def test_a_compiled_graph_serves_all_exact_formats_and_another_one_those_that_ar
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(layer, backend=counter, dynamic=False, fullgraph=True)
     for name, graphs in (("E4M3", 1), ("E7M0", 1), ("BF16", 1), ("FP16", 2), ("FP32", 2), ("E5M2", 2)):
-        layer.site("weight").set_format(FORMATS[name])
+        layer.set_format("weight", FORMATS[name])
         compiled(draw(6, 16, seed=3))
         for site in GEMM_SITES:
             layer.site(site).take_counts()

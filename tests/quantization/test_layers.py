@@ -122,7 +122,7 @@ def test_a_shifted_format_acts_at_the_next_forward_pass():
     layer = layer_of(Recipe(format="E2M1"))
     x, dy = draw(4, IN, seed=3), draw(4, OUT, seed=4)
     for site, name in zip(GEMM_SITES, ("E3M4", "E4M3b9", "E7M0"), strict=True):
-        layer.site(site).set_format(find_format(name))
+        layer.set_format(site, find_format(name))
         for ours, reference in zip(run(layer, x, dy), by_hand(layer, x, dy)[0], strict=True):
             assert same_bits(ours.numpy() + 0.0, reference + 0.0)
 
@@ -162,7 +162,7 @@ def test_one_compiled_graph_serves_every_format_shift():
     for fmt in [*FORMATS.values(), find_format("E2M1"), find_format("E4M3b11")]:
         for layer in (eager, compiled):
             for site in GEMM_SITES:
-                layer.site(site).set_format(fmt)
+                layer.set_format(site, fmt)
         expected = run(eager, x, dy)
         compiled.zero_grad()
         inputs = x.clone().requires_grad_()

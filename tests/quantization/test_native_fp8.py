@@ -208,4 +208,4 @@ def test_a_site_cannot_change_its_format_at_run_time():
     layer = layer_of(Recipe(**MIXED, native_fp8=True))
     layer.restore_formats(layer.format_names())
     with pytest.raises(ValueError, match=r"^native_fp8=True: a site cannot change from E4M3 to E5M2"):
-        layer.site("weight").set_format(FORMATS["E5M2"])
+        layer.set_format("weight", FORMATS["E5M2"])

@@ -105,6 +105,7 @@ class Site:
         self.rounded, self.mode = rounded, mode_of(cast, rounded.dimension)
         self._salt = salt
         self._format = cast.number_format
+        self.exact_in_bfloat16 = cast.bfloat16_obstacle() is None  # whether what it rounds to survives the cast
         self.spec = self._spec(device)
         kept = {"delayed": [0.0] * cast.amax_history, "static": [cast.static_scale]}.get(cast.scaling, [])
         self.history = torch.tensor(kept, dtype=torch.float32, device=device)
@@ -136,6 +137,7 @@ class Site:
     def set_format(self, fmt: NumberFormat) -> None:
         """Round to another format from now on; the cast's block, scale and rounding stay."""
         self._format = fmt
+        self.exact_in_bfloat16 = self.rounded.cast.bfloat16_obstacle(fmt) is None
         self.spec.copy_(self._spec(self.spec.device))
 
     def follow(self, device: torch.device) -> None:
@@ -172,11 +174,6 @@ class Site:
         counts = self.counted()
         self.counts, self._aside, self.slots.used = None, None, 0
         return counts
-
-    @property
-    def exact_in_bfloat16(self) -> bool:
-        """Whether what it rounds to survives a cast to bfloat16."""
-        return self.rounded.cast.bfloat16_obstacle(self._format) is None
 
     def remember(self, amax: Tensor) -> None:
         """Put a step's amax at the front of the history that delayed scaling reads; the oldest falls out."""

@@ -10,9 +10,6 @@ Padding is what hardware does with a tile at the edge: a zero changes neither an
 
 from __future__ import annotations
 
-import functools
-import re
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -21,21 +18,19 @@ from altgrad.quantization.kernel.random import materialised
 from altgrad.quantization.kernel.round import FormatTensors
 
 GROUP_VALUES = 2048  # that compiled code takes at a time: 8 KiB, so that what the amax read is in the nearest cache
-_TILE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 _FIELD = 23  # float32: bits below the exponent field
 _MAGNITUDE = 0x7FFFFFFF
 _NEXT_EXPONENT = 1 << _FIELD
 
 
-@functools.cache
 def tile_of(granularity: str) -> tuple[int, int] | None:
     """(values across, values along) of a tile; None for "tensor" and "row".  Raises ValueError for another name."""
     if granularity in ("tensor", "row"):
         return None
-    match = _TILE.fullmatch(granularity)
-    if match is None:
-        raise ValueError(f"granularity={granularity!r}: tensor, row, or AxB such as 1x32 or 128x128")
-    return int(match[1]), int(match[2])
+    across, _, along = granularity.partition("x")
+    if not (across.isdigit() and along.isdigit() and int(across) and int(along)):
+        raise ValueError(f"granularity={granularity!r}; known: tensor, row, AxB such as 1x32 or 128x128")
+    return int(across), int(along)
 
 
 def split(x: Tensor, granularity: str, last: bool) -> Tensor:

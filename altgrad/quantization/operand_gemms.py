@@ -65,7 +65,7 @@ class Plan(NamedTuple):
     ) -> Plan:
         """`sites`: the roundings of x, W and dy; `reads`: see `reads_of`."""
         modes = [tuple(site.mode._replace(use=use) for site in found) for found in sites]
-        return cls(*modes, *reads, wanted, narrow, counting)  # type: ignore[arg-type]
+        return cls(*modes, *reads, wanted, narrow, counting)  # type: ignore[call-arg, arg-type]
 
     @property
     def of_x(self) -> list[int]:

@@ -28,6 +28,7 @@ if not __package__:  # run as a script: this folder is on the path, the reposito
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from altgrad.commands.direct_http import open_directly, why_not
+from altgrad.commands.option_fields import without_secrets
 from altgrad.commands.option_parser import OneLineParser, word
 from altgrad.storage.folder import check_location
 from altgrad.text.error_hints import error_text
@@ -67,16 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options = parse_options(sweep_arguments)
             check_sweep(options)
             check_cluster(own.address)
-            return _submit(own.address, _without_webhook(sweep_arguments), options.notify, wait=not own.no_wait)
+            return _submit(
+                own.address, without_secrets(sweep_arguments, SweepOptions), options.notify, wait=not own.no_wait
+            )
         except SweepError as error:
             print(f"submit.py: error: {harmless(error_text(error))}", file=sys.stderr)
             return 2
-
-
-def _without_webhook(words: Sequence[str]) -> list[str]:
-    """A command line without the webhook's address, which everybody who sees the job would read there."""
-    kept = [word for word in words if not word.startswith("--notify=")]
-    return [word for before, word in zip(["", *kept], kept, strict=False) if "--notify" not in (before, word)]
 
 
 def check_sweep(options: SweepOptions) -> None:

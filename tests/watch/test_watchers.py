@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from altgrad.commands.option_fields import without_secrets
 from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.storage.folder import Folder
 from altgrad.storage.patience import StorageRefused
@@ -24,10 +25,10 @@ from tune.cluster.ray_trial import may_pass
 from tune.cluster.ray_watch import RayFailed, watched_ray
 from tune.plan.inputs import check_inputs
 from tune.plan.machine import Machine
-from tune.plan.options import parse_options
+from tune.plan.options import SweepOptions, parse_options
 from tune.plan.trial import Trial
 from tune.run.interrupts import Interrupted, Interrupts
-from tune.submit import _without_webhook, main
+from tune.submit import main
 from tune.watch.journal import LOG, Journal
 from tune.watch.watchers import Watcher
 
@@ -263,7 +264,7 @@ def test_a_ray_that_lives_disturbs_nobody() -> None:
 @pytest.mark.parametrize("words", [["--notify", "http://h/secret"], ["--notify=http://h/secret"]])
 def test_a_webhook_is_not_on_the_job_s_command_line(words: list[str]) -> None:
     assert parse_options(words).notify == "http://h/secret"
-    assert _without_webhook(["--seeds", "2", *words, "--dry-run"]) == ["--seeds", "2", "--dry-run"]
+    assert without_secrets(["--seeds", "2", *words, "--dry-run"], SweepOptions) == ["--seeds", "2", "--dry-run"]
 
 
 def test_the_webhook_reaches_the_job_by_its_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

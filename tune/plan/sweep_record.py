@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from altgrad.commands.option_fields import masked
 from altgrad.results import SCHEMA, Lease, LeaseHeld, RunWriter, ended_as, list_sweeps, read_plan
 from altgrad.storage.folder import Folder, check_location
 from altgrad.text.error_hints import cut, did_you_mean, shown
@@ -76,7 +77,7 @@ def create_sweep(options: SweepOptions, plan: Plan, resources: Resources | None 
             "schema": SCHEMA,
             "sweep": sweep.name,
             "created": time.time(),
-            "command": shlex.join([Path(sys.executable).name, *_without_secrets(sys.argv)]),
+            "command": shlex.join([Path(sys.executable).name, *masked(sys.argv, SweepOptions)]),
             "runs": [trial.to_json() for trial in plan.trials],
         } | ({} if shares is None else {"resources": asdict(shares)})
         existing = _deepest_existing(sweep.folder)
@@ -167,12 +168,6 @@ def _storage_errors(options: SweepOptions) -> Iterator[None]:
         raise
     except ValueError as error:  # names what it may of the location
         raise SweepError(f"--results: {error}") from error
-
-
-def _without_secrets(words: Sequence[str]) -> list[str]:
-    """A command line whose webhook address, which is a secret, is masked."""
-    kept = ["--notify=***" if word.startswith("--notify=") else word for word in words]
-    return ["***" if before == "--notify" else word for before, word in zip(["", *kept], kept, strict=False)]
 
 
 def _location(results: str) -> str:

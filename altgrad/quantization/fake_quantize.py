@@ -15,7 +15,7 @@ from altgrad.formats import FORMATS
 from altgrad.quantization.kernel.random import draw_key
 from altgrad.quantization.kernel.rotation import rotated, unrotated
 from altgrad.quantization.kernel.round import spec_of
-from altgrad.quantization.kernel.site import Mode, mode_of, rounded_and_scale
+from altgrad.quantization.kernel.scaled_rounding import Mode, mode_of, rounded_and_scale
 from altgrad.quantization.straight_through import differentiable_once
 
 StraightThrough = Literal["plain", "clipped"]

@@ -23,7 +23,8 @@ from altgrad.config.recipe import Recipe
 from altgrad.formats import NumberFormat, Overflow, find_format
 from altgrad.quantization import native_fp8 as native
 from altgrad.quantization import products as gemm
-from altgrad.quantization.kernel.site import Site, rounded_and_scale
+from altgrad.quantization.kernel.scaled_rounding import rounded_and_scale
+from altgrad.quantization.kernel.site import Site
 from altgrad.quantization.operand_gemms import Plan, operand_gemms, reads_of
 
 OPERAND_TENSORS: tuple[GemmSite, ...] = ("activation", "weight", "gradient")

@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from altgrad.quantization.kernel.site import Mode, Site, code_site
+from altgrad.quantization.kernel.scaled_rounding import Mode, code_site
+from altgrad.quantization.kernel.site import Site
 from altgrad.quantization.straight_through import differentiable_once
 
 DIVISOR = 16  # of both dimensions of an FP8 operand (cuBLASLt)

@@ -19,7 +19,8 @@ from torch import Tensor
 from altgrad.config.cast import GEMMS, Gemm
 from altgrad.config.operands import Operand
 from altgrad.quantization import products as gemm
-from altgrad.quantization.kernel.site import Mode, Site, round_site
+from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
+from altgrad.quantization.kernel.site import Site
 from altgrad.quantization.straight_through import differentiable_once
 
 Reads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]

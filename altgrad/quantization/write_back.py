@@ -9,7 +9,7 @@ from torch import Tensor
 
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.kernel.random import derived_words, fill_key
-from altgrad.quantization.kernel.site import round_site
+from altgrad.quantization.kernel.scaled_rounding import round_site
 from altgrad.quantization.layers import QuantizedLinear
 
 _ORIGIN = 0x57  # tells the keys of a step's further write-backs from other derived ones

@@ -18,7 +18,8 @@ from altgrad.formats import FORMATS, SPLITS, NumberFormat
 from altgrad.quantization.kernel.counters import COUNTERS
 from altgrad.quantization.kernel.round import FormatTensors, round_to_format, spec_of
 from altgrad.quantization.kernel.scale import scale_for
-from altgrad.quantization.kernel.site import Mode, Site, round_site
+from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
+from altgrad.quantization.kernel.site import Site
 from altgrad.quantization.kernel.tiles import finite_amax, join, split
 from tests.support.oracles import LARGEST, SMALLEST, power_of_two_scale, quantise_by_hand, same_bits
 

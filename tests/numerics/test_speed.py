@@ -21,7 +21,7 @@ from altgrad.formats import FORMATS, find_format
 from altgrad.quantization.kernel.compiled import INDUCTOR_OPTIONS, compiled_round, compiled_round_and_count
 from altgrad.quantization.kernel.random import draw_key
 from altgrad.quantization.kernel.round import round_to_format, spec_of
-from altgrad.quantization.kernel.site import Mode, round_site
+from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training.compile import step_loss as compiling
 from altgrad.training.compile.step_loss import StepLoss

@@ -12,7 +12,7 @@ from altgrad.config.train_config import ConfigError, TrainConfig, make_config
 from altgrad.formats import FORMATS, find_format
 from altgrad.quantization import native_fp8 as native
 from altgrad.quantization.kernel.round import round_to_format, spec_of
-from altgrad.quantization.kernel.site import Mode, round_site
+from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training.trainer import Trainer
 from tests.support.layer_reference import run

@@ -13,7 +13,7 @@ from altgrad.config.cast import GEMMS, Cast
 from altgrad.config.operands import ALL_OPERANDS, Operand, roundings
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.fake_quantize import fake_quantize
-from altgrad.quantization.kernel.site import round_site
+from altgrad.quantization.kernel.scaled_rounding import round_site
 from altgrad.quantization.quantized_model import QuantizedModel, quantize_model
 
 TOKENS, INTO, OUT = 48, 64, 32

@@ -18,7 +18,7 @@ from altgrad.config.train_config import TrainConfig
 from altgrad.formats import FORMATS
 from altgrad.quantization.kernel.counters import COUNTERS
 from altgrad.quantization.kernel.round import round_to_format
-from altgrad.quantization.kernel.site import Mode, round_site
+from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 from altgrad.quantization.layers import unrounded
 from altgrad.quantization.quantized_model import QuantizedModel, quantize_model
 from altgrad.training.data import TextBatches, load_corpus

@@ -13,7 +13,7 @@ from altgrad.config.train_config import TrainConfig
 from altgrad.formats import FORMATS
 from altgrad.quantization.kernel.compiled import compiled_round, compiled_round_and_count
 from altgrad.quantization.kernel.round import round_to_format, spec_of
-from altgrad.quantization.kernel.site import Mode, round_site
+from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training.trainer import Trainer
 from tests.support.layer_reference import draw, run

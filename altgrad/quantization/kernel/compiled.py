@@ -16,7 +16,7 @@ from torch import Tensor
 from altgrad.formats import NumberFormat
 from altgrad.quantization.kernel.random import draw_key
 from altgrad.quantization.kernel.round import Rounding, spec_of
-from altgrad.quantization.kernel.site import Mode, round_site, rounded_with_counts
+from altgrad.quantization.kernel.scaled_rounding import Mode, round_site, rounded_with_counts
 
 # For `torch.compile(..., options=INDUCTOR_OPTIONS)` of anything that rounds.
 INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {

@@ -9,15 +9,22 @@ the site's counts before the next one could be added to it.  Eager backward pass
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from altgrad.quantization.kernel.counters import COUNTERS, SUMS
 
-if TYPE_CHECKING:
-    from altgrad.quantization.kernel.site import Site
+
+class Counter(Protocol):
+    """What collects the counts of a rounding (a `Site`)."""
+
+    spec: Tensor
+    slots: Slots
+
+    def add_counts(self, counts: Tensor) -> None: ...
+
 
 MOST_USES = 32  # of one layer in one compiled graph
 
@@ -25,7 +32,7 @@ MOST_USES = 32  # of one layer in one compiled graph
 class Slots:
     """The dummy inputs of one site: `of(use)`, (len(COUNTERS),) float32."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Counter) -> None:
         device, self._site = site.spec.device, weakref.ref(site)
         self.first = torch.zeros(len(COUNTERS), dtype=torch.float32, device=device, requires_grad=True)
         shape = MOST_USES - 1, len(COUNTERS)
@@ -50,7 +57,7 @@ class Slots:
 class _Fold:
     """After a backward call: moves a slot's gradient into the counts of its site."""
 
-    def __init__(self, site: weakref.ref[Site]) -> None:
+    def __init__(self, site: weakref.ref[Counter]) -> None:
         self._site = site
 
     def __call__(self, slot: Tensor) -> None:

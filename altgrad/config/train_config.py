@@ -17,7 +17,7 @@ from altgrad.config.config_errors import ConfigError, FieldError
 from altgrad.config.field_traits import field
 from altgrad.config.gpt_sizes import PRESETS, GPTShape
 from altgrad.config.recipe import Fraction, Positive, Recipe
-from altgrad.text.error_hints import cut, did_you_mean, shown
+from altgrad.text.error_hints import did_you_mean, shown, shown_path
 from altgrad.text.path_text import check_path
 from altgrad.text.yaml_text import NotYaml, read_yaml
 
@@ -157,14 +157,14 @@ def load_config(path: str | Path, **overrides: Any) -> TrainConfig:
     try:
         fields = read_yaml(path)
     except OSError as error:
-        raise ConfigError(f"{cut(str(path))}: cannot read config: {error.strerror}") from error
+        raise ConfigError(f"{shown_path(path)}: cannot read config: {error.strerror}") from error
     except NotYaml as error:
-        raise ConfigError(f"{cut(str(path))}: {error}") from error
+        raise ConfigError(f"{shown_path(path)}: {error}") from error
     if fields is None:
         fields = {}
     if not isinstance(fields, dict):
-        raise ConfigError(f"{cut(str(path))}: expected `field: value` lines, found {type(fields).__name__}")
-    return make_config(fields | overrides, source=cut(str(path)))
+        raise ConfigError(f"{shown_path(path)}: expected `field: value` lines, found {type(fields).__name__}")
+    return make_config(fields | overrides, source=shown_path(path))
 
 
 def make_config(fields: Mapping[str, Any], source: str) -> TrainConfig:

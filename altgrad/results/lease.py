@@ -59,6 +59,7 @@ class Lease:
         self._folder = folder
         self._fields = {"owner": self.owner, "host": socket.gethostname(), "pid": os.getpid(), "group": group}
         self._fields |= {"process": _process(os.getpid()), "since": time.time(), "pace": PACE}
+        self._made: str | None = None  # the topmost local folder that was made for this lease
         self._over = threading.Event()
         self._successor: str | None = None
         self._thread = threading.Thread(target=self._keep, daemon=True, name="altgrad-lease")
@@ -79,6 +80,10 @@ class Lease:
             except LeaseHeld:
                 if not wait or time.monotonic() > until:
                     raise
+            except OSError:
+                with suppress(OSError):
+                    lease._remove_what_was_made()
+                raise
             time.sleep(1.0)
         lease._thread.start()
         return lease
@@ -89,14 +94,28 @@ class Lease:
             raise LeaseHeld(self._successor)
 
     def release(self) -> None:
-        """Let the folder go; what storage refuses now expires by itself."""
+        """Let the folder go; what storage refuses now expires by itself.
+
+        A folder that was made for the lease and got nothing else is removed: whoever was refused leaves nothing behind.
+        """
         self._over.set()
         self._thread.join(timeout=PACE)
         with suppress(OSError, RecordError):
             if self._successor is None and _owner(self._folder.patient(0)) == self.owner:
-                self._folder.patient(0).delete(LEASE)
+                with _locked(self._folder):
+                    self._folder.patient(0).delete(LEASE)
+                    self._remove_what_was_made()
+
+    def _remove_what_was_made(self) -> None:
+        """Raises OSError at the first folder that has something in it."""
+        path = self._folder.path
+        while self._made is not None and len(path) >= len(self._made):
+            os.rmdir(path)
+            path = os.path.dirname(path)
 
     def _try_to_take(self) -> None:
+        if self._folder.is_local and self._made is None:
+            self._made = _first_missing(self._folder.path)
         with _locked(self._folder):
             found = read_lease(self._folder)
             if found is not None and not self._succeeds(found):
@@ -202,19 +221,37 @@ def _process(pid: int) -> str:
     return ""
 
 
+def _first_missing(path: str) -> str | None:
+    """The topmost folder of a path that is not there; None where all are."""
+    missing = None
+    while not os.path.exists(path):
+        missing, path = path, os.path.dirname(path)
+    return missing
+
+
 @contextmanager
 def _locked(folder: Folder) -> Iterator[None]:
     """A local folder, made where it is not there, for one process at a time; nothing elsewhere."""
     if not folder.is_local:
         yield
         return
-    import fcntl  # not everywhere
-
-    os.makedirs(folder.path, exist_ok=True)
-    descriptor = os.open(folder.path, os.O_RDONLY)
+    descriptor = _locked_descriptor(folder.path)
     try:
-        with suppress(OSError):  # a network file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        os.close(descriptor)
+
+
+def _locked_descriptor(path: str) -> int:
+    """The locked folder at a path: not one that whoever held it before has removed meanwhile."""
+    import fcntl  # not everywhere
+
+    while True:
+        os.makedirs(path, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY)
+        with suppress(OSError):  # a network file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(OSError):
+            if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                return descriptor
         os.close(descriptor)

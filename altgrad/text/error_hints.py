@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 LONGEST = 80  # characters of a value in an error
+_BEGINNING = 20  # characters of a long path before its gap
 
 _CREDENTIALS = re.compile(r"://[^/@]*@")  # of a URI
 _REPR = reprlib.Repr()
@@ -29,6 +30,12 @@ def cut(text: str, longest: int = LONGEST) -> str:
     """A text on one line of at most so many characters, with an ellipsis where something is missing."""
     line = " ".join(text[: 20 * longest].split())
     return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def shown_path(path: object) -> str:
+    """A path in at most 80 characters: of a longer one the beginning and the end, which has the file's name."""
+    line = " ".join(_CREDENTIALS.sub("://***@", str(path)).split())
+    return line if len(line) <= LONGEST else f"{line[:_BEGINNING]}…{line[_BEGINNING + 1 - LONGEST :]}"
 
 
 def error_text(error: Exception) -> str:

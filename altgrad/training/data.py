@@ -17,7 +17,7 @@ from torch import Tensor
 from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.corpus.text_files import read_text
 from altgrad.corpus.token_files import layout_of, vocabulary
-from altgrad.text.error_hints import cut, shown
+from altgrad.text.error_hints import cut, shown, shown_path
 
 _HASHED_BATCHES = 64
 
@@ -60,7 +60,7 @@ class Source:
         shares = f"{self.training_tokens:,} tokens for training, {self.validation_tokens:,} held out"
         files = f"{self.files} file{'s' if self.files > 1 else ''}"
         left = f"; skipped: {cut(', '.join(self.skipped))}" if self.skipped else ""
-        return f"data {cut(self.data)}: {files}, {self.bytes:,} {what}, {shares}{left}"
+        return f"data {shown_path(self.data)}: {files}, {self.bytes:,} {what}, {shares}{left}"
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ def test_a_collapse_leaves_a_report_that_can_be_rebuilt_from_the_folder_alone(tm
         (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "x", "--set", "data=short.txt"], "smaller block_size"),
         (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "x", "--set", "model=huge"], "model='huge'; known"),
         (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "x", "--set", "device=cuda"], "no CUDA device"),
+        (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "a/b/x", *MICRO, "layer_formats={no*: E5M2}"], "no layer"),
         (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "file/x", *MICRO], "file/x"),
         (["report", "nothing"], "neither run.json nor sweep.json"),
     ],

@@ -74,6 +74,34 @@ def test_the_second_is_told_who_holds_the_folder_since_when_and_until_when(tmp_p
         process.wait()
 
 
+def test_a_folder_made_for_a_lease_alone_goes_with_it_and_one_that_was_there_or_holds_something_stays(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "there").mkdir()
+    for name in ("there", "new", "new/a/b", "there/c"):
+        Lease.take(Folder.at(tmp_path / name)).release()
+        assert [path.name for path in tmp_path.rglob("*")] == ["there"], name
+    kept = Lease.take(Folder.at(tmp_path / "new/a/b"))
+    (tmp_path / "new/a/results").touch()
+    kept.release()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "new", "results", "there"]
+
+
+def test_a_newcomer_that_waited_for_a_folder_that_was_removed_meanwhile_makes_it_anew(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path / "run")
+    first = Lease.take(folder)
+    with lease._locked(folder):
+        taken: list[Lease] = []
+        newcomer = threading.Thread(target=lambda: taken.append(Lease.take(folder)))
+        newcomer.start()
+        time.sleep(0.3)
+        shutil.rmtree(folder.path)
+    newcomer.join()
+    first.release()
+    assert taken and lease._owner(folder) == taken[0].owner
+    taken[0].release()
+
+
 def test_a_killed_owner_on_this_machine_is_succeeded_at_once(tmp_path: Path) -> None:
     process = holder(tmp_path)
     process.kill()

@@ -22,6 +22,7 @@ from tune.plan.options import parse_options
 from tune.plan.sweep_record import create_sweep
 from tune.plan.trials import plan_sweep
 from tune.run import execution
+from tune.run.interrupts import Interrupts
 from tune.run.trainable import train_trial
 
 pytestmark = pytest.mark.timeout(600)
@@ -43,13 +44,14 @@ def train_in_company(parameters: dict[str, Any]) -> None:
 
 def swept(folder: Path, machine: Machine, *arguments: str) -> dict[str, Run]:
     """The runs of a sweep on a machine that Ray believes to exist."""
-    words = [*arguments, "--results", str(folder), "--name", "s", "--wandb", "disabled", "--set", *MICRO]
+    words = [*arguments, "--results", str(folder), "--name", "s", "--set", *MICRO]
     options = parse_options(words)
     plan = plan_sweep(options, machine)
     resources = share_out(options, machine, plan.trials)
     sweep = create_sweep(options, plan)
-    with local_ray(machine):
-        execution.run_trials(sweep, plan.trials, options, resources, Console(quiet=True))
+    with local_ray(machine) as place, Interrupts() as interrupts:
+        console = Console(quiet=True)
+        execution.run_trials(sweep, plan.trials, options, resources, "disabled", console, place, interrupts, print)
     runs, broken = list_runs(sweep.folder)
     assert not broken and len(runs) == len(plan.trials)
     return {run.name: run for run in runs}

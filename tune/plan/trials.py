@@ -23,7 +23,7 @@ from altgrad.config.train_config import (
     make_config,
 )
 from altgrad.formats import BASELINE_FORMAT, find_format
-from altgrad.text.error_hints import cut, shown
+from altgrad.text.error_hints import cut, shown, shown_path
 from tune.plan.machine import Machine
 from tune.plan.options import SweepError, SweepOptions
 from tune.plan.placement import work
@@ -115,12 +115,12 @@ def _config_files(options: SweepOptions) -> list[Path]:
         if os.path.isdir(path):  # unlike Path.is_dir, no exception for a name that is too long
             found = sorted(p for p in path.iterdir() if p.suffix in (".yaml", ".yml") and p.is_file())
             if not found:
-                raise SweepError(f"--configs {cut(str(path))}: no .yaml file in this folder")
+                raise SweepError(f"--configs {shown_path(path)}: no .yaml file in this folder")
             files += found
         elif os.path.isfile(path):
             files.append(path)
         else:
-            raise SweepError(f"--configs {cut(str(path))}: no such file or folder")
+            raise SweepError(f"--configs {shown_path(path)}: no such file or folder")
     return list({file.resolve(): file for file in files}.values())
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import platform
 import re
+import statistics
 import subprocess
 import sys
 
@@ -145,17 +147,27 @@ def test_a_step_reads_its_numbers_in_one_transfer(monkeypatch):
     assert len(lists) == 1 and single.number == 0
 
 
-def losses(**fields) -> list[float]:
-    trainer = Trainer(TrainConfig(**(MICRO | fields)))
-    return [trainer.step().record["loss"] for _ in range(20)]
+def differences(**fields) -> list[float]:
+    """|compiled loss / eager loss - 1| of each of 20 steps that both begin with the same weights and moments."""
+    eager, compiled = (Trainer(TrainConfig(**(MICRO | fields), compile=how)) for how in (False, True))
+    found = []
+    for _ in range(20):
+        compiled.load_state_dict(copy.deepcopy(eager.state_dict()))
+        found.append(abs(compiled.step().record["loss"] / eager.step().record["loss"] - 1))
+    return found
 
 
 def test_compiled_training_has_the_losses_of_eager_training_with_one_graph_for_all_formats_and_a_shift():
+    """A compiler adds up in another order: float32's last bit, 1.2e-7, is all that most steps differ by.
+
+    Where that bit lies on the two sides of a midpoint, one value is rounded to the other neighbour: 1.5e-6 at most, by
+    measurement (5 seeds).  Left to itself training makes more of it, 1e-4 within five steps, so each step starts alike.
+    """
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    # within float32 rounding; BF16 has a grid so fine that some value of every step lies next to a midpoint
-    for fmt, tolerance in {"FP32": 2e-7, "E4M3": 2e-6, "E7M0": 2e-6, "BF16": 5e-5}.items():
-        assert losses(format=fmt, compile=True) == pytest.approx(losses(format=fmt, compile=False), rel=tolerance)
+    for fmt, seed in itertools.product(("FP32", "E4M3", "E7M0", "BF16"), (3, 42)):
+        found = differences(format=fmt, seed=seed)
+        assert statistics.median(found) < 2e-7 and max(found) < (2e-7 if fmt == "FP32" else 5e-6), (fmt, seed, found)
     trainer = Trainer(TrainConfig(**MICRO, format="E5M2", seed=3, compile=True))
     trainer.step()
     for layer in trainer.layers.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def measured_peak(config: TrainConfig) -> int:
     """Most bytes that torch held at once from the making of a trainer to the second of two diagnostic steps."""
+    gc.collect()  # what earlier tests left is not to be freed within
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         trainer = Trainer(config)
         for _ in range(2):

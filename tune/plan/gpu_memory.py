@@ -4,14 +4,14 @@ The estimate counts float32 tensors; P parameters, of which L in linear layers (
 block = T tokens, width d, vocabulary V, largest GEMM operand or output S = T max(4d, V):
 
     kept         weights P, gradients P, AdamW's moments 2P; the guard's copy of the last good weights and moments 3P;
-                 the displacement's window 2L; without masters one more copy of the corrections, L
+                 the displacement's window 2L: stored weights at its start, and masters then or corrections since
     a step       per layer 17 T d saved for backward (d each: both norms' inputs, the rounded inputs of qkv, proj and
                  up, attention's output; 3d: q, k, v; 4d each: GELU's input, the rounded input of down); at the head
                  2 T d and the log-probabilities T V; rounded weights L; rounding's temporaries 5 S (6 with blocks,
                  1.5 more if stochastic).  Backward's gradients come while the activations go: P less.
                  Attention is fused: no T x T matrix is kept.
-    a diagnosis  the weight before, intended and stored, updates and ratios 6 L + 9.5 M; stiffness or alignment 1 L,
-                 ULPs moved 2.5 L, scales per block 2 L
+    a diagnosis  the weight before, intended and stored, and updates 5 L + 5 M; stiffness or alignment 1 L + 5.5 M;
+                 ULPs moved 4 L and no M, for its moment is another; scales per block 2 L
     a shadow     a second forward pass beside the gradients: what a step saves, and 2 S
 
 The most of the last three comes on top of what is kept.  The factors were measured on eager CPU steps (a test holds
@@ -66,7 +66,7 @@ def estimate(config: TrainConfig, vocabulary: int) -> Estimate:
     embeddings = (shape.block_size + (0 if config.tied_head else vocabulary)) * d
     parameters = linear + embeddings + shape.n_layer * 13 * d + 2 * d  # biases and norms
     largest = max(4 * d * d, vocabulary * d)
-    kept = 7 * parameters + 2 * linear + (0 if config.master_weights else linear)
+    kept = 7 * parameters + 2 * linear
 
     tokens = config.batch_size * shape.block_size
     site = tokens * max(4 * d, vocabulary)
@@ -74,8 +74,9 @@ def estimate(config: TrainConfig, vocabulary: int) -> Estimate:
     blocks = config.scale_granularity not in ("tensor", "row") or bool(config.gemms)
     temporaries = 5 + blocks + 1.5 * (config.rounding == "stochastic")
     step = saved + temporaries * site - parameters
-    copies = 6 + 2.5 * config.log_ulp + (config.log_stiffness or config.log_grid_alignment) + 2 * blocks
-    diagnosis = copies * linear + 9.5 * largest
+    per_weight = config.log_stiffness or config.log_grid_alignment
+    copies = 5 + 4 * config.log_ulp + per_weight + 2 * blocks
+    diagnosis = copies * linear + (0 if config.log_ulp else 5 + 5.5 * per_weight) * largest
     shadow = saved + 2 * site if config.use_shadow else 0
     return Estimate(_FLOAT * kept, _FLOAT * int(max(step, diagnosis, shadow)))
 

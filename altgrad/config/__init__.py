@@ -1,1 +1,1 @@
-"""Configs: frozen, checked records of what a run is to be; no torch, so that a sweep is planned without it."""
+"""Configs: frozen, validated descriptions of runs.  Nothing here imports torch: a sweep is planned without it."""

@@ -20,10 +20,10 @@ from altgrad.formats import NumberFormat, find_format
 
 Gemm = Literal["fprop", "dgrad", "wgrad"]
 GemmSite = Literal["weight", "activation", "gradient"]
-Dimension = Literal["first", "last"]  # of an operand's tensor, all dimensions but the last taken as one
+Dimension = Literal["first", "last"]  # of an operand's tensor, reshaped to two dimensions: all but the last, the last
 
 GEMM_SITES: tuple[GemmSite, ...] = ("weight", "activation", "gradient")
-# What each GEMM multiplies, with the dimension that it contracts, of x (tokens, in), W (out, in) and dy (tokens, out).
+# GEMM -> its two operands, each with the dimension that is contracted, of x (tokens, in), W (out, in), dy (tokens, out)
 GEMMS: Mapping[Gemm, Mapping[GemmSite, Dimension]] = {
     "fprop": {"activation": "last", "weight": "last"},  # y = x W^T, over in
     "dgrad": {"gradient": "last", "weight": "first"},  # dx = dy W, over out
@@ -35,14 +35,14 @@ _LARGEST_HADAMARD = 1024
 
 
 def _normal_block(value: Any) -> Any:
-    """32 and "32" mean "1x32"."""
+    """The spelling with both sizes: 32 and "32" become "1x32"."""
     if isinstance(value, bool):
         return value
     return f"1x{value}" if isinstance(value, int) or (isinstance(value, str) and value.isdigit()) else value
 
 
 class Cast(BaseModel):
-    """How an operand is rounded.  A cast to BF16 or FP32, which are never scaled, is what "high precision" means."""
+    """How an operand is rounded.  A cast to BF16 or FP32, which are never scaled, is called "high precision"."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -90,7 +90,7 @@ class Cast(BaseModel):
 
     @property
     def number_format(self) -> NumberFormat:
-        """The format as data, with the overflow rule asked for."""
+        """The number format of this cast, with `overflow` in place of the format's own rule if one is set."""
         fmt = find_format(self.format)
         if self.overflow == "inf" and not fmt.has_inf:
             raise ValueError(f"overflow='inf': {fmt} has no infinity; use overflow='saturate' or E5M2")
@@ -98,7 +98,7 @@ class Cast(BaseModel):
 
     @property
     def tile(self) -> tuple[int, int] | None:
-        """(values across, values along) that share a scale; None for tensor and row."""
+        """(values across, values along the dimension) that share a scale; None if `block` is "tensor" or "row"."""
         if self.block in ("tensor", "row"):
             return None
         match = _TILE.fullmatch(self.block)
@@ -107,9 +107,10 @@ class Cast(BaseModel):
         return int(match[1]), int(match[2])
 
     def dimension(self, contracted: Dimension) -> Dimension | None:
-        """Along which dimension of its tensor this cast runs; None where that makes no difference.
+        """The dimension of its tensor along which blocks or rotations lie; None if the result does not depend on it.
 
-        A scale per tensor or per square tile is the same in both directions, so one rounding serves two GEMMs.
+        `contracted` is the dimension that the GEMM contracts.  One scale per tensor or per square tile gives the same
+        values in both directions, so that two GEMMs can share one rounding.
         """
         if self.hadamard:
             return contracted
@@ -119,16 +120,16 @@ class Cast(BaseModel):
 
     @property
     def redraws(self) -> bool:
-        """Whether every step draws new signs for the rotation."""
+        """Whether the signs of the rotation are drawn anew at every step."""
         return self.hadamard > 0 and self.hadamard_signs == "redrawn"
 
     def bfloat16_obstacle(self, fmt: NumberFormat | None = None) -> str | None:
-        """Why values rounded to `fmt` (the cast's own by default) under its scales do not survive a cast to bfloat16.
+        """Why a cast to bfloat16 would change values rounded to `fmt` (by default the cast's own format), in few words.
 
-        In a few words; None where they do.  At most 7 mantissa bits and a power-of-two scale leave at most 8
-        significant bits, which bfloat16 has.  Range is no obstacle: a value of normal float32 magnitude rounds to zero
-        or to a normal one, and bfloat16 has these.  What is smaller than 2^-126 to begin with loses its bits below
-        2^-133.
+        None if it changes none of them.  A format of at most 7 mantissa bits under a power-of-two scale has at most 8
+        significant bits, and bfloat16 has 8.  The range is no obstacle: a normal float32 value is rounded to zero or to
+        another normal value, and bfloat16 has the exponents of float32.  Only values below 2^-126, float32's
+        subnormals, lose their bits below 2^-133.
         """
         fmt = self.number_format if fmt is None else fmt
         if fmt.mantissa_bits > 7:
@@ -138,7 +139,7 @@ class Cast(BaseModel):
         return None
 
     def __str__(self) -> str:
-        """As in a table: `E4M3 1x32 floor`."""
+        """The cast in the words of a table: `E4M3 1x32 floor`."""
         fmt = self.number_format
         words = [fmt.name]
         if fmt.scaled:

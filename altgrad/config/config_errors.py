@@ -1,4 +1,4 @@
-"""Why a config cannot be used: a line for each field, with its value, what is accepted, and the nearest known name."""
+"""Errors of configs: one line for each wrong field, with its value, the accepted values and the nearest known name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from altgrad.text.error_hints import cut, did_you_mean, shown
 
-_MOST = 20  # lines
+_MOST = 20  # lines of a message
 _KINDS = {
     "int_type": "a whole number",
     "float_type": "a number",
@@ -22,7 +22,7 @@ class ConfigError(ValueError):
 
 
 class FieldError(ConfigError):
-    """Fields of a config that are refused.  `problems`: (field, line) of each; no field where several do not agree."""
+    """Refused fields of a config.  `problems` holds (field, line) for each; the field is "" if several contradict."""
 
     def __init__(self, problems: Iterable[tuple[str, str]]) -> None:
         self.problems = tuple(problems)
@@ -33,12 +33,12 @@ class FieldError(ConfigError):
         return "\n".join(lines if len(lines) <= _MOST else [*lines[:_MOST], f"and {len(lines) - _MOST} more"])
 
     def within(self, source: str) -> FieldError:
-        """The same, each line with its origin in front."""
+        """The same error with `source` (a file name, say) in front of each line."""
         return FieldError((field, f"{source}: {line}") for field, line in self.problems)
 
 
 def problem(detail: Any, known: Sequence[str]) -> tuple[str, str]:
-    """(field, line) of a detail of pydantic's ValidationError; `known`: the names of all fields."""
+    """(field, line) for one entry of pydantic's `ValidationError.errors()`; `known` are the names of all fields."""
     name = cut(".".join(str(part) for part in detail["loc"]))
     kind, value = detail["type"], detail["input"]
     if kind == "extra_forbidden":

@@ -1,8 +1,8 @@
-"""What a config field is, said where the field is declared: nobody keeps a list of field names beside the config.
+"""The kind of a config field is part of its declaration, so that no other module keeps a list of field names.
 
-Whoever treats fields by their kind (pairing runs, planning trials, naming what a graph depends on) asks the config
-class: `TrainConfig.of_kind("numeric")`, `TrainConfig.where(lambda field: field.in_graph)`.  A field whose declaration
-does not say its kind is refused when its class is made.
+Code that treats fields by their kind (it pairs runs, plans trials, or compiles graphs) asks the config class:
+`TrainConfig.of_kind("numeric")`, `TrainConfig.where(lambda field: field.in_graph)`.  A class with a field that was
+declared without a kind raises TypeError when it is defined.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, Field
 
 Kind = Literal[
-    "numeric",  # how numbers are rounded: what is compared
-    "seed",  # what repeats of one experiment differ in
-    "model",  # what is trained
-    "data",  # on what
-    "workload",  # how much of it: size of a batch, number of steps, of validation batches
-    "optimisation",  # how the optimizer moves: what is varied to find the best training
+    "numeric",  # how numbers are rounded; experiments compare runs that differ in these
+    "seed",  # repeats of one experiment differ in nothing else
+    "model",  # the model that is trained
+    "data",  # the data that it is trained on
+    "workload",  # amount of training: batch size, number of steps and of validation batches
+    "optimisation",  # optimizer settings, which a sweep varies to find the best training
     "rescue",  # interventions and their limits
-    "measuring",  # what is measured and how often
-    "judging",  # the collapse rules
-    "running",  # where and how it is computed, which changes no result beyond float32 rounding
-    "planning",  # which sweeps it belongs to
+    "measuring",  # which metrics are measured, and how often
+    "judging",  # thresholds of the collapse rules
+    "running",  # device, threads, compilation: results change by float32 rounding at most
+    "planning",  # the sweeps that the config belongs to
 ]
 _TIMELESS: tuple[Kind, ...] = ("seed", "optimisation", "judging", "planning")
 
 
 @dataclass(frozen=True)
 class FieldTraits:
-    """What is to be known of a field beside its type, default and meaning.
+    """Properties of a field besides its type, default and description.
 
-    `in_graph`: other values make another compiled graph.  `timed`: other values may make a step take longer.
-    `moves_baseline`: another value may change the numbers of a run in BF16 with FP32 masters.
-    `only_with`: (field, value) without which nothing reads this field, such as the switch of an intervention.
+    `in_graph`: another value needs another compiled graph.  `timed`: another value may change the time of a step.
+    `moves_baseline`: another value may change the losses of a run in BF16 with FP32 master weights.
+    `only_with`: (field, value) such as ("enable_emergency_shift", True): unless that field has that value, nothing
+    reads this one.
     """
 
     kind: Kind
@@ -57,14 +58,14 @@ def field(
     only_with: tuple[str, Any] | None = None,
     **limits: Any,
 ) -> Any:
-    """Declare a config field; `timed` goes by the kind unless said; `limits` as for pydantic's `Field`."""
+    """Declare a config field; by default `timed` follows from the kind; `limits` as for pydantic's `Field`."""
     timed = kind not in _TIMELESS if timed is None else timed
     traits = FieldTraits(kind, in_graph, timed, moves_baseline, only_with)
     return Field(default, description=description, json_schema_extra={"traits": asdict(traits)}, **limits)
 
 
 class Declared(BaseModel):
-    """A model whose fields are all declared with `field`.  Raises TypeError for another, when its class is made."""
+    """A model whose fields must all be declared with `field`; a class with another one raises TypeError."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -76,21 +77,21 @@ class Declared(BaseModel):
 
     @classmethod
     def traits(cls) -> Mapping[str, FieldTraits]:
-        """What each field is, by name, in the order of declaration."""
+        """Field name -> traits, in the order of declaration."""
         return _traits(cls)
 
     @classmethod
     def where(cls, is_wanted: Callable[[FieldTraits], bool]) -> frozenset[str]:
-        """Names of the fields whose traits are as wanted."""
+        """Names of the fields for whose traits `is_wanted` is true."""
         return frozenset(name for name, traits in cls.traits().items() if is_wanted(traits))
 
     @classmethod
     def of_kind(cls, *kinds: Kind) -> frozenset[str]:
-        """Names of the fields of some kinds."""
+        """Names of the fields of one of these kinds."""
         return cls.where(lambda traits: traits.kind in kinds)
 
     def without_effect(self) -> frozenset[str]:
-        """Names of the fields that nothing reads while the other fields are what they are."""
+        """Names of the fields that have no effect in this config, because their `only_with` is not fulfilled."""
         return self.where(
             lambda field: field.only_with is not None and getattr(self, field.only_with[0]) != field.only_with[1]
         )

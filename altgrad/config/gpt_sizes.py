@@ -1,4 +1,4 @@
-"""Sizes of the built-in GPT; no torch, so that a sweep can be planned on a machine without it."""
+"""Sizes of the built-in GPT.  Nothing here imports torch: a sweep can be planned on a machine without it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GPTShape:
-    """Sizes of a GPT.  Raises ValueError where the heads do not divide the width."""
+    """Sizes of a GPT.  Raises ValueError unless `n_head` divides `n_embd`."""
 
     n_layer: int
     n_head: int
@@ -22,8 +22,8 @@ class GPTShape:
 
 PRESETS: Mapping[str, GPTShape] = {
     "micro": GPTShape(2, 2, 32, 32),  # for tests
-    "tiny": GPTShape(4, 4, 96, 64),  # 0.5M parameters: a laptop
-    "small": GPTShape(6, 6, 384, 256),  # 11M: one GPU, minutes
+    "tiny": GPTShape(4, 4, 96, 64),  # 0.5M parameters, for a laptop
+    "small": GPTShape(6, 6, 384, 256),  # 11M parameters: minutes on one GPU
     "medium": GPTShape(8, 8, 512, 512),  # 26M
-    "gpt2": GPTShape(12, 12, 768, 1024),  # 86M and the embeddings
+    "gpt2": GPTShape(12, 12, 768, 1024),  # 86M parameters without the embeddings
 }

@@ -1,8 +1,14 @@
-"""From a recipe to the casts of a layer's six operands.
+"""The six casts of a linear layer, derived from a recipe: one cast for each operand of its three GEMMs.
 
-The flat fields (`format`, `gradient_format`, `scale_granularity`, ...) are a shorthand that fills all six; `gemms` then
-alters single ones.  `gemms: {wgrad: {hadamard: 16, gradient: {rounding: stochastic}}}` rotates both operands of wgrad
-and rounds one of them stochastically.
+The flat fields of a recipe (`format`, `gradient_format`, `scale_granularity`, ...) fill all six casts; `gemms` then
+changes single ones.  For example `format: E4M3` with
+`gemms: {wgrad: {hadamard: 16, gradient: {rounding: stochastic}}}` gives
+
+    fprop.activation  E4M3          dgrad.gradient  E4M3          wgrad.gradient    E4M3, rotated, stochastic
+    fprop.weight      E4M3          dgrad.weight    E4M3          wgrad.activation  E4M3, rotated
+
+With one scale per tensor the two casts of the weight are equal, so the weight is rounded once for both GEMMs.  The
+activation is rounded twice: fprop sees it unrotated, wgrad rotated (see `roundings`).
 """
 
 from __future__ import annotations
@@ -32,7 +38,7 @@ class Operand(NamedTuple):
 
     @property
     def contracted(self) -> Dimension:
-        """Which dimension of its tensor the GEMM contracts."""
+        """The dimension of the operand's tensor that the GEMM contracts."""
         return GEMMS[self.gemm][self.site]
 
 
@@ -40,9 +46,9 @@ ALL_OPERANDS: tuple[Operand, ...] = tuple(Operand(gemm, site) for gemm, sites in
 
 
 class Rounded(NamedTuple):
-    """One rounding of one tensor, and the operands that it serves.
+    """One rounding of one tensor, and the operands that use its result.
 
-    Two GEMMs that see the same cast of the same tensor along the same dimension share one rounding.
+    Two GEMMs share one rounding if their casts of the tensor are equal and lie along the same dimension.
     """
 
     cast: Cast
@@ -51,22 +57,22 @@ class Rounded(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The site's name where it serves every GEMM that the tensor enters, else `wgrad.activation`."""
+        """`activation` if every GEMM with that tensor uses this rounding, else with the GEMM: `wgrad.activation`."""
         site = self.operands[0].site
         uses = sum(site in sites for sites in GEMMS.values())
         return site if len(self.operands) == uses else str(self.operands[0])
 
 
 def tensor_of(site: str) -> str:
-    """The tensor of a rounding's name: `wgrad.activation` is of `activation`."""
+    """The tensor in the name of a rounding: `activation` for `activation` and for `wgrad.activation`."""
     return site.rpartition(".")[2]
 
 
 def casts_of(recipe: Any, layer: str = "", high_precision: bool = False) -> dict[Operand, Cast]:
-    """The six casts of a layer under a `Recipe`; `high_precision`: the layer is one of those that stay in BF16.
+    """The six casts of a layer under a `Recipe`; `high_precision`: the layer is one of those kept in BF16.
 
-    A `layer_formats` glob that leads to a format that is never scaled (BF16, FP32) sets `gemms` aside for that layer;
-    another one replaces the format of all six casts.  Raises ValueError for fields that contradict each other.
+    If a `layer_formats` glob gives the layer a format that is never scaled (BF16, FP32), `gemms` is ignored for that
+    layer; any other format replaces the format of all six casts.  Raises ValueError for contradictory fields.
     """
     forced = "BF16" if high_precision else _named_format(recipe.layer_formats, layer)
     plain = forced is not None and not find_format(forced).scaled
@@ -87,7 +93,7 @@ def casts_of(recipe: Any, layer: str = "", high_precision: bool = False) -> dict
 
 
 def roundings(casts: Mapping[Operand, Cast]) -> dict[GemmSite, list[Rounded]]:
-    """For each tensor the roundings that its operands need: one where they agree, else one each."""
+    """Tensor -> the roundings that its operands need: operands with equal casts share one (see `Rounded`)."""
     found: dict[GemmSite, list[Rounded]] = {}
     for site in GEMM_SITES:
         shared: dict[tuple[Cast, Dimension | None], list[Operand]] = {}
@@ -99,10 +105,10 @@ def roundings(casts: Mapping[Operand, Cast]) -> dict[GemmSite, list[Rounded]]:
 
 
 def high_precision_layers(recipe: Any, layers: Iterable[str]) -> set[str]:
-    """The layers inside the first and last repeated blocks that the recipe leaves in BF16.
+    """Names of the layers in the first and last repeated blocks that the recipe keeps in BF16.
 
-    A block is known by the first number in a layer's name: `h.11.mlp.up` lies in block 11.  A share of the blocks is
-    rounded up: 0.15 of 12 blocks are 2.
+    The first number in a layer's name is its block: `h.11.mlp.up` lies in block 11.  A fraction of the blocks is
+    rounded up: 0.15 of 12 blocks are 2 blocks.
     """
     number = {name: int(match[1]) for name in layers if (match := _BLOCK_NUMBER.search(name))}
     blocks = sorted(set(number.values()))
@@ -112,7 +118,7 @@ def high_precision_layers(recipe: Any, layers: Iterable[str]) -> set[str]:
 
 
 def check_gemms(gemms: Mapping[str, Any]) -> None:
-    """Refuse names in `gemms` that are no GEMM, operand or field of a cast.  Raises ValueError."""
+    """Raises ValueError for a name in `gemms` that is not a GEMM, an operand of it or a field of a cast."""
     for gemm, fields in gemms.items():
         if gemm not in GEMMS:
             raise ValueError(f"gemms: {gemm!r} is no GEMM; known: {', '.join(GEMMS)}")
@@ -133,7 +139,7 @@ def check_gemms(gemms: Mapping[str, Any]) -> None:
 
 
 def _flat_fields(recipe: Any, site: GemmSite) -> dict[str, Any]:
-    """The fields of a cast that the flat fields of a recipe mean for a tensor."""
+    """The fields of a tensor's cast, translated from the flat fields of a recipe."""
     weight = site == "weight"
     own = getattr(recipe, f"{site}_format")
     granularity = recipe.scale_granularity
@@ -141,9 +147,9 @@ def _flat_fields(recipe: Any, site: GemmSite) -> dict[str, Any]:
         "format": own or recipe.format,
         "overflow": recipe.overflow,
         "block": _TILES.get(granularity, granularity),
-        # rows along the last dimension in every GEMM are what the flat field has always meant
+        # scale_granularity="row": each row lies along the last dimension, whatever the GEMM contracts
         "axis": "last" if granularity == "row" else recipe.block_axis,
-        # a weight's own amax is known when it is rounded
+        # delayed scaling is for activations and gradients: the amax of a weight is known before it is rounded
         "scaling": "dynamic" if weight and recipe.scaling == "delayed" else recipe.scaling,
         "scale_rule": "ceil" if recipe.scale_power_of_two else "real",
         "scale_format": "E8M0" if recipe.scale_power_of_two else "FP32",
@@ -154,14 +160,14 @@ def _flat_fields(recipe: Any, site: GemmSite) -> dict[str, Any]:
 
 
 def _altered(gemms: Mapping[str, Any], operand: Operand) -> dict[str, Any]:
-    """What `gemms` says of an operand: its GEMM's fields, then its own."""
+    """The fields that `gemms` sets for an operand: those of its GEMM, overridden by those of the operand itself."""
     fields = gemms.get(operand.gemm, {})
     shared = {name: value for name, value in fields.items() if name in Cast.model_fields}
     return shared | dict(fields.get(operand.site, {}))
 
 
 def _named_format(layer_formats: Mapping[str, str], layer: str) -> str | None:
-    """The format of the last glob that matches a layer's name."""
+    """The format of the last glob that matches a layer's name; None if no glob matches."""
     found = None
     for pattern, name in layer_formats.items():
         if fnmatch.fnmatchcase(layer, pattern):
@@ -170,7 +176,7 @@ def _named_format(layer_formats: Mapping[str, str], layer: str) -> str | None:
 
 
 def _check_rotations(casts: Mapping[Operand, Cast]) -> None:
-    """A rotation leaves a product unchanged only if both of its operands are rotated alike."""
+    """Raises ValueError unless both operands of each GEMM are rotated alike: only then the product is unchanged."""
     for gemm, sites in GEMMS.items():
         rotations = {(casts[Operand(gemm, s)].hadamard, casts[Operand(gemm, s)].hadamard_signs) for s in sites}
         if len(rotations) > 1:
@@ -181,5 +187,5 @@ def _check_rotations(casts: Mapping[Operand, Cast]) -> None:
 
 
 def _count(wanted: float, blocks: int) -> int:
-    """A number of blocks, or a share of them rounded up."""
+    """`wanted` as a number of blocks: from 1 on it is one already, below 1 it is a fraction that is rounded up."""
     return min(blocks, int(wanted) if wanted >= 1 else -int(-wanted * blocks // 1))

@@ -1,4 +1,4 @@
-"""Which formats, scales and roundings a model's linear layers get: the part of a config that any model can be given.
+"""The recipe: formats, scales and roundings of a model's linear layers.  This part of a config applies to any model.
 
 No torch: see `config`.
 """
@@ -21,12 +21,12 @@ from altgrad.formats import NumberFormat, find_format
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-_LARGEST_INTEGER = 2**62  # beyond it neither torch nor parquet counts
-NATIVE_FORMATS = ("E4M3", "E5M2")  # what FP8 tensor cores multiply
+_LARGEST_INTEGER = 2**62  # torch and Parquet have 64-bit integers
+NATIVE_FORMATS = ("E4M3", "E5M2")  # the formats that FP8 tensor cores multiply
 
 
 class Recipe(Declared):
-    """How a model's linear layers are rounded: what `quantize_model` needs, for any model."""
+    """How a model's linear layers are rounded: the fields that `quantize_model` needs, whatever the model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
@@ -61,7 +61,7 @@ class Recipe(Declared):
     if not TYPE_CHECKING:  # for a type checker the fields are the signature
 
         def __init__(self, /, **fields: Any) -> None:
-            """Raises FieldError, a line for each field that is wrong."""
+            """Raises FieldError with one line for each wrong field."""
             try:
                 super().__init__(**fields)
             except ValidationError as error:
@@ -71,7 +71,7 @@ class Recipe(Declared):
     @field_validator("*", mode="before")
     @classmethod
     def _as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Numbers of other kinds (1e3 steps, NumPy's) as the field's; never booleans or strings, which are none."""
+        """Convert a number of another type (1e3 steps, a NumPy scalar) to the field's; booleans and strings stay."""
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             return value
         number = int(value) if isinstance(value, numbers.Integral) else float(value)
@@ -114,7 +114,7 @@ class Recipe(Declared):
 
     @model_validator(mode="after")
     def _multipliable(self) -> Self:
-        """Refuse products that were asked for and are not what they claim to be."""
+        """Raises ValueError if the GEMMs cannot be computed exactly in bfloat16 or on FP8 tensor cores as requested."""
         casts = list(self.casts_at().values())
         casts += [cast for pattern in self.layer_formats for cast in self.casts_at(pattern).values()]
         if self.gemm_dtype == "bfloat16":
@@ -128,7 +128,7 @@ class Recipe(Declared):
         return self
 
     def _native_obstacle(self, named: Sequence[NumberFormat]) -> str | None:
-        """Why FP8 tensor cores cannot multiply what this recipe rounds, in one line."""
+        """Why FP8 tensor cores cannot multiply the operands of this recipe, in one line; None if they can."""
         for fmt in named:
             if fmt.name not in NATIVE_FORMATS:
                 return f"{fmt} at a site; FP8 tensor cores multiply {' and '.join(NATIVE_FORMATS)}"
@@ -150,7 +150,10 @@ class Recipe(Declared):
         return casts_of(self, layer, high_precision)
 
     def format_at(self, layer: str, site: GemmSite) -> NumberFormat:
-        """The format of a site of a layer: the last matching `layer_formats` glob, else the site's, else `format`."""
+        """The format of a site of a layer, from the last matching `layer_formats` glob, else `<site>_format`, `format`.
+
+        Raises ValueError for an unknown format, or if `overflow` is "inf" and the format has no infinity.
+        """
         name = {
             "weight": self.weight_format,
             "activation": self.activation_format,

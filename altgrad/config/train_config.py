@@ -1,7 +1,7 @@
-"""The one description of a training run: flat, frozen, validated, the same in YAML, in Python and in `run.json`.
+"""The config of a training run: flat, frozen and validated; YAML, Python and `run.json` have the same fields.
 
-Flat because a sweep varies single fields by name (`--set scaling=delayed`) and a table shows what differs.
-No torch: the sweep's planning and the dashboard read configs on machines without it.
+It is flat because a sweep varies single fields by name (`--set scaling=delayed`) and tables list the fields that
+differ.  No torch: the sweep's planning and the dashboard read configs on machines without it.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class TrainConfig(Recipe):
         return type(self)(**(self.model_dump() | changes))
 
 
-# What a sweep may try to save a format with: name -> the fields it sets.  Joined with "+": clip+shift.
+# Interventions that a sweep may try on a failing format: name -> the fields that it sets.  Names are joined: clip+shift
 INTERVENTIONS: Mapping[str, Mapping[str, Any]] = {
     "none": {},
     "clip": {"enable_partition_clipping": True},
@@ -141,7 +141,7 @@ INTERVENTIONS: Mapping[str, Mapping[str, Any]] = {
 
 
 def intervention_fields(name: str) -> dict[str, Any]:
-    """Config fields that an intervention name such as `clip+shift` sets.  Raises ConfigError for an unknown one."""
+    """The config fields that an intervention such as `clip+shift` sets.  Raises ConfigError for an unknown name."""
     fields: dict[str, Any] = {}
     for part in name.split("+"):
         if part not in INTERVENTIONS:
@@ -152,7 +152,7 @@ def intervention_fields(name: str) -> dict[str, Any]:
 
 
 def load_config(path: str | Path, **overrides: Any) -> TrainConfig:
-    """The config in a flat YAML file (see `yaml_text`), with some fields overridden.  Raises ConfigError."""
+    """Read a config from a flat YAML file (see `yaml_text`); `overrides` replace its fields.  Raises ConfigError."""
     path = Path(path)
     try:
         fields = read_yaml(path)
@@ -168,7 +168,7 @@ def load_config(path: str | Path, **overrides: Any) -> TrainConfig:
 
 
 def make_config(fields: Mapping[str, Any], source: str) -> TrainConfig:
-    """A validated config from fields; `source` names their origin in errors.  Raises ConfigError."""
+    """A validated config with these fields; errors begin with `source`, their origin.  Raises ConfigError."""
     try:
         return TrainConfig(**{str(key): value for key, value in fields.items()})
     except FieldError as error:
@@ -176,7 +176,7 @@ def make_config(fields: Mapping[str, Any], source: str) -> TrainConfig:
 
 
 def check_fields(fields: Mapping[str, Any], source: str) -> None:
-    """Refuse unknown fields and values that no config takes; whether they go together, a whole config says."""
+    """Raises FieldError for unknown fields and invalid values; contradictions between fields are not reported here."""
     try:
         TrainConfig(**fields)
     except FieldError as error:

@@ -1,1 +1,1 @@
-"""Training text and token files: found, looked into, and said what was taken; no torch."""
+"""Training data on disk: text files and token files are found, checked and described.  Nothing here imports torch."""

@@ -1,7 +1,7 @@
-"""Text as training data: the text that ships with altgrad, a file, a folder or a glob; looked into, never guessed.
+"""Text as training data: the text that ships with altgrad, a file, a folder or a glob.
 
-What is no text (an archive, a table, UTF-16) has bytes too, and a model trains on them without complaint; so every file
-is read as UTF-8 before it is taken.  No torch: plans ask what `data` means on machines without it.
+A model would train on the bytes of an archive, a Parquet table or UTF-16 text without any error, so every file must be
+valid UTF-8 before it is used.  No torch: a sweep's planning reads `data` on machines without it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _KINDS = {
     b"\xff\xfe": "UTF-16 text; convert it to UTF-8",
     b"\xfe\xff": "UTF-16 text; convert it to UTF-8",
 }
-_FOREIGN_SHARE = 0.01  # of a file's bytes may be no UTF-8: a stray Latin-1 word spoils no text
+_FOREIGN_SHARE = 0.01  # share of a file's bytes that may be invalid UTF-8, such as a stray Latin-1 word
 _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
 class Text:
-    """Bytes to train on, from how many files, and what was left out with the reason (`3 .png`, `1 empty`)."""
+    """Bytes to train on, the number of their files, and the skipped files with the reason (`3 .png`, `1 empty`)."""
 
     content: bytes
     files: int
@@ -44,7 +44,7 @@ class Text:
 
 
 def read_text(config: TrainConfig) -> Text:
-    """The text that `data` means.  Raises ConfigError where there is none, or where a file named is no text."""
+    """Read the text that `data` names.  Raises ConfigError if there is none, or if a file named in it is not text."""
     if config.data in _BUILT_IN:
         return Text(_built_in(config.data), 1)
     path = Path(config.data).expanduser()
@@ -63,7 +63,7 @@ def read_text(config: TrainConfig) -> Text:
 
 
 def _folder(folder: Path, config: TrainConfig) -> Text:
-    """All text files below a folder, hidden ones and hidden folders apart."""
+    """All text files below a folder; hidden files and hidden folders are skipped."""
     taken: list[bytes] = []
     skipped: Counter[str] = Counter()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -100,7 +100,7 @@ def _read(file: Path, config: TrainConfig) -> bytes:
 
 
 def _no_text(content: bytes) -> str | None:
-    """Why bytes are no text, and what would be right; None where they are."""
+    """Why these bytes are not text, and what would be right; None if they are text."""
     for magic, kind in _KINDS.items():
         if content.startswith(magic):
             return kind
@@ -116,7 +116,7 @@ def _no_text(content: bytes) -> str | None:
 
 
 def _built_in(name: str) -> bytes:
-    """A text that ships with altgrad: the same bytes on every machine and under every Python, or an error."""
+    """A text that ships with altgrad.  Raises ConfigError if its bytes were changed: their hash must match."""
     content = (resources.files("altgrad.corpus") / "texts" / f"{name}.txt").read_bytes()
     if hashlib.sha256(content).hexdigest() != _BUILT_IN[name]:
         raise ConfigError(f"data={name}: the text that ships with altgrad was changed; install altgrad again")

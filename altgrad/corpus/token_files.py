@@ -1,18 +1,20 @@
 """Token ids on disk: nanoGPT's train.bin and val.bin, or one such file, as uint16 or uint32.
 
-The names say nothing about what is inside, so the files are looked into.  What settles the width of an id:
+A file name does not tell the width of an id, so it is found from the content, by these rules in order:
 
-- the header of llm.c and modded-nanogpt (256 int32, of which the first is 20240520 for uint16, 20240801 for uint32);
-- the size: 2 does not divide it, so it is neither; 4 does not divide it, so it is uint16, unless it looks like a uint32
-  file that was cut off;
-- the upper halves.  Read as uint16, ids 50257, 11, 198 stored as uint32 are 50257 0 11 0 198 0: at odd places stands
-  the id divided by 65536, which is at most 63 up to the largest vocabulary that is believed (2^22).  Ids stored as
-  uint16 are alike at odd and even places.  So it is uint32 where no odd value is above 63 while at least 32 even ones
-  are above all odd ones, which 32 fair coins in a row would have to fake;
-- else `token_dtype`, which also overrules the above.
+- the header of llm.c and modded-nanogpt: 256 int32, of which the first is 20240520 for uint16, 20240801 for uint32; a
+  `token_dtype` that contradicts it is an error;
+- `token_dtype`, if it is set;
+- the size: a file whose size 2 does not divide has neither width; one whose size 4 does not divide has uint16, unless
+  its content looks like a truncated uint32 file;
+- the upper halves.  The ids 50257, 11, 198 stored as uint32 and read as uint16 are 50257 0 11 0 198 0: each odd place
+  has the id divided by 65536, which is at most 63 up to a vocabulary of 2^22, the largest that is accepted.  Ids stored
+  as uint16 are distributed alike at odd and even places.  So the width is uint32 if no value at an odd place is above
+  63 and at least 32 values at even places are above all of those at odd places; for a uint16 file that is as
+  improbable as 32 heads in a row.
 
-Every id is read once per file, for the vocabulary and the hash; both are kept for the next start (`_Facts`).
-No torch: plans need the vocabulary on machines without it.
+Every id is read once per file, for the vocabulary and the hash; both are cached for the next start (`_Facts`).
+No torch: a sweep's planning needs the vocabulary on machines without it.
 """
 
 from __future__ import annotations
@@ -37,15 +39,15 @@ LAYOUT = ("train.bin", "val.bin")
 _HEADER_BYTES = 1024
 _MAGIC: dict[int, Width] = {20240520: "uint16", 20240801: "uint32"}  # llm.c: GPT-2 and Llama 3 tokens
 _LARGEST_VOCABULARY = 1 << 22
-_COINS = 32
-_SAMPLE = 1 << 20  # ids looked at in each of three places
+_COINS = 32  # even values above all odd ones that are taken as proof
+_SAMPLE = 1 << 20  # ids read at the start, in the middle and at the end of a file
 _CHUNK = 1 << 22  # ids read at a time
-_KEEP_FROM = 1 << 24  # bytes: smaller files are read faster than looked up
+_KEEP_FROM = 1 << 24  # bytes; smaller files are not cached, since reading them is fast
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What reading a whole file showed.  `state`: size, times and inode of the file it was true of."""
+    """Cached results of reading a whole file.  `state`: size, times and inode of the file when it was read."""
 
     state: list[int]
     dtype: str
@@ -55,7 +57,7 @@ class _Facts:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where ids lie: in which file, of which width, behind how many bytes of header."""
+    """Where ids are stored: the file, their width, and `offset`, the bytes of the header before them."""
 
     path: Path
     dtype: Width
@@ -66,13 +68,13 @@ class _Place:
         return "<u2" if self.dtype == "uint16" else "<u4"  # little-endian, whatever the machine
 
     def ids(self) -> np.ndarray:
-        """All ids, mapped into memory."""
+        """All ids as a read-only memory map."""
         return np.memmap(self.path, dtype=self.type, mode="r", offset=self.offset)
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """A file of token ids, all of which were read: the largest, and a hash of all."""
+    """A file of token ids that was read whole: the largest id, and a hash of all ids."""
 
     place: _Place
     largest: int
@@ -80,16 +82,16 @@ class TokenFile:
 
     @classmethod
     def read(cls, place: _Place) -> Self:
-        """Reads every id once, unless the file is the one that was read before."""
+        """Read every id once; a large file that has not changed since the last time is taken from the cache."""
         facts = _kept(place)
         return cls(place, facts.largest, facts.digest)
 
 
 def layout_of(config: TrainConfig) -> tuple[TokenFile, TokenFile | None] | None:
-    """Training file and validation file (None: a part of the first) that `data` means; None where it means no tokens.
+    """Training and validation file that `data` names; None if `data` names no token files.
 
-    `data` is a folder with train.bin and val.bin, or a file `*.bin`; train.bin stands for its folder where val.bin lies
-    beside it.  Raises ConfigError.
+    `data` is a folder with train.bin and val.bin, or a file `*.bin`; a train.bin beside a val.bin counts as its folder.
+    The validation file is None if there is one file only: then a part of that is held out.  Raises ConfigError.
     """
     files = [TokenFile.read(place) for place in _places(config)]
     for file in files:
@@ -104,12 +106,15 @@ def layout_of(config: TrainConfig) -> tuple[TokenFile, TokenFile | None] | None:
 
 
 def sampled_vocabulary(config: TrainConfig) -> int | None:
-    """About `vocabulary`, from the first ids alone, for plans; None where `data` means no tokens.  Raises as above."""
+    """An estimate of `vocabulary` from the first ids alone, for a sweep's planning; None if `data` names no tokens.
+
+    Raises ConfigError, as `layout_of`.
+    """
     return max((int(place.ids()[:_SAMPLE].max()) + 1 for place in _places(config)), default=None)
 
 
 def _places(config: TrainConfig) -> list[_Place]:
-    """The files of `layout_of`, unread.  Raises ConfigError where they are damaged, or where their width is unknown."""
+    """The files of `layout_of`, not yet read whole.  Raises ConfigError if one is damaged or the width is unknown."""
     widths = {path: _width(path, config) for path in _paths(config)}
     known = {width for width, _ in widths.values() if width is not None}
     if len(known) > 1:
@@ -133,7 +138,7 @@ def _said(config: TrainConfig) -> str:
 
 
 def _paths(config: TrainConfig) -> list[Path]:
-    """The token files that `data` means, the training file first; empty where it means something else."""
+    """The token files that `data` names, the training file first; empty if it names something else."""
     path = Path(config.data).expanduser()
     try:
         is_file = path.is_file()
@@ -158,7 +163,7 @@ def _paths(config: TrainConfig) -> list[Path]:
 
 
 def _width(path: Path, config: TrainConfig) -> tuple[Width | None, int]:
-    """Width of a file's ids (None: it does not tell) and bytes of its header.  Raises ConfigError for what is none."""
+    """Width of a file's ids (None: undecidable) and bytes of its header.  Raises ConfigError if it has no token ids."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(_HEADER_BYTES)
@@ -191,13 +196,13 @@ def _width(path: Path, config: TrainConfig) -> tuple[Width | None, int]:
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether bytes are printable UTF-8.  Token ids below 256 have an upper byte of 0, which no text has."""
+    """Whether bytes are printable UTF-8.  Token ids below 256 have an upper byte of 0, which is not printable."""
     text = head.decode("utf-8", errors="ignore")
     return len(text.encode()) > len(head) - 4 and all(sign.isprintable() or sign in "\t\n\r\f" for sign in text)
 
 
 def _width_of(path: Path, where: str) -> Width | None:
-    """Width by the upper halves (see the module); None where they do not tell.  Raises ConfigError for int64."""
+    """Width by the upper halves (see the module); None if undecidable.  Raises ConfigError for int64 and big-endian."""
     values = np.memmap(path, dtype="<u2", mode="r")
     halves = values[: len(values) // 2 * 2].reshape(-1, 2)
     if not len(halves):
@@ -214,12 +219,12 @@ def _width_of(path: Path, where: str) -> Width | None:
     above = int(np.count_nonzero(low > highest))
     if highest < _LARGEST_VOCABULARY >> 16 and above >= _COINS:
         return "uint32"
-    # Without values at odd places it is two ids or one, with few pairs it is a matter of chance.
+    # If all odd values are 0, it may be uint16 ids or few uint32 ones; with few pairs, chance decides.
     return "uint16" if highest and (highest >= _LARGEST_VOCABULARY >> 16 or len(sample) >= 2 * _COINS) else None
 
 
 def _read_all(place: _Place) -> tuple[int, str]:
-    """Largest id and hash of all of them."""
+    """The largest id, and a SHA-256 hash of all ids."""
     digest, largest, ids = hashlib.sha256(), 0, place.ids()
     for start in range(0, len(ids), _CHUNK):
         chunk = ids[start : start + _CHUNK]
@@ -229,9 +234,9 @@ def _read_all(place: _Place) -> tuple[int, str]:
 
 
 def _kept(place: _Place) -> _Facts:
-    """The facts of a file as kept in the user's cache folder, if it has not changed since; else read now, and kept.
+    """The facts of a file from the user's cache folder if the file has not changed; else it is read, and cached.
 
-    A cache that cannot be read or written costs the reading of the file, nothing else.
+    If the cache cannot be read or written, the file is read again; nothing else fails.
     """
     found = place.path.stat()
     state = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]

@@ -1,1 +1,1 @@
-"""Text in and out: what people write, what errors say, foreign text made harmless, numbers as words."""
+"""Text in and out: YAML and paths are checked, errors shortened, foreign text made harmless, numbers written out."""

@@ -1,4 +1,4 @@
-"""What an error says of a wrong value: the value, cut to fit a line, and the known name that is nearest to it."""
+"""How an error message shows a wrong value: the value, cut to fit a line, and the known name nearest to it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 LONGEST = 80  # characters of a value in an error
 _BEGINNING = 20  # characters of a long path before its gap
 
-_CREDENTIALS = re.compile(r"://[^/@]*@")  # of a URI
+_CREDENTIALS = re.compile(r"://[^/@]*@")  # user and password in a URI
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 2, LONGEST, LONGEST
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = 4
 
 
 def shown(value: Any) -> str:
-    """A value as an error prints it: its repr in at most 80 characters, whatever its size, without credentials."""
+    """The repr of a value in at most 80 characters; credentials in a URI become ***."""
     if isinstance(value, int) and value.bit_length() > 4 * LONGEST:  # decimal digits of such a number may take minutes
         return f"{'-' if value < 0 else ''}a number of {value.bit_length()} bits"
     if isinstance(value, str):
@@ -27,7 +27,7 @@ def shown(value: Any) -> str:
 
 
 def cut(text: str, longest: int = LONGEST) -> str:
-    """A text on one line of at most so many characters, with an ellipsis where something is missing."""
+    """The text on one line of at most `longest` characters; an ellipsis marks what was cut off."""
     line = " ".join(text[: 20 * longest].split())
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
@@ -39,12 +39,12 @@ def shown_path(path: object) -> str:
 
 
 def error_text(error: Exception) -> str:
-    """What a command prints of an error: its lines, each cut where it is longer than anybody reads."""
+    """An error's message as a command prints it: each of its lines is cut to at most 480 characters."""
     return "\n".join(cut(line, 6 * LONGEST) for line in str(error).splitlines())
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """ "; did you mean 'nearest'?" where a known name is near, else nothing."""
+    """`; did you mean 'nearest'?` if a known name is similar to `name`, else the empty string."""
     near = difflib.get_close_matches(str(name)[:LONGEST], list(known), n=1)
     if not near:  # names differ in case more often than difflib forgives: e4m3 for E4M3
         near = [word for word in known if word.lower() == str(name)[:LONGEST].lower()]

@@ -1,8 +1,8 @@
-"""Foreign text on its way into something that is interpreted: markdown, HTML, a chart's labels, a shell.
+"""Escaping of foreign text for everything that interprets text: markdown, HTML, chart labels, a shell.
 
-Run names, error texts, config values, layer names and stored reports come from whoever made a results folder.  They are
-shown as they are written and never act: no markup, no link, no picture that a browser would fetch from elsewhere, no
-word that a shell would run.  Each target has one function here; nothing else in the project escapes text for it.
+Run names, error texts, config values, layer names and stored reports come from whoever wrote a results folder.  They
+are displayed literally: none of them may become markup, a link, a picture that a browser fetches from elsewhere, or a
+word that a shell runs.  Each target has one function here; nothing else in the project escapes text for it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ _SPECIAL = re.compile(
     r"|:(?=[A-Za-z])|(?<=http):(?=//)|(?<=https):(?=//)|(?<=www)\."  # `:red[x]`, addresses
     r"|(?<=:)(?=[a-z0-9/+_-]+:)"  # `:smile:`
 )
-_BLOCK = re.compile(r"^(\d*)([#+=.)-])(?=[#\s=-]|$)")  # a heading, a list or a rule, at the start of a line
-_NOTHING = "\u200b"  # of no width: breaks `:name:`, which some viewers show as an icon
+_BLOCK = re.compile(r"^(\d*)([#+=.)-])(?=[#\s=-]|$)")  # would start a heading, a list or a horizontal rule
+_NOTHING = "\u200b"  # zero-width space: breaks `:name:`, which some viewers show as an icon
 _LINE_BREAKS = re.compile(r"[\r\n\x0b\x0c\x1c-\x1e\x85\u2028\u2029]+")
 _NOT_IN_A_FILE_NAME = re.compile(r"[^\w.+=@,-]+")
 
 
 def as_markdown(text: str) -> str:
-    """Text within a line of markdown: `![x](http://y)` is shown so, `_` within a word stays as it is written.
+    """Text as part of one line of markdown: `![x](http://y)` is displayed literally, `_` within a word is not escaped.
 
-    A viewer that makes links of bare addresses makes one of what is shown, not of the backslashes behind it.
+    A viewer that turns bare addresses into links does so with the displayed text, without the backslashes.
     """
     one_line = _LINE_BREAKS.sub(" ", text).strip()
     escaped = _SPECIAL.sub(lambda match: "\\" + match[0] if match[0] else _NOTHING, one_line)
@@ -34,7 +34,7 @@ def as_markdown(text: str) -> str:
 
 
 def as_code(text: str) -> str:
-    """Text as a markdown code span, whatever backticks it has."""
+    """Text as a markdown code span; the fence is longer than any run of backticks in the text."""
     one_line = _LINE_BREAKS.sub(" ", text)
     fence = "`" * (max((len(run) for run in re.findall("`+", one_line)), default=0) + 1)
     padding = " " if one_line.startswith("`") or one_line.endswith("`") or not one_line.strip() else ""
@@ -42,41 +42,41 @@ def as_code(text: str) -> str:
 
 
 def as_code_block(text: str, language: str = "") -> str:
-    """Lines as a markdown code block, whatever backticks they have."""
+    """Lines as a markdown code block; the fence is longer than any run of backticks in them."""
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
     return f"{fence}{language}\n{text.rstrip(chr(10))}\n{fence}"
 
 
 def without_pictures(document: str) -> str:
-    """A markdown document of which a viewer loads nothing: pictures and links become the text that makes them.
+    """A markdown document from which a viewer loads nothing: pictures and links are displayed as their source text.
 
-    A picture of any kind needs `![`, an inline link `](`, a reference `][` or `]:`; afterwards none of these is left.
+    Every picture needs `![`, every inline link `](`, every reference `][` or `]:`; the result contains none of these.
     """
     return re.sub(r"\](?=[(\[:])", r"\\]", document.replace("![", "!\\["))
 
 
 def as_html(text: str, *, quote: bool = False) -> str:
-    """Text within HTML; with `quote` also within an attribute's quotes."""
+    """Text escaped for HTML; with `quote` also for the inside of a quoted attribute."""
     return html.escape(text, quote=quote)
 
 
 def as_label(text: str) -> str:
-    """Text within a Plotly label, which knows some HTML: `<a href=...>` would be a link."""
+    """Text escaped for a Plotly label: Plotly interprets some HTML, and `<a href=...>` would become a link."""
     return html.escape(text, quote=False)
 
 
 def as_file_name(text: str) -> str:
-    """A file's name made of the text: no folder, no hidden file, no option."""
+    """A file name made from the text: without folders, not hidden, and not mistaken for an option of a command."""
     return _NOT_IN_A_FILE_NAME.sub("_", text).lstrip(".-") or "run"
 
 
 def as_command(words: Iterable[str]) -> str:
-    """A shell command of these words, each of which the shell takes as it is."""
+    """A shell command in which each word is quoted, so that the shell changes none of them."""
     return shlex.join(words)
 
 
 def as_here_document(text: str, file: str) -> str:
-    """Shell lines that write the text into a file; the line that ends it does not occur in the text."""
+    """Shell lines that write the text into a file; the line that ends the here-document does not occur in the text."""
     lines, end = text.rstrip("\n").split("\n"), "END"
     while end in lines:
         end += "_"

@@ -9,7 +9,7 @@ ABSENT = "–"
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A value with `digits` significant digits; NaN and inf in words; a dash where there is none."""
+    """A value with `digits` significant digits; NaN and inf as words; a dash for None."""
     if value is None:
         return ABSENT
     if not math.isfinite(value):
@@ -26,10 +26,10 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as `48 s`, `12 min 5 s`, `3 h 20 min`."""
+    """Seconds as `48 s`, `12 min 5 s` or `3 h 20 min`."""
     if seconds is None or not math.isfinite(seconds):
         return number(seconds)
-    if seconds < 59.95:  # from there on it would read 60 s
+    if seconds < 59.95:  # 59.95 and more would be rounded to "60 s"
         return f"{number(seconds, 3)} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

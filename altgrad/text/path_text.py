@@ -1,4 +1,4 @@
-"""What no path may be, wherever one is taken: from a command line, a config file or a caller."""
+"""The check that every path passes, whether it comes from a command line, a config file or a caller."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 
 from altgrad.text.error_hints import shown
 
-_LONGEST_NAME = 255  # bytes of a file's or folder's name
+_LONGEST_NAME = 255  # bytes of a file or folder name
 
 
 def check_path(path: str) -> None:
-    """Raises ValueError for a path that names nothing, or everything: an empty one, or the root of the filesystem."""
+    """Raises ValueError for an empty path, the root of the filesystem, a NUL character, or a name over 255 bytes."""
     if not path.strip():
         raise ValueError(f"{shown(path)} is no path; write . for the current folder")
     if "\0" in path:

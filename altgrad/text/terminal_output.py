@@ -1,8 +1,8 @@
-"""Output that only shows: text of others made harmless, and a stream that can neither stop nor hold up the program.
+"""Terminal output: foreign text made harmless, and a stream that can neither end nor delay the program.
 
-A run name, an error text or a library's message may hold escape sequences that clear the screen, or `[/x]`, which
-rich takes for markup.  A reader may have gone (`| head`), may not read (`| less`), or may not know a character
-(`PYTHONIOENCODING=ascii`).  None of that is a reason to end what trains.
+A run name, an error text or a library's message may contain escape sequences that clear the screen, or `[/x]`, which
+rich takes for markup.  The reader of a pipe may have exited (`| head`), may not read for now (`| less`), or its
+encoding may lack a character (`PYTHONIOENCODING=ascii`).  None of these may end a training process.
 """
 
 from __future__ import annotations
@@ -20,27 +20,29 @@ from typing import TextIO
 from rich.console import Console
 from rich.text import Text
 
-_STEERS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, bidirectional marks, half characters, odd line ends
-_WAITING = 1_000_000  # characters that wait for a reader; beyond that the newest are left out
+# Unicode categories that change how a terminal shows other text: controls, bidirectional marks, lone surrogates,
+# line and paragraph separators
+_STEERS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_WAITING = 1_000_000  # characters that are buffered for a slow reader; newer ones are dropped
 
 
 def harmless(text: object) -> str:
-    """The text with everything that steers a terminal written out: ESC as `\\x1b`.  Line ends and tabs stay."""
+    """The text with control characters written as escapes: ESC becomes `\\x1b`.  Line ends and tabs stay."""
     return "".join(_written_out(character) for character in str(text))
 
 
 def one_line(text: object) -> str:
-    """The text as `harmless` has it, on one line."""
+    """The text on one line, with control characters written as escapes."""
     return harmless(" ".join(str(text).split()))
 
 
 def cell(text: object) -> Text:
-    """A text of others for rich: one line, never markup, never an emoji code."""
+    """Foreign text as a rich `Text` of one line, in which rich finds neither markup nor emoji codes."""
     return Text(one_line(text))
 
 
 def say(console: Console, text: object) -> None:
-    """Print lines as they are: harmless, unwrapped, without markup."""
+    """Print lines without wrapping and markup, with control characters written as escapes."""
     console.print(Text(harmless(text)), soft_wrap=True, highlight=False)
 
 
@@ -51,10 +53,10 @@ def _written_out(character: str) -> str:
 
 
 class Outlet(io.TextIOBase):
-    """A text stream that never waits and never raises: a thread of its own writes to the real one.
+    """A text stream whose `write` never blocks and never raises: a separate thread writes to the real stream.
 
-    `on_loss`, called once and maybe from that thread, is told why nothing is written any more.  `stream` None: there
-    is no output at all (`>&-`).
+    When the real stream fails, `on_loss` is called once with the reason, possibly from that thread; later text is
+    dropped.  `stream` is None if the process has no such output (`>&-`).
     """
 
     def __init__(self, stream: TextIO | None, on_loss: Callable[[str], None] | None = None) -> None:
@@ -102,10 +104,10 @@ class Outlet(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Nothing: whoever must know that all is written calls `drain`."""
+        """Does nothing; call `drain` to wait until everything is written."""
 
     def drain(self, seconds: float | None = None) -> None:
-        """Wait until everything is written, not longer than some seconds; for ever at the end of a program."""
+        """Wait until everything is written, for at most `seconds`; None waits without limit, as at a program's end."""
         with self._changed:
             self._changed.wait_for(lambda: self._gone or not (self._texts or self._busy), seconds)
 
@@ -148,7 +150,7 @@ class Outlet(io.TextIOBase):
 
 @contextmanager
 def unstoppable_output(on_loss: Callable[[str], None] | None = None) -> Iterator[None]:
-    """For its length `sys.stdout` and `sys.stderr` are outlets, so that no print of anybody can end the program."""
+    """Within this context `sys.stdout` and `sys.stderr` are `Outlet`s, so that no `print` can end the program."""
     _open_standard_files()
     before = sys.stdout, sys.stderr
     outlets = [Outlet(stream, on_loss) for stream in before]
@@ -164,7 +166,7 @@ def unstoppable_output(on_loss: Callable[[str], None] | None = None) -> Iterator
 
 
 def _open_standard_files() -> None:
-    """Give a closed standard file to /dev/null, or the next file that anybody opens becomes it."""
+    """Open /dev/null as each closed standard file; otherwise the next opened file would get its number."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -173,7 +175,7 @@ def _open_standard_files() -> None:
 
 
 def _point_at_nothing(stream: TextIO | None) -> None:
-    """Let the interpreter's last flush of a broken stream succeed; it would change the exit code."""
+    """Redirect a broken stream to /dev/null: Python flushes it at exit, and a failure would change the exit code."""
     with suppress(OSError, ValueError, AttributeError):
         assert stream is not None
         nothing = os.open(os.devnull, os.O_WRONLY)

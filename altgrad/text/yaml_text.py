@@ -1,13 +1,14 @@
-"""The one reader of what people write: config files, and the VALUE of `--set KEY=VALUE`.  YAML 1.2, core schema.
+"""The reader of config files and of the VALUE in `--set KEY=VALUE`: YAML 1.2, core schema.
 
-PyYAML takes a text apart; what a scalar means is decided here, because PyYAML follows YAML 1.1, in which `no` is false,
-`1:30` is 90, `010` is 8 and `6e-4` a string.  In the core schema of 1.2 (section 10.3.2) these are the strings `no` and
-`1:30`, 10, and 0.0006.  Stricter than YAML, for a config is small and flat and should mean what it seems to mean:
+PyYAML parses the text, but the type of a scalar is decided here: PyYAML follows YAML 1.1, in which `no` is false,
+`1:30` is 90, `010` is 8 and `6e-4` is a string.  In the core schema of 1.2 (section 10.3.2) these are the string `no`,
+the string `1:30`, the number 10 and the number 0.0006.  This reader is stricter than YAML, so that nothing in a config
+has a surprising meaning:
 
-- a key given twice, an alias (`*name`), a tag (`!!int`), a second document, and a comment behind a value of the command
-  line are errors; an alias also because ten of them in ten lines can stand for a gigabyte;
+- a repeated key, an alias (`*name`), a tag (`!!int`), a second document, and a comment after a value on the command
+  line are errors (ten aliases in ten lines can also expand to a gigabyte);
 - keys are text, also `0` in `layer_formats: {0: BF16}`;
-- at most 16 levels and 64 KiB.
+- the limits are 16 levels and 64 KiB.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ _INTEGER = {
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)")
 _NAN = re.compile(r"\.(nan|NaN|NAN)")
-_PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./+-]*")  # needs no quotes, unless it means something else
-_OTHERWISE_FALSE_OR_TRUE = {"yes", "no", "on", "off", "y", "n"}  # for readers of YAML 1.1
+_PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./+-]*")  # needs no quotes, unless it is a word such as `true`
+_OTHERWISE_FALSE_OR_TRUE = {"yes", "no", "on", "off", "y", "n"}  # booleans in YAML 1.1
 _TAGS = {
     yaml.ScalarNode: "tag:yaml.org,2002:str",
     yaml.SequenceNode: "tag:yaml.org,2002:seq",
@@ -45,11 +46,11 @@ _TAGS = {
 
 
 class NotYaml(ValueError):
-    """A text that is no YAML as read here; one line: where, what is wrong, what would be right."""
+    """A text that this reader refuses; the message is one line: where, what is wrong, what would be right."""
 
 
 def parse_value(text: str) -> Any:
-    """What a text on a command line means: `6e-4`, `true`, `null`, `{lm_head: BF16}`.  Raises NotYaml."""
+    """The value of a text from a command line, such as `6e-4`, `true`, `null`, `{lm_head: BF16}`.  Raises NotYaml."""
     node = _compose(text)
     end = 0 if node is None else node.end_mark.index
     if text[end:].strip():
@@ -60,7 +61,7 @@ def parse_value(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a file means; None where it is empty.  Raises NotYaml, or OSError where it cannot be read."""
+    """The content of a YAML file; None if it is empty.  Raises NotYaml, or OSError if it cannot be read."""
     with path.open("rb") as file:
         content = file.read(_LONGEST + 1)
     if len(content) > _LONGEST:
@@ -74,7 +75,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def assignments(pairs: Iterable[str]) -> dict[str, Any]:
-    """The fields of `KEY=VALUE` words; of a key given twice the last counts.  Raises NotYaml for another word."""
+    """The fields in words `KEY=VALUE`; a later word replaces an earlier one.  Raises NotYaml for any other word."""
     fields: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -88,12 +89,12 @@ def assignments(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def to_yaml(fields: Mapping[str, Any]) -> str:
-    """Lines that `read_yaml` reads as the same fields, and readers of YAML 1.1 too."""
+    """YAML lines that both `read_yaml` and readers of YAML 1.1 read as these fields."""
     return "".join(f"{_written(key)}: {_written(value)}\n" for key, value in fields.items())
 
 
 def _written(value: Any) -> str:
-    """JSON, of which YAML 1.2 is a superset, and words without their quotes."""
+    """A value as JSON, of which YAML 1.2 is a superset; simple words lose their quotes."""
     if isinstance(value, str):
         bare = _PLAIN.fullmatch(value) and _plain(value) == value and value.lower() not in _OTHERWISE_FALSE_OR_TRUE
         return value if bare else json.dumps(value)
@@ -109,7 +110,7 @@ def _written(value: Any) -> str:
 
 
 class _Loader(yaml.BaseLoader):
-    """PyYAML's parser, which leaves the meaning of scalars to us, within our limits."""
+    """PyYAML's parser without its conversion of scalars, with aliases refused and the depth limited."""
 
     _depth = 0
 
@@ -163,7 +164,7 @@ def _value(node: Any) -> Any:
 
 
 def _plain(text: str) -> Any:
-    """What a scalar without quotes means in the core schema."""
+    """The value of an unquoted scalar in the core schema."""
     if _NULL.fullmatch(text):
         return None
     if _TRUE.fullmatch(text) or _FALSE.fullmatch(text):

@@ -18,7 +18,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 _WITH_RAY = {
     f"test_{name}.py"
-    for name in ("sweep", "ray_watch", "submit", "object_store", "google_store", "full_disk", "steering", "survival")
+    for name in (
+        "sweep",
+        "ray_watch",
+        "submit",
+        "object_store",
+        "google_store",
+        "full_disk",
+        "steering",
+        "survival",
+        "wheel",
+    )
 }
 
 

@@ -1,9 +1,10 @@
-"""Run a sweep on a Ray cluster from here: pack the working tree, submit it as a job, follow its log.
+"""Run a sweep on a Ray cluster from here: pack the code, submit it as a job, follow its log.
 
     python tune/submit.py [--address http://HEAD:8265] [--no-wait] --results /shared/results [options of sweep.py]
 
 The job is the plain `python tune/sweep.py ...`, so `ray job submit --working-dir . -- python tune/sweep.py ...` does
-the same.  It runs in a copy of the tree that is gone afterwards: results go to shared storage.
+the same.  It runs in a copy of the tree that is gone afterwards: results go to shared storage.  An installed package is
+packed laid out like a clone (see `sent_code`).
 """
 
 from __future__ import annotations
@@ -26,14 +27,19 @@ from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as a script: this folder is on the path, the repository's root is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from altgrad.commands.extras import exit_without
+
+    exit_without("sweep")
 
 from altgrad.commands.direct_http import open_directly, why_not
 from altgrad.commands.option_fields import without_secrets
 from altgrad.commands.option_parser import OneLineParser, word
+from altgrad.commands.typed_command import program_command
+from altgrad.config.shipped_configs import ROOT
 from altgrad.storage.folder import check_location
 from altgrad.text.error_hints import error_text
 from altgrad.text.terminal_output import harmless, one_line, unstoppable_output
-from tune.cluster.ray_session import NOT_SENT, ROOT
+from tune.cluster.sent_code import sent_code
 from tune.plan.options import NOTIFY, SweepError, SweepOptions, parse_options
 
 if TYPE_CHECKING:
@@ -51,9 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Exit code: 0 submitted or succeeded, 1 the sweep failed, 2 it was not submitted, 130 stopped.
     """
     parser = OneLineParser(
-        prog="submit.py",
+        prog=program_command(),
         description="Run a sweep on a Ray cluster.",
-        epilog="All other options are those of tune/sweep.py.",
+        epilog="All other options are those of a sweep.",
     )
     parser.add_argument(
         "--address",
@@ -72,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 own.address, without_secrets(sweep_arguments, SweepOptions), options.notify, wait=not own.no_wait
             )
         except SweepError as error:
-            print(f"submit.py: error: {harmless(error_text(error))}", file=sys.stderr)
+            print(f"{program_command()}: error: {harmless(error_text(error))}", file=sys.stderr)
             return 2
 
 
@@ -140,10 +146,10 @@ def _explain(error: urllib.error.HTTPError) -> str:
 
 def _submit(address: str, sweep_arguments: Sequence[str], notify: str | None, *, wait: bool) -> int:
     logging.getLogger("ray").setLevel(logging.ERROR)  # it lists every file that is left out
-    environment: dict[str, Any] = {"working_dir": str(ROOT), "excludes": list(NOT_SENT)}
-    if notify is not None:
-        environment["env_vars"] = {NOTIFY: notify}
-    client, job = _accepted(address, shlex.join(["python", "tune/sweep.py", *sweep_arguments]), environment)
+    variables = {} if notify is None else {"env_vars": {NOTIFY: notify}}
+    command = shlex.join(["python", "tune/sweep.py", *sweep_arguments])
+    with sent_code() as sent:
+        client, job = _accepted(address, command, {**sent, **variables})
     print(f"job {job}")
     for what in ("status", "logs", "stop"):
         print(f"  ray job {what} --address {address} {job}", flush=True)
@@ -157,7 +163,7 @@ def _submit(address: str, sweep_arguments: Sequence[str], notify: str | None, *,
         print(f"\n{follow}")
         return 0
     except Exception as error:  # of requests, of aiohttp, or Ray's plain RuntimeError
-        print(f"submit.py: lost sight of the job: {one_line(error)[:300]}; {follow}", file=sys.stderr)
+        print(f"{program_command()}: lost sight of the job: {one_line(error)[:300]}; {follow}", file=sys.stderr)
         return 1
     print(harmless(f"job {job}: {details.status.value}" + (f": {details.message}" if details.message else "")))
     return _EXIT_CODES.get(details.status.value, details.driver_exit_code or 1)

@@ -8,7 +8,6 @@ This file decides the order of events; planning knows no Ray, so wrong options a
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,9 +17,13 @@ from signal import Signals
 
 if not __package__:  # run as a script: this folder is on the path, the repository's root is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from altgrad.commands.extras import exit_without
+
+    exit_without("sweep")
 
 from rich.console import Console
 
+from altgrad.commands.typed_command import dashboard_command, program_command
 from altgrad.compare import comparison, comparison_table, write_comparison
 from altgrad.config.train_config import ConfigError
 from altgrad.results import list_runs
@@ -40,7 +43,7 @@ from tune.plan.trials import plan_sweep
 from tune.run.interrupts import Interrupted, Interrupts
 from tune.timing.probe import TimesStore, expected, measure
 from tune.watch.journal import Journal
-from tune.watch.wandb_copy import REPORT, check_account, chosen_mode
+from tune.watch.wandb_copy import REPORT, check_account, check_installed, chosen_mode
 
 _LAST_WORDS_SECONDS = 5.0  # for the last lines of a sweep whose Ray has died
 _LOG_WIDTH = 200  # columns of tables in a log, where there is no terminal to ask
@@ -60,10 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with ExitStack() as stack:
                 code = _sweep(options, console, journal, stack)
         except (SweepError, ConfigError) as error:
-            print(f"sweep.py: error: {harmless(error_text(error))}", file=sys.stderr)
+            print(f"{program_command()}: error: {harmless(error_text(error))}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print("sweep.py: interrupted", file=sys.stderr)
+            print(f"{program_command()}: interrupted", file=sys.stderr)
             return 130
     if not journal.is_empty:
         journal.note(f"the sweep ended with exit code {code}")
@@ -78,6 +81,7 @@ def _sweep(options: SweepOptions, console: Console, journal: Journal, stack: Exi
             stored = stored.held(stack)
     else:
         check_new(options)
+    check_installed(options.wandb)
     if chosen_mode(options.wandb, os.environ)[0] == "online":
         check_account()
     if options.probe and options.cluster is not None:
@@ -223,7 +227,7 @@ def _show_results(sweep: Sweep, options: SweepOptions, console: Console) -> int:
     lines += [f"lost: {what}" for what in lost]
     if unfinished:
         lines.append(f"try again: {options.resume_command(sweep.name)}")
-    lines.append(f"dashboard: streamlit run dashboard -- {shlex.quote(options.results)}")
+    lines.append(f"dashboard: {dashboard_command(options.results)}")
     for line in lines:
         say(console, line)
     return 1 if unfinished or broken or lost else 0

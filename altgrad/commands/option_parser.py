@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from altgrad.commands.webhook import check_address
 from altgrad.storage.folder import check_location
@@ -42,6 +42,9 @@ class OneLineParser(argparse.ArgumentParser):
         commands = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
         below = [parser for choices in commands for parser in choices.values()]
         return [*self._option_string_actions, *(name for parser in below for name in parser._option_string_actions)]
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[OneLineParser]"  # what a command adds its parser to
 
 
 def _refuses(check: Callable[[str], Any]) -> Callable[[str], str]:

@@ -1,26 +1,17 @@
-"""NVIDIA's management library (NVML) through ctypes: what GPUs there are, how full and how busy they are.
+"""NVIDIA's management library (NVML): what GPUs there are, how full and how busy they are.
 
 It ships with the driver and answers in microseconds without a CUDA context and without torch, so that planning can
 ask for a GPU's memory and a training loop for its load without waiting for the device.  Where there is no driver
-there are no GPUs: nothing here raises for that.
+there are no GPUs: nothing here raises for that, nor where its binding (nvidia-ml-py) is not installed.
 """
 
 from __future__ import annotations
 
-import ctypes
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-
-_TEXT_BYTES = 96  # NVML_DEVICE_UUID_V2_BUFFER_SIZE, which is also enough for a name
-_MIG_ENABLED = 1
-
-
-class _Memory(ctypes.Structure):  # nvmlMemory_t
-    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
-
-
-class _Utilization(ctypes.Structure):  # nvmlUtilization_t, in percent
-    _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
+from types import ModuleType
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -41,48 +32,59 @@ class Load:
 
 def gpus() -> list[Gpu]:
     """The GPUs that the driver knows; none where there is no driver."""
-    library = _library()
-    count = ctypes.c_uint(0)
-    if library is None or library.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+    nvml = _library()
+    if nvml is None:
         return []
     found = []
-    for index in range(count.value):
-        handle, name = ctypes.c_void_p(), ctypes.create_string_buffer(_TEXT_BYTES)
-        if library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) == 0:
-            named = library.nvmlDeviceGetName(handle, name, _TEXT_BYTES) == 0
-            memory = None if _is_cut(library, handle) else _memory(library, handle)
-            found.append(Gpu(name.value.decode() if named else "GPU", None if memory is None else memory.total))
+    with suppress(nvml.NVMLError):
+        for index in range(nvml.nvmlDeviceGetCount()):
+            with suppress(nvml.NVMLError):
+                found.append(_gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(index)))
     return found
 
 
 def load(uuid: str) -> Load | None:
     """What the GPU of that UUID (`GPU-...`) does at the moment; None where NVML does not say."""
-    library, handle, busy = _library(), ctypes.c_void_p(), _Utilization()
-    if library is None or library.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(handle)) != 0:
+    nvml = _library()
+    if nvml is None:
         return None
-    memory = _memory(library, handle)
-    if memory is None or library.nvmlDeviceGetUtilizationRates(handle, ctypes.byref(busy)) != 0:
+    try:
+        handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+        return Load(nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100, nvml.nvmlDeviceGetMemoryInfo(handle).used)
+    except nvml.NVMLError:
         return None
-    return Load(busy.gpu / 100, memory.used)
 
 
-def _memory(library: ctypes.CDLL, handle: ctypes.c_void_p) -> _Memory | None:
-    memory = _Memory()
-    return memory if library.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) == 0 else None
+def _gpu(nvml: ModuleType, handle: Any) -> Gpu:
+    """Its name and memory, each as far as the driver says."""
+    name, memory = "GPU", None
+    with suppress(nvml.NVMLError):
+        name = nvml.nvmlDeviceGetName(handle)
+    if not _is_cut(nvml, handle):
+        with suppress(nvml.NVMLError):
+            memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    return Gpu(name, memory)
 
 
-def _is_cut(library: ctypes.CDLL, handle: ctypes.c_void_p) -> bool:
+def _is_cut(nvml: ModuleType, handle: Any) -> bool:
     """Whether the GPU is in MIG mode; older GPUs do not know the question."""
-    mode, pending = ctypes.c_uint(0), ctypes.c_uint(0)
-    known = library.nvmlDeviceGetMigMode(handle, ctypes.byref(mode), ctypes.byref(pending)) == 0
-    return known and mode.value == _MIG_ENABLED
+    try:
+        now, _ = nvml.nvmlDeviceGetMigMode(handle)
+    except nvml.NVMLError:
+        return False
+    return bool(now == nvml.NVML_DEVICE_MIG_ENABLE)
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
-    """NVML, initialised for the life of the process; None where there is no driver."""
+def _library() -> ModuleType | None:
+    """NVML, initialised for the life of the process; None where there is no driver or no binding."""
     try:
-        library = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
+        import pynvml
+    except ModuleNotFoundError:
         return None
-    return library if library.nvmlInit_v2() == 0 else None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    module: ModuleType = pynvml
+    return module

@@ -27,7 +27,7 @@ DRIVER = """
 #include <string.h>
 typedef struct { unsigned long long total, free, used; } memory_t;
 typedef struct { unsigned int gpu, memory; } busy_t;
-int nvmlInit_v2(void) { return 0; }
+int nvmlInitWithFlags(unsigned flags) { return 0; }
 int nvmlDeviceGetCount_v2(unsigned *n) { *n = 2; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **d) { *d = (void *)(long)(i + 1); return 0; }
 int nvmlDeviceGetHandleByUUID(const char *u, void **d) { *d = (void *)2; return strcmp(u, "GPU-b") != 0; }
@@ -77,7 +77,7 @@ def test_the_driver_is_asked_for_names_sizes_and_load(tmp_path: Path) -> None:
     library = tmp_path / "libnvidia-ml.so.1"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "driver.c"], check=True)
     program = (
-        "import json, dataclasses; from altgrad import nvml; plain = dataclasses.asdict;"
+        "import json, dataclasses; from altgrad.experiment import gpu_driver as nvml; plain = dataclasses.asdict;"
         "print(json.dumps([[plain(g) for g in nvml.gpus()], plain(nvml.load('GPU-b')), nvml.load('GPU-x')]))"
     )
     environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}

@@ -8,31 +8,20 @@ import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from altgrad.config.shipped_configs import ROOT
 from altgrad.text.terminal_output import one_line
 from tune.cluster import private_folders as scratch
 from tune.cluster.accelerators import smallest_gpu
 from tune.cluster.ray_watch import RayFailed, watched_ray
+from tune.cluster.sent_code import sent_code
 from tune.plan.machine import Machine
 from tune.plan.options import SweepError
 
-ROOT = Path(__file__).resolve().parents[2]
-# What a cluster does not need of the working tree; what git ignores is not sent either.
-NOT_SENT = (
-    "/.git/",
-    "/.venv/",
-    "/results/",
-    "/wandb/",
-    "/artifacts/",
-    "/dist/",
-    "/build/",
-    "__pycache__/",
-    ".*_cache/",
-)
 _OBJECT_STORE_BYTES = 100 * 1024**2  # trials exchange records only
 # Read by Ray's processes.  A reused worker waits for the previous trial's thread to end, e.g. its last upload, before
 # it takes the next trial; with Ray's 2 s the next, innocent trial fails.
@@ -116,14 +105,13 @@ def connected_ray(address: str) -> Iterator[Machine]:
     import ray  # reads its environment when imported
 
     _keep_secrets()
-    environment: dict[str, object] = {"env_vars": _WORKER_ENVIRONMENT}
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
-        environment["working_dir"] = str(ROOT)
-        environment["excludes"] = list(NOT_SENT)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise SweepError(f"--address {address}: cannot connect: {_why_not(error)}") from error
+    with ExitStack() as stack:
+        sent = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else stack.enter_context(sent_code())
+        environment = {"env_vars": _WORKER_ENVIRONMENT, **sent}
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise SweepError(f"--address {address}: cannot connect: {_why_not(error)}") from error
     try:
         has = ray.cluster_resources()
         gpus = int(has.get("GPU", 0))
@@ -145,9 +133,7 @@ def _why_not(error: Exception) -> str:
     """Ray's reason for a refused connection and what to do, in one line."""
     lines = str(error).strip().splitlines() or ["no answer"]
     if "version mismatch" in lines[0].lower():  # the versions of both sides follow
-        return (
-            f"{' '.join(' '.join(lines).split())}; use the cluster's versions here, or tune/submit.py, which runs there"
-        )
+        return f"{' '.join(' '.join(lines).split())}; use the cluster's versions here, or `altgrad submit`"
     return f"{lines[0].rstrip('.')}; RAY_AUTH_TOKEN must be the token of its head node"
 
 

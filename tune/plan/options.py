@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +25,7 @@ from altgrad.commands.option_parser import (
     webhook,
     word,
 )
+from altgrad.commands.typed_command import program_command, typed_command
 from altgrad.config.train_config import INTERVENTIONS
 from altgrad.text.yaml_text import NotYaml, assignments
 
@@ -45,7 +44,7 @@ class SweepOptions:
     """What the user asked for, by option name; None = not given."""
 
     # fmt: off
-    configs: tuple[str, ...] | None = option(TRIALS, path, "config files, or folders of them (all their YAML)", many=True, metavar="PATH")
+    configs: tuple[str, ...] | None = option(TRIALS, path, "config files, folders of them (all their YAML), or names of shipped ones", many=True, metavar="PATH")
     formats: tuple[str, ...] | None = option(TRIALS, str, "a trial each, from the first config or bf16_baseline.yaml", many=True, metavar="FORMAT")
     seeds: int | None = option(TRIALS, count, "N trials each, from the config's seed upward", metavar="N")
     learning_rates: tuple[float, ...] | None = option(TRIALS, positive, "a trial each per learning rate", flag="--lr", many=True, metavar="LR")
@@ -83,15 +82,14 @@ class SweepOptions:
 
     def resume_command(self, sweep: str) -> str:
         """The command line that continues a sweep in the same way; without the webhook, whose address is a secret."""
-        python = "python" if shutil.which("python") == sys.executable else sys.executable
-        words = [python, sys.argv[0], "--resume", sweep, "--results", self.results]
+        words = [*typed_command(), "--resume", sweep, "--results", self.results]
         return shlex.join([*words, *command_words(given(self, RUNNING))])
 
 
 def parse_options(words: Sequence[str] | None = None) -> SweepOptions:
     """The options of a command line (`sys.argv` by default).  Exits with code 2 and one line on a wrong one."""
     parser = OneLineParser(
-        prog="sweep.py",
+        prog=program_command(),
         description="Train the same model once per number format, concurrently, and compare.",
         epilog="Without arguments: every config of the default sweep in configs/, at a model size that fits.",
     )

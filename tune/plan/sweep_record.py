@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +17,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from altgrad.commands.option_fields import masked
+from altgrad.commands.typed_command import typed_arguments, typed_command
 from altgrad.results import SCHEMA, Lease, LeaseHeld, RunWriter, ended_as, list_sweeps, read_plan
 from altgrad.storage.folder import Folder, check_location
 from altgrad.text.error_hints import cut, did_you_mean, shown
@@ -77,7 +77,7 @@ def create_sweep(options: SweepOptions, plan: Plan, resources: Resources | None 
             "schema": SCHEMA,
             "sweep": sweep.name,
             "created": time.time(),
-            "command": shlex.join([Path(sys.executable).name, *masked(sys.argv, SweepOptions)]),
+            "command": shlex.join([*typed_command(), *masked(typed_arguments(), SweepOptions)]),
             "runs": [trial.to_json() for trial in plan.trials],
         } | ({} if shares is None else {"resources": asdict(shares)})
         existing = _deepest_existing(sweep.folder)

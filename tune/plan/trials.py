@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.compare.pairing import NUMERICS, RESCUE
+from altgrad.config.shipped_configs import CONFIGS, config_file
 from altgrad.config.train_config import (
     TrainConfig,
     check_fields,
@@ -29,7 +30,6 @@ from tune.plan.options import SweepError, SweepOptions
 from tune.plan.placement import work
 from tune.plan.trial import Plan, Trial
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _MOST_TRIALS = 10_000  # more are no sweep but a typing error, which would take hours to plan
 TEMPLATE = "bf16_baseline.yaml"  # what --formats starts from
 _NUMERIC_DEFAULTS = TrainConfig(format=BASELINE_FORMAT).model_dump(include=set(NUMERICS | RESCUE))
@@ -109,7 +109,7 @@ def _config_files(options: SweepOptions) -> list[Path]:
     if options.configs is None:
         paths = [CONFIGS / TEMPLATE] if options.formats is not None else [CONFIGS]
     else:
-        paths = [Path(text).expanduser() for text in options.configs]
+        paths = [config_file(text) for text in options.configs]
     files: list[Path] = []
     for path in paths:
         if os.path.isdir(path):  # unlike Path.is_dir, no exception for a name that is too long

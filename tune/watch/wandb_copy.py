@@ -13,9 +13,11 @@ import queue
 import tempfile
 import threading
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from altgrad.commands.extras import MissingExtra, require
 from altgrad.storage.folder import Folder
 from altgrad.text.terminal_output import one_line
 from tune.plan.options import SweepError, WandbMode
@@ -41,7 +43,7 @@ _TRUE = ("1", "true", "yes", "on")
 def chosen_mode(option: WandbMode | None, environment: Mapping[str, str]) -> tuple[WandbMode, list[str]]:
     """The mode that `--wandb`, else `WANDB_DISABLED`, else `WANDB_MODE` asks for, else offline.
 
-    Also one sentence for each variable that was not followed.
+    Also one sentence for each variable that was not followed, and for a W&B that is not installed.
     """
     wishes: list[tuple[str, WandbMode | None]] = []
     if environment.get("WANDB_DISABLED", "").lower() in _TRUE:
@@ -51,7 +53,19 @@ def chosen_mode(option: WandbMode | None, environment: Mapping[str, str]) -> tup
     known = [mode for _, mode in wishes if mode is not None]
     mode = option or (known[0] if known else "offline")
     by = f"--wandb {mode}" if option is not None or not known else wishes[0][0]
-    return mode, [one_line(f"{wish} is overridden by {by}") for wish, wanted in wishes if wanted != mode]
+    notes = [one_line(f"{wish} is overridden by {by}") for wish, wanted in wishes if wanted != mode]
+    if mode != "disabled" and find_spec("wandb") is None:
+        return "disabled", [*notes, "no copy for W&B, which is not installed: pip install 'altgrad[wandb]'"]
+    return mode, notes
+
+
+def check_installed(option: WandbMode | None) -> None:
+    """Raises SweepError where `--wandb` asks for a W&B that is not installed."""
+    if option not in (None, "disabled"):
+        try:
+            require("wandb")
+        except MissingExtra as error:
+            raise SweepError(f"--wandb {option}: {error}") from error
 
 
 def check_account() -> None:

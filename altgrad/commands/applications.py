@@ -1,0 +1,72 @@
+"""The commands whose code is no part of the library: `sweep` and `submit`, which know Ray, and `dashboard`.
+
+In a clone their folders lie beside the library.  A wheel carries them, and the configs, below the library: so no
+package called `tune` or `dashboard` lies in site-packages, where it could hide somebody else's.  Either way their root
+comes first on the path of their own process.  The library imports neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import NoReturn
+
+from altgrad.commands.typed_command import program_command
+from altgrad.config.shipped_configs import ROOT
+
+
+@dataclass(frozen=True)
+class Application:
+    """A command that gets its words as they are: what it does, the extra that it needs, how it starts."""
+
+    help: str
+    extra: str
+    start: Callable[[Sequence[str]], int]
+
+
+def _sweep(words: Sequence[str]) -> int:
+    return int(_main_of("tune.sweep")(words))
+
+
+def _submit(words: Sequence[str]) -> int:
+    return int(_main_of("tune.submit")(words))
+
+
+def _main_of(module: str) -> Callable[[Sequence[str]], int]:
+    sys.path.insert(0, str(ROOT))
+    main: Callable[[Sequence[str]], int] = import_module(module).main
+    return main
+
+
+def _dashboard(words: Sequence[str]) -> NoReturn:
+    """Replace this process by Streamlit, which finds the dashboard's packages by PYTHONPATH."""
+    from altgrad.commands.option_parser import OneLineParser, location  # not before the extra is known to be there
+
+    parser = OneLineParser(
+        prog=program_command(),
+        description="Show running and finished sweeps in a browser.",
+        epilog="Options of Streamlit are passed on, written with =, such as --server.port=8502.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "results", type=location, nargs="?", help="results root or sweep folder (default: $ALTGRAD_RESULTS, or results)"
+    )
+    options, others = parser.parse_known_args(words)
+    if wrong := [word for word in others if not (word.startswith("--") and "." in word.split("=")[0] and "=" in word)]:
+        parser.error(f"unrecognized arguments: {wrong[0]}")
+    results = [] if options.results is None else ["--", options.results]
+    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "dashboard"), *others, *results]
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    sys.stdout.flush()
+    os.execve(sys.executable, command, os.environ | {"PYTHONPATH": path})
+
+
+APPLICATIONS = {
+    "sweep": Application("train a sweep of formats with Ray, and compare", "sweep", _sweep),
+    "submit": Application("run a sweep on a Ray cluster from here", "sweep", _submit),
+    "dashboard": Application("show running and finished sweeps in a browser", "dashboard", _dashboard),
+}

@@ -1,0 +1,103 @@
+"""`altgrad report`, `status` and `stop`: what is known of runs and sweeps, and asked of them, from their folders."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from rich.console import Console
+
+from altgrad.commands.option_parser import Commands, location, positive
+from altgrad.commands.typed_command import program
+from altgrad.storage.folder import Folder
+from altgrad.text.terminal_output import harmless, say
+
+_TABLE_WIDTH = 100  # a cut-off number is a wrong number: better let a narrow terminal wrap
+
+
+def add(commands: Commands) -> None:
+    """Add the commands to a parser."""
+    report = commands.add_parser("report", help="rebuild a failure report, or a sweep's report, from its folder alone")
+    report.add_argument("folder", type=location, help="run folder or sweep folder (local path or URI)")
+    report.add_argument("--html", action="store_true", help="a sweep as one self-contained HTML file")
+    report.add_argument(
+        "--out", type=location, metavar="FILE", help="where to write the HTML; default: report.html in the sweep folder"
+    )
+    report.set_defaults(command=_report)
+
+    status = commands.add_parser("status", help="the state of a sweep, from its folder alone")
+    status.add_argument("folder", type=location, help="sweep folder (local path or URI)")
+    status.add_argument("--every", type=positive, metavar="SECONDS", help="show it again until no run is running")
+    status.set_defaults(command=_status)
+
+    stop = commands.add_parser("stop", help="ask a run, or all runs of a sweep, to stop at the next report, for good")
+    stop.add_argument("folder", type=location, help="run folder or sweep folder (local path or URI)")
+    stop.add_argument("--reason", default="", help="goes into the end records")
+    stop.set_defaults(command=_stop)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from altgrad.report import sweep_report, write_failure_report
+
+    folder = Folder.at(options.folder)
+    if options.html:
+        return _html(folder, options.out)
+    if options.out:
+        raise ValueError(f"--out {options.out}: only with --html; without it the report is printed")
+    if expect(folder, "run.json", "sweep.json") == "run.json":
+        print(harmless(write_failure_report(folder)))
+    else:
+        print(harmless(sweep_report(folder)))
+    return 0
+
+
+def _html(sweep: Folder, out: str | None) -> int:
+    from altgrad.html import write_html_report
+
+    try:
+        expect(sweep, "sweep.json")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; --html needs a sweep folder") from error
+    print(harmless(write_html_report(sweep, out)))
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from altgrad.show.sweep_status import goes_on, status_table, sweep_state
+
+    console = Console()
+    console.width = max(console.width, _TABLE_WIDTH)
+    folder = Folder.at(options.folder)
+    expect(folder, "sweep.json")
+    while True:
+        states = sweep_state(folder)
+        console.print(status_table(states))
+        for sentence in (sentence for state in states for sentence in state.damage):
+            say(console, sentence)
+        if options.every is None or not goes_on(folder, states):
+            return 0
+        time.sleep(options.every)
+
+
+def _stop(options: argparse.Namespace) -> int:
+    from altgrad.results.stop_request import request_stop
+
+    folder = Folder.at(options.folder)
+    expect(folder, "run.json", "sweep.json")
+    what = request_stop(folder, options.reason)
+    print(f"{harmless(folder)}: the {what} stops at its next report; `{program()} status` shows when")
+    return 0
+
+
+def expect(folder: Folder, *records: str) -> str:
+    """Which of the records lies in a folder.  Raises FileNotFoundError with what lies there instead."""
+    for record in records:
+        if folder.has(record):
+            return record
+    wanted = " or ".join(f"a {record.removesuffix('.json')} folder" for record in records)
+    if folder.has("run.json"):
+        raise FileNotFoundError(f"{folder}: the folder of a run; give {wanted}, such as {folder.parent}")
+    sweeps = [info.base_name for info in folder.list() if (folder / info.base_name).has("sweep.json")]
+    there = f", such as {folder / sweeps[0]}" if sweeps else ""
+    missing = " nor ".join(records) if len(records) > 1 else f"no {records[0]}"
+    raise FileNotFoundError(f"{folder}: {'neither ' if len(records) > 1 else ''}{missing} in it; give {wanted}{there}")

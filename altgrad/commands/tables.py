@@ -1,0 +1,81 @@
+"""`altgrad formats` and `altgrad config`: the tables of what can be asked for; neither waits for torch."""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.console import Console
+from rich.table import Table
+
+from altgrad.commands.option_parser import Commands
+from altgrad.config.train_config import TrainConfig
+from altgrad.formats import GROUPS, NumberFormat, equal_up_to_scale, find_format
+from altgrad.text.terminal_output import cell
+
+_TABLE_WIDTH = 100  # a cut-off number is a wrong number: better let a narrow terminal wrap
+
+
+def add(commands: Commands) -> None:
+    """Add the commands to a parser."""
+    formats = commands.add_parser("formats", help="the table of number formats")
+    formats.add_argument(
+        "names", nargs="*", metavar="NAME", help="registered or any E<e>M<m>[b<bias>]; default: all registered"
+    )
+    formats.set_defaults(command=_formats)
+
+    config = commands.add_parser("config", help="the config fields with defaults and meanings")
+    config.set_defaults(command=_config)
+
+
+# Heading and width; with a space between columns 99 characters.
+_FORMAT_COLUMNS = (
+    *(("format", 18), ("bits", 4), ("bias", 4), ("largest", 13), ("smallest normal", 11), ("smallest", 12)),
+    *(("values", 9), ("not finite", 14), ("beyond", 6)),
+)
+
+
+def _formats(options: argparse.Namespace) -> int:
+    groups = {"": tuple(map(find_format, options.names))} if options.names else GROUPS
+    console = Console()
+    console.width = max(console.width, _TABLE_WIDTH)
+    for title, formats in groups.items():
+        table = Table(box=None, padding=(0, 1, 0, 0), show_header=title == next(iter(groups)))
+        for heading, width in _FORMAT_COLUMNS:
+            table.add_column(heading, width=width, no_wrap=heading != "smallest normal")
+        for fmt in formats:
+            table.add_row(*_format_row(fmt))
+        console.print(*([f"\n{title}"] if title else []), table, sep="\n")
+    scaleless = [fmt.name for formats in groups.values() for fmt in formats if not fmt.scaled]
+    if scaleless:
+        console.print(f"never scaled: {', '.join(scaleless)}")
+    said: set[str] = set()
+    for first, second, factor in equal_up_to_scale({fmt.name: fmt for formats in groups.values() for fmt in formats}):
+        if first not in said:  # it has been said with which earlier one both agree
+            console.print(f"{second} is {first} x {factor:g}: under max-abs scaling they round alike, bit for bit")
+            said.add(second)
+    return 0
+
+
+def _format_row(fmt: NumberFormat) -> list[str]:
+    """Cells of `_FORMAT_COLUMNS`."""
+    special = " ".join(name for name, has in (("inf", fmt.has_inf), ("NaN", fmt.has_nan)) if has)
+    zero = "" if fmt.has_negative_zero else "no -0"
+    return [
+        fmt.name,
+        str(fmt.bits),
+        str(fmt.bias) if fmt.exponent_bits else "-",
+        f"{fmt.max:.8g}" + ("" if fmt.lowest == -fmt.max else f" ({fmt.lowest:g})"),
+        "-" if fmt.min_normal is None else f"{fmt.min_normal:.6g}",
+        f"{fmt.min_subnormal:.6g}",
+        f"{fmt.value_count:,}" if fmt.bits <= 16 else f"{fmt.value_count:.3g}",
+        ", ".join(part for part in (special, zero) if part) or "-",
+        "inf" if fmt.overflow == "inf" else "max",
+    ]
+
+
+def _config(options: argparse.Namespace) -> int:
+    table = Table("field", "default", "meaning")
+    for name, field in TrainConfig.model_fields.items():
+        table.add_row(*map(cell, (name, repr(field.default), field.description or "")))
+    Console().print(table)
+    return 0

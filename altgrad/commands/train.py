@@ -1,0 +1,95 @@
+"""`altgrad train`: one config, without Ray."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from altgrad.commands.folders import expect
+from altgrad.commands.option_parser import Commands, location, path
+from altgrad.config.shipped_configs import config_file
+from altgrad.config.train_config import check_fields, load_config
+from altgrad.storage.folder import Folder
+from altgrad.text.terminal_output import say, unstoppable_output
+from altgrad.text.yaml_text import NotYaml, assignments
+
+
+def add(commands: Commands) -> None:
+    """Add the command to a parser."""
+    train = commands.add_parser("train", help="train one config without Ray")
+    train.add_argument("config", type=path, help="YAML file, or a shipped one by name: e7m0_uniform")
+    train.add_argument(
+        "--out",
+        type=location,
+        required=True,
+        metavar="DIR",
+        help="results folder of the run; an unfinished run in it is resumed",
+    )
+    train.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override config fields (repeatable)"
+    )
+    train.add_argument(
+        "--baseline", type=location, metavar="RUN_DIR", help="finished BF16 run to measure the gap against"
+    )
+    train.set_defaults(command=_train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    with unstoppable_output():  # a reader that goes ends no run
+        return _trained(options)
+
+
+def _trained(options: argparse.Namespace) -> int:
+    settings = _settings(options.set)
+    config = load_config(config_file(options.config), **settings)
+    from altgrad.experiment.runner import FormatExperimentRunner
+    from altgrad.experiment.training_progress import (
+        TrainingProgress,  # torch and the runner only once the input is known to be good
+    )
+    from altgrad.training.data import TextBatches, load_corpus
+
+    console = Console()
+    folder = Folder.at(options.out)
+    if folder.has("sweep.json"):
+        raise ValueError(f"{folder}: holds a sweep; give the run a folder of its own")
+    baseline = _loss_curve(Folder.at(options.baseline)) if options.baseline else None
+    batches = TextBatches(load_corpus(config), config, config.shape.block_size)
+    say(console, batches.source.sentence())
+    with TrainingProgress(console, config.max_steps) as progress:
+        runner = FormatExperimentRunner(
+            config,
+            folder,
+            run=folder.name,
+            report=progress.report,
+            announce=progress.announce,
+            baseline=baseline,
+            batches=batches,
+        )
+        try:
+            result = runner.run()
+        except KeyboardInterrupt:
+            say(console, f"stopped; the same command continues from the last checkpoint in {folder}")
+            return 130
+    say(console, progress.summary(result))
+    return 0
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """The fields of `--set`, whose errors say so.  Raises ValueError."""
+    try:
+        fields = assignments(pairs)
+    except NotYaml as error:
+        raise NotYaml(f"--set: {error}") from error
+    check_fields(fields, source="--set")
+    return fields
+
+
+def _loss_curve(folder: Folder) -> dict[int, float]:
+    from altgrad.results import read_run
+
+    expect(folder, "run.json")
+    table = read_run(folder).table("steps", ["loss"])
+    return dict(zip(table["step"].to_pylist(), table["loss"].to_pylist(), strict=True))

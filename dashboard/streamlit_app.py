@@ -78,8 +78,8 @@ def _choose_sweep(location: str) -> Folder | None:
     if not sweeps:
         st.title("No sweep yet")
         st.info(
-            f"There is no sweep in {as_markdown(str(root))}. Start one with `python tune/sweep.py`, or open another "
-            "folder with `streamlit run dashboard -- FOLDER`."
+            f"There is no sweep in {as_markdown(str(root))}. Start one with `altgrad sweep`, or open another "
+            "folder with `altgrad dashboard FOLDER`."
         )
         _wait_for_first_sweep(root)
         return None

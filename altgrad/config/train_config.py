@@ -84,7 +84,7 @@ class TrainConfig(Recipe):
     compile: Literal["auto", "blocks", True, False] = field("auto", "running", "torch.compile the step: as one graph, a graph per repeated block, not at all; auto: what pays", in_graph=True)
     cuda_graphs: bool = field(False, "running", "record the compiled step as CUDA graphs; CUDA only, every shape fixed", in_graph=True)
     checkpoint_interval: int = field(100, "running", "steps between checkpoints", timed=False, ge=1)
-    default_sweep: bool = field(True, "planning", "part of `python tune/sweep.py` without arguments")
+    default_sweep: bool = field(True, "planning", "part of a sweep without arguments")
     # fmt: on
 
     @field_validator("data")

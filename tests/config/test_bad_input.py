@@ -189,7 +189,7 @@ def test_options_accumulate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (options.formats, options.learning_rates) == (("E4M3", "E5M2"), (1e-3, 1e-4))
     assert options.interventions == ("clip", "shift")
     seen = {}
-    monkeypatch.setattr("altgrad.__main__.load_config", lambda path, **fields: seen.update(fields) or exit(7))
+    monkeypatch.setattr("altgrad.commands.train.load_config", lambda path, **fields: seen.update(fields) or exit(7))
     with pytest.raises(SystemExit):
         altgrad([*TRAIN, "--set", "seed=1", "--set", "max_steps=2"])
     assert seen == {"seed": 1, "max_steps": 2}

@@ -100,7 +100,7 @@ def test_page_opens(roots: dict[str, Path], page: str, state: str) -> None:
 def test_folder_without_sweep_says_how_to_start_one(tmp_path: Path) -> None:
     app = show(tmp_path, "overview")
     assert not app.exception
-    assert "python tune/sweep.py" in app.info[0].value
+    assert "altgrad sweep" in app.info[0].value
 
 
 def test_root_that_does_not_exist_is_said(tmp_path: Path) -> None:

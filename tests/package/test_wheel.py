@@ -64,7 +64,7 @@ def test_a_sweep_trains_and_compares_with_nothing_of_the_tree(installed: Install
     done = installed.altgrad("sweep", "--formats", "E4M3", "--name", "s", "--wandb", "disabled", *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
     runs = [read_run(Folder.at(path.parent)) for path in (installed.home / "results" / "s").glob("*/run.json")]
-    assert sorted(run.config.format for run in runs) == ["BF16", "E4M3"]
+    assert sorted(run.config["format"] for run in runs) == ["BF16", "E4M3"]
     assert all(run.end is not None and run.end["status"] == "completed" for run in runs)
     assert f"dashboard: {installed.site / 'bin' / 'altgrad'} dashboard results" in done.stdout
     record = json.loads((installed.home / "results" / "s" / "sweep.json").read_text())

@@ -190,3 +190,11 @@ def test_the_real_w_and_b_takes_a_run_of_any_name_into_the_folder_its_user_wants
         time.sleep(0.1)
     assert b"failure_report.md" in file.read_bytes()
     assert not (tmp_path / "run" / "wandb").exists()
+
+
+def test_a_sweep_without_an_installed_wandb_is_not_copied_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    missing = "no copy for W&B, which is not installed: pip install 'altgrad[wandb]'"
+    assert chosen_mode(None, {}) == ("disabled", [missing])
+    assert chosen_mode(None, {"WANDB_MODE": "online"}) == ("disabled", [missing])
+    assert chosen_mode(None, {"WANDB_DISABLED": "true"}) == ("disabled", [])

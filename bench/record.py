@@ -25,22 +25,22 @@ def print_row(row: Measured) -> None:
 
 def write_results(rows: Sequence[Measured], folder: Path) -> None:
     """results.json, and the table between the marks in README.md; rows measured earlier on this machine are kept."""
-    machine = _machine()
+    here = machine()
     file = folder / "results.json"
     before = json.loads(file.read_text()) if file.exists() else {"machine": None}
-    table = {row["name"]: row for row in before["rows"]} if before["machine"] == machine else {}
+    table = {row["name"]: row for row in before["rows"]} if before["machine"] == here else {}
     date = time.strftime("%Y-%m-%d")
     table |= {row.name: asdict(row) | {"verdict": row.verdict, "date": date} for row in rows}
     ordered = sorted(table.values(), key=lambda row: str(row["name"]))
-    file.write_text(json.dumps({"machine": machine, "rows": ordered}, indent=1) + "\n")
-    _insert(folder, "table", _table(machine, ordered))
+    file.write_text(json.dumps({"machine": here, "rows": ordered}, indent=1) + "\n")
+    _insert(folder, "table", _table(here, ordered))
 
 
 def write_peers(rows: Sequence[dict[str, object]], folder: Path) -> None:
     """peers.json, and the table of peers in README.md; `rows` with name, version, ratio (or None) and note."""
-    machine = _machine() | {"date": time.strftime("%Y-%m-%d")}
-    (folder / "peers.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
-    lines = ["; ".join(f"{name}: {value}" for name, value in machine.items()), ""]
+    here = machine() | {"date": time.strftime("%Y-%m-%d")}
+    (folder / "peers.json").write_text(json.dumps({"machine": here, "rows": rows}, indent=1) + "\n")
+    lines = ["; ".join(f"{name}: {value}" for name, value in here.items()), ""]
     lines += ["| 2^24 float32 to E4M3 | version | x clone |", "|---|---|---|"]
     for row in rows:
         measured = f"not measured: {row['note']}" if row["ratio"] is None else f"{row['ratio']:.1f}"
@@ -48,7 +48,8 @@ def write_peers(rows: Sequence[dict[str, object]], folder: Path) -> None:
     _insert(folder, "peers", "\n".join(lines) + "\n")
 
 
-def _machine() -> dict[str, object]:
+def machine() -> dict[str, object]:
+    """The processor, versions and settings that a figure was measured with."""
     return {
         "processor": _processor(),
         "torch": torch.__version__,

@@ -1,8 +1,8 @@
-"""Values and their codes: the bit patterns under which a format is published.
+"""Conversion between values and their codes, the bit patterns under which a format is published.
 
-`NumberFormat.decode` says what each code means; both directions here follow from it and from the kernel's grid index.
-For storing and exchanging tensors, not for a training step: what does not belong to the format is looked for and
-refused, which waits for the device.
+`NumberFormat.decode` defines the value of each code; both directions follow from it and from the kernel's grid index.
+They are meant for storing and exchanging tensors, not for a training step: both check their input for values or codes
+that the format does not have, which synchronises with the device.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _LONGEST = 16
 
 
 def encode(x: Tensor, fmt: NumberFormat) -> Tensor:
-    """Codes of values of a format: uint8 for at most 8 bits (in the low ones), else int16 with the code's bit pattern.
+    """Codes of a format's values: uint8 for formats of up to 8 bits (in the low bits), else int16; shaped like x.
 
-    x: float32, any shape, already rounded (`round_to_format`); infinity and NaN where the format has them.  NaN becomes
-    the quiet one with the sign of x, and -0 becomes 0 where there is no negative zero.
-    Raises TypeError for another dtype and ValueError for a value that the format has not, or a format of over 16 bits.
+    x: float32, any shape, already rounded (`round_to_format`); it may hold infinity and NaN if the format has them.
+    NaN becomes the quiet NaN with the sign of x; -0 becomes 0 if the format has no negative zero.
+    Raises TypeError for another dtype, ValueError for a value that is not in the format or a format of over 16 bits.
     """
     if x.dtype != torch.float32:
         raise TypeError(f"encode: x has dtype {x.dtype}; formats are simulated in torch.float32")
@@ -51,9 +51,9 @@ def encode(x: Tensor, fmt: NumberFormat) -> Tensor:
 
 
 def decode(codes: Tensor, fmt: NumberFormat) -> Tensor:
-    """float32 values of codes, any shape; the sign bit is the highest of the format's `bits`.
+    """float32 values of integer codes of any shape; the sign bit is the highest of the format's `bits`.
 
-    Raises TypeError for codes that are not integers, ValueError for one that has more bits than the format.
+    Raises TypeError for codes that are not integers, ValueError for a code with more bits than the format.
     """
     _check_width(fmt)
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:

@@ -1,7 +1,7 @@
 """Compiled rounding: one pass over the data, one graph for all formats.
 
-The options matter.  By default Inductor stores intermediates with several readers, which makes two passes of rounding
-with counts; here it computes them in registers.
+The options matter.  By default Inductor stores an intermediate that has several readers, which splits rounding with
+counts into two passes over the data; with these thresholds it keeps intermediates in registers.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from altgrad.quantization.kernel.scaled_rounding import Mode, round_site, rounde
 INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
     "realize_opcount_threshold": 128,
     "realize_reads_threshold": 8,
-    "eager_numerics.division_rounding": True,  # Triton's own division is 2 ULP off: real scales would not be eager's
-    "eager_numerics.disable_ftz": True,  # subnormals of float32 stay what they are
-    "fallback_random": True,  # dropout draws what it draws eagerly: the shadow must see the same masks
+    "eager_numerics.division_rounding": True,  # Triton's division errs by 2 ULP; real scales would differ from eager's
+    "eager_numerics.disable_ftz": True,  # float32 subnormals are not flushed to zero
+    "fallback_random": True,  # dropout draws its eager masks, which the eager shadow pass must repeat
 }
 
 
@@ -37,10 +37,10 @@ def compiled_round(
     granularity: str | None = None,
     power_of_two: bool = True,
 ) -> Tensor:
-    """`round_to_format` compiled; with `granularity` scaled by the amax of the tensor, its rows or tiles (see `tiles`).
+    """`round_to_format`, compiled; with a `granularity` also scaled by the amax of the tensor, rows or tiles (`tiles`).
 
-    x: float32, at least 1-d.  One graph per shape and mode serves all formats and seeds.  The values are those of eager
-    rounding, bit for bit; stochastic rounding draws the same numbers.  Raises TypeError for another dtype.
+    x: float32, at least 1-d.  One graph per shape and mode serves all formats and seeds.  The result equals that of
+    eager rounding bit for bit; stochastic rounding draws the same numbers.  Raises TypeError for another dtype.
     """
     return _round(x, fmt, rounding, generator, granularity, power_of_two, counting=False)[0]
 
@@ -54,7 +54,7 @@ def compiled_round_and_count(
     granularity: str | None = None,
     power_of_two: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """As `compiled_round`, and what the rounding did: (rounded, counts in the order of `counters.COUNTERS`)."""
+    """As `compiled_round`, with counts: (rounded, float32 counts in the order of `counters.COUNTERS`)."""
     return _round(x, fmt, rounding, generator, granularity, power_of_two, counting=True)
 
 
@@ -91,7 +91,7 @@ def _graph(mode: Mode, counting: bool) -> Callable[[Tensor, Tensor, Tensor], tup
         values, counts = rounded_with_counts(x, spec, history, key, mode, in_bits=True)
         if counting:
             return values, torch.stack(counts)
-        # The amax of blocks is known anyway; that somebody reads it keeps their loops nested (see `in_groups`).
+        # Returning the amax of blocks, computed anyway, stops Inductor from splitting the loop into two passes.
         return values, counts[-2] if mode.in_blocks and x.device.type == "cpu" else x.new_empty(0)
 
     return torch.compile(rounded, dynamic=False, options=INDUCTOR_OPTIONS)

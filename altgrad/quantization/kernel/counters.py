@@ -1,4 +1,4 @@
-"""What a site counts while it rounds, in the same pass: overflow, underflow, saturation, amax and scale."""
+"""Counts that a site takes in the same pass as its rounding: overflow, underflow, saturation, amax and scale."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from altgrad.quantization.kernel.round import FormatTensors
 
-# What a site counts on every step, in this order: values that are not zero; of these those beyond the largest finite
-# value, those rounded to zero, those that landed on the largest finite value; the uses (1); the finite amax; the
-# largest scale.  The first five add up over several uses.
+# Counts of every step, in this order: values that are not zero; of these, how many lie beyond the largest finite value,
+# are rounded to zero, are rounded to the largest finite value; number of uses (1 per rounding); the finite amax; the
+# largest scale.  Over several uses the first SUMS are added; of amax and scale the larger is kept.
 COUNTERS = ("nonzero", "overflow", "underflow", "saturated", "uses", "amax", "scale")
 SUMS = 5
 
@@ -24,10 +24,10 @@ def count(
 ) -> list[Tensor]:
     """The values of `COUNTERS` for one rounding, each 0-d.
 
-    scaled: x in the format's range.  magnitude: |scaled| rounded, before overflow.  `in_bits`: in the way that compiles
-    to the fewest instructions.
+    scaled: x / scale.  magnitude: |scaled| rounded, before the overflow rule.  `in_bits`: compute on the bits of
+    float32, which compiles to fewer instructions.
     """
-    if fmt.max.ndim:  # a sum of each group (see `in_groups`) keeps its loops nested
+    if fmt.max.ndim:  # `in_groups` was applied; sums per group stop Inductor from splitting its loop into passes
         number: Callable[[Tensor], Tensor] = functools.partial(_number_in_groups, fmt)
         amax, scale = amax.amax(dim=(1, 2)), scale.amax(dim=(1, 2))
     else:
@@ -41,13 +41,17 @@ def count(
 
 
 def _number_in_bits(x: Tensor) -> Tensor:
-    """How many are not zero, NaN included, in 32-bit integers, which compile to few vector instructions."""
+    """Number of values that are not zero (NaN counts), summed as int32, which compiles to few vector instructions."""
     ones = x if x.dtype == torch.bool else (x.view(torch.int32) & _MAGNITUDE).clamp_(max=1)
     return ones.sum(dtype=torch.int32)
 
 
 def _number_in_groups(fmt: FormatTensors, x: Tensor) -> Tensor:
-    """As `_number_in_bits`, group by group; the 1 is read per block, like all that `in_groups` keeps from merging."""
+    """As `_number_in_bits`, summed per group first.
+
+    The 1 is computed from a tensor with one value per block, which stops Inductor from merging groups and blocks (see
+    `in_groups`).
+    """
     one = (fmt.infinity.view(torch.int32) >> 23) - 254
     ones = x if x.dtype == torch.bool else torch.minimum(x.view(torch.int32) & _MAGNITUDE, one)
     return ones.sum(dim=(1, 2), dtype=torch.int32).sum(dtype=torch.int32)

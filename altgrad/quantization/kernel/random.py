@@ -1,7 +1,8 @@
-"""Counter-based random numbers for stochastic rounding: an element gets a hash of (key, its row, its column).
+"""Counter-based random numbers for stochastic rounding: each element gets a hash of (key, its row, its column).
 
-Reproducible from (seed, step, tensor) on any number of threads and on any device, with nothing to keep, and
-several times cheaper than a stateful generator, because it fuses into the rounding pass.
+The numbers depend on seed, step, tensor and position alone, so that any number of threads and any device draws the
+same ones and a checkpoint needs no generator state.  Because the hash fuses into the rounding pass, it is several times
+cheaper than a stateful generator.
 """
 
 from __future__ import annotations
@@ -13,41 +14,42 @@ from torch import Tensor
 
 # Multipliers of a 32-bit finaliser with low bias, found by search (C. Wellons, "Prospecting for hash functions").
 _FIRST, _SECOND = 0x21F0AAAD, 0x735A2D97
-# Odd multipliers that spread keys, salts and uses over 32 bits; any without a simple relation will do.
+# Odd multipliers that spread keys, salts and uses over 32 bits; any numbers without a simple ratio would do.
 _OUTER = (0x1E3779B9, 0x5EBCA6B3, 0x42B2AE35, 0x2C1B3C6D)
 _INNER = (0x3C6EF35F, 0x19660D25, 0x27D4EB2F, 0x165667B1)
 
 
 def draw_key(generator: torch.Generator | None, device: torch.device | str) -> Tensor:
-    """A fresh key (2 int32) from a torch generator, on `device`."""
+    """A new key, two random int32, drawn from a torch generator (the default one if None) and moved to `device`."""
     source = generator.device if generator is not None else "cpu"
     return torch.randint(2**31 - 1, (2,), generator=generator, dtype=torch.int32, device=source).to(device)
 
 
 def fill_key(key: Tensor, *words: int) -> None:
-    """Set a key to non-negative words (the lowest 31 bits count) without a copy from the host, which would wait for
-    the device."""
+    """Set a key in place to the lowest 31 bits of each word, by fills: a copy from the host would wait for the device.
+    """
     for position, word in enumerate(words):
         key[position].fill_(word & 0x7FFFFFFF)
 
 
 def derived_words(*origin: int) -> tuple[int, int]:
-    """Two words for `fill_key`, 62 bits of a hash: keys of other origins have nothing to do with each other."""
+    """Two words for `fill_key`, 62 bits of a hash of `origin`: keys of different origins are unrelated."""
     digest = hashlib.sha256(repr(origin).encode()).digest()
     first, second = (int.from_bytes(part, "little") & 0x7FFFFFFF for part in (digest[:4], digest[4:8]))
     return first, second
 
 
 def uniform(key: Tensor, like: Tensor, salt: int | Tensor = 0, shared: bool = False, use: int = 0) -> Tensor:
-    """Uniform float32 in [0, 1), multiples of 2^-24, in the shape of `like`; `salt` (an int,
-    or 0-d int32) tells tensors of one key apart, `use` (from 0) how often one tensor's place was drawn for before.
+    """Uniform float32 numbers in [0, 1), multiples of 2^-24, in the shape of `like`.
 
-    `shared`: `like` is this rank's part of a larger tensor, cut along the first dimension; it gets the numbers of its
-    place there.  The key then has the rank as its third value.
+    `salt` (int, or 0-d int32): tensors with one key and different salts get different numbers.  `use`: number of
+    earlier draws for this tensor with this key.
+    `shared`: `like` is this rank's part of a larger tensor, cut along the first dimension, and gets the numbers that
+    the whole tensor has there.  The third value of the key is then the rank.
 
-    Rows and columns are each hashed in full, with the key entering both in its own way, and stored; an element adds its
-    two words and mixes once more.  That is cheaper than a counter mixed in full per element, and rows and columns are
-    more independent (bench/NOTES.md).
+    An (R, C) tensor needs R row words and C column words, each a full hash in which the key enters differently; they
+    are stored.  Element (3, 5) adds row word 3 to column word 5 and mixes the sum once more.  That is cheaper than a
+    full hash per element, and makes rows and columns more independent (bench/NOTES.md).
     """
     if like.numel() == 0:
         return torch.zeros_like(like)
@@ -59,7 +61,7 @@ def uniform(key: Tensor, like: Tensor, salt: int | Tensor = 0, shared: bool = Fa
     row = row.view(*like.shape[:-1], 1) if like.ndim > 1 else row.view(like.shape)
     within = torch.arange(columns, dtype=torch.int32, device=like.device)
     column = _mixed(_spread(key, salt, use, _INNER) + within, _SECOND, _FIRST)
-    # A value that is read twice is computed twice where a compiler inlines it.
+    # Stored first: Inductor would inline both hashes and compute them anew for every element.
     word = materialised(row) + materialised(column)
     word = (word ^ _logical_shift(word, 15)) * _SECOND
     word = word ^ _logical_shift(word, 16)
@@ -69,7 +71,8 @@ def uniform(key: Tensor, like: Tensor, salt: int | Tensor = 0, shared: bool = Fa
 def _mixed(word: Tensor, first: int, second: int) -> Tensor:
     """A 32-bit finaliser: every bit of the word changes about half of the bits of the result.
 
-    Rows and columns have different ones: with one, equal words of both would make the noise symmetric.
+    Rows and columns use different multipliers.  With the same ones, equal row and column words would make the noise a
+    symmetric matrix.
     """
     word = (word ^ _logical_shift(word, 16)) * first
     word = (word ^ _logical_shift(word, 15)) * second
@@ -77,7 +80,7 @@ def _mixed(word: Tensor, first: int, second: int) -> Tensor:
 
 
 def materialised(x: Tensor) -> Tensor:
-    """x itself; a compiler that would compute it anew for each of its readers (Inductor) stores it instead."""
+    """x itself; makes Inductor store x in memory instead of computing it anew for each of its readers."""
     return torch.as_strided(x, x.shape, x.stride())
 
 

@@ -1,15 +1,15 @@
 """One run on several processes: the only owner of torch.distributed.
 
-Whoever starts the processes joins them in a process group; the trainer then finds itself one of `size` ranks.  Each
-rank takes its rows of every global batch, and what decides about a step is the same number on all of them: gradients
-are added up right after backward, counts and loss are combined in one collective, and a scale per tensor is chosen
-from the amax of the whole batch inside the graph.  So K ranks train the run of one process, but for the order in
-which float32 values are added up.
+The launcher of the processes joins them in a process group; the trainer then reads its rank and the number of ranks
+from it.  Each rank takes its rows of every global batch.  Every number that decides about a step is equal on all ranks:
+gradients are summed right after backward, counts and loss are combined in one collective, and the scale of a tensor is
+chosen inside the graph from the amax of the whole batch.  K ranks therefore train the same run as one process, except
+for the order in which float32 values are added.
 
-Gradients travel as one flat tensor instead of through torch's DistributedDataParallel: the whole backward pass is one
-compiled graph, so that there is nothing to overlap with, and its counts, which come out of it as gradients too, are no
-parameters that the wrapper would see.  Each rank's loss weighs 1/K, so that the gradients that are rounded have the
-magnitude they have in one process; otherwise other values would underflow.
+Gradients are reduced as one flat tensor and not by torch's DistributedDataParallel, for two reasons.  The whole
+backward pass is one compiled graph, so that communication could not overlap with it.  And the counts, which also leave
+the graph as gradients, are not parameters, so that the wrapper would not see them.  Each rank's loss is weighted by
+1/K, so that rounded gradients have the same magnitude as in one process; otherwise other values would underflow.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among those that train the run: `rank` of `size`."""
+    """The rank of this process, from 0, among the `size` processes that train the run."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def joined(cls) -> Ranks:
-        """The ranks of the default process group; a single one where none was joined."""
+        """The ranks of the default process group, or a single rank if this process has joined none."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
@@ -45,11 +45,11 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this rank is the one that writes."""
+        """Whether this is rank 0, the one that writes files."""
         return self.rank == 0
 
     def check_batch(self, rows: int) -> None:
-        """Raises ValueError for a batch that does not divide into equal parts."""
+        """Raise ValueError if a batch of `rows` does not divide into equal parts."""
         if rows % self.size:
             raise ValueError(f"batch_size={rows} does not divide among {self.size} workers; use a multiple of them")
 
@@ -64,13 +64,16 @@ class Ranks:
         return inputs, targets
 
     def weight(self, loss: Tensor) -> Tensor | None:
-        """What backward starts from: 1/size, so that the ranks' gradients add up to that of the global mean."""
+        """The gradient with which backward starts: 1/size, so that the ranks' gradients sum to that of the mean loss.
+
+        None for a single rank, where backward starts with 1.
+        """
         return None if self.alone else torch.full_like(loss, 1 / self.size)
 
     def add_up(self, tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """(sums over ranks in the shapes and types of `like`; on how many ranks each was there, float32).
+        """(sums over ranks with the shapes and dtypes of `like`; number of ranks that had each tensor, float32).
 
-        A tensor that this rank lacks (None: its rows did not reach a parameter) counts as zero.
+        None stands for a parameter that this rank's rows did not reach, and counts as zero.
         """
         present = [float(tensor is not None) for tensor in tensors]
         there = torch.tensor(present, dtype=torch.float32, device=like[0].device)
@@ -81,7 +84,10 @@ class Ranks:
         return [total.view(x.shape).to(x.dtype) for total, x in zip(sums, like, strict=False)], sums[-1]
 
     def combine(self, values: Tensor, largest: Tensor) -> Tensor:
-        """The sums of `values` (n,) over ranks, or the largest where `largest` (n, bool); bit for bit alike on all."""
+        """Per element, the maximum over ranks if `largest` (n, bool), else the sum; the same bits on all ranks.
+
+        values: (n,).
+        """
         gathered = values.new_empty(self.size * len(values))
         dist.all_gather_single(gathered, values)
         table = gathered.view(self.size, -1)
@@ -96,7 +102,7 @@ class Ranks:
         return total
 
     def from_first(self, make: Callable[[], Value]) -> Value:
-        """On every rank what `make` returned on the first one; it is called nowhere else."""
+        """Call `make` on rank 0 alone and return its value on every rank."""
         if self.alone:
             return make()
         box: list[Any] = [make() if self.first else None]
@@ -104,7 +110,7 @@ class Ranks:
         return cast("Value", box[0])
 
     def of_all(self, value: Value) -> list[Value]:
-        """Each rank's value, by rank."""
+        """The values of all ranks, in the order of rank."""
         if self.alone:
             return [value]
         values: list[Any] = [None] * self.size
@@ -116,12 +122,12 @@ ALONE = Ranks()
 
 
 def largest_over_ranks(value: Tensor) -> Tensor:
-    """The largest `value` of all ranks, as a pure function: it works eagerly and becomes part of a compiled graph."""
+    """Elementwise maximum of `value` over all ranks, as a functional collective, which a compiled graph can contain."""
     assert dist.group.WORLD is not None
     found = torch.ops._c10d_functional.all_reduce(value, "max", dist.group.WORLD.group_name)
     return torch.ops._c10d_functional.wait_tensor(found)
 
 
 def lost_another_rank(error: BaseException) -> bool:
-    """Whether an exception only says that another rank has gone: what happened to that one is the reason."""
+    """Whether an exception reports the loss of another rank, whose own exception is then the reason."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)

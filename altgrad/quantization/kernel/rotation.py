@@ -1,9 +1,9 @@
 """Hadamard rotation: spreads an outlier over its neighbours before a block is rounded.
 
-Both operands of a GEMM are rotated along what it contracts, by the same orthogonal matrix R: (A R)(B R)^T = A B^T, so
-that the product needs no undoing.  R is block-diagonal; each block is a Hadamard matrix of n rows over sqrt(n), its
-rows given random signs.  A block [8, 0, 0, 0] becomes [4, 4, 4, 4] (up to signs): the largest value, and with
-it the scale, is halved.
+Both operands of a GEMM are rotated along the contraction dimension by the same orthogonal matrix R, and
+(A R)(B R)^T = A B^T, so that the product needs no inverse rotation.  R is block-diagonal; each block is an n x n
+Hadamard matrix divided by sqrt(n), whose rows get random signs.  A block [8, 0, 0, 0] becomes [4, 4, 4, 4] (up to
+signs): the largest value, and with it the scale, is halved.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FIXED_SEED = 0x5EED
 
 @functools.cache
 def hadamard(size: int, device: torch.device | str = "cpu") -> Tensor:
-    """Sylvester's Hadamard matrix over sqrt(size): (size, size), float32, orthogonal; size a power of two."""
+    """Sylvester's Hadamard matrix divided by sqrt(size): (size, size), float32, orthogonal; size: a power of two."""
     matrix = torch.ones(1, 1, dtype=torch.float64)
     for _ in range(size.bit_length() - 1):
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)], 0)
@@ -29,7 +29,7 @@ def hadamard(size: int, device: torch.device | str = "cpu") -> Tensor:
 
 
 def signs(size: int, key: Tensor | None, device: torch.device | str = "cpu") -> Tensor:
-    """Random signs (size,): drawn from a step's key, or without one always the same."""
+    """Random signs (size,), float32, drawn from a step's key; fixed ones if the key is None."""
     if key is None:
         key = torch.full((2,), _FIXED_SEED, dtype=torch.int32, device=device)
     noise = uniform(key, torch.empty(size, dtype=torch.float32, device=device), salt=_FIXED_SEED)
@@ -37,10 +37,10 @@ def signs(size: int, key: Tensor | None, device: torch.device | str = "cpu") -> 
 
 
 def rotated(x: Tensor, size: int, last: bool, key: Tensor | None) -> Tensor:
-    """x (..., n), as a matrix (rows, n), rotated in blocks of `size` along its last or its first dimension.
+    """x (..., n), taken as a matrix (rows, n), rotated in blocks of `size` along its last or its first dimension.
 
-    What the last block lacks is padded with zeros, so that the rotated dimension of the result is a multiple of `size`:
-    (..., n rounded up) for the last one; (rows rounded up, n) for the first one.
+    The rotated dimension is padded with zeros to a multiple of `size`: the result has the shape (..., n rounded up) for
+    the last dimension, and (rows rounded up, n) for the first.
     """
     turn = signs(size, key, x.device)[:, None] * hadamard(size, x.device)
     if last:
@@ -54,7 +54,7 @@ def rotated(x: Tensor, size: int, last: bool, key: Tensor | None) -> Tensor:
 
 
 def unrotated(x: Tensor, shape: torch.Size, size: int, last: bool, key: Tensor | None) -> Tensor:
-    """Undo `rotated`: the transpose is the inverse.  `shape`: of the tensor that was rotated, without its padding."""
+    """Undo `rotated` by the transposed matrix; `shape`: that of the original tensor, without padding."""
     turn = signs(size, key, x.device)[:, None] * hadamard(size, x.device)
     if last:
         return (x.unflatten(-1, (-1, size)) @ turn.t()).flatten(-2)[..., : shape[-1]]

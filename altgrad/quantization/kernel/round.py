@@ -1,8 +1,8 @@
 """The rounding kernel: one piece of arithmetic for every format, so that all formats are compared on equal terms.
 
-A format enters as data (0-d tensors), not as Python numbers: one compiled graph serves every format, and
-changing a format during a run recompiles nothing.  All scalings are by powers of two, taken from the exponent
-bits, hence exact; log2 is neither exact nor fast.  The carrier is float32, subnormals included.
+A format enters as data (0-d tensors), not as Python numbers: one compiled graph serves every format, and changing a
+format during a run causes no recompilation.  Values are scaled by powers of two only, which are read from the exponent
+bits and therefore exact (log2 is neither exact nor fast).  All values are carried in float32, subnormals included.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ SPEC_LENGTH = 18  # int32 of a packed format (see `spec_of`)
 
 
 class FormatTensors(NamedTuple):
-    """A format as 0-d tensors on one device: what the kernel reads.  Views of the `spec` they come from."""
+    """A format as the kernel reads it: 0-d tensors on one device, each a view of the `spec` it comes from."""
 
     min_normal_bits: Tensor  # int32: float32 bits of 2^min_exponent
     min_field: Tensor  # int32: float32 exponent field of 2^min_exponent
     mantissa_bits: Tensor  # int32
     tie_mask: Tensor  # int32: 1 for M = 0, where ties need the parity of the exponent field, else 0
     takes_scale: Tensor  # int32: 0 for formats that are never scaled
-    adder_bits: Tensor  # int32: float32 bits of 2^(24 - M), whose ULP is that of twice a significand; 0 for M = 23;
-    # for M = 0 with the parity of min_field in the last bit
-    beyond_bits: Tensor  # int32: float32 bits of what a positive value beyond the largest finite one becomes
-    beyond_flip: Tensor  # int32: the bits in which that of a negative value differs: the sign, and 127 from 128
-    half_steps: Tensor  # 2^(M - 1): half the grid values per binade
+    adder_bits: Tensor  # int32: float32 bits of 2^(24 - M), whose ULP 2^(1 - M) is the step of a doubled significand
+    # (see `_nearest_double`); 0 for M = 23; for M = 0 the last bit is the parity of min_field
+    beyond_bits: Tensor  # int32: float32 bits of the result of a positive overflow
+    beyond_flip: Tensor  # int32: XOR with it gives the bits of a negative overflow: sign, and 127 into 128 for INT8
+    half_steps: Tensor  # 2^(M - 1): half the number of grid values in a binade
     step: Tensor  # 2^-M: the ULP of values in [1, 2)
     max: Tensor  # largest finite value
     lowest: Tensor  # lowest finite value: -max, or one step below for two's complement
-    centre: Tensor  # what moves the finite values to lie evenly around 0: 0, or 0.5 for two's complement
-    reach: Tensor  # how far from there they go: max, or max + 0.5
-    zero: Tensor  # what is added in the end: -0, or +0 for formats without negative zero (-0 + 0 is 0)
-    infinity: Tensor  # float32's
-    salt: Tensor  # int32: tells one tensor's random numbers from another's
-    scale_addend: Tensor  # int32: the rule by which an amax becomes a power-of-two scale (see `scale.scale_addend`)
+    centre: Tensor  # added to a value before |value| is compared with `reach`: 0, or 0.5 for two's complement, whose
+    reach: Tensor  # range -128 to 127 becomes -127.5 to 127.5; reach is max, or there max + 0.5
+    zero: Tensor  # added to each result: -0 changes nothing; +0 turns -0 into 0 for formats without negative zero
+    infinity: Tensor  # float32 infinity
+    salt: Tensor  # int32: makes the random numbers of two tensors with one key differ
+    scale_addend: Tensor  # int32: encodes the rule that turns an amax into a power-of-two scale (see `scale_addend`)
 
     @classmethod
     def of(cls, fmt: NumberFormat, device: torch.device | str = "cpu") -> FormatTensors:
@@ -65,10 +65,10 @@ class FormatTensors(NamedTuple):
 def spec_of(
     fmt: NumberFormat, salt: int = 0, device: torch.device | str = "cpu", scale_rule: ScaleRule = "ceil"
 ) -> Tensor:
-    """A format, a salt and a scale rule packed into int32, floats by their bits: what a layer's graph reads as data, so
-    that layers of one shape share a graph whatever their formats.
+    """Pack a format, a salt and a scale rule into one int32 tensor (SPEC_LENGTH,), floats by their bits.
 
-    Every dtype and device is named: bits are read, and torch's defaults may be others.
+    A layer's graph reads it as data, so that layers of one shape share a graph whatever their formats.  Every dtype and
+    device is given explicitly, because the bits are reinterpreted and a program may have changed torch's defaults.
     """
     field = fmt.min_exponent + 127
     mantissa_bits = fmt.mantissa_bits
@@ -97,14 +97,16 @@ def spec_of(
 
 
 def scale_addend(fmt: NumberFormat, rule: ScaleRule) -> int:
-    """What a rule adds to the float32 bits of an amax before they are cut to a whole exponent; this exponent less that
-    of the format's largest value is the exponent of the scale.
+    """The integer that a scale rule adds to the float32 bits of an amax before the fraction bits are cut off.
 
-    ceil: so much that a fraction beyond that of the largest value carries into the next exponent.  E4M3's 448 is
-    1.75 x 2^8: an amax of 1.76 x 2^8 gets scale 2, one of 1.75 x 2^8 scale 1.
-    floor: nothing; both get scale 1, and 1.76 x 2^8 saturates (OCP MX v1.0, 6.3).
-    even: half a step of the format's mantissa, so that an amax counts as rounded to it: 1.94 x 2^8 gets scale 2.
-    ceil_amax: so much that every fraction but 0 carries: both get scale 2.
+    The exponent that remains, minus the exponent of the format's largest value, is the exponent of the scale.  In
+    E4M3 the largest value 448 is 1.75 x 2^8, so that an amax with exponent 8 gets scale 1 and one with exponent 9
+    scale 2.  A fraction carries into the exponent under these conditions:
+
+    ceil: it is beyond that of the largest value.  An amax of 1.76 x 2^8 gets scale 2, one of 1.75 x 2^8 scale 1.
+    floor: never.  Both get scale 1, and 1.76 x 2^8 saturates (OCP MX v1.0, 6.3).
+    even: it rounds up to 2 at the format's mantissa width.  1.94 x 2^8 gets scale 2.
+    ceil_amax: it is not 0.  Both 1.75 x 2^8 and 1.76 x 2^8 get scale 2.
     """
     if rule == "floor":
         return 0
@@ -122,14 +124,16 @@ def round_to_format(
     rounding: Rounding = "nearest",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Round float32 values to a format's grid, without gradient.
+    """Round float32 values of any shape to a format's grid; no gradient flows through.
 
-    nearest: to nearest, ties to the even *code*; this matters for M = 0, where the midpoint of 2^k and 2^(k+1) is
-    1.5 x 2^k and goes to the even exponent field.  toward_zero: truncation.  stochastic: up with a probability equal
-    to the distance, in steps of 2^-24, drawn from `generator` (torch's default one if None).
-    Beyond the largest finite value the format's `overflow` decides; NaN stays NaN, the sign of zero is kept where the
-    format has a negative zero.
-    Any shape; raises TypeError for another dtype than float32.
+    nearest: ties go to the even *code*.  For M >= 1 that is the even mantissa.  For M = 0 it is the even exponent
+    field: in E7M0 the values 1, 2, 4 have the fields 63, 64, 65, so that both ties next to 2 go to 2: 1.5 (between
+    1 and 2) up, 3 (between 2 and 4) down.
+    toward_zero: the magnitude is truncated.
+    stochastic: a value a fraction p of a ULP above the grid value below it is rounded up in magnitude with
+    probability p, in steps of 2^-24, drawn from `generator` (torch's default one if None).
+    Beyond the largest finite value the format's `overflow` decides.  NaN stays NaN; the sign of zero is kept if the
+    format has a negative zero.  Raises TypeError for another dtype than float32.
     """
     if x.dtype != torch.float32:
         raise TypeError(f"round_to_format: x has dtype {x.dtype}; formats are simulated in torch.float32")
@@ -140,11 +144,12 @@ def round_to_format(
 
 
 def round_magnitude(x: Tensor, fmt: FormatTensors, rounding: Rounding, noise: Tensor | None = None) -> Tensor:
-    """|x| rounded as if the format had no largest value; `noise` in [0, 1) for stochastic rounding.
+    """|x| rounded as if the format had no largest value; stochastic rounding needs `noise` in [0, 1), shaped like x.
 
-    Only toward_zero keeps finite values at the largest one: truncation cannot make them infinite (IEEE 754, 7.4).
+    toward_zero is the exception: it clamps finite values to the largest one, because truncation cannot make a finite
+    value infinite (IEEE 754, 7.4).
     """
-    # Everything here is fresh: eager code changes it in place, a compiler sees no difference.
+    # All tensors here were made here, so that eager code may change them in place; a compiler makes the same code.
     if rounding == "nearest":
         power_bits, double = _nearest_double(x, fmt)
         return double.mul_(0.5).mul_(power_bits.view(torch.float32))
@@ -164,9 +169,9 @@ def round_magnitude(x: Tensor, fmt: FormatTensors, rounding: Rounding, noise: Te
 
 
 def saturate(magnitude: Tensor, x: Tensor, fmt: FormatTensors) -> Tensor:
-    """Give rounded magnitudes the sign of x and the format's overflow rule and zero."""
-    # Not `copysign`: Inductor makes a library call of it, which spills every register of the vector loop.  And one
-    # comparison for both signs: a second one costs as much as the five bitwise operations here together.
+    """Apply to rounded magnitudes the sign of x, the format's overflow rule and its rule for negative zero."""
+    # Not `copysign`: Inductor compiles it to a library call, which spills every register of the vector loop.  One
+    # comparison serves both signs, because a second one costs as much as the five bitwise operations here together.
     bits = x.view(torch.int32)
     signed = (bits & _SIGN).bitwise_or_(magnitude.view(torch.int32)).view(torch.float32)
     beyond = (bits >> 31).bitwise_and_(fmt.beyond_flip).bitwise_xor_(fmt.beyond_bits).view(torch.float32)
@@ -174,10 +179,10 @@ def saturate(magnitude: Tensor, x: Tensor, fmt: FormatTensors) -> Tensor:
 
 
 def grid_index(x: Tensor, fmt: FormatTensors) -> Tensor:
-    """Signed index (int32) of the grid value nearest to x; anything for NaN and inf.
+    """Signed index (int32, shaped like x) of the grid value nearest to x; undefined for NaN and inf.
 
-    Of a value on the grid: `fmt.value(abs(index)) == abs(x)`.  Above the largest finite value the grid goes on with
-    further exponents, as that of a format with as many mantissa bits and more exponent bits.
+    Index 0 is zero, and 1 the smallest positive value: for x on the grid `fmt.value(abs(index)) == abs(x)`.  Above the
+    largest finite value the grid continues, as if the format had more exponent bits.
     """
     power_bits, double = _nearest_double(x, fmt)
     binade = (power_bits >> 23).sub_(fmt.min_field)
@@ -198,16 +203,24 @@ def _power_bits(x: Tensor, fmt: FormatTensors) -> Tensor:
 
 
 def _in_steps(x: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:
-    """(power bits, |x| in units of the ULP around it); exact: a factor 2/power and a factor 2^(M-1)."""
+    """(power bits, |x| in units of the ULP around it): in E4M3 the ULP at 26 is 2, which gives 13.
+
+    It is exact, because both factors, 2 / power and 2^(M - 1), are powers of two.
+    """
     power_bits, double = _doubled_significand(x, fmt)
     return power_bits, double.mul_(fmt.half_steps)
 
 
 def _nearest_double(x: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:
-    """`_doubled_significand`, rounded to nearest.
+    """`_doubled_significand`, rounded to nearest with ties to the even code.
 
-    float32's own addition rounds: to a multiple of the adder's ULP, ties to the even one.  That is the even code,
-    except for M = 0, where the multiple below a tie is always 1: an odd adder, where the code below is even, turns it.
+    Adding 2^(24 - M) and subtracting it again lets float32's own addition round to a multiple of that number's ULP,
+    2^(1 - M), ties to the even multiple.  For M >= 1 the even multiple is the even code.
+
+    For M = 0 the step is 2 and the only tie is 3, between the multiples 1 x 2 and 2 x 2: float32 always goes up to 4,
+    whatever the codes are.  An adder with an odd last bit, 2^24 + 2, makes the tie go down to 2.  It is used if the
+    code below is even.  In E7M0, 1.5 lies between the fields 63 and 64: even adder, up to 2.  3 lies between the
+    fields 64 and 65: odd adder, down to 2.
     """
     power_bits, double = _doubled_significand(x, fmt)
     adder = (power_bits >> 23).bitwise_and_(fmt.tie_mask).bitwise_xor_(fmt.adder_bits).view(torch.float32)
@@ -215,7 +228,10 @@ def _nearest_double(x: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:
 
 
 def _doubled_significand(x: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:
-    """(power bits, 2 |x| / power), in [2, 4) for normal values; 1 / power itself would be a subnormal for 2^127."""
+    """(power bits, 2 |x| / power), where power = 2^max(floor(log2 |x|), min_exponent); in [2, 4) for normal values.
+
+    The factor is 2 / power and not 1 / power, because 1 / 2^127 would be subnormal.
+    """
     power_bits = _power_bits(x, fmt)
     twice_inverse = (_EXPONENT - power_bits).view(torch.float32)
     return power_bits, x.abs().mul_(twice_inverse)

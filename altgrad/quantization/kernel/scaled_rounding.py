@@ -1,9 +1,9 @@
-"""One rounding, whole: scale, rotate, round, unscale and count.
+"""A complete rounding: rotate, scale, round, unscale and count.
 
 It is one function without side effects, so that eager code and a compiled graph run the same arithmetic and a compiler
-can fuse it into one pass.  What is fixed about it when a graph is compiled is its `Mode`; everything else is data: the
-format, the rule of its scale and the salt of its random numbers (`spec`), amaxes of earlier steps (`history`) and the
-words from which random numbers are drawn (`key`).
+can fuse it into one pass.  Its `Mode` is fixed when a graph is compiled.  Everything else is data: the format, the
+scale rule and the salt of the random numbers (`spec`), amaxes of earlier steps (`history`) and the words from which
+random numbers are drawn (`key`).
 """
 
 from __future__ import annotations
@@ -25,29 +25,30 @@ from altgrad.quantization.kernel.round import SPEC_LENGTH, FormatTensors, Roundi
 from altgrad.quantization.kernel.scale import scale_for, settled_amax, two_level_scale
 from altgrad.quantization.kernel.tiles import finite_amax, in_groups, join, split, tile_of
 
-# Hash of this folder's sources: a graph cached on disk knows the operator below by its arguments alone.
+# Hash of this folder's sources, an argument of the operator below: torch's graph cache on disk identifies an operator
+# by its arguments alone, and would serve graphs of an older kernel.
 _SOURCE = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 SCALINGS = ("none", "dynamic", "delayed", "static")
 
 
 class Mode(NamedTuple):
-    """What is fixed when a graph is compiled; everything else about a site is data."""
+    """The structure of a rounding, which is fixed when a graph is compiled: another mode means another graph."""
 
     rounding: Rounding
     scaling: str
-    granularity: str  # what shares a scale: tensor, row, or AxB (see `tiles`)
+    granularity: str  # which values share a scale: tensor, row, or AxB (see `tiles`)
     power_of_two: bool
     amax_factor: float
     last: bool = True  # rows and tiles run along the last dimension; else along the first
     two_level: bool = False  # scales of tiles are rounded to E4M3, under one FP32 scale of the tensor
     hadamard: int = 0  # size of the rotation along the same dimension; 0: none
-    redrawn: bool = False  # the rotation's signs are new ones in every step
-    at_rest: bool = False  # the write-back of a stored weight, whose scale must not double for a trifle
-    shared: bool = False  # a rank's rows of a larger tensor: scaled and drawn for as one with the other ranks' rows
-    use: int = 0  # how often the layer has drawn random numbers with this key before
+    redrawn: bool = False  # the rotation's signs are drawn anew in every step
+    at_rest: bool = False  # the write-back of a stored weight, whose scale follows `settled_amax`
+    shared: bool = False  # a rank's rows of a larger tensor, whose scale and random numbers it shares
+    use: int = 0  # number of the layer's earlier draws with this key
 
     def check(self) -> None:
-        """Raise ValueError for a name that would silently mean another one."""
+        """Raise ValueError for an unknown name, which the kernel would silently treat as another one."""
         for field, value, known in (
             ("rounding", self.rounding, get_args(Rounding)),
             ("scaling", self.scaling, SCALINGS),
@@ -58,20 +59,23 @@ class Mode(NamedTuple):
 
     @property
     def in_blocks(self) -> bool:
-        """Whether tiles are pieces of rows along the last dimension, which are cut by a view alone."""
+        """Whether tiles are 1 x B along the last dimension, so that `split` needs a view and no copy."""
         tile = tile_of(self.granularity)
         return tile is not None and tile[0] == 1 and self.last
 
     @property
     def shares_amax(self) -> bool:
-        """Whether the ranks must agree on an amax; rows of the last dimension and tiles lie on one rank."""
+        """Whether a scale covers values of several ranks, which must agree on its amax.
+
+        That holds for one scale per tensor and for rows along the first dimension; other rows and tiles lie on one rank.
+        """
         whole = self.granularity == "tensor" or (self.granularity == "row" and not self.last)
         return self.shared and whole and self.scaling not in ("none", "static")
 
 
 @functools.cache
 def mode_of(cast: Cast, dimension: Dimension | None) -> Mode:
-    """What is fixed about a cast when a graph is compiled; its format and the rule of its scale are data."""
+    """The mode of a cast whose rows and tiles run along `dimension` (None: the last)."""
     return Mode(
         cast.rounding,
         cast.scaling,
@@ -86,16 +90,15 @@ def mode_of(cast: Cast, dimension: Dimension | None) -> Mode:
 
 
 def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
-    """(Q(x), counts of `COUNTERS`) for a float32 tensor of any shape; a compiler leaves out counts that nobody reads.
+    """(Q(x), counts of `COUNTERS`) for a float32 tensor of any shape; a compiler removes counts that nobody reads.
 
-    Delayed scaling takes the largest amax of `history`, and the current one while the history is empty (all zero).
-
+    Delayed scaling uses the largest amax of `history`; as long as the history holds only zeros, the amax of x.
     Raises ValueError for an unknown rounding, scaling or granularity.
     """
     if not torch.compiler.is_compiling():
         mode.check()
-    if x.numel() == 0:  # a batch without tokens, as an expert of a mixture may get
-        if mode.shares_amax:  # other ranks, whose experts got some, wait for this one
+    if x.numel() == 0:  # a batch without tokens: an expert of a mixture may get none
+        if mode.shares_amax:  # the collective needs every rank, also one without tokens
             largest_over_ranks(torch.zeros((), dtype=torch.float32, device=x.device))
         return x, torch.zeros(len(COUNTERS), dtype=torch.float32, device=x.device)
     if torch.compiler.is_dynamo_compiling():
@@ -105,7 +108,7 @@ def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
 
 
 def code_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode) -> tuple[Tensor, Tensor, Tensor]:
-    """(Q(x) / scale, scale, counts): what `round_site` computes before it multiplies by the scale; no tiles.
+    """(Q(x) / scale, scale, counts): `round_site` before its multiplication by the scale; for tensor and row scales.
 
     scale: 0-d for "tensor", (..., 1) for "row".
     """
@@ -117,9 +120,9 @@ def code_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode)
 def rounded_with_counts(
     x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode, in_bits: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
-    """As `round_site`, with each count by itself (0-d).
+    """As `round_site`, with each count as a 0-d tensor.
 
-    x: not empty.  `in_bits`: in the way that compiles to the fewest instructions.
+    x: not empty.  `in_bits`: compute on the bits of float32, which compiles to fewer instructions.
     """
     if mode.hadamard:
         x = rotated(x, mode.hadamard, mode.last, key if mode.redrawn else None)
@@ -134,9 +137,9 @@ def _unscaled(codes: Tensor, scale: Tensor, mode: Mode) -> Tensor:
 def _code(
     x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode, in_bits: bool, counting: bool = True
 ) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
-    """Q(x) / scale, (scale, inverse scale) and the counts, in the shape of `split` or in that of `in_groups`."""
+    """(Q(x) / scale, (scale, inverse scale), counts), shaped as `split` or `in_groups` returns them."""
     if in_bits and x.is_contiguous():
-        x = materialised(x)  # read twice, by the amax and by the rounding: a GELU before it would be computed twice
+        x = materialised(x)  # amax and rounding both read it; else Inductor computes a GELU before it twice
     fmt = FormatTensors.view(spec)
     values = split(x, mode.granularity, mode.last)
     if in_bits and mode.in_blocks and not mode.two_level and x.device.type == "cpu":
@@ -159,7 +162,7 @@ def _code(
 def _noise(x: Tensor, values: Tensor, fmt: FormatTensors, key: Tensor, mode: Mode) -> Tensor:
     """Random numbers for `values`, which are x in the shape of `split`.
 
-    At rest with a salt of its own: the operand rounding of the same weight must not reuse the random numbers.
+    The write-back (`at_rest`) has a separate salt: it must not reuse the numbers of the operand rounding of its weight.
     """
     salt = ~fmt.salt if mode.at_rest else fmt.salt
     if tile_of(mode.granularity) is None or mode.in_blocks:
@@ -170,7 +173,7 @@ def _noise(x: Tensor, values: Tensor, fmt: FormatTensors, key: Tensor, mode: Mod
 def rounded_and_scale(
     x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(Q(x), scale, inverse scale), each in the shape of x; nothing is counted, and nothing is rotated."""
+    """(Q(x), scale, inverse scale), each in the shape of x, without counts and without the rotation of the mode."""
     if x.numel() == 0:
         return x, torch.ones_like(x), torch.ones_like(x)
     codes, (scale, inverse), _ = _code(x, spec, history, key, mode, in_bits=False, counting=False)
@@ -199,8 +202,8 @@ def _scale(amax: Tensor, fmt: FormatTensors, spec: Tensor, history: Tensor, mode
     return materialised(scale), materialised(inverse)
 
 
-# While Dynamo traces a model, a site is one operator: traces stay short, and a graph without an autograd function's
-# body can be cached on disk.  The compiler behind it gets to see the arithmetic itself.
+# While Dynamo traces a model, a rounding is one operator: traces stay short, and a graph without the body of an
+# autograd function can be cached on disk.  AOTAutograd decomposes the operator, so that Inductor fuses its arithmetic.
 torch.library.define(
     "altgrad::round_site",
     "(Tensor x, Tensor spec, Tensor history, Tensor key, str rounding, str scaling, str granularity, "

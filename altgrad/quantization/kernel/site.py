@@ -1,4 +1,4 @@
-"""A rounding site: one rounding of one of a layer's tensors, with its format, its history and what it counted."""
+"""A rounding site: one rounding of one of a layer's tensors, with its format, amax history and counts."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from altgrad.quantization.kernel.slots import Slots
 
 
 class Site:
-    """The state of one rounding.  `set_format` replaces the format in place: no graph is compiled anew.
+    """The state of one rounding.  `set_format` replaces the format in place, without recompilation.
 
-    No module, and its tensors are no buffers: what the kernel reads (`spec`) is derived from `format`, and nothing that
-    loads, copies, casts, moves or averages a model's tensors can change it.  What belongs to a checkpoint (formats,
-    histories) is in `QuantizedModel.state_dict`.
+    A site is not a module and its tensors are not buffers, so that nothing that loads, copies, casts, moves or averages
+    a model's tensors can change the format: the `spec` that the kernel reads is derived from `format`.  The state that
+    a checkpoint needs (formats, histories) is in `QuantizedModel.state_dict`.
     """
 
     spec: Tensor
-    history: Tensor  # (amax_history,) float32, newest first; empty where the scale is not delayed
-    counts: Tensor | None  # of the forward and backward passes since they were set aside or taken
+    history: Tensor  # float32: delayed: (amax_history,), newest first; static: the scale, (1,); else empty
+    counts: Tensor | None  # sums over all passes since the counts were last set aside or taken
     _aside: Tensor | None
 
     def __init__(self, rounded: Rounded, salt: int, device: torch.device) -> None:
-        """`rounded`: the cast, along which dimension, and whose operands it serves."""
+        """`rounded`: the cast, its dimension, and the operands it serves; `salt`: see the package."""
         cast = rounded.cast
         self.rounded, self.mode = rounded, mode_of(cast, rounded.dimension)
         self._salt = salt
         self._format = cast.number_format
-        self.exact_in_bfloat16 = cast.bfloat16_obstacle() is None  # whether what it rounds to survives the cast
+        self.exact_in_bfloat16 = cast.bfloat16_obstacle() is None  # whether its values survive the cast
         self.spec = self._spec(device)
         kept = {"delayed": [0.0] * cast.amax_history, "static": [cast.static_scale]}.get(cast.scaling, [])
         self.history = torch.tensor(kept, dtype=torch.float32, device=device)
@@ -43,7 +43,7 @@ class Site:
 
     @property
     def name(self) -> str:
-        """`weight`, or where its GEMMs see a tensor rounded differently `dgrad.weight`."""
+        """`weight`, or `dgrad.weight` if the GEMMs that read the tensor round it differently."""
         return self.rounded.name
 
     @property
@@ -70,7 +70,7 @@ class Site:
         self.spec.copy_(self._spec(self.spec.device))
 
     def follow(self, device: torch.device) -> None:
-        """Be on the device where the layer's weight now is."""
+        """Move to `device`, where the layer's weight now is; counts are dropped."""
         kept = self.history
         self.spec = self._spec(device)
         self.history = torch.zeros_like(kept, device=device) if kept.is_meta else kept.to(device)
@@ -78,7 +78,7 @@ class Site:
         self.slots = Slots(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a copy or a file: without what belongs to a backward pass."""
+        """State for a copy or a pickle: all but the slots and counts, which belong to a running step."""
         return {name: value for name, value in vars(self).items() if name not in ("slots", "counts", "_aside")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -87,25 +87,25 @@ class Site:
         self.slots = Slots(self)
 
     def add_counts(self, counts: Tensor) -> None:
-        """Counts of one more use: sums add up, of the others the largest stays."""
+        """Add the counts of one more use: the first SUMS are added, of amax and scale the larger is kept."""
         self.counts = _together(self.counts, counts)
 
     def set_aside(self) -> None:
-        """Before another micro-batch: its graph finds no counts, as that of the first did, and is the same."""
+        """Call before a further micro-batch: `counts` is None again, so that its guard holds (no recompilation)."""
         self._aside, self.counts = self.counted(), None
 
     def counted(self) -> Tensor | None:
-        """Counts since they were last taken, (len(COUNTERS),); None where the site was not used."""
+        """Counts since they were last taken, (len(COUNTERS),); None if the site was not used."""
         return self._aside if self.counts is None else _together(self._aside, self.counts)
 
     def take_counts(self) -> Tensor | None:
-        """What is `counted`, which is forgotten."""
+        """Return what `counted` returns, and reset the counts."""
         counts = self.counted()
         self.counts, self._aside, self.slots.used = None, None, 0
         return counts
 
     def remember(self, amax: Tensor) -> None:
-        """Put a step's amax at the front of the history that delayed scaling reads; the oldest falls out."""
+        """Put a step's amax (0-d) at the front of the history that delayed scaling reads, and drop the oldest."""
         if self.history.numel():
             self.history.copy_(torch.cat([amax.reshape(1), self.history[:-1]]))
 

@@ -1,9 +1,12 @@
-"""How counts of an output gradient leave a compiled backward pass: as gradients of dummy inputs.
+"""Counts of an output gradient leave a compiled backward pass as gradients of dummy inputs, the slots.
 
-A compiled graph has no side effects in its backward pass, so that counts come out as the gradient of an input that
-nothing else depends on.  Autograd adds up what several uses of one input give, but of amax and scale the largest is
-wanted: each use of a layer in a graph gets an input of its own, and what one backward call left there is folded into
-the site's counts before the next one could be added to it.  Eager backward passes hand their counts over directly.
+The backward pass of a compiled graph can have no side effects.  The rounding of an output gradient therefore returns
+its counts as the gradient of an input on which no other result depends.
+
+Autograd adds up the gradients of several uses of one input.  For an overflow count that is right (3 + 4 = 7); of amax
+and scale the largest is wanted (amaxes of 5.0 and 2.0 give 5.0, not 7.0).  So each use of a layer within one graph
+gets its own slot, and a hook folds the gradient of a slot into the site's counts after every backward call, before
+the next call can add to it.  An eager backward pass adds its counts to the site directly.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from altgrad.quantization.kernel.counters import COUNTERS, SUMS
 
 
 class Counter(Protocol):
-    """What collects the counts of a rounding (a `Site`)."""
+    """The part of a `Site` that slots need: it collects the counts of a rounding."""
 
     spec: Tensor
     slots: Slots
@@ -30,7 +33,7 @@ MOST_USES = 32  # of one layer in one compiled graph
 
 
 class Slots:
-    """The dummy inputs of one site: `of(use)`, (len(COUNTERS),) float32."""
+    """The dummy inputs of one site, one per use within a graph, each (len(COUNTERS),) float32 (see `next`)."""
 
     def __init__(self, site: Counter) -> None:
         device, self._site = site.spec.device, weakref.ref(site)
@@ -42,7 +45,7 @@ class Slots:
             slot.register_post_accumulate_grad_hook(_Fold(self._site))
 
     def next(self) -> Tensor:
-        """The slot of the next use in this graph.  Raises ValueError where a graph has more uses than slots."""
+        """The slot of the next use in this graph.  Raises ValueError if a graph has more than MOST_USES uses."""
         use, self.used = self.used, self.used + 1
         if use == 0:
             return self.first
@@ -55,7 +58,7 @@ class Slots:
 
 
 class _Fold:
-    """After a backward call: moves a slot's gradient into the counts of its site."""
+    """A hook that moves a slot's gradient into the counts of its site after each backward call."""
 
     def __init__(self, site: weakref.ref[Counter]) -> None:
         self._site = site

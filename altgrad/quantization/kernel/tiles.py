@@ -1,11 +1,12 @@
-"""Which values share a scale: all, a row each, or a tile each.
+"""Which values share a scale: the whole tensor, each row, or each tile.
 
 A tensor of any shape is taken as a matrix (rows, columns), rows = all dimensions but the last.  Rows and tiles run
-along the dimension that a GEMM contracts, the last one or the first.  A granularity is "tensor", "row", or "AxB": tiles
-of A values across and B along.  A (6, 64) tensor has, with "1x32", 12 tiles along its last dimension (6 rows x 2) and
-64 along its first one (a column of 6 values each, padded with zeros to 32); with "row", 6 and 64 rows.
+along the contraction dimension of a GEMM, which is the last one or the first.  A granularity is "tensor", "row", or
+"AxB": tiles of A values across that dimension and B along it.  A (6, 64) tensor has, with "1x32", 12 tiles along its
+last dimension (6 rows x 2) and 64 along its first one (a column of 6 values each, padded with zeros to 32); with
+"row", it has 6 scales along the last dimension and 64 along the first.
 
-Padding is what hardware does with a tile at the edge: a zero changes neither an amax nor a sum of products.
+A tile at the edge is padded with zeros, as hardware does: a zero changes neither an amax nor a sum of products.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn import functional
 from altgrad.quantization.kernel.random import materialised
 from altgrad.quantization.kernel.round import FormatTensors
 
-GROUP_VALUES = 2048  # that compiled code takes at a time: 8 KiB, so that what the amax read is in the nearest cache
+GROUP_VALUES = 2048  # values that compiled code takes at a time: 8 KiB, which the L1 cache keeps until they are rounded
 _FIELD = 23  # float32: bits below the exponent field
 _MAGNITUDE = 0x7FFFFFFF
 _NEXT_EXPONENT = 1 << _FIELD
@@ -34,7 +35,7 @@ def tile_of(granularity: str) -> tuple[int, int] | None:
 
 
 def split(x: Tensor, granularity: str, last: bool) -> Tensor:
-    """x in the shape in which what shares a scale lies in dimensions of its own.
+    """x reshaped so that the values which share a scale fill whole dimensions; padded with zeros to full tiles.
 
     tensor: x.  row: x, or (rows, columns) for rows along the first dimension.  1 x B along the last: (..., tiles, B).
     Other tiles: (row tiles, rows, column tiles, columns).
@@ -69,15 +70,17 @@ def join(values: Tensor, like: Tensor, granularity: str, last: bool) -> Tensor:
 
 
 def finite_amax(values: Tensor, granularity: str, last: bool, infinity: Tensor | float = torch.inf) -> Tensor:
-    """Largest finite magnitude of what shares a scale; `values` as `split` gives them, kept dimensions of size 1.
+    """Largest finite magnitude of each scale's values; 0 if none is finite.
 
-    0-d for "tensor".  `infinity` is a tensor after `in_groups`.
+    `values`: as `split` returns them; the reduced dimensions stay, with size 1; the result is 0-d for "tensor".
+    `infinity`: a tensor that `in_groups` made, or the number.
     """
     tile = tile_of(granularity)
-    if tile is not None and tile[0] == 1 and last:  # vectors of integers are slow to reduce to one number
+    if tile is not None and tile[0] == 1 and last:  # a short row of integers is slow to reduce
         magnitude = values.abs()
         return torch.where(magnitude < infinity, magnitude, 0.0).amax(dim=-1, keepdim=True)
-    # The bits of magnitudes are ordered like their values; one exponent more makes inf and NaN negative.
+    # The bits of magnitudes, as integers, have the order of their values.  Adding 1 to the exponent field overflows
+    # into the sign for inf and NaN, whose field is 255: they become negative and never win the maximum.
     bits = (values.view(torch.int32) & _MAGNITUDE) + _NEXT_EXPONENT
     if granularity == "tensor":
         largest = bits.amax()
@@ -87,11 +90,15 @@ def finite_amax(values: Tensor, granularity: str, last: bool, infinity: Tensor |
 
 
 def in_groups(blocks: Tensor, fmt: FormatTensors) -> tuple[Tensor, FormatTensors]:
-    """Blocks (..., B) as (groups, blocks of a group, B), and the format as a compiler wants it to nest the loops.
+    """Blocks (..., B) as (groups, blocks of a group, B), with format fields that keep Inductor's loops nested.
 
-    Amax, scale and rounding of a group in one loop over the groups read the data once.  Inductor would merge groups and
-    blocks into one dimension, and then make three passes.  What each of the three reads once per block of a group
-    prevents that.  Unchanged where the blocks do not fill groups.
+    A (64, 1024) tensor in blocks of 32 becomes (32, 64, 32): 32 groups of 64 blocks, 2048 values each.  One loop over
+    the groups that computes amax, scale and rounded values of a group reads each value from memory once.
+
+    Left alone, Inductor merges the first two dimensions into one of 2048 blocks and splits the loop into three passes
+    over all data.  Therefore three fields of the format become (64, 1) tensors of equal values, one per block of a
+    group, and each of the three computations reads one of them: an index that depends on the block but not on the
+    group stops the merge.  Both arguments are returned unchanged if the blocks do not fill whole groups.
     """
     along = blocks.shape[-1]
     group = GROUP_VALUES // along

@@ -26,8 +26,7 @@ def draw_key(generator: torch.Generator | None, device: torch.device | str) -> T
 
 
 def fill_key(key: Tensor, *words: int) -> None:
-    """Set a key in place to the lowest 31 bits of each word, by fills: a copy from the host would wait for the device.
-    """
+    """Set a key in place to the lowest 31 bits of each word, by fills: a copy from the host would synchronise."""
     for position, word in enumerate(words):
         key[position].fill_(word & 0x7FFFFFFF)
 

@@ -67,7 +67,7 @@ class Mode(NamedTuple):
     def shares_amax(self) -> bool:
         """Whether a scale covers values of several ranks, which must agree on its amax.
 
-        That holds for one scale per tensor and for rows along the first dimension; other rows and tiles lie on one rank.
+        It does for one scale per tensor and for rows along the first dimension; other rows and tiles lie on one rank.
         """
         whole = self.granularity == "tensor" or (self.granularity == "row" and not self.last)
         return self.shared and whole and self.scaling not in ("none", "static")

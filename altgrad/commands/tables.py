@@ -1,15 +1,18 @@
-"""`altgrad formats` and `altgrad config`: the tables of what can be asked for; neither waits for torch."""
+"""`altgrad formats`, `recipes` and `config`: the tables of what can be asked for; none waits for torch."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from altgrad.commands.option_parser import Commands
+from altgrad.commands.option_parser import Commands, path
+from altgrad.config.published import published
 from altgrad.config.train_config import TrainConfig
 from altgrad.formats import GROUPS, NumberFormat, equal_up_to_scale, find_format
+from altgrad.show import recipe_tables
 from altgrad.text.terminal_output import cell
 
 _TABLE_WIDTH = 100  # a cut-off number is a wrong number: better let a narrow terminal wrap
@@ -22,6 +25,18 @@ def add(commands: Commands) -> None:
         "names", nargs="*", metavar="NAME", help="registered or any E<e>M<m>[b<bias>]; default: all registered"
     )
     formats.set_defaults(command=_formats)
+
+    recipes = commands.add_parser("recipes", help="the published recipes: their operands' casts, sources, limits")
+    recipes.add_argument("names", nargs="*", metavar="NAME", help="everything about these; default: a table of all")
+    recipes.add_argument(
+        "--markdown",
+        type=path,
+        nargs="?",
+        const=".",
+        metavar="DIR",
+        help="rewrite the README's table and docs/recipes.md in a working tree (default: this folder)",
+    )
+    recipes.set_defaults(command=_recipes)
 
     config = commands.add_parser("config", help="the config fields with defaults and meanings")
     config.set_defaults(command=_config)
@@ -71,6 +86,24 @@ def _format_row(fmt: NumberFormat) -> list[str]:
         ", ".join(part for part in (special, zero) if part) or "-",
         "inf" if fmt.overflow == "inf" else "max",
     ]
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    if options.markdown is not None:
+        if options.names:
+            raise ValueError(f"--markdown writes all recipes; leave {' '.join(options.names)} out")
+        print(*recipe_tables.write_markdown(Path(options.markdown)), sep="\n")
+        return 0
+    for name in options.names:
+        published(name)  # before anything is printed
+    console = Console()
+    for number, name in enumerate(options.names):
+        if number:
+            console.print()
+        recipe_tables.show_recipe(console, name)
+    if not options.names:
+        recipe_tables.show_overview(console)
+    return 0
 
 
 def _config(options: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
+from altgrad.config.published import own_gemms, published_fields
 from altgrad.config.recipe import GEMM_SITES
 from altgrad.config.train_config import INTERVENTIONS, TrainConfig
 from altgrad.formats import BASELINE_FORMAT
@@ -86,17 +87,24 @@ class Settings:
     def variant(self) -> str:
         """How the numbers were treated beside the format, before any intervention; "" where by default.
 
-        For example `stored` (no master weights), `unscaled`, `gradient E5M2`.
+        For example `stored` (no master weights), `unscaled`, `gradient E5M2`.  A published recipe is said by its name;
+        beside it stands what of the run is otherwise than in the recipe.
         """
+        recipe = self.config["recipe"]
+        theirs = published_fields(recipe)
         replaced = {
-            field: _REPLACED[field]
+            field: theirs.get(field, _REPLACED[field])
             for part in self.intervention.split("+")
             for field in INTERVENTIONS.get(part, {})
             if field in _REPLACED
         }
         config = {**self.config, **replaced}
-        different = [name for name in DEFAULTS if name in NUMERICS - {"format"} and config[name] != DEFAULTS[name]]
-        return ", ".join(describe_field(name, config[name]) for name in different)
+        usual = {**DEFAULTS, **theirs, "recipe": recipe}
+        different = [name for name in DEFAULTS if name in NUMERICS - {"format"} and config[name] != usual[name]]
+        if "gemms" in different and recipe is not None:
+            config["gemms"] = own_gemms(config["gemms"], usual["gemms"])
+        said = [describe_field(name, config[name]) for name in different]
+        return ", ".join(said if recipe is None else [recipe, *said])
 
     @cached_property
     def others(self) -> Mapping[str, Any]:

@@ -24,6 +24,21 @@ from altgrad.config.cast import GEMM_SITES, GEMMS, Cast, Dimension, Gemm, GemmSi
 from altgrad.formats import find_format
 
 _TILES = {"tensor": "tensor", "row": "row", "block": "1x32"}
+# What the flat fields fill: fields of a cast, of the operands of these tensors.
+_FILLS: Mapping[str, tuple[tuple[str, ...], tuple[GemmSite, ...]]] = {
+    "format": (("format",), GEMM_SITES),
+    "weight_format": (("format",), ("weight",)),
+    "activation_format": (("format",), ("activation",)),
+    "gradient_format": (("format",), ("gradient",)),
+    "overflow": (("overflow",), GEMM_SITES),
+    "scale_granularity": (("block",), GEMM_SITES),
+    "block_axis": (("axis",), GEMM_SITES),
+    "scaling": (("scaling",), GEMM_SITES),
+    "scale_power_of_two": (("scale_rule", "scale_format"), GEMM_SITES),
+    "amax_history": (("amax_history",), GEMM_SITES),
+    "amax_factor": (("amax_factor",), ("activation", "gradient")),
+    "rounding": (("rounding",), GEMM_SITES),
+}
 _BLOCK_NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
 
@@ -136,6 +151,17 @@ def check_gemms(gemms: Mapping[str, Any]) -> None:
             for field in value:
                 if field not in Cast.model_fields:
                     raise ValueError(f"gemms.{gemm}.{name}.{field}: known fields: {', '.join(Cast.model_fields)}")
+
+
+def no_effect_of(gemms: Mapping[str, Any]) -> dict[str, str]:
+    """The flat fields that can change nothing, with the fields of a cast that `gemms` sets of all their operands."""
+    if not gemms:
+        return {}
+    return {
+        name: " and ".join(fields)
+        for name, (fields, sites) in _FILLS.items()
+        if all(set(fields) <= _altered(gemms, operand).keys() for operand in ALL_OPERANDS if operand.site in sites)
+    }
 
 
 def _flat_fields(recipe: Any, site: GemmSite) -> dict[str, Any]:

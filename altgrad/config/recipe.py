@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import numbers
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -17,6 +18,7 @@ from altgrad.config.cast import GEMM_SITES, Cast, GemmSite
 from altgrad.config.config_errors import FieldError, problem
 from altgrad.config.field_traits import Declared, field
 from altgrad.config.operands import Operand, casts_of, check_gemms
+from altgrad.config.published import check_shorthand, published, published_fields, with_published
 from altgrad.formats import NumberFormat, find_format
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -31,6 +33,7 @@ class Recipe(Declared):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
     # fmt: off
+    recipe: str | None = field(None, "numeric", "a published recipe (`python -m altgrad recipes`), whose fields are the defaults of all numeric ones", timed=False)
     # formats
     format: str = field("BF16", "numeric", "number format of every site not named below", timed=False, moves_baseline=False)
     weight_format: str | None = field(None, "numeric", "format of the weights in the GEMMs and, without masters, at rest", timed=False, moves_baseline=False)
@@ -66,7 +69,20 @@ class Recipe(Declared):
                 super().__init__(**fields)
             except ValidationError as error:
                 known = tuple(type(self).model_fields)
-                raise FieldError(problem(detail, known) for detail in error.errors()) from None
+                problems = [problem(detail, known) for detail in error.errors()]
+                raise FieldError((field, line + _whose(line, fields)) for field, line in problems) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_top_of_published(cls, fields: Any) -> Any:
+        return with_published(fields, Recipe.model_fields) if isinstance(fields, Mapping) else fields
+
+    @field_validator("recipe")
+    @classmethod
+    def _is_published(cls, name: str | None) -> str | None:
+        if name is not None:
+            published(name)
+        return name
 
     @field_validator("*", mode="before")
     @classmethod
@@ -98,6 +114,8 @@ class Recipe(Declared):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_gemms(self.gemms)
+        if not Recipe.model_fields.keys() <= self.model_fields_set:  # else it was written out: nobody wrote it by hand
+            check_shorthand(self, self.model_fields_set, recipe_defaults())
         if self.scaling == "delayed" and self.scale_granularity != "tensor":
             raise ValueError(
                 f"scale_granularity={self.scale_granularity!r} with scaling='delayed': rows of the next batch have no "
@@ -166,3 +184,16 @@ class Recipe(Declared):
         if self.overflow == "inf" and not fmt.has_inf:
             raise ValueError(f"overflow='inf': {name} has no infinity; use overflow='saturate' or E5M2")
         return fmt if self.overflow == "format" else dataclasses.replace(fmt, overflow=self.overflow)
+
+
+def recipe_defaults() -> dict[str, Any]:
+    """The value of each field of a recipe that says nothing."""
+    return {name: field.get_default() for name, field in Recipe.model_fields.items()}
+
+
+def _whose(line: str, given: Mapping[str, Any]) -> str:
+    """Which fields that an error speaks of are those of the published recipe, and not the config's own."""
+    name = given.get("recipe")
+    theirs = published_fields(name) if isinstance(name, str) else {}
+    said = [field for field in theirs if field not in given and re.search(rf"\b{field}\b", line)]
+    return f" ({', '.join(said)}: of recipe={name!r})" if said else ""

@@ -16,7 +16,8 @@ from pydantic import Field, field_validator, model_validator
 from altgrad.config.config_errors import ConfigError, FieldError
 from altgrad.config.field_traits import field
 from altgrad.config.gpt_sizes import PRESETS, GPTShape
-from altgrad.config.recipe import Fraction, Positive, Recipe
+from altgrad.config.published import check_shorthand, merged_gemms, own_fields, published_fields
+from altgrad.config.recipe import Fraction, Positive, Recipe, recipe_defaults
 from altgrad.text.error_hints import did_you_mean, shown, shown_path
 from altgrad.text.path_text import check_path
 from altgrad.text.yaml_text import NotYaml, read_yaml
@@ -125,8 +126,23 @@ class TrainConfig(Recipe):
         return dataclasses.replace(PRESETS[self.model], **{k: v for k, v in given.items() if v is not None})
 
     def altered(self, **changes: Any) -> TrainConfig:
-        """A validated copy with some fields changed."""
-        return type(self)(**(self.model_dump() | changes))
+        """A validated copy with some fields changed; another `recipe` replaces what the present one says.
+
+        `gemms` is put on top of the recipe's, as in a config.
+        """
+        fields = self.model_dump()
+        if changes.get("recipe", self.recipe) != self.recipe:
+            defaults = recipe_defaults()
+            fields |= own_fields({name: fields.pop(name) for name in defaults}, defaults)
+        elif "gemms" in changes and self.recipe is not None:
+            theirs = published_fields(self.recipe).get("gemms", {})
+            changes = changes | {"gemms": merged_gemms(theirs, changes["gemms"])}
+        altered = type(self)(**(fields | changes))
+        try:
+            check_shorthand(altered, changes, recipe_defaults())
+        except ValueError as error:
+            raise FieldError([("", str(error))]) from None
+        return altered
 
 
 # Interventions that a sweep may try on a failing format: name -> the fields that it sets.  Names are joined: clip+shift

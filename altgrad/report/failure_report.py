@@ -117,7 +117,8 @@ def _rounded(run: Run) -> str:
 def _configured(evidence: Evidence) -> str:
     config = evidence.config
     sites = {"weight": config.weight_format, "activation": config.activation_format, "gradient": config.gradient_format}
-    own = [f"{site} {name}" for site, name in sites.items() if name is not None and name != config.format]
+    own = [] if config.recipe is None else [f"recipe {as_code(config.recipe)}"]
+    own += [f"{site} {name}" for site, name in sites.items() if name is not None and name != config.format]
     own += [f"{as_code(glob)} {as_markdown(name)}" for glob, name in config.layer_formats.items()]
     return config.format + (f" ({', '.join(own)})" if own else "")
 

@@ -334,14 +334,16 @@ def test_models_given_to_the_runner_under_one_config_are_groups_of_their_own(swe
 
 WITHOUT_EFFECT = [
     {}, {"scaling": "none"}, {"scaling": "delayed"}, {"scale_granularity": "row"}, {"update_rounding": "stochastic"},
-    {"weight_format": "BF16"}, {"amax_history": 4},
+    {"weight_format": "BF16"}, {"amax_history": 4}, {"block_axis": "last"}, {"high_first_blocks": 1.0},
+    {"high_last_blocks": 0.5},
 ]  # fmt: skip
 NOT_THE_REFERENCE = [
     {"master_weights": False}, {"rounding": "stochastic"}, {"rounding": "toward_zero"}, {"gradient_format": "E5M2"},
     {"weight_format": "E4M3"}, {"activation_format": "FP32"}, {"layer_formats": {"lm_head": "E4M3"}},
     {"format": "FP32"}, {"format": "FP16"}, {"enable_emergency_shift": True}, {"enable_partition_clipping": True},
     {"overflow": "saturate"}, {"scale_power_of_two": False}, {"amax_factor": 0.5},
-    {"master_weights": False, "update_rounding": "stochastic"},
+    {"master_weights": False, "update_rounding": "stochastic"}, {"recipe": "mxfp8"}, {"recipe": "bf16_sr"},
+    {"gemms": {"wgrad": {"format": "E4M3"}}},
 ]  # fmt: skip
 
 

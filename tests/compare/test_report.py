@@ -217,6 +217,11 @@ def test_an_overflow_in_one_layer_asks_for_scaling_range_and_that_layer(folder: 
     assert "overflow rate 0.25 at the gradient of `lm_head`, step 60" in section(failure_report(run), "What to try")
 
 
+def test_a_published_recipe_is_called_by_its_name(folder: Folder) -> None:
+    run = write_run(folder, STALLED, {"recipe": "te_delayed"})
+    assert "E4M3 (recipe `te_delayed`, gradient E5M2)" in failure_report(run)
+
+
 def test_an_underflow_asks_for_scaling_and_exponent_bits(folder: Folder) -> None:
     layers = [{"step": 60, "layer": "a", "site": "gradient", "underflow_rate": 0.999}]
     verdict = Verdict(200, "never_learned", "loss", 5.5, 5.4)

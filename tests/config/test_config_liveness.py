@@ -104,6 +104,7 @@ JUDGED = {"max_steps": STEPS, "diagnostic_interval": 20}
 
 # field -> circumstances, other value, where it shows
 ALTERNATIVES: dict[str, tuple[Mapping[str, Any], Any, Seen]] = {
+    "recipe": ({}, "mxfp4", numbers),
     "format": ({}, "E4M3", numbers),
     "weight_format": (E4M3, "E3M4", numbers),
     "activation_format": (E4M3, "E3M4", numbers),

@@ -38,6 +38,6 @@ def _check_layers(trial: Trial, vocabulary: int) -> None:
 
     try:
         with torch.device("meta"):
-            quantize_model(build_gpt(trial.config, vocabulary), trial.config.altered(native_fp8=False, scaling="none"))
+            quantize_model(build_gpt(trial.config, vocabulary), trial.config.altered(native_fp8=False))
     except ValueError as error:
         raise ConfigError(f"{trial.run}: {error}") from error

@@ -45,7 +45,8 @@ class SweepOptions:
 
     # fmt: off
     configs: tuple[str, ...] | None = option(TRIALS, path, "config files, folders of them (all their YAML), or names of shipped ones", many=True, metavar="PATH")
-    formats: tuple[str, ...] | None = option(TRIALS, str, "a trial each, from the first config or bf16_baseline.yaml", many=True, metavar="FORMAT")
+    recipes: tuple[str, ...] | None = option(TRIALS, str, "a trial each, in place of everything numeric in the configs or bf16_baseline.yaml; `python -m altgrad recipes` lists them", many=True, metavar="NAME")
+    formats: tuple[str, ...] | None = option(TRIALS, str, "a trial each, from the configs or bf16_baseline.yaml; with --recipes each of those in each of these formats", many=True, metavar="FORMAT")
     seeds: int | None = option(TRIALS, count, "N trials each, from the config's seed upward", metavar="N")
     learning_rates: tuple[float, ...] | None = option(TRIALS, positive, "a trial each per learning rate", flag="--lr", many=True, metavar="LR")
     interventions: tuple[str, ...] | None = option(TRIALS, str, f"a trial each: {', '.join(INTERVENTIONS)}, or several joined with +", many=True, metavar="NAME")

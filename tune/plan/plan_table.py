@@ -31,7 +31,8 @@ def show_plan(console: Console, plan: Plan, resources: Resources, elsewhere: boo
         config = trial.config
         at_rest = "FP32 master" if config.master_weights else f"on the grid, {config.update_rounding}"
         rate = f"{config.learning_rate:g}"
-        words = (trial.run, config.format, at_rest, config.scaling, trial.intervention, str(config.max_steps), rate)
+        fmt = config.format if config.recipe is None else f"{config.format} ({config.recipe})"
+        words = (trial.run, fmt, at_rest, config.scaling, trial.intervention, str(config.max_steps), rate)
         times = (duration(round(placed.start)), duration(round(placed.end - placed.start))) if timed else ()
         table.add_row(*map(cell, (*words, config.model, str(placed.wave + 1), *times)))
     console.print(table)

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.compare.pairing import NUMERICS, RESCUE
+from altgrad.config.published import in_format, published
 from altgrad.config.shipped_configs import CONFIGS, config_file
 from altgrad.config.train_config import (
+    ConfigError,
     TrainConfig,
     check_fields,
     intervention_fields,
@@ -31,14 +33,14 @@ from tune.plan.placement import work
 from tune.plan.trial import Plan, Trial
 
 _MOST_TRIALS = 10_000  # more are no sweep but a typing error, which would take hours to plan
-TEMPLATE = "bf16_baseline.yaml"  # what --formats starts from
+TEMPLATE = "bf16_baseline.yaml"  # what --recipes and --formats start from
 _NUMERIC_DEFAULTS = TrainConfig(format=BASELINE_FORMAT).model_dump(include=set(NUMERICS | RESCUE))
 
 
 def plan_sweep(options: SweepOptions, machine: Machine) -> Plan:
     """All trials that the options ask for.  Raises SweepError or ConfigError."""
     notes: list[str] = []
-    sources = _with_model(list(_sources(options)), options, machine, notes)
+    sources = _with_model(list(_sources(options, notes)), options, machine, notes)
     asked = len(sources) * (options.seeds or 1) * len(options.learning_rates or "1") * len(options.interventions or "1")
     if asked > _MOST_TRIALS:
         raise SweepError(
@@ -56,13 +58,16 @@ def plan_sweep(options: SweepOptions, machine: Machine) -> Plan:
     return Plan(tuple(_paired(_uniquely_named(trials))), tuple(notes))
 
 
-def _sources(options: SweepOptions) -> Iterator[tuple[str, TrainConfig]]:
-    """Name and config of each file, or of each `--formats` entry made from the templates; overrides applied."""
+def _sources(options: SweepOptions, notes: list[str]) -> Iterator[tuple[str, TrainConfig]]:
+    """Name and config of each file, or of each recipe and format made from the templates; overrides applied."""
     overrides = _overrides(options)
     files = _config_files(options)
+    if options.recipes is not None:
+        yield from _from_recipes(options.recipes, options.formats, files, overrides)
+        return
     if options.formats is None:
-        configs = [(_safe(file.stem), load_config(file, **overrides)) for file in files]
-        wanted = [(name, c) for name, c in configs if options.configs is not None or c.default_sweep]
+        load = _loaded if options.configs is not None else _of_default_sweep
+        wanted = [(_safe(file.stem), config) for file in files if (config := load(file, overrides, notes))]
         if not wanted:
             raise SweepError(f"--configs: no config of the default sweep in {CONFIGS}")
         yield from wanted
@@ -72,6 +77,52 @@ def _sources(options: SweepOptions) -> Iterator[tuple[str, TrainConfig]]:
         for file in files:
             config = load_config(file, **(overrides | {"format": name}))
             yield name.lower() if len(files) == 1 else f"{name.lower()}-{_safe(file.stem)}", config
+
+
+def _loaded(file: Path, overrides: dict[str, Any], notes: list[str]) -> TrainConfig:
+    return load_config(file, **overrides)
+
+
+def _of_default_sweep(file: Path, overrides: dict[str, Any], notes: list[str]) -> TrainConfig | None:
+    """A config with the overrides where it is part of the default sweep, else None.
+
+    A published recipe that an override contradicts is left out with a note: nobody asked for it by name.
+    """
+    plain = load_config(file)
+    if not plain.default_sweep and "default_sweep" not in overrides:
+        return None
+    try:
+        config = load_config(file, **overrides)
+    except ConfigError as error:
+        if plain.recipe is None:
+            raise
+        notes.append(f"{file.stem} left out: {str(error).removeprefix(f'{file}: ')}")
+        return None
+    return config if config.default_sweep else None
+
+
+def _from_recipes(
+    recipes: Sequence[str], formats: Sequence[str] | None, files: Sequence[Path], overrides: dict[str, Any]
+) -> Iterator[tuple[str, TrainConfig]]:
+    """Each recipe, in each format where some were given, in place of what the files say of numerics."""
+    for recipe in recipes:
+        try:
+            published(recipe)
+        except ValueError as error:
+            raise SweepError(f"--recipes: {error}") from error
+        for file in files:
+            unchanged = load_config(file).model_dump(exclude_unset=True, exclude=set(NUMERICS))
+            suffix = "" if len(files) == 1 else f"-{_safe(file.stem)}"
+            source = f"--recipes {recipe}"
+            config = make_config(unchanged | {"recipe": recipe} | overrides, source)
+            if formats is None:
+                yield f"{recipe}{suffix}", config
+            for fmt in map(_known_format, formats or ()):
+                try:
+                    fields = config.model_dump() | in_format(config, fmt)
+                except ValueError as error:
+                    raise SweepError(f"{source} --formats {fmt}: {error}") from error
+                yield f"{recipe}-{fmt.lower()}{suffix}", make_config(fields, f"{source} --formats {fmt}")
 
 
 def _known_format(name: str) -> str:
@@ -97,6 +148,8 @@ def _overrides(options: SweepOptions) -> dict[str, Any]:
         if field in settings:
             raise SweepError(f"{option} {cut(str(value))} and --set {field}={shown(settings[field])}: give one of them")
         settings[field] = value
+    if "recipe" in settings and options.recipes is not None:
+        raise SweepError("--recipes and --set recipe=...: give one of them")
     if "seed" in settings and options.seeds is not None and options.seeds > 1:
         raise SweepError("--seeds and --set seed=...: give one of them")
     if "learning_rate" in settings and options.learning_rates is not None:
@@ -107,7 +160,7 @@ def _overrides(options: SweepOptions) -> dict[str, Any]:
 def _config_files(options: SweepOptions) -> list[Path]:
     """The files named, and those in the folders named, each once."""
     if options.configs is None:
-        paths = [CONFIGS / TEMPLATE] if options.formats is not None else [CONFIGS]
+        paths = [CONFIGS / TEMPLATE] if options.formats or options.recipes else [CONFIGS]
     else:
         paths = [config_file(text) for text in options.configs]
     files: list[Path] = []

@@ -1,0 +1,170 @@
+"""The published recipes as a reader sees them: on a terminal, in the README and in docs/recipes.md, from one source.
+
+No torch: a table must not wait for it.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from altgrad.config.cast import GEMM_SITES
+from altgrad.config.operands import ALL_OPERANDS
+from altgrad.config.published import ELEMENT_BITS, Published, published, published_names
+from altgrad.config.recipe import Recipe, recipe_defaults
+from altgrad.text.number_text import table
+
+BEGIN, END = "<!-- recipes: begin -->", "<!-- recipes: end -->"
+README, PAGE = Path("README.md"), Path("docs/recipes.md")
+_NARROWEST = 60  # columns
+
+
+def formats_of(recipe: Recipe) -> str:
+    """The formats of the operands, the most frequent first: `E4M3, E5M2, BF16`."""
+    names = [cast.number_format.name for cast in recipe.casts_at().values()]
+    return ", ".join(sorted(dict.fromkeys(names), key=lambda name: -names.count(name)))
+
+
+def stays_high(recipe: Recipe) -> str:
+    """In words, what the recipe does not round to 8 bits or fewer."""
+    casts = recipe.casts_at()
+    wide = [str(operand) for operand in ALL_OPERANDS if casts[operand].number_format.bits > ELEMENT_BITS]
+    said = [f"all six operands in {formats_of(recipe)}"] if len(wide) == len(ALL_OPERANDS) else wide
+    said += [f"layers {glob} in {name}" for glob, name in recipe.layer_formats.items()]
+    for share, which in ((recipe.high_first_blocks, "first"), (recipe.high_last_blocks, "last")):
+        if share:
+            said.append(f"the {which} {f'{share:.0%}' if share < 1 else f'{share:g}'} of the blocks in BF16")
+    return ", ".join(said) or "nothing among the linear layers"
+
+
+def weights_and_optimizer(recipe: Recipe) -> str:
+    """In words, how weights live between steps, and the optimizer's moments."""
+    if recipe.master_weights:
+        weights = "FP32 master weights"
+    else:
+        weights = f"weights on the grid of {recipe.format_at('', 'weight')}, written back {recipe.update_rounding}"
+    return f"{weights}, FP32 moments"
+
+
+def idle_fields(recipe: Published) -> list[str]:
+    """The fields of a recipe without which it would be the same, such as `gemms.fprop.block`: they say nothing."""
+    effect = _effect(recipe.fields)
+    return [".".join(path) for path in _leaves(recipe.fields) if _effect(_without(recipe.fields, path)) == effect]
+
+
+def show_overview(console: Console) -> None:
+    """Print one line or more per recipe."""
+    shown = Table(box=None, padding=(0, 2, 0, 0))
+    for head in ("name", "recipe", "formats", "source"):
+        shown.add_column(head, overflow="fold", no_wrap=head == "name")
+    for name in published_names():
+        shown.add_row(name, published(name).title, formats_of(Recipe(recipe=name)), published(name).source)
+    console.print(shown)
+
+
+def show_recipe(console: Console, name: str) -> None:
+    """Print everything about one recipe.  Raises ValueError for an unknown one."""
+    found, recipe = published(name), Recipe(recipe=name)
+    width = max(console.width, _NARROWEST)
+
+    def say(text: str, first: str = "", rest: str = "") -> None:
+        lines = textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest)
+        console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+
+    say(f"{name}: {found.title}")
+    say(found.summary)
+    shown = Table("operand", "cast", box=None, padding=(0, 2, 0, 0))
+    for operand, cast in recipe.casts_at().items():
+        shown.add_row(str(operand), str(cast))
+    console.print("", shown, "", sep="\n")
+    for head, text in _facts(found, recipe):
+        say(text, f"{head}: ", "  ")
+    for head, sentences in (("exact", found.exact), ("differs", found.differs)):
+        say(f"{head}:")
+        for sentence in sentences:
+            say(sentence, "- ", "  ")
+
+
+def readme_table() -> str:
+    """The recipes as a markdown table: name, formats, source."""
+    rows = [(f"`{name}`", formats_of(Recipe(recipe=name)), published(name).source) for name in published_names()]
+    return table(("recipe", "formats", "source"), rows, "lll")
+
+
+def page() -> str:
+    """docs/recipes.md."""
+    parts = [
+        "# Published recipes",
+        "Each is a file in `altgrad/config/recipes/`; `recipe: NAME` in a config or `--recipes NAME` of a sweep uses "
+        "it, and single fields may be set otherwise. The casts are those of the six operands of a linear layer's "
+        "GEMMs: format, values that share a scale (along what the GEMM contracts), and what is not the default: a "
+        "power-of-two scale from the current amax that keeps it in range, rounding to nearest, no rotation.\n\n"
+        "This page is written by `python -m altgrad recipes --markdown`.",
+    ]
+    for name in published_names():
+        found, recipe = published(name), Recipe(recipe=name)
+        casts = [(f"`{operand}`", str(cast)) for operand, cast in recipe.casts_at().items()]
+        parts += [f"## {name}", f"{found.title}. {found.summary}", table(("operand", "cast"), casts, "ll")]
+        parts.append(_bullets(f"{head}: {text}" for head, text in _facts(found, recipe)))
+        parts += ["Exact:", _bullets(found.exact), "Different:", _bullets(found.differs)]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_markdown(folder: Path) -> list[Path]:
+    """Rewrite the README's table and docs/recipes.md in a working tree; returns what was written.
+
+    Raises ValueError where the README has no marks, before anything is written.
+    """
+    readme = folder / README
+    text = readme.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{readme}: no marks {BEGIN} and {END}, between which the table goes")
+    readme.write_text(f"{before}{BEGIN}\n{readme_table()}\n{END}{after}", encoding="utf-8")
+    (folder / PAGE).write_text(page(), encoding="utf-8")
+    return [readme, folder / PAGE]
+
+
+def _facts(found: Published, recipe: Recipe) -> list[tuple[str, str]]:
+    return [
+        ("stays high", stays_high(recipe)),
+        ("weights and optimizer", weights_and_optimizer(recipe)),
+        ("source", found.source),
+    ]
+
+
+def _bullets(sentences: Iterable[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def _effect(fields: Mapping[str, Any]) -> Any:
+    """What a recipe of these fields does: its casts, and what the casts do not show.  None where it is not valid."""
+    try:
+        recipe = Recipe(**fields)
+    except ValueError:
+        return None
+    shown_by_casts = {"gemms", "format", *(f"{site}_format" for site in GEMM_SITES), "scaling", "scale_granularity"}
+    shown_by_casts |= {"block_axis", "scale_power_of_two", "amax_history", "amax_factor", "rounding", "overflow"}
+    return recipe.casts_at(), recipe.model_dump(include=recipe_defaults().keys() - shown_by_casts)
+
+
+def _leaves(node: Mapping[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for key, value in node.items():
+        found += _leaves(value, (*above, key)) if isinstance(value, Mapping) and value else [(*above, key)]
+    return found
+
+
+def _without(node: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    head, *rest = path
+    return {
+        key: _without(value, tuple(rest)) if key == head and rest else value
+        for key, value in node.items()
+        if key != head or rest
+    }

@@ -1,8 +1,8 @@
-"""Every kind of event: its name, its label, what it means, whether it is an act, and how it is drawn.
+"""Name, label, meaning and symbol of every kind of event, and whether an intervention caused it.
 
-An event says that something happened to a run at a step.  Whoever writes one must find its kind in this table; whoever
-shows or counts events reads the table, so that a new kind is one new row here and is then counted and drawn right
-everywhere.  A kind of an older or newer version that this table lacks stays readable: see `kind_of`.
+An event records that something happened to a run at a step.  Code that writes an event must find its kind in this
+table, and code that shows or counts events reads the table, so that a new kind needs one new row here and nothing else.
+A kind that this table lacks, from an older or newer version, stays readable: see `kind_of`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 # Plotly's names; `html.marks` has a path for each.
 Symbol = Literal["triangle-down", "triangle-left", "x", "star", "circle", "diamond", "square"]
-# `run`: in the colour of the run's format, as what was done to its training; `neutral`: grey, as what befell it.
+# `run`: the colour of the run's format, for events that changed its training; `neutral`: grey, for all others.
 Colour = Literal["run", "neutral"]
 
 
@@ -36,7 +36,7 @@ class EventKind:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a run: at which step, of which kind (a name in `EVENTS`), and its particulars."""
+    """Something that happened to a run: the step, the kind (a name in `EVENTS`), and details by name."""
 
     step: int
     kind: str
@@ -45,30 +45,30 @@ class Event:
 
 # fmt: off
 _TABLE = (
-    # what an intervention did
-    EventKind("clip", "clip", "the clipper cut the gradient norm to the limit of an overflowing format", True, "triangle-down", "run"),
-    EventKind("skip", "skip", "the optimizer did not move, because the loss or a gradient was NaN or inf", True, "x", "run"),
-    EventKind("rollback", "rollback", "weights and optimizer state went back to the last good snapshot, because they held NaN or inf", True, "triangle-left", "run"),
-    EventKind("format_shift", "format shift", "a failing format was replaced by a safer one", True, "star", "run"),
-    # what befell the run
-    EventKind("shift_unavailable", "shift unavailable", "a shift was due, but no site has a safer format left", False, "diamond", "run"),
-    EventKind("restore", "restore", "a further attempt went on from a checkpoint, or from the beginning", False, "circle", "neutral"),
-    EventKind("checkpoint_fallback", "checkpoint fallback", "a checkpoint was damaged; the one before it was used", False, "square", "neutral"),
-    EventKind("checkpoint_skipped", "checkpoint skipped", "storage refused a checkpoint; training went on without it", False, "square", "neutral", on_curve=False),
-    EventKind("storage_outage", "storage outage", "storage refused rows for a while; they were kept and written afterwards", False, "square", "neutral", on_curve=False),
+    # acts of an intervention
+    EventKind("clip", "clip", "the clipper reduced the gradient norm to the limit of the format, because gradients overflowed", True, "triangle-down", "run"),
+    EventKind("skip", "skip", "the optimizer step was skipped, because the loss or a gradient was NaN or inf", True, "x", "run"),
+    EventKind("rollback", "rollback", "weights and optimizer state were restored from the last finite snapshot, because they held NaN or inf", True, "triangle-left", "run"),
+    EventKind("format_shift", "format shift", "a failing format was replaced by a safer one during the run", True, "star", "run"),
+    # other events
+    EventKind("shift_unavailable", "shift unavailable", "a format shift was due, but no tensor of the model has a safer format left", False, "diamond", "run"),
+    EventKind("restore", "restore", "the run was interrupted, and a further attempt continued from a checkpoint or from step 0", False, "circle", "neutral"),
+    EventKind("checkpoint_fallback", "checkpoint fallback", "a checkpoint was damaged, and the run was restored from an older one", False, "square", "neutral"),
+    EventKind("checkpoint_skipped", "checkpoint skipped", "storage refused to write a checkpoint, and training went on without it", False, "square", "neutral", on_curve=False),
+    EventKind("storage_outage", "storage outage", "storage refused to write rows for a while; they were kept in memory and written afterwards", False, "square", "neutral", on_curve=False),
     # drawn from the run's end record, as a line through the whole chart
-    EventKind("verdict", "verdict", "a collapse rule judged the run", False, "diamond", "neutral", on_curve=False),
+    EventKind("verdict", "verdict", "a collapse rule judged that the run has collapsed", False, "diamond", "neutral", on_curve=False),
 )
 # fmt: on
 EVENTS: Mapping[str, EventKind] = {kind.name: kind for kind in _TABLE}
 
 
 def check_kind(name: str) -> None:
-    """Raises ValueError for a kind that is not in `EVENTS`."""
+    """Raise ValueError for a kind that is not in `EVENTS`."""
     if name not in EVENTS:
         raise ValueError(f"event kind {name!r}; known: {', '.join(EVENTS)} (declared in altgrad/events.py)")
 
 
 def kind_of(name: str) -> EventKind:
-    """The kind of that name; for a name that only another version knows one that shows the raw name and is no act."""
+    """The kind of that name; a name that `EVENTS` lacks gives a kind labelled with the raw name, which is not an act."""
     return EVENTS.get(name) or EventKind(name, name, "a kind that this version does not know", False, "diamond", "run")

@@ -1,7 +1,7 @@
-"""Rounding for display, without torch: what a format would make of a distribution or of a stored tensor.
+"""Rounding for display, without torch: the error of a format on a distribution or on a stored tensor.
 
-Training rounds with `altgrad.quantization.kernel.round`; this is a slow second implementation by table look-up, which a
-test holds against that kernel value by value.  It serves the explorer and nothing that trains.
+Training rounds with `altgrad.quantization.kernel.round`.  This is a slow second implementation by table look-up, which
+a test compares with that kernel value by value; only the explorer uses it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _QUANTILES = 4096  # points that stand for a distribution
 
 
 def _gaussian(p: Floats) -> Floats:
-    from scipy.special import ndtri  # takes as long to import as a sweep to open, and serves one page
+    from scipy.special import ndtri  # imported late: it takes as long as opening a sweep, and only one page needs it
 
     return ndtri((1 + p) / 2)
 
@@ -36,7 +36,7 @@ def _student(p: Floats) -> Floats:
     return stdtrit(3, (1 + p) / 2) / np.sqrt(3)
 
 
-# Quantile function of |x| at unit variance
+# Quantile function of |x| for each distribution with unit variance.
 DISTRIBUTIONS: Mapping[str, Callable[[Floats], Floats]] = {
     "Gaussian": _gaussian,
     "Laplace": _laplace,
@@ -46,7 +46,7 @@ DISTRIBUTIONS: Mapping[str, Callable[[Floats], Floats]] = {
 
 @dataclass(frozen=True)
 class Weighted:
-    """A distribution of magnitudes as points with weights (shares that add up to 1 with `zeros`)."""
+    """A distribution of magnitudes as points with weights; the weights and `zeros`, the share of zeros, sum to 1."""
 
     magnitudes: Floats
     weights: Floats
@@ -55,12 +55,12 @@ class Weighted:
 
 @lru_cache(maxsize=64)
 def grid(fmt: NumberFormat) -> Floats:
-    """All finite magnitudes in order; position = index."""
+    """All finite magnitudes in ascending order; position = index."""
     return np.array(fmt.magnitudes())
 
 
 def indices(x: ArrayLike, fmt: NumberFormat) -> NDArray[np.int64]:
-    """Grid index of each |x| rounded to nearest, ties to the even code, saturating; x finite."""
+    """Grid index of each |x|, rounded to nearest with ties to the even code, and saturating; x must be finite."""
     values = grid(fmt)
     magnitude = np.abs(np.asarray(x, np.float64))
     above = np.searchsorted(values, magnitude, side="left").clip(1, len(values) - 1)
@@ -71,14 +71,14 @@ def indices(x: ArrayLike, fmt: NumberFormat) -> NDArray[np.int64]:
 
 
 def rounded(x: ArrayLike, fmt: NumberFormat) -> Floats:
-    """x rounded to the format's grid: nearest, ties to the even code, saturating; NaN stays NaN."""
+    """x rounded to the nearest grid value, ties to the even code, saturating; NaN stays NaN."""
     x = np.asarray(x, np.float64)
     finite = np.where(np.isnan(x), 0.0, np.clip(x, -fmt.max, fmt.max))
     return np.where(np.isnan(x), np.nan, np.copysign(grid(fmt)[indices(finite, fmt)], x))
 
 
 def power_of_two_scale(amax: float, fmt: NumberFormat) -> float:
-    """The power of two that puts `amax` into (max / 2, max]; 1 for 0 and for formats that are never scaled."""
+    """The power of two s with amax / s in (max / 2, max]; 1 for an amax of 0 and for formats that are never scaled."""
     if not amax > 0 or not fmt.scaled:
         return 1.0
     fraction, exponent = np.frexp(amax)
@@ -87,13 +87,13 @@ def power_of_two_scale(amax: float, fmt: NumberFormat) -> float:
 
 
 def from_distribution(name: str) -> Weighted:
-    """Magnitudes of one of `DISTRIBUTIONS` with unit variance, by its quantiles."""
+    """Magnitudes of one of `DISTRIBUTIONS` with unit variance, at evenly spaced quantiles."""
     shares = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
     return Weighted(DISTRIBUTIONS[name](shares), np.full(_QUANTILES, 1 / _QUANTILES))
 
 
 def from_histogram(first_exponent: int, exponents: Sequence[int], zeros: int) -> Weighted:
-    """A stored log2 histogram; within a binade values count as evenly spread."""
+    """The distribution of a stored log2 histogram; values are taken as evenly spread within a binade."""
     counts = np.asarray(exponents, np.float64)
     total = counts.sum() + zeros
     within = 1 + (np.arange(_PER_BINADE) + 0.5) / _PER_BINADE
@@ -104,10 +104,10 @@ def from_histogram(first_exponent: int, exponents: Sequence[int], zeros: int) ->
 
 @dataclass(frozen=True)
 class Fit:
-    """What rounding does to a distribution: SQNR in dB, shares of the non-zero values, code usage.
+    """The effect of rounding on a distribution: SQNR in dB, shares of the non-zero values, code usage.
 
-    `entropy` is that of the codes in bits, sign included (signs count as equally likely); `bits` is what is stored.
-    `used` is the share of magnitudes on the grid that occur at all.
+    `entropy`: entropy of the codes in bits, sign included (both signs are taken as equally likely); `bits`: storage
+    width.  `used`: share of the grid's magnitudes that occur at all.
     """
 
     sqnr_db: float

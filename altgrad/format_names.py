@@ -1,4 +1,4 @@
-"""Names of number formats besides those they are registered under: synonyms, and names that are refused with a hint."""
+"""Names of number formats that are not registered: synonyms of registered ones, and names refused with a hint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SYNONYMS: Mapping[str, str] = {
 
 _SCALES_ONLY = "is a format of scales: unsigned, without zero; for operands use E7M0 (signed powers of two and zero)"
 _BLOCKS = "names elements together with their scales; write format: {} with scale_granularity: block"
-# Names that mean something which no operand can have here, and what to write instead.
+# Published names that cannot be the format of an operand here, with the name to write instead.
 REFUSED: Mapping[str, str] = {
     "E8M0": f"is OCP's E8M0, which {_SCALES_ONLY}",
     "UE8M0": _SCALES_ONLY,

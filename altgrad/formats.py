@@ -1,8 +1,8 @@
-"""Number formats as data: exponent bits, mantissa bits, bias, and by name which codes are special.
+"""Number formats as data: exponent bits, mantissa bits, bias, and the name of a rule for special codes.
 
-Everything else (range, ULP, grid, every code's value) is derived, so that a format cannot contradict itself and one
-rounding kernel serves all.  The *index* of a magnitude is its code without the sign, so neighbouring grid values have
-neighbouring indices.  No torch here: the dashboard reads this module too.
+Everything else (range, ULP, grid, value of each code) is derived, so that a format cannot contradict itself and one
+rounding kernel serves all.  The *index* of a magnitude is its code without the sign bit: neighbouring grid values have
+neighbouring indices.  No torch here: the dashboard imports this module too.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ FLOAT32_MIN_EXPONENT, FLOAT32_MAX_EXPONENT = -126, 127  # of its normal values
 class NumberFormat:
     """A signed binary format whose values are a finite subset of float32.
 
-    `overflow` says what a finite value beyond `max` becomes: the largest finite value or infinity.  `scaled` says
-    whether a tensor is scaled into the format's range (unless a config switches scaling off altogether).
+    `overflow`: a finite value beyond `max` becomes the largest finite value ("saturate") or infinity ("inf").
+    `scaled`: tensors are scaled into the format's range, unless a config switches scaling off altogether.
     """
 
     name: str
@@ -81,7 +81,7 @@ class NumberFormat:
     def min_exponent(self) -> int:
         """Exponent of the smallest normal value, which is also that of the subnormals.
 
-        Without exponent bits: the one that makes the steps 2^-M (sign-magnitude fixed point) or 1 (integers).
+        Without exponent bits it is chosen so that the step is 2^-M (sign-magnitude fixed point) or 1 (integers).
         """
         if self.exponent_bits:
             return 1 - self.bias
@@ -89,7 +89,7 @@ class NumberFormat:
 
     @property
     def reserved_codes(self) -> int:
-        """How many codes at the top of each sign are not finite numbers."""
+        """Number of codes, at the top of each sign, that are not finite numbers."""
         if self.specials == "ieee":
             return int(2**self.mantissa_bits)
         return int(self.specials in ("fn", "extended"))
@@ -113,7 +113,7 @@ class NumberFormat:
 
     @property
     def value_count(self) -> int:
-        """How many finite values there are, the zeros counted as one."""
+        """Number of finite values; the two zeros count as one."""
         return 2 * self.max_index + 1 + (self.specials == "twos_complement")
 
     @property
@@ -142,11 +142,11 @@ class NumberFormat:
 
     @property
     def binades(self) -> float:
-        """log2(max / min_subnormal): how many octaves the format spans."""
+        """log2(max / min_subnormal): the number of octaves that the format spans."""
         return math.log2(self.max) - (self.min_exponent - self.mantissa_bits)
 
     def value(self, index: int) -> float:
-        """Magnitude with that index; exact in float32."""
+        """Magnitude with this index, exact in float32: for E4M3 index 56 (field 7, fraction 0) is 1.0."""
         field, fraction = divmod(index, 2**self.mantissa_bits)
         if field == 0 or self.exponent_bits == 0:
             return index * 2.0 ** (self.min_exponent - self.mantissa_bits)
@@ -165,7 +165,7 @@ class NumberFormat:
 
     @property
     def nan_code(self) -> int | None:
-        """Code of the NaN that a conversion gives, its sign left out (IEEE: the quiet one); None without NaN."""
+        """Code, without sign, of the NaN that a conversion returns (IEEE: the quiet one); None if there is no NaN."""
         if not self.has_nan:
             return None
         if not self.has_negative_zero:
@@ -173,7 +173,10 @@ class NumberFormat:
         return self.max_index + (1 if self.specials == "fn" else 1 + 2 ** (self.mantissa_bits - 1))
 
     def magnitudes(self) -> list[float]:
-        """All finite non-negative values in rising order; position = index.  For formats of at most 16 bits."""
+        """All finite non-negative values in ascending order; position = index.
+
+        Raises ValueError for formats of more than 16 bits.
+        """
         if self.bits > 16:
             raise ValueError(f"format={self.name!r} has 2^{self.bits} values; listing is for at most 16 bits")
         return [self.value(index) for index in range(self.max_index + 1)]
@@ -187,7 +190,7 @@ class NumberFormat:
 def _split(exponent_bits: int, mantissa_bits: int, bias: int | None = None) -> NumberFormat:
     """`E<e>M<m>` with every code finite; bias 2^(E-1) - 1 unless given.
 
-    With E = 8 and that bias the top exponent is reserved for inf and NaN, as in BF16: float32 has no 2^128.
+    With E = 8 and the default bias the top exponent is reserved for inf and NaN, as in BF16: float32 has no 2^128.
     """
     default = 2 ** (exponent_bits - 1) - 1 if exponent_bits else 0
     bias = default if bias is None else bias
@@ -215,7 +218,7 @@ def _p3109(precision: int, domain: Literal["e", "f"]) -> NumberFormat:
     return NumberFormat(f"binary8p{precision}s{domain}", 8 - precision, precision - 1, 2 ** (7 - precision), specials)
 
 
-# Everything registered, in the groups in which it is shown.
+# All registered formats, in the groups in which they are shown.
 GROUPS: Mapping[str, tuple[NumberFormat, ...]] = {
     "8 bits, every split": (
         _split(0, 7),
@@ -249,11 +252,12 @@ GROUPS: Mapping[str, tuple[NumberFormat, ...]] = {
     ),
 }
 FORMATS: Mapping[str, NumberFormat] = {fmt.name: fmt for group in GROUPS.values() for fmt in group}
-SPLITS = GROUPS["8 bits, every split"]  # what the default sweep compares
+SPLITS = GROUPS["8 bits, every split"]  # the formats that the default sweep compares
 
 BASELINE_FORMAT = "BF16"
 
-# Where an emergency shift (STAB-06) goes from a format that fails; five exponent and two mantissa bits are the end.
+# The safer format by which an emergency shift (STAB-06) replaces a failing one; the chains end at 5 exponent and 2
+# mantissa bits.
 FALLBACKS: Mapping[str, str] = {
     "E7M0": "E5M2",
     "E6M1": "E5M2",
@@ -281,11 +285,12 @@ _SPLIT_NAME = re.compile(r"E(\d{1,2})M(\d{1,2})(?:b(-?\d{1,3}))?", re.ASCII)
 def find_format(name: str) -> NumberFormat:
     """The format of that name: a registered one, or `E<e>M<m>[b<bias>]` with E + M from 1 to 15, all codes finite.
 
-    A name that is published is that format (E5M10 is FP16) or refused.  Raises ValueError that says what to write.
+    A published name gives the published format (E5M10 is FP16) or is refused.  Raises ValueError that names the
+    accepted spellings.
     """
     match = _SPLIT_NAME.fullmatch(name)
     numbers = match and (int(match[1]), int(match[2]), None if match[3] is None else int(match[3]))
-    usual = _split_name(*numbers) if numbers else name  # E4M3b7 is E4M3, reserved code and all
+    usual = _split_name(*numbers) if numbers else name  # E4M3b7 is E4M3, with its reserved code
     usual = SYNONYMS.get(usual, usual)
     if usual in FORMATS:
         return FORMATS[usual]
@@ -302,7 +307,7 @@ def find_format(name: str) -> NumberFormat:
 
 @dataclass(frozen=True)
 class FormatInfo:
-    """What numpy.finfo says of a dtype, of a format; None for what the format has not."""
+    """The fields of numpy.finfo, for a format; None for a quantity that the format does not have."""
 
     name: str
     bits: int
@@ -339,9 +344,9 @@ def finfo(name_or_format: str | NumberFormat) -> FormatInfo:
 
 
 def equal_up_to_scale(formats: Mapping[str, NumberFormat]) -> Iterator[tuple[str, str, float]]:
-    """Pairs (a, b, factor) whose grids satisfy grid(b) = factor * grid(a): under max-abs scaling they round alike.
+    """Pairs (a, b, factor) with grid(b) = factor * grid(a): under max-abs scaling both round to the same values.
 
-    Of zeros and NaN they may have different codes.
+    Their codes for zero and NaN may differ.  Formats of more than 16 bits are left out.
     """
     small = [fmt for fmt in formats.values() if fmt.bits <= 16]
     for position, first in enumerate(small):

@@ -1,8 +1,8 @@
 """A cast: how one operand of one GEMM is rounded.  Rounding belongs to the operand, not to the tensor.
 
-Hardware scales blocks along what a GEMM contracts, so that a scale can leave the sum of products.  The weight W
-(out, in) of a linear layer enters two GEMMs: `fprop` (y = x W^T) contracts over in, its last dimension, and `dgrad`
-(dx = dy W) over out, its first one.  With one scale per 32 values the two see W rounded in two different ways.
+Hardware lays blocks along the contraction dimension of a GEMM, so that a scale can be taken out of the sum of products.
+The weight W (out, in) of a linear layer enters two GEMMs: `fprop` (y = x W^T) contracts over in, the last dimension of
+W, and `dgrad` (dx = dy W) over out, its first.  With one scale per 32 values the two GEMMs see W rounded differently.
 
 No torch: see `train_config`.
 """
@@ -47,19 +47,19 @@ class Cast(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # fmt: off
-    format: str = Field("BF16", description="number format")
-    overflow: Literal["format", "saturate", "inf"] = Field("format", description="beyond the largest finite value: the format's own rule, the largest finite value, or infinity")
-    block: Annotated[str, BeforeValidator(_normal_block)] = Field("tensor", description="values that share a scale: tensor, row, or AxB: A across and B along the dimension of `axis` (1x32, 128x128)")
-    axis: Literal["contraction", "last"] = Field("contraction", description="rows and blocks run along what the GEMM contracts, or along the tensor's last dimension")
-    scaling: Literal["none", "dynamic", "delayed", "static"] = Field("dynamic", description="no scale, from the current amax, from the amax of earlier steps, or a fixed one")
-    scale_rule: Literal["ceil", "floor", "even", "ceil_amax", "real"] = Field("ceil", description="power of two that keeps amax in range (ceil), OCP MX's, by which up to half an octave saturates (floor), from the amax rounded to the element's mantissa (even), from the next power of two above amax (ceil_amax); real: amax / largest value")
-    scale_format: Literal["E8M0", "FP32", "E4M3"] = Field("E8M0", description="what a scale is stored as; E4M3: per block, under one FP32 scale per tensor")
-    static_scale: Annotated[float, Field(gt=0)] = Field(1.0, description="the scale where scaling is static")
-    amax_history: int = Field(16, ge=1, description="steps of amax history where scaling is delayed")
-    amax_factor: Annotated[float, Field(gt=0)] = Field(1.0, description="the scale is chosen for amax times this (a margin); below 1 the largest values overflow")
-    rounding: Literal["nearest", "toward_zero", "stochastic"] = Field("nearest", description="rounding")
-    hadamard: int = Field(0, ge=0, description="size of the Hadamard rotation along what the GEMM contracts, on both of its operands; 0: none")
-    hadamard_signs: Literal["fixed", "redrawn"] = Field("fixed", description="random signs of the rotation: the same in every step, or new ones")
+    format: str = Field("BF16", description="number format of the rounded values")
+    overflow: Literal["format", "saturate", "inf"] = Field("format", description="result for values beyond the largest finite one: by the format's own rule, the largest finite value, or infinity")
+    block: Annotated[str, BeforeValidator(_normal_block)] = Field("tensor", description="which values share a scale: the tensor, each row, or tiles AxB with A values across and B along the dimension that `axis` names (1x32, 128x128)")
+    axis: Literal["contraction", "last"] = Field("contraction", description="rows and blocks run along the contraction dimension of the GEMM, or along the tensor's last dimension")
+    scaling: Literal["none", "dynamic", "delayed", "static"] = Field("dynamic", description="how the scale is chosen: none, from the current amax (dynamic), from the amax of earlier steps (delayed), or fixed (static)")
+    scale_rule: Literal["ceil", "floor", "even", "ceil_amax", "real"] = Field("ceil", description="how an amax becomes a scale: ceil: smallest power of two that keeps amax in range; floor: the OCP MX rule, under which the largest values may saturate; even: power of two for the amax rounded to the element's mantissa; ceil_amax: power of two for the amax rounded up to a power of two; real: amax / largest value")
+    scale_format: Literal["E8M0", "FP32", "E4M3"] = Field("E8M0", description="format in which a scale is stored; E4M3: one per block, multiplied by one FP32 scale per tensor (two-level scale)")
+    static_scale: Annotated[float, Field(gt=0)] = Field(1.0, description="the fixed scale; used if scaling is static")
+    amax_history: int = Field(16, ge=1, description="number of steps whose amax is remembered; used if scaling is delayed")
+    amax_factor: Annotated[float, Field(gt=0)] = Field(1.0, description="the scale is chosen for amax times this factor (a margin); below 1 the largest values overflow")
+    rounding: Literal["nearest", "toward_zero", "stochastic"] = Field("nearest", description="rounding mode of the operand")
+    hadamard: int = Field(0, ge=0, description="block size of the Hadamard rotation of both operands along the contraction dimension; 0: no rotation")
+    hadamard_signs: Literal["fixed", "redrawn"] = Field("fixed", description="random signs of the rotation: the same in every step, or drawn anew in each")
     # fmt: on
 
     @model_validator(mode="after")

@@ -1,7 +1,8 @@
-"""The results schema: what a run leaves on disk, its writer and its readers.
+"""The results schema: the files of a run, their writer and their readers.
 
-A run is a folder, a sweep a folder of runs.  Tables are columnar parts that are written once, so that local disks,
-NFS and object stores work alike and a reader fetches only new parts and the columns it wants:
+A run is a folder, and a sweep is a folder of runs.  A table is stored as Parquet parts that are written once and never
+changed.  This works alike on local disks, NFS and object stores, and a reader fetches only new parts and the columns
+that it needs:
 
     <root>/<sweep>/sweep.json              name, command, planned runs (written by the sweep)
     <root>/<sweep>/<run>/run.json          at start: schema, ids, resolved config, versions, hashes, host, device
@@ -10,12 +11,12 @@ NFS and object stores work alike and a reader fetches only new parts and the col
                         /events/part-*     step, kind, detail (a JSON object)
                         /tensors/part-*    step x layer x site: log2 histogram and a small fixed sample
                         /failure_report.md only if collapsed
-                        /lease.json   who trains it now, renewed by the run's own pace; gone when it has ended
+                        /lease.json        process that trains it now, renewed every 10 s; deleted when it has ended
                         /end.json          status, verdict, summary; absent while running and after a kill
 
-Every row carries `attempt`: of a step written twice (a restored run) the later attempt counts.  Many small parts are
-merged into one as the run goes on, see `parts`.
-No torch, no ray: the dashboard reads through this package alone.
+Every row has the number of its `attempt`: if a restored run wrote a step twice, the later attempt counts.  While a run
+trains, its many small parts are merged into one, see `parts`.
+No torch, no ray: the dashboard reads results through this package alone.
 """
 
 from altgrad.results.events import acts, format_shifts, read_events

@@ -1,4 +1,4 @@
-"""What two runs must have begun with to be joined or compared: the same weights and the same data, by their hashes."""
+"""Two runs can be joined or compared only if the hashes of their initial weights and of their data are equal."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _BEGINNINGS = {"initial_weights_hash": "initial weights", "batches_hash": "train
 
 
 def other_beginning(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    """`other training data (batches_hash a, now b)` where two runs' `run.json` differ so, else None.
+    """The first difference between two runs' `run.json`, such as `other training data (batches_hash a, now b)`.
 
-    A hash that one of them lacks (an older version) is no difference.
+    None if there is no difference.  A hash that one of them lacks, because an older version wrote it, is not compared.
     """
     for key, what in _BEGINNINGS.items():
         first, second = one.get(key), other.get(key)

@@ -1,9 +1,9 @@
-"""One metric over steps, made ready to be drawn or compared.
+"""One metric over steps, prepared for drawing and comparing.
 
-Two things get lost in most plots and must not get lost here: a spike of a single step (sampling and averaging
-drop it, so long curves are thinned to the smallest and largest value of each bucket) and the steps at which the
-value was NaN or inf (a line simply ends there, so they are listed as spans).  A value that was not measured is
-no point of a curve at all.  Pure functions on numpy arrays.
+Most plots lose two things that these functions keep.  A spike of a single step is lost by sampling and averaging; here
+a long curve is thinned to the smallest and largest value of each bucket.  Steps at which the value was NaN or inf are
+gaps in a line; here they are listed as spans.  A step without a measurement is not a point of the curve.
+All functions are pure and work on numpy arrays.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class Curve(NamedTuple):
     values: NDArray[np.float64]
 
     def finite(self) -> Curve:
-        """Without the non-finite values."""
+        """The curve without its non-finite values."""
         keep = np.isfinite(self.values)
         return Curve(self.steps[keep], self.values[keep])
 
 
 @dataclass(frozen=True)
 class Span:
-    """Neighbouring measurements that are NaN or inf: `count` of them, at steps `first` to `last`.
+    """A series of `count` measurements that are all NaN or inf, at steps `first` to `last`.
 
-    `finite_step` and `finite_value` are the last finite measurement before; None where there was none.
+    `finite_step` and `finite_value` are the last finite measurement before it; None if there was none.
     """
 
     first: int
@@ -44,16 +44,17 @@ class Span:
 
 
 def measured(table: pa.Table, metric: str) -> Curve:
-    """The curve of a metric in a `steps` table: rows where it is null were not measured and are no points."""
+    """The curve of a metric in a `steps` table, without the rows in which it is null (not measured)."""
     rows = table.select(["step", metric]).drop_null()
     return Curve(rows["step"].to_numpy().astype(np.int64), rows[metric].to_numpy().astype(np.float64))
 
 
 def buckets(steps: ArrayLike, values: ArrayLike, n: int) -> Curve:
-    """The curve thinned to `n` buckets of equal width in steps, keeping every bucket's extremes.
+    """The curve thinned to `n` buckets of equal width in steps, with the extremes of every bucket.
 
-    Kept of each bucket: its smallest and its largest finite value and its first non-finite one; of the curve
-    also the two ends.  At most 3n + 2 points; a curve of at most 2n points stays as it is.
+    Each bucket keeps its smallest and largest finite value and its first non-finite one; the two ends of the curve are
+    also kept.  The result has at most 3n + 2 points; a curve of at most 2n points is returned unchanged.
+    Raises ValueError for n < 1.
     """
     if n < 1:
         raise ValueError(f"n={n}: at least one bucket is needed")
@@ -74,7 +75,7 @@ def buckets(steps: ArrayLike, values: ArrayLike, n: int) -> Curve:
 
 
 def non_finite_spans(steps: ArrayLike, values: ArrayLike) -> list[Span]:
-    """The stretches of neighbouring NaN or inf measurements, in order; their counts add up to all of them."""
+    """The spans of consecutive NaN or inf measurements, in order; their counts add up to the number of all of them."""
     steps, values = np.asarray(steps, np.int64), np.asarray(values, np.float64)
     broken = np.concatenate([[False], ~np.isfinite(values), [False]])
     edges = np.flatnonzero(broken[1:] != broken[:-1])
@@ -94,10 +95,10 @@ def non_finite_spans(steps: ArrayLike, values: ArrayLike) -> list[Span]:
 
 
 def smooth(values: ArrayLike, half_life: float) -> NDArray[np.float64]:
-    """Exponential mean over the past in which a value's weight halves every `half_life` measurements.
+    """Exponential moving average in which the weight of a value halves every `half_life` measurements.
 
-    Weights are normalised, so the start is not pulled towards zero.  Non-finite values stay where they are and
-    do not enter the mean of their neighbours.  `half_life` 0 changes nothing.
+    The weights are normalised, so the first values are not biased towards zero.  Non-finite values are returned
+    unchanged and are left out of the averages.  `half_life` 0 changes nothing.  Raises ValueError below 0.
     """
     if half_life < 0:
         raise ValueError(f"half_life={half_life}: must be >= 0 measurements")
@@ -113,9 +114,10 @@ def smooth(values: ArrayLike, half_life: float) -> NDArray[np.float64]:
 
 
 def difference(curve: Curve, baseline: Curve) -> Curve:
-    """`curve` minus `baseline` at the steps of `curve` that lie within the baseline's steps.
+    """`curve` minus `baseline` at those steps of `curve` that lie within the steps of the baseline.
 
-    Between two measurements the baseline is taken as linear; next to a non-finite one it is NaN.
+    Between two of its measurements the baseline is interpolated linearly; if one of them is not finite, the difference
+    is not finite either.
     """
     if not len(baseline.steps):
         return Curve(curve.steps[:0], curve.values[:0])

@@ -1,7 +1,7 @@
-"""What happened in a run: its events, without those that a restored run has undone.
+"""The events of a run, without those of steps that were trained again.
 
-A run restored from step 100 trains steps 101... again, and their events are written again.  As with steps, the
-later attempt counts; an interventions count that ignores this reports rescues that never happened.
+A run that is restored from step 100 trains steps 101, 102, ... again and writes their events again.  As for steps, the
+later attempt counts; otherwise the counts of interventions would contain each of these events twice.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from altgrad.results.run import Run
 
 
 def read_events(run: Run, steps: pa.Table | None = None) -> list[Event]:
-    """A run's events in order of step, those of later-repeated steps left out.
+    """A run's events in order of step, without those of attempts whose steps a later attempt repeated.
 
-    `steps`: the run's steps table (any columns), where the caller has it already.
+    `steps`: the run's steps table (any columns), if the caller has read it already.
     """
     table = run.table("events", ["kind", "detail"])
     if not table.num_rows:
@@ -33,7 +33,7 @@ def read_events(run: Run, steps: pa.Table | None = None) -> list[Event]:
 
 
 def acts(events: Iterable[Event]) -> dict[str, int]:
-    """How often each kind of intervention acted."""
+    """Kind of intervention -> the number of times that it acted."""
     return dict(Counter(event.kind for event in events if kind_of(event.kind).is_act))
 
 
@@ -43,7 +43,7 @@ def format_shifts(events: Iterable[Event]) -> list[Event]:
 
 
 def _superseded(steps: pa.Table) -> dict[int, int]:
-    """Attempt -> its first step, for every attempt but the first: from there on earlier attempts do not count."""
+    """Attempt -> its first step, for every attempt but the first: from that step on, earlier attempts do not count."""
     first = steps.group_by("attempt").aggregate([("step", "min")])
     starts = dict(zip(first["attempt"].to_pylist(), first["step_min"].to_pylist(), strict=True))
     return {attempt: step for attempt, step in starts.items() if attempt != min(starts)}

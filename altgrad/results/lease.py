@@ -1,15 +1,20 @@
-"""Who works in a folder: one process at a time, known by a small record that it renews, `lease.json`.
+"""Leases: only one process at a time works in a folder; it holds the lease and renews the record `lease.json`.
 
-The record says who (host, process, a random id), when it was renewed, and how long the next renewal may take.  A thread
-renews it, so a compilation or a step of minutes is no silence; storage that refuses costs a renewal, nothing else.
-Whoever comes second is refused with one line.  An owner that is gone is succeeded at once where that can be known
-(same machine: its process id and start time), else when its lease has expired.
+The record names the owner (host, process, a random id), the time of the last renewal, and the seconds between renewals.
+A thread renews it, so that a long compilation or a long step does not look like a dead process; if storage refuses one
+renewal, the next one is tried.  A second process gets LeaseHeld, an error of one line.  It may take over when the owner
+is dead: on the same machine that is known at once from the owner's process id and start time, elsewhere the lease must
+have expired.  For example, an owner on another machine renews its lease every 10 s:
 
-What is guaranteed.  On a local disk taking a lease is atomic (the folder is locked meanwhile; NFS does that too where
-it supports flock).  An object store has no lock that pyarrow reaches: the newcomer writes, waits `_SETTLE` seconds and
-reads back, so of two that come at once the later write wins and the other is refused, as long as a write takes less
-than that.  An owner cut off from storage until its lease expires may find a successor: then it stops, and nothing of
-either is overwritten, for the names of an attempt's parts carry its owner's id.
+    last renewal less than 30 s ago    running    a second process is refused
+    30 to 60 s ago                     silent     a second process is refused; screens show `silent`
+    60 s ago or more                   dead       the lease has expired: a second process takes over
+
+Guarantees.  On a local disk, taking a lease is atomic, because the folder is locked meanwhile (also on NFS if it
+supports flock).  pyarrow offers no lock on an object store.  There a newcomer writes its record, waits `_SETTLE` (1 s)
+and reads it back: of two newcomers at the same time the later write wins and the other is refused, provided that a
+write takes less than 1 s.  An owner that cannot reach the storage until its lease expires may be replaced; when it
+notices, it stops.  Neither overwrites files of the other, since the names of parts contain the id of their owner.
 """
 
 from __future__ import annotations
@@ -29,22 +34,22 @@ from altgrad.storage.folder import Folder
 
 LEASE = "lease.json"
 PACE = 10.0  # seconds between two renewals
-_PACES = 6  # missed before a lease has expired
+_PACES = 6  # renewals that an owner must miss before its lease has expired
 _SETTLE = 1.0  # seconds before a newcomer on an object store reads its lease back
 Life = Literal["running", "silent", "dead"]
 
 
 class LeaseHeld(ValueError):
-    """Another process works in the folder; the message is one line."""
+    """Another process holds the lease of the folder; the message is one line."""
 
 
 class LeaseRecord(Record):
-    """`lease.json`; times in seconds since 1970 by the owner's clock."""
+    """`lease.json`; times are in seconds since 1970 by the owner's clock."""
 
     owner: str
     host: str
     pid: int
-    process: str  # start time and namespaces: another process may get the same number
+    process: str  # boot, process namespace and start time: a later process may get the same pid
     since: Finite
     renewed: Finite
     pace: Finite
@@ -52,7 +57,7 @@ class LeaseRecord(Record):
 
 
 class Lease:
-    """A folder held by this process.  `take` it, `release` it."""
+    """The lease of a folder, held by this process from `take` to `release`."""
 
     def __init__(self, folder: Folder, group: str | None) -> None:
         self.owner = uuid.uuid4().hex
@@ -66,10 +71,11 @@ class Lease:
 
     @classmethod
     def take(cls, folder: Folder, group: str | None = None, *, wait: bool = False) -> Lease:
-        """Hold a folder from now on.
+        """Take the lease of a folder and renew it from now on.
 
-        `group`: those of one group succeed each other at once: a sweep's trial that starts again elsewhere.  `wait`:
-        wait for the lease of an owner that may be dead to expire.  Raises LeaseHeld, OSError.
+        `group`: a process takes over at once from an owner of the same group, as a trial of a sweep does when it starts
+        again on another machine.  `wait`: if the owner may be dead, wait until its lease expires.
+        Raises LeaseHeld if another process holds the lease, OSError if storage refuses.
         """
         lease = cls(folder, group)
         until = time.monotonic() + _PACES * PACE + 2 * PACE
@@ -89,14 +95,14 @@ class Lease:
         return lease
 
     def check(self) -> None:
-        """Raise LeaseHeld where another process has succeeded this one."""
+        """Raises LeaseHeld if another process has taken over the folder."""
         if self._successor is not None:
             raise LeaseHeld(self._successor)
 
     def release(self) -> None:
-        """Let the folder go; what storage refuses now expires by itself.
+        """Stop renewing and delete the record; if storage refuses that, the lease expires by itself.
 
-        A folder that was made for the lease and got nothing else is removed: whoever was refused leaves nothing behind.
+        A folder that was created for the lease and is empty otherwise is removed: a refused run leaves no folder.
         """
         self._over.set()
         self._thread.join(timeout=PACE)
@@ -107,7 +113,7 @@ class Lease:
                     self._remove_what_was_made()
 
     def _remove_what_was_made(self) -> None:
-        """Raises OSError at the first folder that has something in it."""
+        """Remove the folders that were created for the lease.  Raises OSError at the first one that is not empty."""
         path = self._folder.path
         while self._made is not None and len(path) >= len(self._made):
             os.rmdir(path)
@@ -129,7 +135,7 @@ class Lease:
                 raise LeaseHeld(f"{self._folder}: {_holder(there)}")
 
     def _succeeds(self, other: Mapping[str, Any]) -> bool:
-        """Whether this process may take the place of another owner."""
+        """Whether this process may take over from another owner: one of the same group, or a dead one."""
         if self._fields["group"] is not None and other["group"] == self._fields["group"]:
             return True
         return life_of(self._folder, other, now=_storage_time(self._folder, other)) == "dead"
@@ -150,7 +156,7 @@ class Lease:
 
 
 def read_lease(folder: Folder) -> dict[str, Any] | None:
-    """The lease of a folder; None where nobody holds it, or where it cannot be read.  Raises OSError."""
+    """The lease record of a folder; None if there is none or it is malformed.  Raises OSError."""
     try:
         return {"group": None} | read_record(folder, LEASE, LeaseRecord)
     except (FileNotFoundError, RecordError):
@@ -158,9 +164,10 @@ def read_lease(folder: Folder) -> dict[str, Any] | None:
 
 
 def life_of(folder: Folder, lease: Mapping[str, Any], now: float | None = None) -> Life:
-    """Whether the owner of a lease is there: by its process on this machine, else by when it last renewed.
+    """Whether the owner of a lease is alive: by its process if it runs on this machine, else by its last renewal.
 
-    `now`: the storage's time, where it is known; its own stamp of the lease is compared with it, not another clock.
+    `now`: the time by the storage's clock, if known.  It is compared with the storage's time stamp of the record, so
+    that a wrong clock of the owner's machine does no harm.
     """
     if lease["host"] == socket.gethostname() and _same_system(lease["process"]):
         alive = _process(lease["pid"]) == lease["process"]
@@ -189,7 +196,7 @@ def _owner(folder: Folder) -> str | None:
 
 
 def _storage_time(folder: Folder, lease: Mapping[str, Any]) -> float | None:
-    """What the storage's clock says, from the stamp of a file written for that; None where the clocks are one."""
+    """The time by the storage's clock, from the stamp of a file written for this; None for a lease of this host."""
     if lease["host"] == socket.gethostname():
         return None
     name = f".clock-{uuid.uuid4().hex[:8]}"
@@ -200,7 +207,7 @@ def _storage_time(folder: Folder, lease: Mapping[str, Any]) -> float | None:
 
 
 def _system() -> str:
-    """This boot of this machine and its process numbers, which a container has of its own."""
+    """An id of this boot of this machine and of its process namespace: a container numbers its own processes."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -213,7 +220,7 @@ def _same_system(process: str) -> bool:
 
 
 def _process(pid: int) -> str:
-    """What tells a process from a later one of the same number; "" where it is not there (or no /proc is)."""
+    """An id that distinguishes a process from a later one with the same pid; "" if it is gone or /proc is missing."""
     with suppress(OSError, IndexError):
         stat = Path(f"/proc/{pid}/stat").read_text()
         state, *others = stat.rpartition(")")[2].split()
@@ -231,7 +238,7 @@ def _first_missing(path: str) -> str | None:
 
 @contextmanager
 def _locked(folder: Folder) -> Iterator[None]:
-    """A local folder, made where it is not there, for one process at a time; nothing elsewhere."""
+    """Create a local folder and lock it for this process; for an object store this does nothing."""
     if not folder.is_local:
         yield
         return
@@ -244,12 +251,12 @@ def _locked(folder: Folder) -> Iterator[None]:
 
 def _locked_descriptor(path: str) -> int:
     """The locked folder at a path: not one that whoever held it before has removed meanwhile."""
-    import fcntl  # not everywhere
+    import fcntl  # Windows lacks it
 
     while True:
         os.makedirs(path, exist_ok=True)
         descriptor = os.open(path, os.O_RDONLY)
-        with suppress(OSError):  # a network file system without locks
+        with suppress(OSError):  # a network file system may have no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         with suppress(OSError):
             if os.path.samestat(os.stat(path), os.fstat(descriptor)):

@@ -1,9 +1,10 @@
-"""One part as a file: written so that a changed bit is noticed, and checked when it is read.
+"""One part as a Parquet file with checksums, so that a changed bit is noticed when the part is read.
 
-Parquet has a checksum for each page of values (CRC-32, verified on reading), none for its footer, which says where the
-pages are and what they mean.  A part's footer therefore holds its own: the entry `altgrad_seal` is written as zeros,
-the CRC-32 of the whole footer goes in their place, and a reader puts the zeros back before it computes it again.  To
-other Parquet readers it is an entry like any other.  A part without it (an older one) is read unsealed.
+Parquet has a checksum for each page of values (CRC-32, verified on reading), but none for its footer, which holds the
+places and types of the pages.  So the footer of a part has its own checksum in the metadata entry `altgrad_seal`.  The
+writer writes that entry as zeros, computes the CRC-32 of the whole footer, and replaces the zeros by it; a reader puts
+the zeros back and computes the CRC-32 again.  Other Parquet readers ignore the entry.  A part without it, written by an
+older version, is read without this check.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from altgrad.storage.folder import Folder
 
 _MAGIC = b"PAR1"
 _SEAL, _UNSEALED = b"altgrad_seal", b"crc32:00000000"
-_TAIL = 1 << 16  # bytes read first: the footer of a part, in one request
+_TAIL = 1 << 16  # bytes at the end that are read first: usually the whole footer, in one request
 _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError)
 
-# Measurements hardly ever repeat: a dictionary of them makes files larger and slower, their bytes apart the reverse.
+# Measurements hardly ever repeat, so a dictionary of them makes files larger and slower; byte-stream split makes them
+# smaller and faster.
 _ENCODING: Mapping[TableName, Mapping[str, Any]] = {
     name: {
         "compression": "zstd",
@@ -37,7 +39,7 @@ _ENCODING: Mapping[TableName, Mapping[str, Any]] = {
 
 
 class PartWriter:
-    """Makes a part's content, table by table."""
+    """Encodes a part from one or more tables."""
 
     def __init__(self, name: TableName) -> None:
         self._sink = pa.BufferOutputStream()
@@ -47,7 +49,7 @@ class PartWriter:
         self._writer.write_table(table)
 
     def content(self) -> bytes:
-        """The whole part, sealed.  Nothing can be added after it."""
+        """The bytes of the part with the checksum of its footer.  No table can be added afterwards."""
         self._writer.add_key_value_metadata({_SEAL.decode(): _UNSEALED.decode()})
         self._writer.close()
         whole = bytearray(self._sink.getvalue())
@@ -58,16 +60,17 @@ class PartWriter:
 
 
 def encoded(name: TableName, table: pa.Table) -> bytes:
-    """The content of a part."""
+    """The bytes of a part that holds one table."""
     part = PartWriter(name)
     part.add(table)
     return part.content()
 
 
 def read_part(folder: Folder, name: TableName, part: str, columns: Sequence[str]) -> pa.Table | str:
-    """Some columns of a part (null where it was written without), every attempt; or why it cannot be read.
+    """Some columns of a part with the rows of every attempt, or a sentence why the part cannot be read.
 
-    Raises FileNotFoundError where it is gone: merged into another since the folder was listed.
+    A column that the part lacks is null.  Raises FileNotFoundError if the part was deleted after the folder was listed,
+    because its rows were merged into another part.
     """
     try:
         with folder.filesystem.open_input_file(f"{folder.path}/{name}/{part}") as file:
@@ -83,7 +86,7 @@ def read_part(folder: Folder, name: TableName, part: str, columns: Sequence[str]
 
 
 def _footer(file: pa.NativeFile) -> pq.FileMetaData:
-    """A part's footer.  Raises ValueError where it is not what was written."""
+    """The footer of a part.  Raises ValueError if it is incomplete or differs from its checksum."""
     size = file.size()
     tail = file.read_at(min(size, _TAIL), max(0, size - _TAIL))
     if len(tail) < 12 or tail[-4:] != _MAGIC:
@@ -108,7 +111,7 @@ def _seal_of(footer: bytes | bytearray) -> bytes:
 
 
 def _check_types(found: pa.Schema, name: TableName) -> None:
-    """Refuse a part with a column of another type, whoever asks for which columns.  Raises ValueError."""
+    """Raises ValueError if any column of a part has a wrong type, also if that column was not asked for."""
     for column in KEY_COLUMNS[name]:
         if column not in found.names:
             raise ValueError(f"it has no column {column}")
@@ -121,7 +124,7 @@ def _check_types(found: pa.Schema, name: TableName) -> None:
 
 
 def _as_declared(table: pa.Table, name: TableName, columns: Sequence[str]) -> pa.Table:
-    """The table with the columns' declared types; nulls for a column it lacks.  Raises ValueError."""
+    """The table with the declared types; a missing column is null.  Raises ValueError for a null key."""
     arrays = []
     for column in columns:
         declared = SCHEMAS[name].field(column).type
@@ -136,7 +139,7 @@ def _as_declared(table: pa.Table, name: TableName, columns: Sequence[str]) -> pa
 
 
 def _widens(found: pa.DataType, declared: pa.DataType) -> bool:
-    """Whether each value of one type is the same in the other: a whole number as a float, a string as a string."""
+    """Whether values of type `found` can be cast to `declared`: an integer to a float, a large string to a string."""
     kinds = pa.types
     if kinds.is_null(found):
         return True

@@ -1,11 +1,18 @@
-"""A table as parts: their names, how they make a table, and how many become one.
+"""A table is stored as parts: their names, how a table is read from them, and how parts are merged.
 
-A part is `part-ATTEMPT-NUMBER.parquet` and never changes; ATTEMPT is the attempt's number and, behind a dot, the start
-of its owner's random id: two processes that train the same attempt cannot write over each other.  Parts FIRST to LAST
-of an attempt are merged into `part-ATTEMPT-FIRST-LAST.parquet`, which is written before they are deleted.  A part whose
-numbers lie within another one's is not read: so a reader finds every row once whatever has been deleted so far, also
-after a crash in between.  Between a reader's look at the folder and its opening of a file the file may go: then it
-looks again.
+A part is `part-ATTEMPT-NUMBER.parquet` and never changes.  ATTEMPT is the number of the attempt and, after a dot, the
+first characters of its owner's random id, so that two processes that train the same attempt cannot overwrite each
+other's parts.  Parts FIRST to LAST of an attempt are merged into `part-ATTEMPT-FIRST-LAST.parquet`, which is written
+before they are deleted.  A part whose numbers lie within those of another part is not read.  For example, after a crash
+in the middle of the deletions a folder may contain
+
+    part-000.1f3a9c2e-000000-000063.parquet   read: the rows of parts 0 to 63
+    part-000.1f3a9c2e-000062.parquet          not read: 62 lies within 0 to 63
+    part-000.1f3a9c2e-000063.parquet          not read
+    part-000.1f3a9c2e-000064.parquet          read
+
+so a reader finds every row exactly once, whichever files have been deleted so far.  If a file is deleted after a reader
+has listed the folder and before it opens the file, the reader lists the folder again.
 """
 
 from __future__ import annotations
@@ -26,7 +33,7 @@ from altgrad.storage.folder import Folder
 
 T = TypeVar("T")
 _NAME = re.compile(r"part-(\d+(?:\.[0-9a-f]+)?)-(\d+)(?:-(\d+))?\.parquet")
-_PAUSES = (0.0, 0.1, 0.5, 2.0)  # before looking again: a network file system may show what is gone for a while
+_PAUSES = (0.0, 0.1, 0.5, 2.0)  # seconds before listing again: network file systems show deleted files for a while
 _READ_TOGETHER = 64  # parts in memory at once while merging
 _DELETERS = 8
 
@@ -45,13 +52,13 @@ def part_name(attempt: int, number: int, owner: str = "") -> str:
 
 
 def _range(name: str) -> _Range | None:
-    """What a part's name says; None for a file that was named otherwise."""
+    """The attempt and the numbers in the name of a part; None for a file with another kind of name."""
     match = _NAME.fullmatch(name)
     return None if match is None else _Range(match[1], int(match[2]), int(match[3] or match[2]))
 
 
 def list_parts(folder: Folder, name: TableName) -> list[str]:
-    """File names of a table's parts in the order they were written, without those that were merged into another."""
+    """File names of a table's parts in the order of writing, without those whose rows were merged into another part."""
     return _uncovered(info.base_name for info in (folder / name).list())
 
 
@@ -71,7 +78,11 @@ def _uncovered(names: Iterable[str]) -> list[str]:
 def read_rows(
     folder: Folder, name: TableName, columns: Sequence[str] | None = None, newest: int | None = None
 ) -> tuple[pa.Table, dict[str, str]]:
-    """Latest rows of a table (or of its `newest` parts) with the key columns; and why parts cannot be read, by part."""
+    """The rows of a table with its key columns, and part -> reason for each part that cannot be read.
+
+    `columns`: all if None.  `newest`: read so many of the last parts only.  If several rows have the same key, the row
+    of the latest attempt counts.
+    """
     wanted = wanted_columns(name, columns)
 
     def look() -> dict[str, pa.Table | str]:
@@ -85,12 +96,15 @@ def read_rows(
 
 
 def read_table(folder: Folder, name: TableName, columns: Sequence[str] | None = None) -> pa.Table:
-    """Latest rows of a table with the key columns.  Parts that cannot be read are left out."""
+    """The rows of a table with its key columns, as `read_rows`; parts that cannot be read are left out."""
     return read_rows(folder, name, columns)[0]
 
 
 def insist(look: Callable[[], T]) -> T:
-    """Look at a folder and read it; again where a part went in between.  Raises FileNotFoundError if it goes on so."""
+    """Call `look`, which lists a folder and reads its files, again while a listed file is missing, 5 times at most.
+
+    Raises FileNotFoundError if a file is still missing then.
+    """
     for pause in _PAUSES:
         with suppress(FileNotFoundError):
             return look()
@@ -99,12 +113,12 @@ def insist(look: Callable[[], T]) -> T:
 
 
 def wanted_columns(name: TableName, columns: Sequence[str] | None) -> list[str]:
-    """The key columns and those asked for; all where none are named."""
+    """The key columns and `columns`; all columns of the table if `columns` is None."""
     return list(dict.fromkeys([*KEY_COLUMNS[name], *(SCHEMAS[name].names if columns is None else columns)]))
 
 
 def joined(name: TableName, columns: Sequence[str], tables: Sequence[pa.Table]) -> pa.Table:
-    """Tables of the same columns below each other, in one piece; empty where there are none."""
+    """The concatenation of tables with these columns, in one chunk; an empty table if there are none."""
     if len(tables) == 1:
         return tables[0]
     if not tables:
@@ -113,7 +127,10 @@ def joined(name: TableName, columns: Sequence[str], tables: Sequence[pa.Table]) 
 
 
 def latest_rows(table: pa.Table, name: TableName) -> pa.Table:
-    """Rows by step; of several with the same key (step; layer and site) the last of the highest attempt."""
+    """Rows in order of step; of several rows with the same key, the last row of the highest attempt is kept.
+
+    The key is the step or, in the tables of layers and tensors, step, layer and site; events have none, so all stay.
+    """
     if not table.num_rows:
         return table
     attempts, advances = table["attempt"].to_numpy(), np.diff(table["step"].to_numpy())
@@ -130,10 +147,10 @@ def latest_rows(table: pa.Table, name: TableName) -> pa.Table:
 
 
 def merge_parts(folder: Folder, name: TableName, known: Mapping[str, pa.Table]) -> None:
-    """Make one part of each attempt's parts, and delete what is left of earlier merges.
+    """Merge the parts of each attempt into one, and delete parts that earlier merges have left over.
 
-    `known`: rows of parts that need not be read again.  An attempt with a part that cannot be read stays as it is.
-    Raises OSError where storage refuses: what is there then says the same as before.
+    `known`: the rows of parts that need not be read again.  An attempt with an unreadable part is not merged.
+    Raises OSError if storage refuses; the parts that exist then still have the same rows.
     """
     there = [info.base_name for info in (folder / name).list() if info.base_name.startswith("part-")]
     current = _uncovered(there)
@@ -149,24 +166,27 @@ def merge_parts(folder: Folder, name: TableName, known: Mapping[str, pa.Table]) 
 
 
 def merge_newest(folder: Folder, name: TableName, known: Mapping[str, pa.Table]) -> None:
-    """Make one part of the parts in `known`, which were written one after another.  Raises OSError."""
+    """Merge the parts in `known`, which were written one after another, into one part.  Raises OSError."""
     if merge(folder, name, list(known), known):
         _delete(folder / name, list(known))
 
 
 def replace_rows(folder: Folder, name: TableName, table: pa.Table) -> None:
-    """Make `table` the rows of a run that is over.  A reader finds the old ones or the new ones.  Raises OSError."""
+    """Replace all rows of a table, in a run that has ended, by `table`.
+
+    At any time a reader finds either the old rows or the new ones, never both.  Raises OSError.
+    """
     parts = [info.base_name for info in (folder / name).list() if info.base_name.startswith("part-")]
     ranges = [range_ for part in parts if (range_ := _range(part)) is not None]
     attempt = max(range_.attempt for range_ in ranges)
     last = max(range_.last for range_ in ranges if range_.attempt == attempt) + 1
     whole = f"part-{attempt}-{0:06d}-{last:06d}.parquet"
-    folder.write_bytes(f"{name}/{whole}", encoded(name, table), durable=True)  # what it replaces goes
+    folder.write_bytes(f"{name}/{whole}", encoded(name, table), durable=True)  # since the old parts are deleted
     _delete(folder / name, parts)
 
 
 def merge(folder: Folder, name: TableName, parts: Sequence[str], known: Mapping[str, pa.Table]) -> bool:
-    """Write the part that takes the place of neighbouring ones; False where one of them cannot be read."""
+    """Write one part with the rows of consecutive parts.  Returns False, and writes nothing, if one is unreadable."""
     ranges = [range_ for part in parts if (range_ := _range(part)) is not None]
     columns, merged = SCHEMAS[name].names, PartWriter(name)
     for begin in range(0, len(parts), _READ_TOGETHER):
@@ -178,12 +198,12 @@ def merge(folder: Folder, name: TableName, parts: Sequence[str], known: Mapping[
             tables.append(table)
         merged.add(joined(name, columns, tables))
     whole = f"part-{ranges[0].attempt}-{ranges[0].first:06d}-{ranges[-1].last:06d}.parquet"
-    folder.write_bytes(f"{name}/{whole}", merged.content(), durable=True)  # what it replaces may be
+    folder.write_bytes(f"{name}/{whole}", merged.content(), durable=True)  # since the old parts are deleted
     return True
 
 
 def _delete(folder: Folder, parts: Sequence[str]) -> None:
-    """Delete parts, many at a time: an object store answers slowly."""
+    """Delete parts, 8 at a time because an object store answers slowly."""
 
     def delete(part: str) -> None:
         with suppress(FileNotFoundError):

@@ -1,8 +1,8 @@
-"""The records of a run and of a sweep as they are read back: never trusted, checked in one place.
+"""Reading of the records `run.json`, `end.json` and `sweep.json`: nothing in them is trusted, all checks are here.
 
-A record may be empty, half a file, somebody else's, of another version or hand-edited.  Whoever reads one through here
-gets either an object whose known fields have their types, or a `RecordError`: one line that names the file and what is
-wrong.  Fields that this version does not know are kept as they are.
+A record may be empty, truncated, foreign, of another version or edited by hand.  A reader returns either an object
+whose known fields have the declared types, or raises `RecordError`, one line that names the file and the fault.  Fields
+that this version does not know are returned unchanged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class RecordError(ValueError):
 
 
 def _number(value: Any) -> Any:
-    """JSON lacks NaN and inf: they are stored as words."""
+    """A number from JSON, which lacks NaN and inf: they are stored as strings."""
     return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
 
 
@@ -35,13 +35,13 @@ Number = Annotated[float, BeforeValidator(_number)]
 
 
 class Record(BaseModel):
-    """A JSON object whose declared fields are checked; others are kept."""
+    """A JSON object whose declared fields are checked; other fields are kept."""
 
     model_config = ConfigDict(strict=True, extra="allow", hide_input_in_errors=True)
 
 
 class _Config(Record):
-    """What every comparison needs of a run's config; the rest is checked by whoever makes a `TrainConfig` of it."""
+    """The fields of a run's config that every comparison needs; `TrainConfig` checks the others when it is made."""
 
     format: str
     seed: Whole
@@ -100,7 +100,7 @@ class _Summary(Record):
 
 
 class EndRecord(Record):
-    """`end.json`.  An old one may lack everything but its status: what is not there stays absent."""
+    """`end.json`.  In an old one every field but the status may be missing; it then stays absent."""
 
     schema_number: Literal[SCHEMA] = Field(SCHEMA, alias="schema")  # type: ignore[valid-type]
     status: Status
@@ -129,7 +129,7 @@ class _Shares(Record):
 
 
 class PlanRecord(Record):
-    """`sweep.json`.  `resources`: what each worker of a trial holds; an old plan has none."""
+    """`sweep.json`.  `resources`: the CPUs and GPUs of each worker of a trial; an old plan has none."""
 
     schema_number: Literal[SCHEMA] = Field(SCHEMA, alias="schema")  # type: ignore[valid-type]
     runs: list[_PlannedRun]
@@ -140,12 +140,12 @@ class PlanRecord(Record):
 
 
 def read_start(run: Folder) -> dict[str, Any]:
-    """A run's `run.json`.  Raises FileNotFoundError where there is none, RecordError, OSError."""
+    """A run's `run.json`.  Raises FileNotFoundError if there is none, RecordError if it is malformed, OSError."""
     return read_record(run, START, StartRecord)
 
 
 def read_end(run: Folder) -> dict[str, Any] | None:
-    """A run's `end.json` with `verdict` and `summary`, None where there is none.  Raises RecordError, OSError."""
+    """A run's `end.json` with `verdict` and `summary`; None if there is none.  Raises RecordError, OSError."""
     try:
         return {"verdict": None, "summary": {}} | read_record(run, END, EndRecord)
     except FileNotFoundError:
@@ -153,14 +153,14 @@ def read_end(run: Folder) -> dict[str, Any] | None:
 
 
 def read_plan(sweep: Folder) -> dict[str, Any]:
-    """A sweep's `sweep.json`.  Raises FileNotFoundError where there is none, RecordError, OSError."""
+    """A sweep's `sweep.json`.  Raises FileNotFoundError if there is none, RecordError if it is malformed, OSError."""
     return read_record(sweep, PLAN, PlanRecord)
 
 
 def ended_as(run: Folder) -> Status | None:
-    """How a run has ended; None where it has not, or where its end record cannot be used: then it is to be done again.
+    """The status with which a run ended; None if it has not ended, or if its `end.json` is unusable.
 
-    Raises OSError where storage refuses.
+    A run without a status is trained again.  Raises OSError if storage refuses.
     """
     try:
         end = read_end(run)
@@ -170,7 +170,7 @@ def ended_as(run: Folder) -> Status | None:
 
 
 def read_record(folder: Folder, file: str, model: type[Record]) -> dict[str, Any]:
-    """A record that has the fields of `model`.  Raises FileNotFoundError, RecordError, OSError."""
+    """Read a JSON file whose declared fields must fit `model`.  Raises FileNotFoundError, RecordError, OSError."""
     try:
         content = folder.read_json(file)
     except ValueError as error:
@@ -183,7 +183,7 @@ def read_record(folder: Folder, file: str, model: type[Record]) -> dict[str, Any
 
 
 def _first(error: ValidationError, content: Mapping[str, Any]) -> str:
-    """The first complaint: the field, its value (cut), and what was expected."""
+    """The first fault in one line: the field, its value (shortened), and the expected one."""
     found = error.errors(include_url=False)
     missing = [one["loc"] for one in found if one["type"] == "missing"]
     first = found[0]

@@ -1,4 +1,4 @@
-"""Readers: a run, the runs of a sweep, the sweeps of a root."""
+"""Readers of a run, of the runs in a sweep folder, and of the sweeps below a results root."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from altgrad.results.schema import Status, TableName, Verdict
 from altgrad.storage.folder import Folder
 
 _READERS = 16  # an object store answers slowly, but many at a time
-_SILENT_SECONDS = 60.0  # without a new part, after which a run that never had a lease (an old one) counts as killed
+_SILENT_SECONDS = 60.0  # without a new part; then a run without a lease, as old versions wrote, counts as killed
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,14 @@ class Run:
 
     `info` is run.json: `run`, `sweep`, `config` (the resolved TrainConfig), `intervention`, `versions`,
     `git_commit`, `host`, `device`, `workers` (processes that train it together), `parameters`, `vocabulary`, `layers`,
-    `initial_weights_hash`, `batches_hash`, and `resources`: what a sweep gave the run, {"cpus": cores, "gpus": a share
-    or a number}; null where nobody shared out.  `data`: what was taken from the config's `data` (files, bytes, tokens,
-    width of the ids on disk) and what was skipped; null for batches of one's own.  `coverage`: which share of the
-    FLOPs of the model's matrix products is rounded, {"share", "total_flops", "rounded_flops", "modules": what is left
-    out, "note"}; null on `meta`.
-    `end` is end.json or None.  Both were checked when they were read, see `records`.
-    `damage`: parts that could not be read so far, and why.
+    `initial_weights_hash`, `batches_hash`, and
+    - `resources`: {"cpus": cores, "gpus": a number or a share of one} that a sweep gave the run; null outside a sweep;
+    - `data`: the files, bytes, tokens and id width that were read for the config's `data`, and the files that were
+      skipped; null if the user passed batches instead;
+    - `coverage`: {"share", "total_flops", "rounded_flops", "modules", "note"}: the share of the FLOPs of the model's
+      matrix products that is rounded, and the modules that are not; null for a model on the `meta` device.
+    `end` is end.json, or None if there is none.  Both were checked when they were read, see `records`.
+    `damage`: part -> reason, for the parts that could not be read so far.
     """
 
     folder: Folder
@@ -51,61 +52,61 @@ class Run:
 
     @property
     def rounded_share(self) -> float | None:
-        """Share of the FLOPs of the model's matrix products that is rounded; None where it was not measured."""
+        """Share of the FLOPs of the model's matrix products that is rounded; None if it was not measured."""
         coverage = self.info.get("coverage")
         share = coverage.get("share") if isinstance(coverage, dict) else None
         return float(share) if isinstance(share, int | float) and not isinstance(share, bool) else None
 
     @property
     def loss_unit(self) -> str:
-        """`nats` for the cross-entropy of a known vocabulary; "" where nobody knows the unit of the loss."""
+        """`nats` if the loss is the cross-entropy of a known vocabulary; "" if the unit of the loss is unknown."""
         return "nats" if self.info.get("vocabulary", 0) is not None else ""
 
     @property
     def verdict(self) -> Verdict | None:
-        """The collapse verdict of a run that has ended with one."""
+        """The collapse verdict with which the run ended; None without one."""
         found = None if self.end is None else self.end["verdict"]
         return None if found is None else Verdict(**{name: found[name] for name in Verdict.__dataclass_fields__})
 
     @property
     def status(self) -> Status:
-        """From end.json; without one `running`, or `killed` where its process is gone."""
+        """The status in end.json; without end.json `killed` if the run's process is dead, else `running`."""
         if self.end is not None:
             return self.end["status"]
         return "killed" if self.life == "dead" else "running"
 
     @property
     def life(self) -> Life:
-        """Of a run without an end record: whether its process is there, is late with a sign of life, or is gone."""
+        """State of the process of a run without end.json: alive, overdue with the renewal of its lease, or dead."""
         lease = read_lease(self.folder)
         if lease is not None:
             return life_of(self.folder, lease)
-        if self.info.get("owner"):  # it has let its lease go: at its end, which this object may have been read before
+        if self.info.get("owner"):  # a run releases its lease at its end, maybe after this object was read
             return "running" if self.folder.has(END) else "dead"
         newest = max((info.mtime_ns or 0 for info in (self.folder / "steps").list()), default=0) / 1e9
         return "running" if time.time() - max(newest, float(self.info["started"])) < _SILENT_SECONDS else "dead"
 
     def table(self, name: TableName, columns: Sequence[str] | None = None) -> pa.Table:
-        """One table, rows in order of step, each row's latest attempt only; `columns` besides the key columns.
+        """One table in order of step with the latest attempt of each row: the key columns and `columns` (None: all).
 
-        A part that cannot be read is left out, and `damage` says so.
+        A part that cannot be read is left out and noted in `damage`.
         """
         table, broken = read_rows(self.folder, name, columns)
         self.damage.update({f"{name}/{part}": reason for part, reason in broken.items()})
         return table
 
     def damage_sentences(self) -> list[str]:
-        """What was left out of the tables read so far, a line each."""
+        """A sentence for each part that was left out of the tables read so far."""
         return [f"{self.name}: {part} is left out: {reason}" for part, reason in sorted(self.damage.items())]
 
 
 def read_run(folder: Folder) -> Run:
-    """The run in a folder.  Raises FileNotFoundError where there is none, RecordError (a ValueError), OSError."""
+    """Read the run in a folder.  Raises FileNotFoundError if there is none, RecordError (a ValueError), OSError."""
     return Run(folder, read_start(folder), read_end(folder))
 
 
 def list_runs(sweep: Folder) -> tuple[list[Run], dict[str, str]]:
-    """The runs of a sweep folder by name, and for each folder that cannot be read a sentence saying why."""
+    """The runs of a sweep folder by name, and folder name -> reason for each folder that cannot be read."""
     folders = [
         sweep / info.base_name
         for info in sweep.list()
@@ -118,7 +119,7 @@ def list_runs(sweep: Folder) -> tuple[list[Run], dict[str, str]]:
 
 
 def _run_or_reason(folder: Folder) -> Run | str | None:
-    """The run, or why it cannot be read; None for a folder that holds none."""
+    """The run in a folder, or why it cannot be read; None if the folder has no run.json."""
     try:
         return read_run(folder)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The tables of a run and their columns, and what a run can have come to."""
+"""The tables of a run with their columns and keys, the statuses of a run, and the verdict of a collapsed run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCHEMAS: Mapping[TableName, pa.Schema] = {
     "steps": pa.schema([*_KEY, ("time", pa.float64()), *((name, pa.float64()) for name in columns("step"))]),
     "layers": pa.schema([*_KEY, *_SITE, *((name, pa.float64()) for name in columns("layer"))]),
     "events": pa.schema([*_KEY, ("time", pa.float64()), ("kind", pa.string()), ("detail", pa.string())]),
-    # exponents[i] counts values with floor(log2|x|) = first_exponent + i; zeros and non-finite values apart
+    # exponents[i] counts values with floor(log2|x|) = first_exponent + i; zeros and non-finite values have own counts
     "tensors": pa.schema(
         [
             *_KEY,
@@ -34,7 +34,7 @@ SCHEMAS: Mapping[TableName, pa.Schema] = {
         ]
     ),
 }
-# What identifies a row, besides the attempt; of events there is nothing that does.
+# The columns that identify a row, together with the attempt; two events may agree in everything, so they have no key.
 ROW_KEY: Mapping[TableName, list[str]] = {
     "steps": ["step"],
     "layers": ["step", "layer", "site"],

@@ -1,7 +1,7 @@
-"""Requests to a run or a sweep from outside: a file in its folder, from any machine that sees the storage.
+"""Requests to stop a run or a sweep: a file `stop.json` in its folder, written on any machine that sees the storage.
 
-`stop.json` ends a run at its next report with status `stopped`, for good; in a sweep's folder it ends every run of
-the sweep that has not ended, those that wait included.
+In the folder of a run it ends the run at its next report, with the final status `stopped`.  In the folder of a sweep it
+ends every run of the sweep that has not ended, including those that have not started.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ REQUEST = "stop.json"
 
 
 def request_stop(folder: Folder, reason: str = "") -> str:
-    """Ask the run or sweep in a folder to stop; which of the two it is.
+    """Ask the run or sweep in a folder to stop.  Returns "run" or "sweep".
 
-    Raises FileNotFoundError where neither is there, ValueError where the run has ended.
+    Raises FileNotFoundError if the folder contains neither, ValueError if the run has ended.
     """
     if folder.has("run.json"):
         status = ended_as(folder)
@@ -35,9 +35,9 @@ def request_stop(folder: Folder, reason: str = "") -> str:
 
 
 def stop_request(run: Folder, sweep: Folder | None = None) -> Mapping[str, Any] | None:
-    """The request to stop a run, its own or its sweep's; None where there is none.
+    """The request to stop a run, from the run's folder or its sweep's; None if there is none.
 
-    Whatever the file holds it is a request, only perhaps without a reason: an empty one is one too.
+    An empty or malformed file is a request without a reason.
     """
     for folder in (run, *([] if sweep is None else [sweep])):
         if folder.has(REQUEST):
@@ -49,6 +49,6 @@ def stop_request(run: Folder, sweep: Folder | None = None) -> Mapping[str, Any] 
 
 
 def stop_sentence(request: Mapping[str, Any]) -> str:
-    """Why a run ended, for its end record."""
+    """The reason for a run's end, as its end record states it."""
     reason = request.get("reason")
     return f"stop requested: {reason}" if reason and isinstance(reason, str) else "stop requested"

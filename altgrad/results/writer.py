@@ -1,4 +1,4 @@
-"""Writes a run's folder: rows are buffered, flushed as parts, and many parts become one."""
+"""The writer of a run's folder: rows are buffered and written as parts, which are merged when there are many."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _ID = 8  # characters of an owner's id in its parts' names
 
 
 class RunWriter:
-    """Writes one run's folder.  Rows are buffered and flushed as a part at least every `flush_seconds`.
+    """Writes one run's folder.  A row that arrives `flush_seconds` after the last flush causes the next one.
 
-    Storage that refuses, once the run has started, does not stop it: parts stay in memory and are tried again, up to
-    the limit of an `Outage`.  A part is tried under its one name, so that an upload whose answer was lost does no harm.
-    Parts are merged when there are many, and at the end all of them: a reader opens few files.
+    If storage refuses after the run has started, training continues: parts stay in memory and are written later, until
+    the limit of an `Outage` is reached.  A retry writes a part under the same name, so that an upload whose answer was
+    lost does no harm.  64 parts are merged into one, and at the end all parts, so that a reader opens few files.
     """
 
     def __init__(self, folder: Folder, attempt: int = 0, flush_seconds: float = 2.0, owner: str = "") -> None:
-        """`owner`: the random id of the process that writes, see `lease`; "" where nobody else can come."""
+        """`owner`: the random id of the writing process, see `lease`; "" if no other process can write here."""
         self.folder = folder
         self.attempt = attempt
         self._owner = owner
@@ -46,9 +46,9 @@ class RunWriter:
         self._last_flush = time.monotonic()
 
     def start(self, info: Mapping[str, Any]) -> None:
-        """Write `run.json` from `info` (see `Run`); removes an earlier attempt's end record.
+        """Write `run.json` from `info` (see `Run`) and delete the end record of an earlier attempt.
 
-        Raises OSError where the folder cannot be written: what was never possible is not waited for.
+        Raises OSError at once if the folder cannot be written: retries are for storage that has worked before.
         """
         if self.folder.has("end.json"):
             self.folder.delete("end.json")
@@ -56,21 +56,21 @@ class RunWriter:
         self.folder.write_json("run.json", own | ({"owner": self._owner} if self._owner else {}) | dict(info))
 
     def step(self, record: Mapping[str, float]) -> None:
-        """One step's record: `step` and metrics by name.  Raises KeyError for a name that `METRICS` lacks."""
+        """Add the record of one step: `step` and metrics by name.  Raises KeyError for a name not in `METRICS`."""
         self._add("steps", {"time": time.time(), **record})
 
     def layers(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Per-layer rows: `step`, `layer`, `site` and layer metrics by name."""
+        """Add per-layer rows: `step`, `layer`, `site` and layer metrics by name."""
         for row in rows:
             self._add("layers", row)
 
     def event(self, step: int, kind: str, /, **detail: Any) -> None:
-        """Something that happened: a kind of `EVENTS`, and its particulars.  Raises ValueError for another kind."""
+        """Add an event of a kind in `EVENTS` with its details.  Raises ValueError for an unknown kind."""
         check_kind(kind)
         self._add("events", {"step": step, "time": time.time(), "kind": kind, "detail": json.dumps(detail)})
 
     def tensors(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Histogram and sample rows of the `tensors` table."""
+        """Add rows to the `tensors` table, each with the histogram and the sample of one tensor."""
         for row in rows:
             self._add("tensors", row)
 
@@ -83,11 +83,11 @@ class RunWriter:
             self.flush()
 
     def flush(self, *, durable: bool = False) -> bool:
-        """Write the buffered rows as new parts; whether storage has taken all of them.
+        """Write the buffered rows as new parts.  Returns whether all of them are written.
 
-        `durable`: these and all earlier parts outlast a loss of power, as a checkpoint that counts on them does.
-        What it refuses stays here for the next flush, tried when the outage says so: training must not wait for it.
-        Raises StorageRefused once storage has refused for an outage's limit.
+        `durable`: these and all earlier parts then survive a loss of power; a checkpoint relies on that.
+        If storage refuses, the parts stay in memory for a later flush and this one returns False without waiting.
+        Raises StorageRefused when storage has refused for the limit of an `Outage`.
         """
         if not self._outage.due:
             return False
@@ -105,13 +105,13 @@ class RunWriter:
         return True
 
     def _note_success(self) -> None:
-        """An event for an outage that is over."""
+        """Add an event if storage accepts writes again after an outage."""
         lasted = self._outage.over()
         if lasted is not None:
             self.event(self._last_step, "storage_outage", seconds=lasted)
 
     def _to_parts(self) -> None:
-        """Turn the buffered rows into parts, compressed."""
+        """Encode the buffered rows as compressed parts, still in memory."""
         for table, rows in self._rows.items():
             if rows:
                 self._last_step = int(rows[-1]["step"])
@@ -130,9 +130,9 @@ class RunWriter:
             self._not_durable.append(f"{table}/{part}")
 
     def _merge(self, folder: Folder, whole: bool) -> None:
-        """Merge the newest parts of a table that has many, or all there are.
+        """Merge the newest parts of each table that has 64 of them; with `whole` merge all parts of all tables.
 
-        Storage that refuses costs nothing but that: the parts stay.
+        If storage refuses, the parts stay unmerged, and nothing is lost.
         """
         for table, recent in self._recent.items():
             if whole or len(recent) >= _MANY_PARTS:
@@ -146,26 +146,26 @@ class RunWriter:
     def end(
         self, status: Status, verdict: Verdict | None, summary: Mapping[str, Any], patience: float = PATIENCE
     ) -> None:
-        """Write what is left and `end.json`: after this the run is over.  Waits `patience` seconds for storage."""
+        """Write the remaining rows and then `end.json`, which ends the run.  Waits up to `patience` s for storage."""
         folder = self.folder.patient(patience)
         self._to_parts()
         self._write_parts(folder)
         self._note_success()
         self._to_parts()
         self._write_parts(folder)
-        self._merge(self.folder.patient(0), whole=True)  # before the end record: after it nothing changes any more
+        self._merge(self.folder.patient(0), whole=True)  # before the end record: no file changes after it
         folder.make_durable(self._not_durable)
         write_end(folder, status, verdict, summary)
 
 
 class NoWriter(RunWriter):
-    """Stands in for the writer on a rank whose rows another rank writes: takes everything, touches no storage."""
+    """The writer of a rank whose rows another rank writes: it accepts all calls and writes nothing."""
 
     def start(self, info: Mapping[str, Any]) -> None:
-        """Nothing: the writing rank has said it."""
+        """Does nothing: the writing rank writes `run.json`."""
 
     def _add(self, table: TableName, row: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def flush(self, *, durable: bool = False) -> bool:
         return True
@@ -173,10 +173,10 @@ class NoWriter(RunWriter):
     def end(
         self, status: Status, verdict: Verdict | None, summary: Mapping[str, Any], patience: float = PATIENCE
     ) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 def write_end(folder: Folder, status: Status, verdict: Verdict | None, summary: Mapping[str, Any]) -> None:
-    """Write a run's end record (also by the sweep's driver, for a run that it stopped)."""
+    """Write a run's end record.  The driver of a sweep also calls this, for a run that it stopped."""
     record = {"status": status, "verdict": asdict(verdict) if verdict else None, "summary": dict(summary)}
     folder.write_json("end.json", {"schema": SCHEMA, "ended": time.time(), **record})

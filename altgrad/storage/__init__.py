@@ -1,1 +1,1 @@
-"""A folder on a disk, NFS or an object store, and patience with storage that refuses for a while."""
+"""Folders on a local disk, NFS or an object store, and retries while storage is unavailable."""

@@ -1,7 +1,7 @@
-"""A folder on a local disk, NFS or an object store, through pyarrow's filesystems: one spelling for all.
+"""A folder on a local disk, NFS or an object store, accessed through pyarrow's filesystems: one interface for all.
 
-Writes are whole-file and atomic: a reader sees a file complete or not at all.  What must outlast a loss of power is
-written durably (records, checkpoints); that waits for the disk, which many small parts need not.
+Every write replaces a whole file atomically: a reader sees the file complete or not at all.  Files that must survive a
+loss of power (records, checkpoints) are written durably, which waits for the disk; small parts are not.
 
 Credentials come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, `GOOGLE_APPLICATION_CREDENTIALS`, ...), never
 from a location: locations are printed and stored.
@@ -30,10 +30,10 @@ from altgrad.text.path_text import check_path
 T = TypeVar("T")
 _S3_OPTIONS = ("endpoint_override", "region", "scheme")
 _GCS_OPTIONS = ("anonymous", "endpoint_override", "scheme")
-# An address that does not answer is known after 2 x 5 s.  Longer outages are the business of `Folder.patient`.
+# A server that does not answer is given up after 2 x 5 s.  `Folder.patient` handles longer outages.
 _CONNECT_SECONDS, _REQUEST_SECONDS, _TRIES = 5.0, 30.0, 2
 _GCS_RETRIES = timedelta(seconds=3)
-_LARGEST_JSON, _DEEPEST_JSON = 2**28, 50  # bytes: a plan of some 100 000 runs; levels: a record has six
+_LARGEST_JSON, _DEEPEST_JSON = 2**28, 50  # bytes (a plan of about 100,000 runs) and levels (a record has six)
 _NOT_AN_OUTAGE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
@@ -41,7 +41,7 @@ _NOT_AN_OUTAGE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADir
 class Folder:
     """A folder and its filesystem.  `Folder.at("results")`, `Folder.at("s3://bucket/prefix")`.
 
-    `query`: options of its URI.  `patience`: seconds for which an operation that storage refuses is tried again.
+    `query`: the options of its URI.  `patience`: seconds for which an operation is repeated when storage refuses it.
     """
 
     filesystem: pafs.FileSystem
@@ -53,8 +53,8 @@ class Folder:
     def at(cls, location: str | os.PathLike[str]) -> Folder:
         """The folder at a local path or a URI (`s3://`, `gs://`, `file://`).  It need not exist.
 
-        Another server than AWS: `s3://bucket/prefix?endpoint_override=HOST:PORT&scheme=http`, or AWS_ENDPOINT_URL.
-        `gs://` takes these two options also, and `anonymous=true` for a bucket that is open to all.
+        For a server other than AWS: `s3://bucket/prefix?endpoint_override=HOST:PORT&scheme=http`, or AWS_ENDPOINT_URL.
+        `gs://` accepts these two options too, and `anonymous=true` for a public bucket.
         Raises ValueError for a URI with credentials or unknown options.
         """
         text = os.fspath(location)
@@ -66,11 +66,11 @@ class Folder:
             return cls(_s3(uri), f"{uri.netloc}{uri.path}".rstrip("/"), uri.query)
         if uri.scheme in ("gs", "gcs"):
             return cls(_gcs(uri), f"{uri.netloc}{uri.path}".rstrip("/"), uri.query)
-        filesystem, path = pafs.FileSystem.from_uri(text.replace("#", "%23"))  # no fragment, but a character of a name
+        filesystem, path = pafs.FileSystem.from_uri(text.replace("#", "%23"))  # `#` belongs to the name
         return cls(filesystem, path.rstrip("/"), uri.query)
 
     def patient(self, seconds: float = PATIENCE) -> Folder:
-        """The same folder, whose operations outlast that many seconds of refusal.  0: none, for the first contact."""
+        """The same folder; it repeats refused operations for up to `seconds`.  0 reports the first refusal at once."""
         return replace(self, patience=seconds)
 
     def __truediv__(self, name: str) -> Folder:
@@ -96,7 +96,7 @@ class Folder:
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def list(self, *, recursive: bool = False) -> list[pafs.FileInfo]:
-        """What is in the folder, sorted by path; empty where the folder does not exist."""
+        """Files and folders in the folder, sorted by path; empty if the folder does not exist."""
         hides_folders = not recursive and self.filesystem.type_name == "gcs"
         selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive or hides_folders)
         found = self._insist(lambda: self.filesystem.get_file_info(selector))
@@ -108,7 +108,7 @@ class Folder:
         return self._insist(lambda: self.filesystem.get_file_info(f"{self.path}/{name}")).type == pafs.FileType.File
 
     def read_bytes(self, name: str, at_most: int | None = None) -> bytes:
-        """Content of a file in the folder.  Raises FileNotFoundError; ValueError beyond `at_most` bytes."""
+        """Content of a file in the folder.  Raises FileNotFoundError, or ValueError if it has over `at_most` bytes."""
 
         def read() -> bytes:
             with self.filesystem.open_input_file(f"{self.path}/{name}") as file:
@@ -119,14 +119,14 @@ class Folder:
         return self._insist(read)
 
     def write_bytes(self, name: str, content: bytes | pa.Buffer, *, durable: bool = False) -> None:
-        """Write a file whole: complete or absent, also when the process dies.  Creates the folder.
+        """Write a file atomically: it is complete or absent, even if the process dies.  Creates the folder.
 
-        `durable`: also when the machine loses power right afterwards (an object store's objects always are).
+        `durable`: the file also survives a loss of power right afterwards, as an object in an object store always does.
         """
         self._insist(lambda: self._write(f"{self.path}/{name}", content, durable))
 
     def make_durable(self, names: Iterable[str]) -> None:
-        """Make files of the folder outlast a loss of power, whatever way they were written; those gone are no matter.
+        """Flush files of the folder to the disk, so that they survive a loss of power; missing files are ignored.
 
         Raises OSError.
         """
@@ -139,7 +139,7 @@ class Folder:
         self._insist(lambda: self.filesystem.delete_file(f"{self.path}/{name}"))
 
     def _insist(self, action: Callable[[], T]) -> T:
-        """Do it, trying again for `patience` seconds where storage refuses."""
+        """Run `action`; while storage refuses it, repeat it for up to `patience` seconds."""
         if not self.patience:
             return action()
         outage = Outage(self, self.patience)
@@ -153,7 +153,7 @@ class Folder:
             outage.wait()
 
     def _write(self, target: str, content: bytes | pa.Buffer, durable: bool) -> None:
-        if not self.is_local:  # object stores need no folder, and an object appears when its upload is complete
+        if not self.is_local:  # an object store needs no folder, and shows an object when its upload is complete
             with self.filesystem.open_output_stream(target) as stream:
                 stream.write(content)
             return
@@ -174,7 +174,11 @@ class Folder:
             raise
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """A JSON object.  Raises FileNotFoundError, or ValueError naming the file where it is none, or a monster."""
+        """Read a JSON object.
+
+        Raises FileNotFoundError; ValueError, which names the file, if it holds anything else, is over 256 MiB, or has
+        more than 50 levels.
+        """
         text = self.read_bytes(name, at_most=_LARGEST_JSON)
         if not text.strip():
             raise ValueError(f"{self / name}: empty; expected a JSON object")
@@ -191,7 +195,7 @@ class Folder:
         return content
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON object, durably; NaN and inf, which JSON lacks, become "NaN", "Infinity" and "-Infinity"."""
+        """Write a JSON object durably; NaN and inf, which JSON lacks, become "NaN", "Infinity" and "-Infinity"."""
         text = json.dumps(_strict(content), indent=2, allow_nan=False)
         self.write_bytes(name, (text + "\n").encode(), durable=True)
 
@@ -205,7 +209,7 @@ def _sync_all(paths: Sequence[str]) -> None:
 
 
 def _sync(path: str) -> None:
-    """Have the disk hold what the file holds."""
+    """Flush a file's content to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -214,7 +218,7 @@ def _sync(path: str) -> None:
 
 
 def _sync_folder(path: str) -> None:
-    """Have the disk hold the folder's names; a file system that cannot (some network ones) does it in its own time."""
+    """Flush a folder's list of names to the disk; errors of file systems without that operation are ignored."""
     try:
         _sync(path)
     except OSError as error:
@@ -223,7 +227,7 @@ def _sync_folder(path: str) -> None:
 
 
 def check_location(location: str) -> None:
-    """Raises ValueError for no location, a filesystem's root, or (not repeated) one with credentials in it."""
+    """Raises ValueError for an empty location, a filesystem's root, or credentials, which the message leaves out."""
     scheme, separator, rest = location.partition("://")
     if separator and "@" in rest.partition("/")[0]:
         raise ValueError(f"{scheme}://...: credentials in a location; give them in the environment")
@@ -233,12 +237,12 @@ def check_location(location: str) -> None:
 
 
 def _parts(uri: str) -> SplitResult:
-    """A URI taken apart; `#` is a character of a name, as in `s3://bucket/run#1`."""
+    """The components of a URI; `#` belongs to the path, as in `s3://bucket/run#1`."""
     return urlsplit(uri, allow_fragments=False)
 
 
 def _s3(uri: SplitResult) -> pafs.S3FileSystem:
-    """The store of an `s3://` URI; its region from the URI, the environment or, for AWS, the bucket itself."""
+    """The store of an `s3://` URI; its region is that of the URI, the environment or, for AWS, the bucket."""
     options = _options(uri, _S3_OPTIONS)
     elsewhere = "endpoint_override" in options or {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & os.environ.keys()
     region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
@@ -267,7 +271,7 @@ def _gcs(uri: SplitResult) -> pafs.GcsFileSystem:
 
 
 def _options(uri: SplitResult, known: Sequence[str]) -> dict[str, str]:
-    """The options of a URI.  Raises ValueError for one that its store does not know."""
+    """The options of a URI.  Raises ValueError for an option that is not in `known`."""
     options = dict(parse_qsl(uri.query))
     unknown = sorted(options.keys() - set(known))
     if unknown:
@@ -276,9 +280,10 @@ def _options(uri: SplitResult, known: Sequence[str]) -> dict[str, str]:
 
 
 def _direct_children(path: str, found: Sequence[pafs.FileInfo]) -> list[pafs.FileInfo]:
-    """What lies directly in a folder, from everything below it.
+    """The files and folders directly in `path`, from the list of all objects below it.
 
-    Google's store has no folders, and pyarrow lists as one only what an empty object marks; a path implies it here.
+    Google's store has no folders; pyarrow lists a folder only if an empty object marks it.  Here `a/b/c` implies that
+    `a` contains the folder `b`.
     """
     children: dict[str, pafs.FileInfo] = {}
     for info in found:
@@ -298,12 +303,12 @@ def _strict(value: Any) -> Any:
 
 
 def _refuse_constant(word: str) -> None:
-    """NaN and Infinity are no JSON; `write_json` writes strings for them."""
+    """Raises ValueError: NaN and Infinity are not JSON; `write_json` writes strings for them."""
     raise ValueError(f"{word} is no JSON value")
 
 
 def _depth(content: Any) -> int:
-    """Levels of objects and lists within each other, counted without recursion."""
+    """The number of nested levels of objects and lists, counted without recursion."""
     depth, level = 0, [content]
     while level := [item for item in level if isinstance(item, dict | list)]:
         depth += 1

@@ -1,7 +1,7 @@
-"""One answer to storage that refuses for a while: a full disk, an object store that answers 503, a network away.
+"""Retries while storage is unavailable: the disk is full, an object store answers 503, the network is down.
 
-Waiting longer each time, up to a limit, then giving up with one line.  Whoever writes decides whether to wait
-(`Folder.patient`) or to keep working meanwhile (`RunWriter.flush`); how long is decided here.
+The delay doubles from 0.5 s to 10 s; after 300 s of refusals the operation fails with a message of one line.  The
+caller decides whether to wait (`Folder.patient`) or to keep training meanwhile (`RunWriter.flush`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.5, 10.0
 
 
 class StorageRefused(OSError):
-    """Storage that refused for longer than anyone waits; its message is one line that names the place."""
+    """Storage refused for longer than the limit; the message is one line that names the folder."""
 
 
 class Outage:
-    """Refusals of one place in a row.  `limit`: seconds from the first one to giving up."""
+    """A series of refusals by one folder.  `limit`: seconds from the first refusal to giving up."""
 
     def __init__(self, place: object, limit: float = PATIENCE) -> None:
         self._place, self._limit = place, limit
@@ -31,7 +31,7 @@ class Outage:
         return time.monotonic() >= self._retry_at
 
     def refused(self, error: OSError) -> None:
-        """Note a refusal and when to try again.  Raises StorageRefused once the limit is reached."""
+        """Record a refusal and set the time of the next attempt.  Raises StorageRefused once the limit is reached."""
         now = time.monotonic()
         if self._since is None:
             self._since, self._delay = now, _FIRST_DELAY
@@ -46,6 +46,6 @@ class Outage:
         time.sleep(max(0.0, self._retry_at - time.monotonic()))
 
     def over(self) -> float | None:
-        """Note a success; the seconds that the refusals before it lasted, None where there were none."""
+        """Record a success.  Returns the seconds that the refusals before it lasted, None if there were none."""
         since, self._since, self._retry_at = self._since, None, 0.0
         return None if since is None else time.monotonic() - since

@@ -1,15 +1,15 @@
-"""Collapse: records in, verdict out.  The only rule set, for the training loop and for the sweep's stopper.
+"""Collapse detection: from the records of steps to a verdict.  The training loop and the sweep's stopper share it.
 
-    smoothing.py     the one smoothing of the loss; ticks, the time of a run
-    course.py        the loss so far: start, average, best, scatter; what a margin is where the unit is unknown
-    baseline.py      the gap to a baseline
-    stored_gap.py    the gap in the rows of a run, once both are over
-    rule.py          what a rule sees and remembers
+    smoothing.py     smoothing of the loss, and ticks: the unit of time of a run
+    course.py        the loss so far: start, average, best, scatter; margins for losses of unknown unit
+    baseline.py      the gap to a baseline, step by step
+    stored_gap.py    the gap, written into a run's rows after both runs have ended
+    rule.py          interface of a rule: its input, its memory, its answer
     loss_rules.py    non_finite, diverged, never_learned, gap_to_baseline
     weight_rules.py  stalled, rank_collapse
     detector.py      CollapseDetector
 
-Plain Python on records; no torch.  Thresholds are fields of `TrainConfig`, section "collapse rules".
+Plain Python without torch.  The thresholds are the fields of `TrainConfig` in the section "collapse rules".
 """
 
 from altgrad.collapse.baseline import BaselineGap

@@ -1,4 +1,4 @@
-"""How far a run lies behind its baseline, by the smoothed losses of both."""
+"""The gap of a run: its smoothed loss minus the smoothed loss of its baseline."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from altgrad.collapse.course import USUAL_CAP, LossCourse
 
 
 class BaselineGap:
-    """How far a run's smoothed loss lies behind that of the baseline run, step by step.
+    """Computes the gap of a run to its baseline, step by step.
 
-    `baseline` maps step -> training loss and may still be growing.  Both curves are smoothed alike, over the steps
-    that the run reports, so a run that follows the baseline exactly has a gap of exactly 0.
+    `baseline` maps step -> training loss and may still grow while the run trains.  Both curves are smoothed in the same
+    way over the steps that the run reports, so a run with exactly the losses of the baseline has a gap of exactly 0.
     `pace`, `cap`: see `LossCourse`.
     """
 
@@ -22,13 +22,13 @@ class BaselineGap:
         self._own = LossCourse(pace, cap)
         self._other = LossCourse(pace, cap)
         self._step: int | None = None
-        self._pending: list[int] = []  # steps of the run that the smoothed baseline has not got yet
+        self._pending: list[int] = []  # steps of the run whose baseline losses are not smoothed yet
 
     def update(self, step: int, loss: float) -> float | None:
-        """Smoothed loss minus smoothed baseline at this step, in units of the loss.
+        """Add a step's loss.  Returns smoothed loss minus smoothed baseline at this step, in units of the loss.
 
-        None where there is nothing to compare: the baseline has not (yet) got this step, one of the two losses
-        is not finite, or the step was seen before.
+        None if the baseline does not have this step (yet), if one of the two losses is not finite, or if the step is
+        not later than the last one.
         """
         if self._step is not None and step <= self._step:
             return None
@@ -47,7 +47,7 @@ class BaselineGap:
         return own - other
 
     def state_dict(self) -> dict[str, Any]:
-        """What later gaps depend on besides the baseline, in strict JSON."""
+        """The state on which later gaps depend besides the baseline, as strict JSON."""
         return {
             "own": self._own.state_dict(),
             "other": self._other.state_dict(),

@@ -1,11 +1,12 @@
-"""What the rules know of the loss so far, and how much of a loss is much.
+"""The course of the loss as the rules see it, and the size of a margin in units of that loss.
 
-The cross-entropy of a known vocabulary is in nats, and its margins are nats: 0.15 nats below ln(256) = 5.545 is
-learning.  A loss of unknown unit (a squared error, a negative log-likelihood, ...) has no such scale, nor a zero: 0.15
-is more than a regression that starts at 0.09 can ever learn, and nothing for one that starts at 4,000.  There a margin
-of m nats means m / 3 of what the run has learned so far, because the runs that the margins were made for had learned
-about 3 nats: half a nat is a sixth of the progress, 0.014 for a regression that went from 0.09 to 0.004.  Progress that
-is smaller than the scatter of the batches is none.  Nothing here changes when every loss is multiplied by a constant.
+The cross-entropy of a known vocabulary is in nats, and so are its margins: a loss 0.15 nats below ln(256) = 5.545
+counts as learning.  A loss of unknown unit (a squared error, a negative log-likelihood, ...) has neither such a scale
+nor a zero: a regression that starts at 0.09 can never learn 0.15, and for one that starts at 4,000 it is nothing.  For
+such a loss a margin of m nats means m / 3 of the run's progress so far: the margins were chosen on runs that
+learned about 3 nats.  Example: a regression went from 0.09 to 0.004, so its progress is 0.086, and the margin of half a
+nat is a sixth of it, 0.014.  A margin is at least the scatter of the batches.  If every loss of unknown unit is
+multiplied by a constant, every margin is too, so no verdict changes.
 """
 
 from __future__ import annotations
@@ -18,39 +19,40 @@ from typing import Any
 from altgrad.collapse.smoothing import REACH, Smoothed
 
 START_STEPS = 5  # finite losses whose median is the initial loss
-USUAL_CAP = math.log(256)  # nats; a smaller vocabulary has less to learn, and its margins shrink with it
+USUAL_CAP = math.log(256)  # nats; the margins of a smaller vocabulary are smaller in proportion to its logarithm
 USUAL_PROGRESS = 3.0  # nats that a run of the usual vocabulary learns
-RESOLUTION = 1e-6  # of the loss: what float32 batches can hardly tell apart
+RESOLUTION = 1e-6  # share of the loss below which float32 losses can hardly be distinguished
 _SLOW = 25  # ticks, half-life of the slow average and of the scatter
-_SIGMA = 1.25  # standard deviations of a normal distribution in its mean absolute deviation
-_SURE = 3.5  # standard errors to either side within which two averages count as equal
+_SIGMA = 1.25  # standard deviation of a normal distribution divided by its mean absolute deviation
+_SURE = 3.5  # half the width of an average's confidence interval, in standard errors
 
 
 @dataclass
 class Trend:
-    """A slow average with its standard error, and whether it has ever fallen by more than chance explains.
+    """A slow average of the loss with a confidence interval, and whether it ever fell by more than chance explains.
 
-    Each average is the interval of `_SURE` standard errors around it; `height` is the highest lower end so far.  The
-    loss has fallen once an upper end lies below it.  Example: batches scatter by 0.1 around 2.0; an average over the
-    first 20 ticks is 2.0 +- 0.09, later ones +- 0.05: a fall to 1.8 is one, a fall to 1.9 may be chance.
+    The interval is `_SURE` standard errors to either side of the average; `height` is the highest lower end so far.
+    The loss has fallen once the upper end of an interval lies below `height`.  Example: batches scatter by 0.1 around
+    2.0.  The average over the first 20 ticks is 2.0 +- 0.09, so `height` is 1.91; later intervals are +- 0.05.  An
+    average of 1.8 has the upper end 1.85: the loss has fallen.  An average of 1.9 has 1.95: that may be chance.
     """
 
     average: Smoothed = field(default_factory=Smoothed)
     scatter: Smoothed = field(default_factory=Smoothed)  # mean absolute deviation from the smoothed loss
-    squares: float = 0.0  # sum of squared weights: (squares / weight^2) of a value's variance is the average's
+    squares: float = 0.0  # sum of squared weights: variance of the average = squares / weight^2 * variance of a value
     height: float | None = None
     fell: bool = False
 
     def update(self, loss: float, smoothed: float | None, ticks: float, reach: float) -> None:
         self.average.update(loss, ticks, reach, _SLOW)
         keep = 0.5 ** (ticks / _SLOW)
-        # the batches of one tick count as one: their noise need not be independent
+        # the batches of one tick count as one batch, because their noise may be correlated
         self.squares = keep**2 * self.squares + (1 - keep) ** 2 / ticks
         if smoothed is not None:
             self.scatter.update(min(abs(loss - smoothed), reach), ticks, math.inf, _SLOW)
 
     def look(self) -> None:
-        """Compare with what was before."""
+        """Compare the current interval with `height`, then raise `height` to its lower end."""
         margin, value = self.margin, self.average.value
         if margin is None or value is None:
             return
@@ -60,7 +62,7 @@ class Trend:
 
     @property
     def margin(self) -> float | None:
-        """Half the width of the interval around the average."""
+        """Half the width of the interval around the average; None before the first deviation."""
         value, scatter = self.average.value, self.scatter.value
         if value is None or scatter is None:
             return None
@@ -70,11 +72,15 @@ class Trend:
 
 @dataclass
 class LossCourse:
-    """The loss's start, its average, the average's best, and its scatter.
+    """Start of the loss, its smoothed value, the best smoothed value, and the scatter of the batches.
 
-    The best counts from where the average is settled: one lucky batch at the start is no achievement to lose.
-    `pace`: steps of a tick.  `cap`: ln(vocabulary), the loss of a uniform model; None where the unit is unknown.
-    Losses of exactly 0 before any other say nothing (a masked batch, a term that is still switched off).
+    The best counts only from the step on at which the average is settled, since one lucky batch at the start would
+    otherwise be the best for ever.  `pace`: steps per tick.  `cap`: ln(vocabulary), the loss of a uniform model; None
+    if the unit of the loss is unknown.  Losses of exactly 0 at the start are ignored: they come from masked batches,
+    or from a term that is still switched off.
+
+    Example, 256 classes, 500 steps: losses 5.6, 5.5, 5.7, 5.5, 5.4, ... give `initial` 5.5, their median; the average
+    is settled after 20 steps; at step 200 it has come down to 2.45, so `best` is 2.45 and `progress` 3.05.
     """
 
     pace: float = 1.0
@@ -88,7 +94,7 @@ class LossCourse:
     best_scatter: float = 0.0
 
     def ticks(self, step: int) -> float:
-        """Ticks between the last record and this one, at most 1."""
+        """Ticks between the last recorded step and `step`, at most 1."""
         return min(1.0, (1 if self.step is None else step - self.step) / self.pace)
 
     def update(self, step: int, loss: float) -> None:
@@ -112,24 +118,25 @@ class LossCourse:
 
     @property
     def initial(self) -> float | None:
-        """Median of the first finite losses; None until there are enough of them."""
+        """Median of the first five finite losses; None until there are five."""
         return sorted(self.first)[START_STEPS // 2] if len(self.first) == START_STEPS else None
 
     @property
     def progress(self) -> float:
-        """What the run has learned so far, in units of its loss."""
+        """The fall from the initial loss to the best smoothed loss, in units of the loss; at least 0."""
         return 0.0 if self.initial is None or self.best is None else max(0.0, self.initial - self.best)
 
     @property
     def unit_word(self) -> str:
-        """` nats` after a number, nothing where the unit is unknown."""
+        """` nats`, to follow a number in a sentence; "" if the unit is unknown."""
         return "" if self.cap is None else " nats"
 
     def margin(self, nats: float, scatters: float = 1.0, progress: float | None = None) -> float:
-        """How much of this loss a margin of `nats` is.
+        """A margin of `nats`, converted to units of this loss.
 
-        256 classes or more: `nats` themselves.  2 classes, whose uniform loss is 0.693: an eighth of them.  Unknown
-        unit: `nats` / 3 of `progress`, or of the run's own, and at least `scatters` times the scatter of the batches.
+        256 classes or more: `nats` unchanged.  2 classes, for which a uniform model has 0.693: an eighth of `nats`.
+        Unknown unit: `nats` / 3 times `progress` (by default the run's own), and at least `scatters` times the scatter
+        of the batches.
         """
         if self.cap is not None:
             return nats * min(1.0, self.cap / USUAL_CAP)
@@ -138,7 +145,7 @@ class LossCourse:
         return max(nats / USUAL_PROGRESS * learned, scatters * scatter, RESOLUTION * abs(self.initial or 0.0))
 
     def _reach(self) -> float:
-        """How far above the average one value may count."""
+        """The amount above the average to which a single value is clipped before it is averaged."""
         if self.cap is not None:
             return REACH
         if self.initial is None:

@@ -1,4 +1,4 @@
-"""Feeds each step to every rule, keeps the first verdict, and can be stored and restored at any step."""
+"""The detector passes each step to every rule and keeps the first verdict; its state can be saved at any step."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from altgrad.results import Verdict
 class CollapseDetector:
     """Judges one run from its records, step by step.
 
-    `vocabulary`: number of classes of the loss, whose logarithm is the loss of a model that knows nothing; None
-    where the loss has no such ceiling and its unit is unknown: then every verdict is the same for a loss that is
-    multiplied by a constant.  Thresholds are the collapse fields of the config.
+    `vocabulary`: number of classes of the loss; its logarithm is the loss of a uniform model, in nats.  None if the
+    unit of the loss is unknown: then a loss that is multiplied by a constant leads to the same verdicts.  The
+    thresholds are the fields of the config of kind "judging".
     """
 
     def __init__(self, config: TrainConfig, vocabulary: int | None) -> None:
         self.verdict: Verdict | None = None
         self._step: int | None = None
         self._course = LossCourse(pace_of(config.max_steps), _cap(vocabulary))
-        # Where several fire at one step the first counts: the specific explanation before the general one.
+        # If several rules fire at the same step, the first in this order counts: specific explanations come first.
         self._rules: list[Rule] = [
             NonFinite(config),
             Diverged(config),
@@ -40,10 +40,10 @@ class CollapseDetector:
         ]
 
     def update(self, record: Mapping[str, float]) -> Verdict | None:
-        """Judge a step's record (`step`, `loss`, other metrics where measured).
+        """Judge the record of a step: `step`, `loss`, and the other metrics that were measured.
 
-        Returns the verdict, from the step that brought it onwards, or None.  A step at or before the last one
-        seen, as a restored run repeats them, changes nothing.
+        Returns None until a rule fires, and from that step on its verdict.  A step that is not later than the last one
+        changes nothing: a restored run repeats steps.
         """
         step = int(record["step"])
         if self.verdict is not None or (self._step is not None and step <= self._step):
@@ -57,7 +57,7 @@ class CollapseDetector:
         return self.verdict
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything later verdicts depend on, in strict JSON: no NaN, no inf."""
+        """The state on which later verdicts depend, as strict JSON without NaN and inf."""
         verdict = None if self.verdict is None else asdict(self.verdict)
         if verdict is not None:
             verdict |= {name: repr(verdict[name]) for name in ("value", "limit")}
@@ -69,7 +69,7 @@ class CollapseDetector:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where `state_dict` was taken.  Raises KeyError or TypeError for another's state."""
+        """Continue exactly where `state_dict` was taken.  Raises KeyError or TypeError for a state of other rules."""
         verdict = state["verdict"]
         if verdict is not None:
             verdict = Verdict(**(verdict | {name: float(verdict[name]) for name in ("value", "limit")}))
@@ -81,10 +81,10 @@ class CollapseDetector:
 
 
 def gap_to_baseline(config: TrainConfig, vocabulary: int | None, baseline: Mapping[int, float]) -> BaselineGap:
-    """What measures the gap of a run under this config; `vocabulary` as for `CollapseDetector`."""
+    """A `BaselineGap` for a run with this config; `vocabulary` as for `CollapseDetector`."""
     return BaselineGap(baseline, pace_of(config.max_steps), _cap(vocabulary))
 
 
 def _cap(vocabulary: int | None) -> float | None:
-    """The loss of a model that knows nothing; a single class has none to be uncertain about."""
+    """The loss of a uniform model, ln(vocabulary); None without a vocabulary or for a single class, where it is 0."""
     return None if vocabulary is None or vocabulary < 2 else math.log(vocabulary)

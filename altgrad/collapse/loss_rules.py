@@ -1,4 +1,4 @@
-"""Rules that judge a run by its loss: not finite, far above its best, never below its start, behind the baseline."""
+"""Rules that judge a run by its loss: it is not finite, rose far above its best, never fell, or trails the baseline."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from altgrad.collapse.smoothing import Smoothed, pace_of
 from altgrad.config.train_config import TrainConfig
 from altgrad.results import Verdict
 
-LEARNING_STEPS = 50  # steps at full learning rate before a run can be said not to learn
-TRAINED_START = 0.5  # of ln(vocabulary): a run that starts below this starts from a trained model
-MOSTLY = 0.55  # share of bad steps: more than half, and the wobble of the average
+LEARNING_STEPS = 50  # steps at full learning rate before `never_learned` judges
+TRAINED_START = 0.5  # share of ln(vocabulary): a run that starts below it starts from a trained model
+MOSTLY = 0.55  # average share of bad steps that is judged: one half, and a reserve for its fluctuation
 _SKIPS_HALF_LIFE = 40  # ticks
-_BUMP = 1 / 12  # of the initial loss: where the unit is unknown, a rise by less is no divergence
-_OBVIOUS = 3.0  # times the scatter of the batches that a loss must have risen, or a gap must be, where nats are unknown
+_BUMP = 1 / 12  # share of the initial loss by which a loss of unknown unit must rise at least to have diverged
+_OBVIOUS = 3.0  # multiple of the batches' scatter that a rise or a gap must reach if the unit is unknown
 
 
 @dataclass
 class BadSteps:
-    """The uninterrupted series of bad steps (its first, and how many were reported), and their share of late."""
+    """The current series of bad steps (`since` its first, `length` of them), and the average share of bad steps."""
 
     since: int | None = None
     length: int = 0
     share: Smoothed = field(default_factory=Smoothed)
 
     def __post_init__(self) -> None:
-        if isinstance(self.share, dict):  # as JSON has it
+        if isinstance(self.share, dict):  # restored from JSON
             self.share = Smoothed(**self.share)
 
 
 class NonFinite:
     """NaN or inf in the loss or the gradients at `non_finite_patience` reported steps in a row, or at most steps.
 
-    A non-finite step does not move the optimizer, so a run that skips most of its steps hardly trains, although every
-    tenth step may look well.  Patience is in steps whatever the length of the run: a NaN is a fact, not a trend.
-    Example: bad from step 60 on is judged at step 64; three bad steps in every four are judged after some 80 steps (a
-    sixth of a long run), one in four never.
+    The optimizer skips a non-finite step, so a run with mostly such steps hardly trains, even if every tenth step looks
+    normal.  The patience does not grow with the length of the run: a NaN is a fact, not a trend.
+    Example: a run whose steps are all bad from step 60 on is judged at step 64.  If three of every four steps are bad,
+    it is judged after about 80 steps (in long runs after a sixth of the run); if one of four is bad, never.
     """
 
     name: ClassVar[str] = "non_finite"
@@ -70,7 +70,10 @@ class NonFinite:
 
 
 def _not_finite(seen: Observation) -> tuple[str, float, float] | None:
-    """Metric, value and limit where something is not finite; a norm may overflow where no gradient does."""
+    """(metric, value, limit) of the first non-finite quantity; None if the loss and the gradients are finite.
+
+    The norm is tested besides the gradients, because it may overflow although every gradient is finite.
+    """
     for metric in ("loss", "gradient_norm"):
         value = seen.record.get(metric, 0.0)
         if metric == "gradient_norm" and seen.record.get("non_finite_gradients", 0.0) > 0:
@@ -81,16 +84,17 @@ def _not_finite(seen: Observation) -> tuple[str, float, float] | None:
 
 
 class Diverged:
-    """Smoothed loss `diverged_margin` above its best for `diverged_patience` steps without recovering.
+    """The smoothed loss is `diverged_margin` above its best for `diverged_patience` steps without recovering.
 
-    Below ln(vocabulary) the limit is at most halfway from the best to it, so that a model that had learned less
-    than the margin and fell to uniform is found too.  A model that had learned nothing has nothing to lose there.
-    Example, 256 classes: best 2.45 at step 200, limit 2.95; above it from step 212 on, at 5.5 by 240: verdict at 291.
+    If the best is below ln(vocabulary), the limit is at most halfway between the two, so that a model is also found
+    that had learned less than the margin and fell back to uniform.  This does not apply before the model has learned.
+    Example, 256 classes: the best is 2.45 at step 200, so the limit is 2.95; the loss is above it from step 212 on and
+    at 5.5 from step 240 on: the verdict comes at step 291, the 80th step above the limit.
 
-    Where the unit is unknown the limit is a sixth (0.5 nats of 3) of what had been learned above the best, at least
-    three times the scatter of the batches and a twelfth of the initial loss; less is not told from
-    a bump.  Before anything was learned the loss must double.  Example: a squared error went from 0.09 to 0.004 with a
-    scatter of 0.001: limit 0.004 + 0.086 / 6 = 0.018.
+    If the unit is unknown, the limit lies above the best by a sixth (0.5 nats of 3) of the progress, but by at least
+    three times the scatter of the batches and a twelfth of the initial loss: a smaller rise may be a fluctuation.
+    Before the loss has fallen at all, it must double.  Example: a squared error went from 0.09 to 0.004 with a scatter
+    of 0.001: the limit is 0.004 + 0.086 / 6 = 0.018.
     """
 
     name: ClassVar[str] = "diverged"
@@ -128,19 +132,20 @@ class Diverged:
 
 @dataclass
 class NoMemory:
-    """A rule that looks at the present alone."""
+    """The empty memory of a rule that depends on the current observation alone."""
 
 
 class NeverLearned:
-    """The loss never left its start, `never_learned_fraction` into the run.
+    """After `never_learned_fraction` of the run, the best smoothed loss is not `never_learned_margin` below the start.
 
-    A start above ln(vocabulary) is judged as ln(vocabulary): to fall to uniform is not learning.  A run that
-    starts far below it starts from a trained model, which may have little left to learn.
-    Example, 256 classes, 500 steps: a best of 5.48 at step 200 is not 0.15 nats below 5.545: verdict.
+    A start above ln(vocabulary) counts as ln(vocabulary), because falling to the loss of a uniform model is not
+    learning.  A run that starts below half of ln(vocabulary) is not judged: it starts from a trained model, which may
+    have little left to learn.
+    Example, 256 classes, 500 steps: the best is 5.48 at step 200, which is not 0.15 nats below 5.545: verdict.
 
-    Where the unit is unknown a run has not learned that has at no time fallen by more than chance explains (see
-    `course.Trend`), from whatever height.  Example: losses of 0.09 that scatter by 0.01: a slow average that is still
-    above 0.085 at step 200 is no fall; a regression that went from 0.09 to 0.004 has learned.
+    If the unit is unknown, the run is judged if its loss has at no time fallen by more than chance explains (see
+    `course.Trend`).  Example: the losses are 0.09 with a scatter of 0.01; a slow average that is still above 0.085 at
+    step 200 has not fallen, and the run is judged.  A regression that went from 0.09 to 0.004 has learned.
     """
 
     name: ClassVar[str] = "never_learned"
@@ -184,14 +189,14 @@ class NeverLearned:
 
 
 class GapToBaseline:
-    """Smoothed loss `gap_limit` behind the baseline for `gap_patience` steps after warm-up without catching up.
+    """The smoothed loss is `gap_limit` behind the baseline for `gap_patience` steps after warm-up without catching up.
 
-    Example, 256 classes: 1.3 nats behind from step 51 to step 210: verdict at 210; a gap that closes by 6 % within
-    every 160 steps is never judged.
+    Example, 256 classes: a run that is 1.3 nats behind from step 51 to step 210 is judged at step 210; a gap that
+    closes by 6 % within every 160 steps is never judged.
 
-    Where the unit is unknown the limit is a third (1 nat of 3) of what the baseline itself has learned, which started
-    where this run did: with the same weights.  Example: both start at 0.09, the baseline has come to 0.006, the limit
-    is 0.028.  No gap is judged while the baseline has learned less than three times the scatter of the batches.
+    If the unit is unknown, the limit is a third (1 nat of 3) of the progress of the baseline, which started with the
+    same weights as this run.  Example: both start at 0.09 and the baseline has come to 0.006: the limit is 0.028.  No
+    gap is judged while the baseline's progress is less than three times the scatter of the batches.
     """
 
     name: ClassVar[str] = "gap_to_baseline"

@@ -1,15 +1,15 @@
-"""What a collapse rule is: it sees every step once, and answers with a verdict or None.
+"""The interface of a collapse rule: it sees every step once, and answers with a verdict or None.
 
-A rule remembers only what is in its `memory` (plain numbers, so that a checkpoint carries it).  Time beyond a
-limit is counted in steps, not in records, because a sweep may report only every n-th step.  A rule whose metric
-was not measured holds its judgement.
+All state of a rule is in its `memory`, which consists of plain numbers, so that a checkpoint can store it.  The time
+beyond a limit is counted in steps, not in records, because a sweep may report only every n-th step.  A rule gives no
+verdict at a step at which its metric was not measured.
 
-The patience fields of the config are the steps of a run of 500 (`max_steps`), or of a shorter one; a longer run waits
-in proportion: 80 steps are 8,000 in a run of 50,000, which is not judged at step 200 for what 500 steps would not
-forgive.  The time constants of the optimizer do not shrink with a shorter run, so the patience does not either.
+The patience fields of the config apply to runs of up to 500 steps (`max_steps`).  In a longer run the patience grows in
+proportion: 80 steps become 8,000 in a run of 50,000 steps.  In a run shorter than 500 steps it does not shrink, because
+the time constants of the optimizer do not shrink either.
 
-What the rules must not do was learnt from rules that fail: ratios of losses never fire, since a model that falls
-to uniform stops at ln(vocabulary); z-scores fire on every heavy tail; plateaus alone condemn runs that converge.
+These rules avoid three criteria that fail: a ratio of losses never fires, since a model that falls back to uniform
+stops at ln(vocabulary); a z-score fires on every heavy tail; a plateau alone would stop runs that have converged.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import Any, ClassVar, Protocol
 from altgrad.collapse.course import LossCourse
 from altgrad.results import Verdict
 
-RECOVERY = 0.06  # share of the height that a value must lose to count as recovering
+RECOVERY = 0.06  # share of its height above the origin that a value must lose to count as recovering
 
 
 @dataclass(frozen=True)
 class Observation:
-    """One step as the rules see it.  `ticks`: time since the record before (see `smoothing`)."""
+    """One step as the rules see it.  `ticks`: the time since the previous record (see `smoothing`)."""
 
     step: int
     record: Mapping[str, float]
@@ -36,7 +36,7 @@ class Observation:
 
     @property
     def cap(self) -> float | None:
-        """ln(vocabulary), the loss of a uniform model, where it is known."""
+        """ln(vocabulary), the loss of a uniform model; None if the unit of the loss is unknown."""
         return self.course.cap
 
     @property
@@ -44,13 +44,13 @@ class Observation:
         return self.course.smoothed.value
 
     def finite(self, name: str) -> float | None:
-        """A metric's value; None where it was not measured or is not finite."""
+        """The value of a metric at this step; None if it was not measured or is not finite."""
         value = self.record.get(name)
         return None if value is None or not math.isfinite(value) else float(value)
 
 
 class Rule(Protocol):
-    """`memory` is a dataclass of JSON-able fields that, with the loss course, decides all later answers."""
+    """A collapse rule.  All later answers depend on the loss course and on `memory`, a dataclass of JSON values."""
 
     name: ClassVar[str]
     memory: Any
@@ -60,12 +60,13 @@ class Rule(Protocol):
 
 @dataclass
 class Excursion:
-    """Time beyond a limit.  The clock restarts while the value falls back, so that what heals is never judged.
+    """Counts the steps for which a value is beyond a limit; the count restarts whenever the value has recovered a bit.
 
-    `peak` is the highest value beyond the limit, `floor` the lowest since.  Both move only by 6 % of their
-    height over the origin, so that noise around a level that does not heal restarts the clock a few times at most.
-    Example: best 2.0, risen to 5.0: each time the loss has fallen by another 6 % of its height (first to 4.82, then to
-    4.65, ...) it is given the whole patience again; one that stays at 4.9 is given it once.
+    `peak` is the highest value beyond the limit, `floor` the lowest one since then.  Both change only if the value
+    passes them by 6 % of their height above the origin, so that noise around a constant level restarts the count a few
+    times at most.  Example: the best loss (the origin) is 2.0, and the loss has risen to 5.0.  When it has fallen by
+    6 % of its height, first to 4.82, then to 4.65, ..., the count restarts, so a run that keeps recovering is never
+    judged.  A loss that stays at 4.9 restarts nothing and is judged after the patience.
     """
 
     since: int | None = None
@@ -74,7 +75,7 @@ class Excursion:
     clock: int = 0  # the step before the first one that counts
 
     def steps_beyond(self, step: int, value: float, limit: float, origin: float) -> int:
-        """Steps in a row, this one included, beyond the limit without recovering; `origin` is where all is well."""
+        """Steps in a row beyond the limit without recovery, including this one; `origin` is the healthy value."""
         if value <= limit:
             self.since = None
             return 0

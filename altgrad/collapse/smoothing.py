@@ -1,14 +1,19 @@
-"""The one smoothing of the loss that every collapse rule and the gap to the baseline share.
+"""Smoothing of the loss, shared by all collapse rules and by the gap to the baseline.
 
-Batch losses have heavy tails: raw values trip any threshold sooner or later, and an average that one wild step
-can drag away trips it for long after.  So the smoothing is an exponential average that halves a value's weight
-every `HALF_LIFE` ticks, corrected for its start, in which one value counts as at most `reach` above the average so
-far; below it zero is bound enough, and a start from hundreds of nats must be left quickly.  NaN and inf are not
-averaged at all; the rules judge them apart.
+Batch losses have heavy tails: single raw values exceed any threshold sooner or later, and after one extreme step a
+plain average would exceed it for many more steps.  So the loss is smoothed by an exponential moving average with a
+half-life of `HALF_LIFE` ticks and normalised weights, in which a value counts as at most `reach` above the average.
+There is no such bound below the average: losses are usually not below 0, and a start of hundreds of nats must be left
+quickly.  NaN and inf are left out; the rule `non_finite` judges them.
 
-A tick is a step of a run of up to `USUAL_STEPS` steps; a longer run is divided into as many ticks, so that it is judged
-on the same shares of its time: in a run of 50,000 steps a tick is 100 steps and the half-life 1,000.  Where only every
-n-th step is reported a report counts as one tick at most: fewer batches are not less noisy.
+Example with a half-life of 10 ticks, where a new value has the weight 1 - 2^(-1/10) = 0.067: the average is settled at
+2.0, and one batch has the loss 50.  It counts as 2.0 + 3.0 = 5.0, so the average becomes 0.933 * 2.0 + 0.067 * 5.0 =
+2.2.  After ten more batches of 2.0 it is 2.1.  Unbounded it would have become 5.2.
+
+A tick is one step in runs of up to `USUAL_STEPS` steps.  A longer run is divided into `USUAL_STEPS` ticks, so that its
+time constants are the same shares of the run: in a run of 50,000 steps a tick is 100 steps and the half-life is 1,000
+steps.  If only every n-th step is reported, each report counts as one tick at most, since fewer batches average out
+less noise.
 """
 
 from __future__ import annotations
@@ -16,9 +21,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-USUAL_STEPS = 500  # steps of the run whose numbers the collapse fields of the config are
+USUAL_STEPS = 500  # length of the runs for which the collapse fields of the config were chosen
 HALF_LIFE = 10  # ticks
-REACH = 3.0  # nats; one step lifts a settled average by at most 0.067 of this
+REACH = 3.0  # nats; one step raises a settled average by at most 0.067 of this
 
 
 def pace_of(max_steps: int) -> float:
@@ -28,7 +33,7 @@ def pace_of(max_steps: int) -> float:
 
 @dataclass
 class Smoothed:
-    """Exponential average over the finite values given to it; `value` is None before the first."""
+    """Exponential moving average of finite values; `value` is None before the first."""
 
     total: float = 0.0
     weight: float = 0.0  # 1 - 2^(-ticks seen / half-life)
@@ -48,5 +53,5 @@ class Smoothed:
 
     @property
     def settled(self) -> bool:
-        """Whether the average stands on two half-lives of values and not on a few noisy batches."""
+        """Whether the average contains values of at least two half-lives, instead of a few noisy batches."""
         return self.weight >= 0.75 - 1e-9

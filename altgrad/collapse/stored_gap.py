@@ -1,8 +1,9 @@
-"""The gap to the baseline in the rows of a run, whichever of the two was over first.
+"""Stores the gap to the baseline in the rows of a run after both runs have ended, whichever ended first.
 
-A run that trains beside its baseline cannot know it, and what the driver makes of the two curves while they grow is
-its own.  So it is computed once more when both are over, from what is stored, and takes the place of the empty column.
-It is a function of the two curves alone: in a run that knew its baseline from the start it changes nothing.
+A run that trains at the same time as its baseline cannot compute its gap, so its column `gap_to_baseline` is empty; the
+driver of the sweep follows the two curves, but does not write into the run's rows.  When both runs have ended, the gap
+is computed from the stored losses and replaces the empty column.  It depends on the two curves alone, so in a run that
+had the losses of its baseline from the start it changes nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ COLUMN = "gap_to_baseline"
 
 
 def store_gap(config: TrainConfig, run: Folder, baseline: Folder) -> str | None:
-    """Fill `gap_to_baseline` of a run's rows once both runs are over; why there is none, in one line, else None.
+    """Fill the column `gap_to_baseline` of a run; both runs must have ended.
 
-    Raises RecordError for a `run.json` that cannot be used, OSError where storage refuses.
+    Returns None, or one sentence why there is no gap.  Raises RecordError for an unusable `run.json`, OSError if
+    storage refuses.
     """
     start = read_start(run)
     difference = other_beginning(read_start(baseline), start)

@@ -1,4 +1,4 @@
-"""Rules that judge a run by its weights, each with the loss as witness: frozen, and fallen in rank."""
+"""Rules that judge a run by its weights: they are frozen, or their rank collapsed.  The loss must confirm either."""
 
 from __future__ import annotations
 
@@ -10,31 +10,38 @@ from altgrad.collapse.smoothing import pace_of
 from altgrad.config.train_config import TrainConfig
 from altgrad.results import Verdict
 
-RANK_MEASUREMENTS = 2  # in a row
-RANK_TO_LOSE = 2.0  # a matrix below this, as a healthy output head is, has no rank to lose
+RANK_MEASUREMENTS = 2  # measurements in a row that must find a low rank
+RANK_TO_LOSE = 2.0  # a lower reference is not judged: a healthy output head may have one
 EXPLAINING = 0.5  # nats learned between two measurements that explain any fall of the rank between them
-WINDOWS_PER_RUN = 20  # what must last for n measurements must last for n twentieths of the run too
+WINDOWS_PER_RUN = 20  # a condition for n measurements in a row must also last for n twentieths of the run
 
 
 @dataclass
 class FrozenWindows:
-    """`starts`: (step, smoothed loss) at which the windows of the current frozen series began, those that count."""
+    """Memory of `Stalled`.  `previous`: (step, smoothed loss) of the last measurement, where the next window begins.
+
+    `starts`: the same for the beginning of each window in the current series of frozen windows, without windows that
+    are not needed any more.
+    """
 
     previous: tuple[int, float] | None = None
     starts: list[tuple[int, float]] = field(default_factory=list)
 
 
 class Stalled:
-    """Intended updates do not arrive in the weights, measurement after measurement, and the loss makes no progress.
+    """At several measurements in a row the updates do not reach the weights, and the loss makes no progress.
 
-    Either alone is harmless: stochastic rounding stalls most weights at every step and trains well, and a loss
-    on a plateau may be about to drop.  A measurement speaks for the window since the one before it; the last
-    window must have begun after warm-up, because small learning rates stall first.
+    Either condition alone is harmless: with stochastic rounding most weights stall at every step and the model still
+    trains, and a loss on a plateau may be about to drop.  A measurement stands for the window since the previous one;
+    the last window must have begun after warm-up, because the small updates of warm-up stall most easily.
 
-    Example, 500 steps, measured every 50: displacement 0.02 at steps 300, 350 and 400, smoothed loss 2.51 at 250 and
-    2.48 at 400: 0.02 nats per 100 steps, less than the 0.1 that count as progress, verdict at 400.  Three windows must
-    also be three twentieths of the run: 50,000 steps that are measured every 50 are not judged after 150, but once
-    nothing has arrived for 7,500 and the loss has meanwhile fallen by less than 0.1 nats per 10,000 steps.
+    Example, 500 steps, measured every 50: the realised displacement is 0.02 at steps 300, 350 and 400, and the smoothed
+    loss is 2.51 at step 250 and 2.48 at step 400.  It fell by 0.02 nats per 100 steps, less than the 0.1 that count as
+    progress: the verdict comes at step 400.
+
+    The `stalled_windows` windows must also cover as many twentieths of the run.  In a run of 50,000 steps, measured
+    every 50, three windows are only 150 steps; it is judged when the weights have been frozen for 7,500 steps and the
+    loss has meanwhile fallen by less than 0.1 nats per 10,000 steps.
     """
 
     name: ClassVar[str] = "stalled"
@@ -80,7 +87,11 @@ class Stalled:
 
 @dataclass
 class RankReference:
-    """Stable rank and smoothed loss that a fall is measured from, the loss at the last measurement, the fall."""
+    """Memory of `RankCollapse`.  `rank`, `loss`: stable rank and smoothed loss of the reference of a fall.
+
+    `previous_loss`: smoothed loss at the last measurement.  `low`, `low_since`: number of measurements of the current
+    fall, and its first step.
+    """
 
     rank: float | None = None
     loss: float = 0.0
@@ -90,16 +101,18 @@ class RankReference:
 
 
 class RankCollapse:
-    """The median stable rank fell by `rank_collapse_ratio` without the loss improving meanwhile.
+    """The median stable rank fell to `rank_collapse_ratio` of a reference, and the loss did not improve meanwhile.
 
-    Stable rank always falls while a model learns, in wide layers to a small share of its start, so a level says
-    nothing.  The reference is the highest measurement so far, but follows the rank down as the loss improves; what
-    remains is a fall that learning does not explain.  No matrix has a stable rank below 1: the ratio applies to
-    what exceeds 1, or it could never be met by a layer that starts below 1 / ratio.
+    The stable rank of every model falls while it learns, in wide layers to a small share of its start, so a low rank
+    alone proves nothing.  The reference is the highest rank so far, but whenever the loss has improved by
+    `never_learned_margin`, the current rank becomes the reference; so only a fall that learning does not explain is
+    found.  Since no matrix has a stable rank below 1, the ratio applies to the excess over 1: with the ratio 0.1, a
+    layer with the rank 8 could otherwise never reach the limit 0.8.
 
-    Example: stable rank 12 until step 250, 1.2 at 300 and 350, smoothed loss 2.6, 2.5, 2.45: the limit is
-    1 + 0.1 x 11 = 2.1, no 0.5 nats were learned between 250 and 300 that would explain the fall, and it has lasted for
-    more than a twentieth of the 500 steps: verdict at 350.
+    Example, 500 steps: the stable rank is 12 until step 250, and 1.2 at steps 300 and 350, with the smoothed losses
+    2.6, 2.5 and 2.45.  The limit is 1 + 0.1 x (12 - 1) = 2.1.  Between steps 250 and 300 the loss fell by less than the
+    0.5 nats that would explain the fall, and the rank has been low for 50 steps, at least a twentieth of the run: the
+    verdict comes at step 350.
     """
 
     name: ClassVar[str] = "rank_collapse"

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test check dashboard bench bench-peers clean
+.PHONY: sweep test test-fast check dashboard bench bench-peers clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -13,7 +13,10 @@ sweep: .venv/installed
 	$(BIN)/python tune/sweep.py $(ARGS)
 
 test: .venv/installed check
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+
+test-fast: .venv/installed
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m 'not (slow or ray or browser or compiled)' $(ARGS)
 
 check: .venv/installed
 	$(BIN)/ruff check .

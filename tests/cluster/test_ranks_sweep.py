@@ -17,7 +17,9 @@ import torch.multiprocessing as mp
 from altgrad.results import Run, read_run
 from altgrad.storage.folder import Folder
 from altgrad.training import FormatExperimentRunner, TrainConfig
-from tests.sweep.test_sweep import attempt, checkpoints, complete, family, start, wait_until, write_configs
+from tests.servers.polling import wait_until
+from tests.servers.sweep_process import attempt, checkpoints, complete, family, start, write_configs
+from tests.support.small_runs import SWEPT
 from tune.plan.machine import Machine, share_out
 from tune.plan.options import SweepError, SweepOptions, parse_options
 from tune.plan.trial import Trial
@@ -25,8 +27,8 @@ from tune.plan.trial import Trial
 ROOT = Path(__file__).parents[2]
 SIZE = 2
 LONG = 240  # steps: enough to lose a rank twice
-SMALL = {"model": "micro", "batch_size": 4, "warmup_steps": 5, "eval_interval": 20, "eval_batches": 2, "threads": 1}
-SMALL |= {"diagnostic_interval": 20, "checkpoint_interval": 20, "compile": False}
+EAGER = {"threads": 1, "compile": False}
+SMALL = SWEPT | EAGER
 CONFIGS: dict[str, dict[str, Any]] = {
     "e4m3": {"format": "E4M3", "rounding": "stochastic", "max_steps": LONG},
     "later": {"format": "E4M3", "max_steps": 20},
@@ -97,7 +99,7 @@ def rank_processes(sweep: subprocess.Popen[str]) -> list[psutil.Process]:
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     home = tmp_path_factory.mktemp("sweep")
     (home / "home").mkdir()
-    write_configs(home / "configs", {name: SMALL | fields for name, fields in CONFIGS.items()})
+    write_configs(home / "configs", CONFIGS, **EAGER)
     command = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--configs", "configs", "--no-baseline"]
     command += ["--results", "out", "--name", "s", "--wandb", "disabled", "--max-concurrent", "1"]
     process = start([*command, "--workers-per-trial", str(SIZE), "--cpus-per-trial", "0.5"], home)
@@ -115,6 +117,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     return Story(home, done.returncode, done.stdout, len(left))
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_trial_that_loses_a_rank_goes_on_from_its_checkpoint_bit_for_bit(story: Story, tmp_path: Path) -> None:
@@ -130,6 +133,7 @@ def test_a_trial_that_loses_a_rank_goes_on_from_its_checkpoint_bit_for_bit(story
         assert run.table("steps", [metric])[metric].equals(alone.table("steps", [metric])[metric]), metric
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_its_workers_leave_room_for_the_next_trial_and_no_process_behind(story: Story) -> None:

@@ -11,11 +11,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-import yaml
 
 from altgrad.compare import comparison
 from altgrad.compare.rescue import rescue_matrix
@@ -23,21 +21,14 @@ from altgrad.results import Run, list_runs
 from altgrad.storage.folder import Folder
 from tests.servers.object_store import KEYS
 from tests.servers.ray_nodes import environment
+from tests.servers.sweep_process import write_configs
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 PATIENCE = 200.0  # seconds on a busy machine
-SMALL = {"model": "micro", "batch_size": 4, "warmup_steps": 5, "eval_interval": 20, "eval_batches": 1}
-SMALL |= {"diagnostic_interval": 20, "checkpoint_interval": 20, "compile": False}
 SECRETS = KEYS | {"AWS_SESSION_TOKEN": "t0" * 20, "WANDB_API_KEY": "p" * 40, "RAY_AUTH_TOKEN": "d5" * 32}
 SECRETS |= {"ALTGRAD_NOTIFY": "http://127.0.0.1:9/hook?token=hunter2hunter2"}
 COMMAND = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--results", "out", "--name", "s", "--max-concurrent", "2"]
-
-
-def write_configs(folder: Path, **configs: dict[str, Any]) -> None:
-    folder.mkdir(parents=True)
-    for name, fields in configs.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(SMALL | fields))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +51,8 @@ class Killed:
 @pytest.fixture(scope="module", params=["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
 def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, scratch: Path) -> Killed:
     home = tmp_path_factory.mktemp("killed")
-    write_configs(home / "configs", a={"format": "BF16", "max_steps": 50000}, b={"format": "E4M3", "max_steps": 50000})
+    configs = {"a": {"format": "BF16", "max_steps": 50000}, "b": {"format": "E4M3", "max_steps": 50000}}
+    write_configs(home / "configs", configs, eval_batches=1, compile=False)
     variables = environment(home, TMPDIR=str(scratch), **SECRETS)
     process = subprocess.Popen(
         [*COMMAND, "--configs", "configs"], cwd=home, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -120,7 +112,7 @@ class Unwatched:
 def unwatched(tmp_path_factory: pytest.TempPathFactory, scratch: Path) -> Unwatched:
     home = tmp_path_factory.mktemp("unwatched")
     hopeless = {"format": "E2M5", "max_steps": 60, "never_learned_fraction": 0.2, "never_learned_margin": 5.0}
-    write_configs(home / "configs", hopeless=hopeless)
+    write_configs(home / "configs", {"hopeless": hopeless}, eval_batches=1, compile=False)
     variables = environment(home, TMPDIR=str(scratch), PYTHONIOENCODING="ascii", WANDB_PROJECT="team/proj")
     command = " ".join([*COMMAND, "--configs", "configs", "--no-baseline", "--interventions", "none", "clip"])
     line = f"{command} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}"

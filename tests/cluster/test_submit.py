@@ -24,6 +24,7 @@ from tests.servers.ray_nodes import environment, free_port, ray_node
 from tune.plan.options import SweepError, parse_options
 from tune.submit import check_sweep
 
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 PATIENCE = 180.0
 SMALL = ["--formats", "E4M3", "--no-baseline", "--model", "micro", "--max-steps", "20", "--wandb", "disabled"]

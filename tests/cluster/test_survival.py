@@ -18,7 +18,6 @@ from typing import Any
 
 import psutil
 import pytest
-import yaml
 
 from altgrad.compare import Row, comparison
 from altgrad.config.train_config import load_config
@@ -26,14 +25,13 @@ from altgrad.results import Run, list_runs, read_events, read_run
 from altgrad.storage.folder import Folder
 from altgrad.training import run_format_experiment
 from tests.servers.object_store import ENVIRONMENT, ObjectStore, object_store
-from tests.servers.polling import PATIENCE, Poller, polling, wait_until
+from tests.servers.polling import Poller, polling, wait_until
 from tests.servers.ray_nodes import environment, free_port, ray_node
+from tests.servers.sweep_process import complete, write_configs
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 OUTAGE = 20.0  # seconds
-SMALL = {"model": "micro", "warmup_steps": 5, "eval_interval": 50, "eval_batches": 2, "diagnostic_interval": 20}
-SMALL |= {"checkpoint_interval": 20, "compile": False}
 CONFIGS = {
     "bf16": {"format": "BF16", "max_steps": 300, "batch_size": 8},
     "e4m3": {"format": "E4M3", "max_steps": 2400, "batch_size": 8},
@@ -60,17 +58,10 @@ def checkpoints(run: Folder) -> list[str]:
     return [info.base_name for info in (run / "checkpoints").list()]
 
 
-def complete(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    output, _ = process.communicate(timeout=PATIENCE)
-    return subprocess.CompletedProcess(process.args, process.returncode, output)
-
-
 @pytest.fixture(scope="module")
 def survivor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Survivor]:
     home = tmp_path_factory.mktemp("survivor")
-    (home / "configs").mkdir()
-    for name, fields in CONFIGS.items():
-        (home / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(SMALL | fields))
+    write_configs(home / "configs", CONFIGS, eval_interval=50, compile=False)
     with pytest.MonkeyPatch.context() as patch, object_store() as store:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)

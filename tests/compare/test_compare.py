@@ -29,7 +29,7 @@ from altgrad.compare.pairing import DEFAULTS, MEASURING, NUMERICS, RESCUE, RUNNI
 from altgrad.config.train_config import TrainConfig
 from altgrad.results import Run, RunWriter, Verdict, list_runs
 from altgrad.storage.folder import Folder
-from tests.support.written_runs import write_run
+from tests.support.written_runs import rows_of, write_run
 
 NAN = math.nan
 
@@ -37,10 +37,6 @@ NAN = math.nan
 @pytest.fixture
 def sweep(tmp_path: Path) -> Folder:
     return Folder.at(tmp_path / "sweep")
-
-
-def rows_of(sweep: Folder) -> dict[str, Row]:
-    return {row.run: row for row in comparison(list_runs(sweep)[0])}
 
 
 def test_a_row_holds_what_its_run_measured(sweep: Folder) -> None:

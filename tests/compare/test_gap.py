@@ -41,7 +41,7 @@ from altgrad.storage.folder import Folder
 from dashboard.data.sweep_frame import csv_of, group_frame
 from dashboard.figures.group_figures import learning_rate_figure, pareto, pareto_figure, survival_figure
 from tests.support.html_tree import parse
-from tests.support.written_runs import write_run
+from tests.support.written_runs import rows_of, write_run
 
 NAN = math.nan
 COLLAPSED = Verdict(35, "diverged", "loss", 9.0, 5.0)
@@ -52,10 +52,6 @@ HASHES |= {"parameters": 1000}
 @pytest.fixture
 def sweep(tmp_path: Path) -> Folder:
     return Folder.at(tmp_path / "sweep")
-
-
-def rows_of(sweep: Folder) -> dict[str, Row]:
-    return {row.run: row for row in comparison(list_runs(sweep)[0])}
 
 
 def curve(steps: range, end: float) -> dict[int, float]:

@@ -308,6 +308,7 @@ def test_a_wrong_command_line_is_one_sentence(
     assert "--html needs a sweep folder" in capsys.readouterr().err
 
 
+@pytest.mark.browser
 @pytest.mark.skipif(not os.path.exists(CHROMIUM), reason=f"{CHROMIUM} is not installed")
 def test_a_browser_shows_it_in_light_and_dark_and_a_link_unfolds_its_report(mixed: Folder, tmp_path: Path) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright's Python package is not installed")

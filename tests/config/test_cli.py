@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.small_runs import set_words
+
 CONFIGS = Path(__file__).parents[2] / "configs"
-MICRO = ["--set", "model=micro", "max_steps=6", "diagnostic_interval=3", "eval_batches=1", "compile=false"]
+SHORT = ["--set", *set_words(model="micro", max_steps=6, diagnostic_interval=3, eval_batches=1, compile=False)]
 
 
 def altgrad(*arguments, cwd=None, **environment) -> subprocess.CompletedProcess[str]:
@@ -38,17 +40,17 @@ def test_reading_commands_do_not_import_torch():
 
 
 def test_train_from_another_folder_leaves_a_complete_run_and_says_where(tmp_path):
-    done = altgrad("train", CONFIGS / "e7m0_uniform.yaml", "--out", "out/run", *MICRO, cwd=tmp_path)
+    done = altgrad("train", CONFIGS / "e7m0_uniform.yaml", "--out", "out/run", *SHORT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "completed after 6 steps" in done.stdout and str(tmp_path / "out" / "run") in done.stdout
     assert {path.name for path in (tmp_path / "out" / "run").iterdir()} >= {"run.json", "end.json", "steps", "layers"}
-    again = altgrad("train", CONFIGS / "e7m0_uniform.yaml", "--out", "out/run", *MICRO, cwd=tmp_path)
+    again = altgrad("train", CONFIGS / "e7m0_uniform.yaml", "--out", "out/run", *SHORT, cwd=tmp_path)
     assert again.returncode == 2 and "has ended" in again.stderr
 
 
 def test_a_collapse_leaves_a_report_that_can_be_rebuilt_from_the_folder_alone(tmp_path):
     arguments = ["learning_rate=1e30", "gradient_clip=0", "non_finite_patience=2", "max_steps=20", "warmup_steps=0"]
-    done = altgrad("train", CONFIGS / "e5m2_short.yaml", "--out", tmp_path / "run", *MICRO, *arguments)
+    done = altgrad("train", CONFIGS / "e5m2_short.yaml", "--out", tmp_path / "run", *SHORT, *arguments)
     assert done.returncode == 0, done.stderr
     report = tmp_path / "run" / "failure_report.md"
     assert "collapsed" in done.stdout and str(report) in done.stdout
@@ -69,8 +71,8 @@ def test_a_collapse_leaves_a_report_that_can_be_rebuilt_from_the_folder_alone(tm
         (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "x", "--set", "data=short.txt"], "smaller block_size"),
         (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "x", "--set", "model=huge"], "model='huge'; known"),
         (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "x", "--set", "device=cuda"], "no CUDA device"),
-        (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "a/b/x", *MICRO, "layer_formats={no*: E5M2}"], "no layer"),
-        (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "file/x", *MICRO], "file/x"),
+        (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "a/b/x", *SHORT, "layer_formats={no*: E5M2}"], "no layer"),
+        (["train", CONFIGS / "e4m3_uniform.yaml", "--out", "file/x", *SHORT], "file/x"),
         (["report", "nothing"], "neither run.json nor sweep.json"),
     ],
     ids=lambda value: " ".join(map(str, value[-2:])) if isinstance(value, list) else "",

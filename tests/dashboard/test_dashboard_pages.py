@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
-from streamlit.util import calc_hash
 
 from dashboard import streamlit_app
 from tests.support import generated_results as generated
+from tests.support.dashboard_pages import PAGES, show, words
 
-PAGES = ("overview", "sweep", "curves", "compare", "failures", "layers", "formats", "run")
 STATES = ("empty", "running", "completed", "collapsed", "killed", "corrupt", "large")
 SHORT = {"steps": 60, "eval_interval": 20, "diagnostic_interval": 10}
 
@@ -64,25 +61,6 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         found[state] = tmp_path_factory.mktemp(state)
         WRITERS[state](found[state])
     return found
-
-
-def show(root: Path | str, page: str, **query: str) -> AppTest:
-    """The page as a browser would get it: the whole app, opened at that page's address."""
-    app = AppTest.from_file(streamlit_app.__file__, default_timeout=60)
-    app._page_hash = calc_hash("" if page == "overview" else page)  # AppTest opens only pages that are files
-    for key, value in query.items():
-        app.query_params[key] = value
-    arguments, sys.argv = sys.argv, [streamlit_app.__file__, str(root)]
-    try:
-        return app.run()
-    finally:
-        sys.argv = arguments
-
-
-def words(app: AppTest) -> str:
-    """All text on the page and in the sidebar."""
-    kinds = ("title", "markdown", "caption", "info", "warning", "error", "metric")
-    return "\n".join(str(element.value) for kind in kinds for element in app.get(kind))
 
 
 @pytest.mark.parametrize("state", STATES)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from altgrad.storage.folder import Folder
-from tests.dashboard.test_dashboard_pages import PAGES, show, words
 from tests.servers.object_store import ENVIRONMENT, KEYS, ObjectStore, object_store
 from tests.support import generated_results as generated
+from tests.support.dashboard_pages import PAGES, show, words
 
 RUN = {"steps": 60, "eval_interval": 20, "diagnostic_interval": 10}
 

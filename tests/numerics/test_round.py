@@ -15,15 +15,11 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from altgrad.formats import FORMATS, NumberFormat, find_format
+from altgrad.formats import FORMATS, find_format
 from altgrad.quantization.kernel.random import draw_key, uniform
 from altgrad.quantization.kernel.round import FormatTensors, round_magnitude, round_to_format, saturate, spec_of
 from tests.support.oracles import PUBLISHED, gfloat_twin, round_by_search, round_exact, same_bits
-from tests.support.rounding_inputs import ALL, critical_points, every_bfloat16, everything, million, wide
-
-
-def rounded(x: np.ndarray, fmt: NumberFormat, rounding: str = "nearest") -> np.ndarray:
-    return round_to_format(torch.from_numpy(x), fmt, rounding).numpy()
+from tests.support.rounding_inputs import ALL, critical_points, every_bfloat16, everything, million, rounded, wide
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "toward_zero"])
@@ -162,6 +158,7 @@ def _all_roundings(x, spec, key):
     return [saturate(round_magnitude(x, fmt, mode, noise), x, fmt) for mode in ("nearest", "toward_zero", "stochastic")]
 
 
+@pytest.mark.compiled
 @pytest.mark.skipif(
     not any(shutil.which(name) for name in ("c++", "g++", "clang++")), reason="torch.compile needs a C++ compiler"
 )

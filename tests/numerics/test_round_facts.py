@@ -9,15 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from altgrad.formats import FORMATS, NumberFormat
+from altgrad.formats import FORMATS
 from altgrad.quantization.kernel.round import FormatTensors, grid_index, round_to_format, ulp
 from tests.support.oracles import SMALLEST, same_bits
-from tests.support.rounding_inputs import ALL, EDGES, EIGHT_BITS, OVERFLOWING, SPECIAL, every_bfloat16, million
-
-
-def rounded(x: np.ndarray, fmt: NumberFormat, rounding: str = "nearest") -> np.ndarray:
-    return round_to_format(torch.from_numpy(x), fmt, rounding).numpy()
-
+from tests.support.rounding_inputs import ALL, EDGES, EIGHT_BITS, OVERFLOWING, SPECIAL, every_bfloat16, million, rounded
 
 # What other implementations are known to get wrong.
 

@@ -29,8 +29,9 @@ from altgrad.training.compile import step_loss as compiling
 from altgrad.training.compile.step_loss import StepLoss
 from altgrad.training.trainer import Trainer
 from tests.support.rounding_inputs import ALL, million
+from tests.support.small_runs import BARE
 
-MICRO = {"model": "micro", "batch_size": 2, "max_steps": 20, "eval_interval": 20, "diagnostic_interval": 20}
+pytestmark = pytest.mark.compiled
 
 
 def generator() -> torch.Generator:
@@ -137,7 +138,7 @@ class _Synchronisations(TorchDispatchMode):
 
 
 def test_a_step_reads_its_numbers_in_one_transfer(monkeypatch):
-    trainer = Trainer(TrainConfig(**MICRO, compile=False))
+    trainer = Trainer(TrainConfig(**BARE, compile=False))
     trainer.step()
     lists = []
     to_list = torch.Tensor.tolist
@@ -149,7 +150,7 @@ def test_a_step_reads_its_numbers_in_one_transfer(monkeypatch):
 
 def differences(**fields) -> list[float]:
     """|compiled loss / eager loss - 1| of each of 20 steps that both begin with the same weights and moments."""
-    eager, compiled = (Trainer(TrainConfig(**(MICRO | fields), compile=how)) for how in (False, True))
+    eager, compiled = (Trainer(TrainConfig(**(BARE | fields), compile=how)) for how in (False, True))
     found = []
     for _ in range(20):
         compiled.load_state_dict(copy.deepcopy(eager.state_dict()))
@@ -168,7 +169,7 @@ def test_compiled_training_has_the_losses_of_eager_training_with_one_graph_for_a
     for fmt, seed in itertools.product(("FP32", "E4M3", "E7M0", "BF16"), (3, 42)):
         found = differences(format=fmt, seed=seed)
         assert statistics.median(found) < 2e-7 and max(found) < (2e-7 if fmt == "FP32" else 5e-6), (fmt, seed, found)
-    trainer = Trainer(TrainConfig(**MICRO, format="E5M2", seed=3, compile=True))
+    trainer = Trainer(TrainConfig(**BARE, format="E5M2", seed=3, compile=True))
     trainer.step()
     for layer in trainer.layers.values():
         layer.set_format("weight", FORMATS["E6M1"])
@@ -184,22 +185,22 @@ def nothing_compiled(tmp_path, monkeypatch):
 
 
 def test_auto_compiles_long_runs_and_leaves_short_ones_eager(nothing_compiled):
-    short = Trainer(TrainConfig(**MICRO))
+    short = Trainer(TrainConfig(**BARE))
     assert short.compiled == "eager" and "saves" in short.compile_reason
-    long = TrainConfig(**(MICRO | {"max_steps": 10**6}))
+    long = TrainConfig(**(BARE | {"max_steps": 10**6}))
     assert StepLoss(short.model, short.layers, long, short.device).how != "eager"
 
 
 def test_runs_that_share_a_graph_share_its_cost(nothing_compiled):
-    trainer = Trainer(TrainConfig(**MICRO, compile=False))
-    config = TrainConfig(**(MICRO | {"max_steps": 1500, "n_head": 1}))
+    trainer = Trainer(TrainConfig(**BARE, compile=False))
+    config = TrainConfig(**(BARE | {"max_steps": 1500, "n_head": 1}))
     assert StepLoss(trainer.model, trainer.layers, config, trainer.device).how == "eager"
     assert StepLoss(trainer.model, trainer.layers, config, trainer.device, runs_alike=100).how != "eager"
 
 
 def test_a_run_of_a_sweep_is_computed_alike_whatever_was_compiled_before(nothing_compiled):
-    trainer = Trainer(TrainConfig(**MICRO, compile=False))
-    config = TrainConfig(**(MICRO | {"max_steps": 1500, "n_head": 1}))
+    trainer = Trainer(TrainConfig(**BARE, compile=False))
+    config = TrainConfig(**(BARE | {"max_steps": 1500, "n_head": 1}))
 
     def chosen(runs_alike):
         return StepLoss(trainer.model, trainer.layers, config, trainer.device, runs_alike=runs_alike).how
@@ -221,24 +222,24 @@ def test_where_compiling_is_impossible_auto_falls_back_and_true_refuses(obstacle
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file"))
     monkeypatch.setattr("altgrad.training.compile.step_loss._said", set())
     with pytest.raises(ConfigError, match=r"^compile=true: [^\n]*$"):
-        Trainer(TrainConfig(**MICRO, compile=True))
+        Trainer(TrainConfig(**BARE, compile=True))
     with pytest.warns(UserWarning, match="running eagerly"):
-        trainer = Trainer(TrainConfig(**(MICRO | {"max_steps": 10**6})))
+        trainer = Trainer(TrainConfig(**(BARE | {"max_steps": 10**6})))
     assert trainer.compiled == "eager"
     assert trainer.step().record["loss"] > 0
 
 
 @pytest.mark.parametrize("earlier", ["whole", "blocks", "eager"])
 def test_a_restored_run_is_compiled_exactly_as_it_was_before(earlier, nothing_compiled):
-    config = TrainConfig(**(MICRO | {"max_steps": 10**7 if earlier == "eager" else 2}))
+    config = TrainConfig(**(BARE | {"max_steps": 10**7 if earlier == "eager" else 2}))
     assert Trainer(config, compiled_before=earlier).compiled == earlier
     assert Trainer(config).compiled != earlier
 
 
 def test_a_deep_model_is_compiled_by_its_block_and_a_shallow_long_run_as_one_graph(nothing_compiled):
-    deep = Trainer(TrainConfig(**(MICRO | {"max_steps": 4000, "n_layer": 12})))
+    deep = Trainer(TrainConfig(**(BARE | {"max_steps": 4000, "n_layer": 12})))
     assert deep.compiled == "blocks"
-    long = TrainConfig(**(MICRO | {"max_steps": 10**6}))
+    long = TrainConfig(**(BARE | {"max_steps": 10**6}))
     assert StepLoss(*_model(long), long, torch.device("cpu")).how == "whole"
 
 
@@ -250,7 +251,7 @@ def _model(config: TrainConfig):
 def test_blocks_share_one_graph_and_leave_the_model_as_it_was():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    settings = MICRO | {"n_layer": 4, "format": "E4M3", "rounding": "stochastic"}
+    settings = BARE | {"n_layer": 4, "format": "E4M3", "rounding": "stochastic"}
     trainer = Trainer(TrainConfig(**settings, compile="blocks"))
     eager = Trainer(TrainConfig(**settings, compile=False))
     for _ in range(10):
@@ -263,7 +264,7 @@ def test_blocks_share_one_graph_and_leave_the_model_as_it_was():
 def test_a_model_without_repeated_blocks_refuses_to_be_compiled_by_them():
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU())
     layers = quantize_model(model, Recipe()).layers
-    config = TrainConfig(**MICRO, compile="blocks")
+    config = TrainConfig(**BARE, compile="blocks")
     with pytest.raises(ValueError, match=r"^compile='blocks': the model repeats no block[^\n]*$"):
         StepLoss(model, layers, config, torch.device("cpu"))
 

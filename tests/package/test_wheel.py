@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 PYTHON = getattr(sys, "_base_executable", sys.executable)
 SMALL = ["--model", "micro", "--max-steps", "20", "--set", "compile=false", "diagnostic_interval=10", "eval_batches=1"]
 
+pytestmark = pytest.mark.ray
+
 
 @dataclass(frozen=True)
 class Installed:

@@ -20,19 +20,13 @@ from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training.trainer import Trainer
 from tests.support.layer_reference import IN, OUT, draw, layer_of, run
 from tests.support.rounding_inputs import ALL
+from tests.support.small_runs import BARE
 
 EXACT = [fmt for fmt in FORMATS.values() if fmt.mantissa_bits <= 7]
 EXACT_AND_ODD = [fmt for fmt in ALL if fmt.mantissa_bits <= 7]  # also at the edges of float32's range
 INEXACT = [fmt for fmt in FORMATS.values() if fmt.mantissa_bits > 7]
 SMALLEST_NORMAL, BFLOAT16_STEP = 2.0**-126, 2.0**-133  # of float32; of bfloat16's subnormals
-MICRO = {
-    "model": "micro",
-    "batch_size": 2,
-    "max_steps": 20,
-    "eval_interval": 20,
-    "diagnostic_interval": 20,
-    "threads": 1,
-}
+BARE_ON_ONE_THREAD = BARE | {"threads": 1}
 FAST = {"warmup_steps": 1, "learning_rate": 3e-3, "compile": False}
 
 
@@ -75,7 +69,7 @@ def test_values_that_are_normal_in_float32_never_round_to_what_bfloat16_lacks(fm
 
 
 def losses(**fields) -> list[float]:
-    trainer = Trainer(TrainConfig(**(MICRO | FAST | fields)))
+    trainer = Trainer(TrainConfig(**(BARE_ON_ONE_THREAD | FAST | fields)))
     return [trainer.step().record["loss"] for _ in range(20)]
 
 
@@ -178,6 +172,6 @@ def test_a_compiled_graph_serves_all_exact_formats_and_another_one_those_that_ar
 def test_products_of_float32_are_never_tf32_once_a_trainer_is_made():
     matmul = torch.backends.cuda.matmul
     matmul.allow_tf32 = matmul.allow_bf16_reduced_precision_reduction = True
-    Trainer(TrainConfig(**MICRO))
+    Trainer(TrainConfig(**BARE_ON_ONE_THREAD))
     assert not matmul.allow_tf32 and not matmul.allow_bf16_reduced_precision_reduction
     assert torch.get_float32_matmul_precision() == "highest"

@@ -151,6 +151,7 @@ def test_stochastic_layers_differ_from_key_to_key_and_from_layer_to_layer():
     assert not torch.equal(first, layers["0"].rounded_weight())
 
 
+@pytest.mark.compiled
 @pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_one_compiled_graph_serves_every_format_shift():
     torch.manual_seed(0)

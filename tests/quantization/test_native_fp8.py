@@ -16,10 +16,10 @@ from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training.trainer import Trainer
 from tests.support.layer_reference import run
+from tests.support.small_runs import BARE
 
 IN, OUT, TOKENS = 32, 48, 64
 MIXED = {"format": "E4M3", "gradient_format": "E5M2"}
-MICRO = {"model": "micro", "batch_size": 2, "max_steps": 20, "eval_interval": 20, "diagnostic_interval": 20}
 FAST = {"warmup_steps": 1, "learning_rate": 3e-3, "compile": False, "threads": 1}
 
 
@@ -97,7 +97,7 @@ def rounded(x: torch.Tensor, name: str, power_of_two: bool) -> torch.Tensor:
 
 
 def losses(**fields) -> list[float]:
-    trainer = Trainer(TrainConfig(**(MICRO | FAST | MIXED | fields)))
+    trainer = Trainer(TrainConfig(**(BARE | FAST | MIXED | fields)))
     return [trainer.step().record["loss"] for _ in range(20)]
 
 
@@ -124,6 +124,7 @@ def test_operands_are_kept_as_codes_of_one_byte():
     assert sorted(t.itemsize for t in kept if t.numel() >= IN * OUT) == [1, 1]
 
 
+@pytest.mark.compiled
 def test_a_compiler_traces_the_native_step_as_it_runs_eagerly():
     x, dy = operands()
     layer = layer_of(Recipe(**MIXED, native_fp8=True))
@@ -137,6 +138,7 @@ def test_a_compiler_traces_the_native_step_as_it_runs_eagerly():
         assert torch.equal(a, b)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("fields", [{"native_fp8": True}, {"gemm_dtype": "bfloat16"}], ids=str)
 def test_layers_of_one_shape_share_a_graph(fields):
     model = nn.Sequential(*(nn.Linear(IN, IN) for _ in range(3)))

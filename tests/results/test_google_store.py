@@ -16,6 +16,7 @@ from tests.servers.google_store import BUCKET, google_store
 from tests.servers.ray_nodes import environment, free_port
 from tests.servers.store_claims import check_interrupted_run, check_printed_location, check_resumed_sweep
 
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 Location = Callable[[str], str]
 

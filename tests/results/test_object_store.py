@@ -22,9 +22,11 @@ from altgrad.storage.folder import Folder
 from altgrad.training import TrainConfig, run_format_experiment
 from tests.servers.object_store import ENVIRONMENT, ObjectStore, object_store
 from tests.servers.ray_nodes import environment
-from tests.servers.store_claims import SMALL, check_interrupted_run, check_printed_location, check_resumed_sweep, losses
+from tests.servers.store_claims import SMALL, check_interrupted_run, check_printed_location, check_resumed_sweep
 from tests.support.generated_results import InventedRun
+from tests.support.small_runs import losses
 
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 
 

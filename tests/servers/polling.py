@@ -59,6 +59,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
     """Wait for something in the results folder while the sweep runs."""
     end = time.monotonic() + PATIENCE
     while not condition():
-        assert process.poll() is None, f"the sweep ended early:\n{process.communicate()[0]}"
-        assert time.monotonic() < end, "waited in vain"
+        if process.poll() is not None or time.monotonic() > end:
+            process.terminate()
+            raise AssertionError(f"waited in vain:\n{process.communicate()[0]}")
         time.sleep(0.1)

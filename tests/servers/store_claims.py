@@ -11,18 +11,15 @@ import pytest
 
 from altgrad.compare import comparison
 from altgrad.experiment.outcome import Report
-from altgrad.results import Run, list_runs, list_sweeps, read_events, read_run
+from altgrad.results import list_runs, list_sweeps, read_events, read_run
 from altgrad.storage.folder import Folder
 from altgrad.training import TrainConfig, run_format_experiment
+from tests.support.small_runs import losses
 
 SMALL: dict[str, Any] = {
     "model": "micro", "batch_size": 4, "max_steps": 20, "eval_interval": 10, "eval_batches": 2,
     "diagnostic_interval": 10, "checkpoint_interval": 5, "warmup_steps": 5, "threads": 1, "compile": False,
 }  # fmt: skip
-
-
-def losses(run: Run) -> list[Any]:
-    return run.table("steps", ["loss", "validation_loss"]).select(["step", "loss", "validation_loss"]).to_pylist()
 
 
 def check_printed_location(location: str, path: str) -> None:

@@ -8,8 +8,10 @@ import dataclasses
 import math
 
 import numpy as np
+import torch
 
 from altgrad.formats import FORMATS, NumberFormat, find_format
+from altgrad.quantization.kernel.round import round_to_format
 from tests.support.oracles import SMALLEST, grid
 
 EIGHT_BITS = [fmt for fmt in FORMATS.values() if fmt.bits == 8]
@@ -63,3 +65,7 @@ def wide(x: np.ndarray) -> np.ndarray:
 
 def everything(fmt: NumberFormat) -> np.ndarray:
     return np.concatenate([critical_points(fmt), every_bfloat16(), million(fmt)])
+
+
+def rounded(x: np.ndarray, fmt: NumberFormat, rounding: str = "nearest") -> np.ndarray:
+    return round_to_format(torch.from_numpy(x), fmt, rounding).numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from altgrad.results import Run
 from altgrad.training import TrainConfig
 from altgrad.training.trainer import StepOutcome, Trainer
 
@@ -16,12 +18,32 @@ SMALL = TrainConfig(
     model="micro", n_layer=1, max_steps=12, batch_size=4, eval_interval=6, eval_batches=1, diagnostic_interval=4,
     checkpoint_interval=5, compile=False, warmup_steps=2, threads=1,
 )  # fmt: skip
+# two layers, and everything is measured
+MICRO = SMALL.altered(n_layer=None, log_stiffness=True, log_grid_alignment=True, log_ulp=True, use_shadow=True)
+# fields of a run whose steps before the last one do nothing but train
+BARE: dict[str, Any] = {
+    "model": "micro", "batch_size": 2, "max_steps": 20, "eval_interval": 20, "diagnostic_interval": 20,
+}  # fmt: skip
+# fields of the trials of a sweep that is killed: a checkpoint every 20 steps
+SWEPT: dict[str, Any] = {
+    "model": "micro", "batch_size": 4, "warmup_steps": 5, "eval_interval": 20, "eval_batches": 2,
+    "diagnostic_interval": 20, "checkpoint_interval": 20,
+}  # fmt: skip
 # what a run measures of itself and its machine: no part of what must repeat
 TIMED = {"elapsed_seconds", "tokens_per_second", "cpu_utilisation", "resident_memory", "gpu_utilisation", "gpu_memory"}
 
 
+def set_words(**fields: Any) -> list[str]:
+    """Fields as `--set` wants them: `compile=false`."""
+    return [f"{name}={json.dumps(value)}" for name, value in fields.items()]
+
+
 def untimed(record: dict[str, float]) -> dict[str, float]:
     return {key: value for key, value in record.items() if key not in TIMED}
+
+
+def losses(run: Run) -> list[Any]:
+    return run.table("steps", ["loss", "validation_loss"]).select(["step", "loss", "validation_loss"]).to_pylist()
 
 
 def weights(model: nn.Module) -> Tensor:

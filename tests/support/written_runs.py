@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from altgrad.compare import Row, comparison
 from altgrad.config.train_config import TrainConfig
-from altgrad.results import RunWriter, Status, Verdict
+from altgrad.results import RunWriter, Status, Verdict, list_runs
 from altgrad.storage.folder import Folder
 
 
@@ -35,3 +36,7 @@ def write_run(
         writer.flush()
     else:
         writer.end(status, verdict, {})
+
+
+def rows_of(sweep: Folder) -> dict[str, Row]:
+    return {row.run: row for row in comparison(list_runs(sweep)[0])}

@@ -7,15 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from altgrad.compare import Row, comparison, write_comparison
+from altgrad.compare import write_comparison
 from altgrad.config.train_config import TrainConfig
-from altgrad.results import RunWriter, Status, list_runs
+from altgrad.results import RunWriter, Status
 from altgrad.show.sweep_progress import compute_sentence
 from altgrad.storage.folder import Folder
-
-
-def rows_of(sweep: Folder) -> dict[str, Row]:
-    return {row.run: row for row in comparison(list_runs(sweep)[0])}
+from tests.support.written_runs import rows_of
 
 
 def write_run(

@@ -17,6 +17,7 @@ from altgrad.experiment import runner
 from altgrad.results import Run, list_runs
 from altgrad.show.sweep_progress import compute_sentence
 from tests.servers.polling import PATIENCE
+from tests.support.small_runs import set_words
 from tune.cluster.ray_session import local_ray
 from tune.plan.machine import Machine, share_out
 from tune.plan.options import parse_options
@@ -26,9 +27,11 @@ from tune.run import execution
 from tune.run.interrupts import Interrupts
 from tune.run.trainable import train_trial
 
-pytestmark = pytest.mark.timeout(600)
-MICRO = ["model=micro", "batch_size=2", "eval_batches=1", "eval_interval=1000", "checkpoint_interval=1000"]
-MICRO += ["compile=false", "warmup_steps=0", "diagnostic_interval=1000", "never_learned_fraction=1.0"]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+FIELDS = set_words(
+    model="micro", batch_size=2, eval_batches=1, eval_interval=1000, checkpoint_interval=1000, compile=False,
+    warmup_steps=0, diagnostic_interval=1000, never_learned_fraction=1.0,
+)  # fmt: skip
 
 
 def train_in_company(parameters: dict[str, Any]) -> None:
@@ -46,7 +49,7 @@ def train_in_company(parameters: dict[str, Any]) -> None:
 
 def swept(folder: Path, machine: Machine, *arguments: str) -> dict[str, Run]:
     """The runs of a sweep on a machine that Ray believes to exist."""
-    words = [*arguments, "--results", str(folder), "--name", "s", "--set", *MICRO]
+    words = [*arguments, "--results", str(folder), "--name", "s", "--set", *FIELDS]
     options = parse_options(words)
     plan = plan_sweep(options, machine)
     resources = share_out(options, machine, plan.trials)

@@ -27,7 +27,7 @@ from tests.servers.polling import PATIENCE, Poller, polling, wait_until
 from tests.servers.ray_nodes import environment
 from tune.run.trainable import REPORT_INTERVAL
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 SMALL = {"model": "micro", "batch_size": 4, "warmup_steps": 5, "eval_interval": 20, "eval_batches": 1}
 SMALL |= {"diagnostic_interval": 20, "checkpoint_interval": 20, "compile": False}

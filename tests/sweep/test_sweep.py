@@ -11,44 +11,26 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import yaml
 
 from altgrad.config.train_config import load_config
 from altgrad.results import Run, list_runs, read_run
 from altgrad.storage.folder import Folder
 from altgrad.training import ExperimentResult, TrainConfig, run_format_experiment
+from tests.servers.polling import PATIENCE, wait_until
+from tests.servers.sweep_process import attempt, checkpoints, complete, family, start, write_configs
+from tests.support.small_runs import losses
 from tune.plan.machine import this_machine
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 150.0  # seconds on a busy machine
-pytestmark = pytest.mark.timeout(900)  # a fixture is a whole story; about 70 s on two idle cores
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]  # a fixture is a whole story; about 70 s on two idle cores
 LONG = 500  # steps: enough to be killed several times
-SMALL = {"model": "micro", "batch_size": 4, "warmup_steps": 5, "eval_interval": 20, "eval_batches": 2}
-SMALL |= {"diagnostic_interval": 20, "checkpoint_interval": 20}
-
-
-def write_configs(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
-    folder.mkdir(parents=True)
-    for name, fields in configs.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(SMALL | fields))
-
-
-def start(command: list[str], folder: Path) -> subprocess.Popen[str]:
-    """A sweep in its own session, started in `folder` with a home of its own."""
-    keep = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "WANDB_"))}
-    environment = keep | {"HOME": str(folder / "home"), "PYTHONPATH": ""}
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
 
 
 def listening(processes: Sequence[psutil.Process]) -> set[str]:
@@ -57,23 +39,9 @@ def listening(processes: Sequence[psutil.Process]) -> set[str]:
     return {c.laddr.ip for c in psutil.net_connections("inet") if c.status == "LISTEN" and c.pid in pids}
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Wait for something in the results folder while the sweep runs."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        if process.poll() is not None or time.monotonic() > end:
-            process.terminate()
-            raise AssertionError(f"waited in vain:\n{process.communicate()[0]}")
-        time.sleep(0.05)
-
-
 def without_ray(config: TrainConfig, folder: Path) -> ExperimentResult:
     """The same run as a sweep's trial, in this process: the oracle."""
     return run_format_experiment(config.altered(threads=1), folder)
-
-
-def losses(run: Run) -> list[Any]:
-    return run.table("steps", ["loss", "validation_loss"]).select(["step", "loss", "validation_loss"]).to_pylist()
 
 
 # one that simply runs
@@ -107,7 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     write_configs(home / "configs", configs)
     command = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--configs", "configs"]
     process = start([*command, "--results", "out", "--name", "one", "--max-concurrent", "2"], home)
-    output, _ = process.communicate(timeout=PATIENCE * 2)
+    output, _ = process.communicate(timeout=PATIENCE)
     runs, broken = list_runs(Folder.at(home / "out" / "one"))
     assert not broken, output
     return Finished(home, process.returncode, output, {run.name: run for run in runs})
@@ -186,24 +154,6 @@ class Survivor:
 
     def run(self, name: str) -> Run:
         return read_run(Folder.at(self.home / "out" / "two" / name))
-
-
-def attempt(run: Path) -> int:
-    return int(read_run(Folder.at(run)).info["attempt"]) if (run / "run.json").exists() else -1
-
-
-def checkpoints(run: Path) -> set[str]:
-    return {file.name for file in (run / "checkpoints").glob("*") if not file.name.startswith(".")}
-
-
-def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The processes that a sweep has started, Ray's workers included."""
-    return psutil.Process(process.pid).children(recursive=True)
-
-
-def complete(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    output, _ = process.communicate(timeout=PATIENCE * 2)
-    return subprocess.CompletedProcess(process.args, process.returncode, output)
 
 
 @pytest.fixture(scope="module")

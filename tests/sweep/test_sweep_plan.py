@@ -5,13 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from altgrad.compare import Settings
 from altgrad.config.train_config import ConfigError, TrainConfig, load_config
+from tests.support.sweep_plans import CPU_BOX, GPU_BOX, SCRIPT, planned, write_config
 from tune.plan.machine import Machine, share_out
 from tune.plan.options import SweepError, SweepOptions, parse_options
 from tune.plan.sweep_record import check_same_plan, create_sweep, open_sweep
@@ -19,22 +18,7 @@ from tune.plan.trial import Plan, Trial
 from tune.plan.trials import CONFIGS, plan_sweep
 from tune.sweep import _plan, _resources, main
 
-CPU_BOX = Machine(cpus=2, gpus=0, gpu_note="no CUDA GPU found")
-GPU_BOX = Machine(cpus=16, gpus=4, gpu_note="4 CUDA GPUs found")
 SPLITS = ("E0M7", "E1M6", "E2M5", "E3M4", "E4M3", "E5M2", "E6M1", "E7M0")
-SCRIPT = Path(__file__).parents[2] / "tune" / "sweep.py"
-
-
-def planned(*arguments: str, machine: Machine = CPU_BOX) -> dict[str, Trial]:
-    return {trial.run: trial for trial in plan_sweep(parse_options(arguments), machine).trials}
-
-
-def write_config(folder: Path, name: str, **fields: Any) -> Path:
-    file = folder / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(fields))
-    return file
-
-
 # what is in configs/
 
 

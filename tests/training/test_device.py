@@ -16,9 +16,9 @@ from altgrad.training import trainer as trainer_module
 from altgrad.training.trainer import Trainer
 from bench.harness import Measured
 from bench.rows import ROWS
+from tests.support.small_runs import BARE
 
-MICRO = {"model": "micro", "batch_size": 2, "max_steps": 20, "eval_interval": 20, "diagnostic_interval": 20}
-MICRO |= {"compile": False, "threads": 1}
+EAGER = BARE | {"compile": False, "threads": 1}
 VARIANTS = [
     {"format": "E4M3"},
     {"format": "E4M3", "gemm_dtype": "bfloat16", "scaling": "delayed"},
@@ -49,7 +49,7 @@ def test_a_step_sends_the_batch_without_waiting_and_reads_its_numbers_once(field
     """On the meta device, which holds no values: whatever else would look at one on the host raises."""
     monkeypatch.setattr(trainer_module, "device_named", lambda name: torch.device("meta"))
     monkeypatch.setattr(QuantizedLinear, "forward", QuantizedLinear._forward)  # autocast knows no such device
-    trainer = Trainer(TrainConfig(**MICRO, **fields))
+    trainer = Trainer(TrainConfig(**EAGER, **fields))
     monkeypatch.setattr(trainer.optimizer, "step", lambda: None)  # fused AdamW, which has no meta kernel
     read = []
     monkeypatch.setattr(Tensor, "tolist", lambda tensor: read.append(tensor.device.type) or [1.0] * tensor.numel())
@@ -63,7 +63,7 @@ def test_a_step_sends_the_batch_without_waiting_and_reads_its_numbers_once(field
 
 def test_nothing_that_a_graph_gave_outlives_its_step(monkeypatch):
     """CUDA graphs write the loss, the counts and the gradients of the next step where those of this one lie."""
-    trainer = Trainer(TrainConfig(**(MICRO | {"diagnostic_interval": 1}), use_shadow=True, log_ulp=True))
+    trainer = Trainer(TrainConfig(**(EAGER | {"diagnostic_interval": 1}), use_shadow=True, log_ulp=True))
     loss_of, calls = trainer._loss, []
 
     def checked(inputs: Tensor, targets: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def test_nothing_that_a_graph_gave_outlives_its_step(monkeypatch):
 
 def test_cuda_graphs_are_refused_without_cuda():
     with pytest.raises(ValueError, match=r"^cuda_graphs=true: the device is cpu; [^\n]*$"):
-        Trainer(TrainConfig(**(MICRO | {"compile": "auto"}), device="cpu", cuda_graphs=True))
+        Trainer(TrainConfig(**(EAGER | {"compile": "auto"}), device="cpu", cuda_graphs=True))
 
 
 @pytest.mark.parametrize("how", [False, "blocks"])

@@ -9,8 +9,7 @@ from altgrad.config.recipe import GEMM_SITES
 from altgrad.config.train_config import TrainConfig
 from altgrad.formats import FALLBACKS, FORMATS, find_format
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import SMALL, train
-from tests.training.test_trainer import MICRO
+from tests.support.small_runs import MICRO, SMALL, train
 
 
 def weights(trainer: Trainer) -> torch.Tensor:

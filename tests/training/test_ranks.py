@@ -30,13 +30,14 @@ from altgrad.results.stop_request import request_stop
 from altgrad.storage.folder import Folder
 from altgrad.training import FormatExperimentRunner, TrainConfig
 from altgrad.training.trainer import StepOutcome, Trainer
+from tests.support.small_runs import MICRO
 
 SIZE = 2
 STEPS = 12
 EXACT = 1e-6  # of a loss: 2 to 4 ULPs
-MICRO = TrainConfig(
-    model="micro", max_steps=STEPS, batch_size=4, eval_interval=6, eval_batches=1, diagnostic_interval=STEPS // 3,
-    learning_rate=3e-3, warmup_steps=2, compile=False, use_shadow=True, checkpoint_interval=5,
+RANKED = MICRO.altered(
+    diagnostic_interval=STEPS // 3, learning_rate=3e-3, threads=None, log_stiffness=False, log_grid_alignment=False,
+    log_ulp=False,
 )  # fmt: skip
 # nats by which losses may differ within 12 steps; measured: one ULP (5e-7) in FP32, up to 3e-4 with flips
 FORMATS_OF: dict[str, tuple[dict[str, Any], float]] = {
@@ -127,13 +128,13 @@ def cases() -> dict[str, Callable[[], Trained]]:
     """What both one process and each of several trains."""
     configs = {name: fields for name, (fields, _) in FORMATS_OF.items()} | {"clip": CLIP}
     configs |= {f"first step, {name}": configs[name] | {"max_steps": 1} for name in MEASURED_AT_THE_FIRST_STEP}
-    runs = {name: lambda c=fields: train(MICRO.altered(**c)) for name, fields in configs.items()}
-    return runs | {"bad_row": lambda: train(MICRO.altered(**SHIFT, max_steps=6), Regression(), OneBadRow())}
+    runs = {name: lambda c=fields: train(RANKED.altered(**c)) for name, fields in configs.items()}
+    return runs | {"bad_row": lambda: train(RANKED.altered(**SHIFT, max_steps=6), Regression(), OneBadRow())}
 
 
 def stop_and_go_on(folder: Path) -> None:
     """A run stopped by a request after 10 of 20 steps, gone on with, and one that was not disturbed."""
-    config = MICRO.altered(format="E4M3", rounding="stochastic", max_steps=20)
+    config = RANKED.altered(format="E4M3", rounding="stochastic", max_steps=20)
     rank = Ranks.joined().rank
     place = Folder.at(folder / ("run" if rank == 0 else "no rank but the first touches its folder"))
 
@@ -261,7 +262,7 @@ def test_parameters_that_few_or_no_rows_reach_move_as_in_one_process(ranks, one)
 
 # compiled
 
-COMPILED = MICRO.altered(format="E4M3", rounding="stochastic", compile=True, max_steps=STEPS)
+COMPILED = RANKED.altered(format="E4M3", rounding="stochastic", compile=True, max_steps=STEPS)
 
 
 def compiled(rank: int, folder: Path) -> None:

@@ -310,7 +310,7 @@ def test_the_caller_s_random_numbers_are_left_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.compiled)])
 def test_dropout_masks_are_the_same_in_every_run_of_a_seed_and_others_at_every_step(compiled):
     """FP32 twice in one process, and the masks as the model draws them in another format."""
 

@@ -12,23 +12,12 @@ from altgrad.storage.folder import Folder
 from altgrad.training import FormatExperimentRunner, TrainConfig, run_format_experiment
 from altgrad.training.model import build_gpt
 from altgrad.training.trainer import Trainer
-
-MICRO = TrainConfig(
-    model="micro", max_steps=12, batch_size=4, eval_interval=6, eval_batches=1, diagnostic_interval=4,
-    checkpoint_interval=5, compile=False, warmup_steps=2, threads=1, log_stiffness=True, log_grid_alignment=True,
-    log_ulp=True, use_shadow=True,
-)  # fmt: skip
-# what a run measures of itself and its machine: no part of what must repeat
-TIMED = {"elapsed_seconds", "tokens_per_second", "cpu_utilisation", "resident_memory", "gpu_utilisation", "gpu_memory"}
+from tests.support.small_runs import MICRO, TIMED, untimed
 
 
 def records(config: TrainConfig) -> list[dict[str, float]]:
     trainer = Trainer(config)
     return [untimed(trainer.step().record) for _ in range(config.max_steps)]
-
-
-def untimed(record: dict[str, float]) -> dict[str, float]:
-    return {key: value for key, value in record.items() if key not in TIMED}
 
 
 def test_every_format_sees_the_same_initial_weights_and_batches(tmp_path):

@@ -1,0 +1,152 @@
+"""Weights without masters, by hand: what a write-back adds up, counts, draws and refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from altgrad.config.recipe import Recipe
+from altgrad.quantization.quantized_model import QuantizedModel, quantize_model
+from altgrad.quantization.write_back import WriteBack
+
+UNSCALED = {"format": "E4M3", "scaling": "none", "master_weights": False}  # steps of 1/8 from 1 to 2
+
+
+def stored(**fields: Any) -> tuple[QuantizedModel, WriteBack, Tensor]:
+    """One layer of 64 x 64 weights of 1, its write-back, and its weight."""
+    model = nn.Sequential(nn.Linear(64, 64, bias=False))
+    nn.init.ones_(model[0].weight)
+    quantized = quantize_model(model, Recipe(**UNSCALED | fields))
+    assert quantized.write_back is not None
+    return quantized, quantized.write_back, model[0].weight
+
+
+def moved(weight: Tensor, value: float) -> None:
+    with torch.no_grad():
+        weight.fill_(value)
+
+
+def test_corrections_are_stored_minus_intended_and_add_up_until_forgotten() -> None:
+    _, write_back, weight = stored()
+    assert write_back.counts == {}
+    moved(weight, 1.0625 + 0.03125)  # to 1.125: 1/32 above
+    write_back()
+    assert set(weight.flatten().tolist()) == {1.125}
+    assert set(write_back.corrections["0"].flatten().tolist()) == {0.03125}
+    moved(weight, 1.1875 + 0.015625)  # to 1.25: 3/64 above
+    write_back()
+    assert set(write_back.corrections["0"].flatten().tolist()) == {0.03125 + 0.046875}
+    moved(weight, 1.25 + 0.0078125)  # to 1.25: 1/128 below
+    write_back()
+    assert set(write_back.corrections["0"].flatten().tolist()) == {0.03125 + 0.046875 - 0.0078125}
+    assert not write_back.corrections["0"].requires_grad and list(write_back.counts) == ["0"]
+    write_back.forget()
+    assert not write_back.corrections["0"].any() and write_back.counts == {}
+
+
+def test_making_the_model_is_no_step() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    nn.init.constant_(model[0].weight, 1.03)
+    write_back = quantize_model(model, Recipe(**UNSCALED)).write_back
+    assert write_back is not None and set(model[0].weight.flatten().tolist()) == {1.0}
+    assert not write_back.corrections["0"].any() and write_back.counts == {}
+
+
+def test_a_shared_weight_is_rounded_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    write_back = quantize_model(model, Recipe(**UNSCALED)).write_back
+    assert write_back is not None
+    write_back()
+    assert list(write_back.corrections) == list(write_back.counts) == ["0", "1"]
+
+
+def drawn(write_back: WriteBack, weight: Tensor) -> tuple[float, ...]:
+    """What stochastic rounding makes of weights halfway between 1 and 1.125."""
+    moved(weight, 1.0625)
+    write_back()
+    values = tuple(weight.flatten().tolist())
+    assert set(values) == {1.0, 1.125}
+    return values
+
+
+def test_every_write_back_of_every_step_and_seed_draws_its_own_numbers_and_the_same_ones_again() -> None:
+    _, write_back, weight = stored(update_rounding="stochastic")
+    found = {}
+    for seed, step in ((1, 1), (1, 2), (2, 1)):
+        write_back.begin_step(seed, step)
+        for number in range(3):
+            found[seed, step, number] = drawn(write_back, weight)
+    assert len(set(found.values())) == len(found) == 9
+    _, another, weight = stored(update_rounding="stochastic")
+    another.begin_step(1, 2)
+    assert [drawn(another, weight) for _ in range(3)] == [found[1, 2, number] for number in range(3)]
+
+
+@pytest.mark.parametrize(("update", "operands", "values"), [("nearest", "stochastic", 1), ("stochastic", "nearest", 2)])
+def test_a_write_back_rounds_as_updates_do_and_not_as_operands(update: str, operands: str, values: int) -> None:
+    _, write_back, weight = stored(update_rounding=update, rounding=operands)
+    write_back.begin_step(0, 1)
+    moved(weight, 1.0625)
+    write_back()
+    assert len(set(weight.flatten().tolist())) == values
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_each_layer_is_rounded_in_its_own_format_with_numbers_of_its_own(rounding: str) -> None:
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    recipe = Recipe(**UNSCALED, layer_formats={"1": "E4M3"}, update_rounding=rounding)
+    write_back = quantize_model(model, recipe).write_back
+    assert write_back is not None
+    write_back.begin_step(0, 1)
+    for layer in model:
+        moved(layer.weight, 1.0625)
+    write_back()
+    assert torch.equal(model[0].weight, model[1].weight) == (rounding == "nearest")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fields", "words"),
+    [
+        (torch.bfloat16, {"format": "E5M8"}, "E5M8 has 8 mantissa bits, torch.bfloat16 has 7"),
+        (torch.float16, {"format": "E4M11"}, "E4M11 has 11 mantissa bits, torch.float16 has 10"),
+        (torch.float16, {"format": "BF16"}, "without a scale BF16 reaches 3.3895e+38, torch.float16 65504"),
+        (
+            torch.float16,
+            {"format": "E7M0", "scaling": "none"},
+            "without a scale E7M0 reaches 1.8447e+19, torch.float16 65504",
+        ),
+        (torch.float8_e4m3fn, {}, "formats are simulated in float32"),
+    ],
+    ids=str,
+)
+def test_a_dtype_that_cannot_hold_the_grid_is_refused_with_the_reason(
+    dtype: torch.dtype, fields: Any, words: str
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False)).to(dtype)
+    recipe = Recipe(**{"format": "E4M3", "master_weights": False} | fields)
+    with pytest.raises(ValueError) as caught:
+        quantize_model(model, recipe)
+    bits = f"layer 0 has a weight of {dtype}, which cannot hold {recipe.format} exactly ({words}); use a float32 model"
+    assert bits in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fields"),
+    [
+        (torch.float64, {"format": "E4M11"}),
+        (torch.bfloat16, {"format": "BF16"}),
+        (torch.bfloat16, {"format": "E7M0", "scaling": "none"}),
+        (torch.float16, {"format": "E4M3", "scaling": "none"}),
+        (torch.float16, {"format": "E7M0"}),
+        (torch.float16, {"format": "E4M10"}),
+    ],
+    ids=str,
+)
+def test_a_dtype_that_holds_every_value_is_taken(dtype: torch.dtype, fields: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False)).to(dtype)
+    quantize_model(model, Recipe(**{"master_weights": False} | fields))
+    assert model[0].weight.dtype == dtype

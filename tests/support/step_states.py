@@ -1,0 +1,19 @@
+"""A training step as an intervention sees it, made by hand."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from altgrad.stability.protocol import StepState
+
+
+def state_of(
+    step: int,
+    loss: float = 1.0,
+    norm: float = 1.0,
+    parameters: list[nn.Parameter] | None = None,
+    gradient_overflow: float | None = None,
+    **measured: float,
+) -> StepState:
+    return StepState(step, loss, norm, parameters or [], dict(measured), torch.tensor(norm), gradient_overflow)

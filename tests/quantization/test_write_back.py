@@ -47,6 +47,21 @@ def test_corrections_are_stored_minus_intended_and_add_up_until_forgotten() -> N
     assert not write_back.corrections["0"].any() and write_back.counts == {}
 
 
+def test_a_trifling_update_of_the_largest_weight_leaves_every_other_weight_where_it_is() -> None:
+    """448 x 2^-9 is the largest; a little more must not double the scale, at which the smallest would round to zero."""
+    _, write_back, weight = stored(scaling="dynamic")
+    moved(weight, 2.0**-9 * 2.0**-9)
+    with torch.no_grad():
+        weight[0, 0] = 448 * 2.0**-9
+    write_back()
+    before = weight.detach().clone()
+    assert float(before[1, 1]) == 2.0**-18
+    with torch.no_grad():
+        weight[0, 0] *= 1 + 1e-4
+    write_back()
+    assert torch.equal(weight, before)
+
+
 def test_making_the_model_is_no_step() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     nn.init.constant_(model[0].weight, 1.03)

@@ -55,6 +55,31 @@ def names(quantized: QuantizedModel, site: Any = "weight") -> list[str]:
     return [layer.format_of(site).name for layer in quantized.layers.values()]
 
 
+@pytest.mark.parametrize(
+    ("course", "at"),
+    [("ff", 2), ("f.f", None), ("f.ff", 4), ("fsf", None), ("fdf", None), ("f-f", 3), ("ffff", 2)],
+)
+def test_only_frozen_windows_in_a_row_shift(course: str, at: int | None) -> None:
+    """f: stalled and displaced by nothing; s: not stalled; d: displaced; .: neither; -: not measured."""
+    shift, _ = shift_of()
+    measured = {"f": (0.9, 0.1), "s": (0.4, 0.1), "d": (0.9, 0.3), ".": (0.1, 1.0)}
+    steps = [
+        state_of(step, **dict(zip(FROZEN, measured[letter], strict=True)) if letter != "-" else {})
+        for step, letter in enumerate(course, start=1)
+    ]
+    taken(shift, *steps)
+    shifted = [event.step for state in steps for event in state.events if event.kind == "format_shift"]
+    assert shifted[:1] == ([] if at is None else [at])
+
+
+@pytest.mark.parametrize(("course", "at"), [("nnn", 3), ("nn.n", None), ("n.n.n", None), (".nnn", 4), ("nn", None)])
+def test_only_non_finite_steps_in_a_row_shift(course: str, at: int | None) -> None:
+    shift, _ = shift_of(emergency_shift_nan_patience=3)
+    steps = [bad(step) if letter == "n" else state_of(step) for step, letter in enumerate(course, start=1)]
+    taken(shift, *steps)
+    assert [event.step for state in steps for event in state.events] == ([] if at is None else [at])
+
+
 def test_every_site_of_every_layer_goes_one_format_down_and_the_event_says_how_many() -> None:
     shift, quantized = shift_of(weight_format="E0M7", gradient_format="BF16")
     state = bad(7)
@@ -98,8 +123,8 @@ def test_after_a_shift_both_counts_begin_anew() -> None:
         assert taken(shift, state) == []
     shift.on_gradients(both[2])
     assert names(quantized) == ["E3M4"] * 2
-    assert taken(shift, frozen(4), frozen(5)) == []  # two windows since
-    assert taken(shift, bad(6), bad(7)) == []  # two bad steps
+    assert taken(shift, bad(4), bad(5)) == []  # two bad steps since
+    assert taken(shift, frozen(6), frozen(7)) == []  # two windows
     assert taken(shift, frozen(8)) == ["format_shift"] and names(quantized) == ["E5M2"] * 2
 
 

@@ -12,7 +12,6 @@ from altgrad.config.train_config import TrainConfig
 from altgrad.experiment.checkpoint import load_checkpoint, save_checkpoint
 from altgrad.experiment.outcome import LossSummary
 from altgrad.stability.protocol import StepState
-from altgrad.stability.shift import EmergencyMantissaShift
 from altgrad.storage.folder import Folder
 from altgrad.training.data import TextBatches, load_corpus
 from altgrad.training.model import build_gpt
@@ -255,58 +254,6 @@ def test_rates_of_a_whole_step_are_those_of_all_values_of_all_sites():
         mean = sum(rows[key][rate] * size for key, size in sizes.items()) / sum(sizes.values())
         assert outcome.record[rate] == pytest.approx(mean, rel=1e-6)
     assert outcome.record["overflow_rate"] > 0.05
-
-
-def state_of(step: int, loss: float = 1.0, **measured: float) -> StepState:
-    norm = torch.tensor(1.0)
-    return StepState(step, loss, 1.0, [], dict(measured), norm)
-
-
-def shift_of(**fields: object) -> tuple[EmergencyMantissaShift, Trainer]:
-    config = SMALL.altered(format="E4M3", enable_emergency_shift=True, **fields)
-    trainer = Trainer(config)
-    (shift,) = [i for i in trainer.interventions if isinstance(i, EmergencyMantissaShift)]
-    return shift, trainer
-
-
-@pytest.mark.parametrize(
-    ("course", "at"),
-    [("ff", 2), ("f.f", None), ("f.ff", 4), ("fsf", None), ("fdf", None), ("f-f", 3), ("ffff", 2)],
-)
-def test_only_frozen_windows_in_a_row_shift(course, at):
-    """f: stalled and displaced by nothing; s: not stalled; d: displaced; .: neither; -: not measured."""
-    shift, _ = shift_of(emergency_shift_stall_threshold=0.5, emergency_shift_displacement=0.25)
-    measured = {"f": (0.9, 0.1), "s": (0.4, 0.1), "d": (0.9, 0.3), ".": (0.1, 1.0)}
-    names = "stall_rate", "realised_displacement"
-    shifted = []
-    for step, letter in enumerate(course, start=1):
-        found = {} if letter == "-" else dict(zip(names, measured[letter], strict=True))
-        state = state_of(step, **found)
-        shift.on_gradients(state)
-        shift.after_step(state)
-        shifted += [event.step for event in state.events if event.kind == "format_shift"]
-    assert shifted[:1] == ([] if at is None else [at])
-
-
-@pytest.mark.parametrize(("course", "at"), [("nnn", 3), ("nn.n", None), ("n.n.n", None), (".nnn", 4), ("nn", None)])
-def test_only_non_finite_steps_in_a_row_shift(course, at):
-    shift, _ = shift_of(emergency_shift_nan_patience=3)
-    shifted = []
-    for step, letter in enumerate(course, start=1):
-        state = state_of(step, math.nan if letter == "n" else 1.0)
-        shift.on_gradients(state)
-        shift.after_step(state)
-        shifted += [event.step for event in state.events]
-    assert shifted == ([] if at is None else [at])
-
-
-def test_after_a_shift_stored_weights_lie_on_the_new_grid_at_once():
-    shift, trainer = shift_of(master_weights=False, emergency_shift_nan_patience=1)
-    shift.on_gradients(state_of(1, math.inf))
-    for layer in trainer.layers.values():
-        assert layer.format_of("weight").name == "E5M2"
-        scaled = layer.weight.detach() * 2.0**8  # E5M2 has 2 mantissa bits whatever the power of two
-        assert torch.equal(scaled.to(torch.float8_e5m2).float(), scaled)
 
 
 def test_a_trifling_update_of_the_largest_weight_leaves_every_other_weight_where_it_is():

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test test-fast check dashboard bench bench-peers clean
+.PHONY: sweep test test-fast mutants check dashboard bench bench-peers clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -17,6 +17,12 @@ test: .venv/installed check
 
 test-fast: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m 'not (slow or ray or browser or compiled)' $(ARGS)
+
+# An hour and more; goes on where it was broken off.  One module: make mutants ARGS='altgrad.stability.guard*'
+mutants: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[mutants]"
+	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" nice $(BIN)/mutmut run --max-children 2 $(ARGS)
+	$(BIN)/mutmut results
 
 check: .venv/installed
 	$(BIN)/ruff check .
@@ -39,4 +45,4 @@ bench-peers: .venv/installed
 	PYTHONPATH=build/peers $(BIN)/python -m bench.peers $(ARGS)
 
 clean:
-	rm -rf .venv results build dist
+	rm -rf .venv results build dist mutants

@@ -1,1 +1,1 @@
-"""What the commands share: parsers whose errors are one line, webhooks, HTTP that follows no redirect."""
+"""Code shared by the commands: parsers with errors of one line, webhooks, HTTP requests without redirects."""

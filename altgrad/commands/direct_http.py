@@ -1,4 +1,4 @@
-"""HTTP to the address that was given and to no other: a redirect would carry a token or a message elsewhere."""
+"""HTTP requests that follow no redirect: a redirect could send a token or a message to another server."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Makes an HTTPError of every redirect."""
+    """Lets every redirect raise HTTPError."""
 
     def redirect_request(self, *redirect: Any) -> None:
         return None
 
 
 def open_directly(request: urllib.request.Request, seconds: float) -> Any:
-    """The answer to a request, as `urllib.request.urlopen`.  A redirect raises HTTPError like any other refusal."""
+    """The response to a request, as `urllib.request.urlopen`; a redirect raises HTTPError like any other error."""
     return urllib.request.build_opener(_NoRedirects).open(request, timeout=seconds)
 
 
 def why_not(error: Exception) -> str:
-    """A failed request in a few words that hold nothing of its address."""
+    """The reason for a failed request in a few words, without any part of its address."""
     if isinstance(error, urllib.error.HTTPError):
         redirect = ", a redirect, which is not followed" if 300 <= error.code < 400 else ""
         return f"answered {error.code}{redirect}"

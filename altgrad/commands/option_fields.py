@@ -1,10 +1,10 @@
-"""Options of a command as fields of one frozen record: each is declared once, with default, kind of word and help.
+"""Options of a command as fields of one frozen dataclass: each is declared once, with its default, type and help.
 
-The parser, the default, the spelling on the command line and the groups are all read from that declaration:
+The parser, the defaults, the spelling on the command line and the groups in `--help` are read from that declaration:
 
     results: str = option("where", location, "results root", default="results", metavar="DIR")
 
-is `--results DIR`, stands under "where" in `--help`, and is "results" where it is not given.
+declares the option `--results DIR` in the group "where" of `--help`, with the default "results".
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Option:
-    """How a field is given on a command line.
+    """The option of a command line that sets a field.
 
-    `kind`: makes the value of a word (see `option_parser`), or bool for a switch.  `flag`: its spelling where it is not
-    the field's name.  `many`: takes several words, and may be repeated.  `bare`: the value without a word behind the
-    option.  `environment`: the variable that is the default.  `is_secret`: never to be shown or written down.
+    `kind`: converts a word to the value (see `option_parser`); bool declares a switch.  `flag`: the spelling, if it is
+    not the field's name.  `many`: the option takes several words and may be repeated.  `bare`: the value if no word
+    follows the option.  `environment`: the environment variable with the default.  `is_secret`: the value is never
+    shown or stored.
     """
 
     group: str
@@ -39,7 +40,7 @@ class Option:
 
 
 def option(group: str, kind: Callable[[str], Any], help: str, *, default: Any = None, **details: Any) -> Any:
-    """A dataclass field that is an option; `details` as for `Option`.  None, the usual default, means not given."""
+    """Declare a dataclass field as an option; `details` as for `Option`.  The default None means not given."""
     declared = Option(group, kind, help, **details)
     return dataclasses.field(default=default, repr=not declared.is_secret, metadata={"option": declared})
 
@@ -51,7 +52,7 @@ def options_of(record: Any) -> dict[str, tuple[dataclasses.Field[Any], Option]]:
 
 
 def add_options(parser: argparse.ArgumentParser, record: type) -> None:
-    """Let a parser take the options of a record, each group under its title; the names it finds are the fields'."""
+    """Add the options of a record to a parser, each in its group; the parser stores values under the field names."""
     groups: dict[str, argparse._ArgumentGroup] = {}
     for flag, (field, declared) in options_of(record).items():
         group = groups.setdefault(declared.group, parser.add_argument_group(declared.group))
@@ -68,7 +69,7 @@ def given(record: Any, group: str) -> dict[str, Any]:
 
 
 def command_words(options: Mapping[str, Any]) -> list[str]:
-    """The words that say such options on a command line."""
+    """The words of a command line that give these options (flag -> value)."""
     words: list[str] = []
     for flag, value in options.items():
         if value is True:
@@ -99,7 +100,7 @@ def _flag(field: dataclasses.Field[Any]) -> str:
 
 
 def _argument(field: dataclasses.Field[Any], declared: Option) -> dict[str, Any]:
-    """What argparse is told of an option."""
+    """The arguments of argparse's `add_argument` for an option."""
     default, said = field.default, str(field.default)
     if declared.environment is not None:
         default, said = os.environ.get(declared.environment) or default, f"${declared.environment}"

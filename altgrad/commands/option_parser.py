@@ -1,7 +1,7 @@
-"""Command lines: a parser whose errors are one line, and the kinds of words that options take.
+"""Command lines: a parser whose errors are one line, and functions that convert words to values of options.
 
-Each kind says in one line what would be right.  Numbers are those of config files (`yaml_text`): `6e-4` is one,
-`1_000`, `nan` and `true` are none.
+Each error names the accepted values.  Numbers are written as in config files (`yaml_text`): `6e-4` is a number, but
+`1_000`, `nan` and `true` are not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CHOICE = re.compile(r"invalid choice: (?P<word>.*) \(choose from (?P<known>.*)\
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line instead of the whole usage; options are not abbreviated."""
+    """A parser that reports an error in one line, without the usage; it does not accept abbreviated options."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**({"allow_abbrev": False} | options))
@@ -38,7 +38,7 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {cut(message, _LONGEST)}\n")
 
     def _all_options(self) -> list[str]:
-        """The options of this parser and of its commands: argparse lets the parser above complain about theirs."""
+        """The options of this parser and its sub-commands: argparse reports their unknown options at this parser."""
         commands = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
         below = [parser for choices in commands for parser in choices.values()]
         return [*self._option_string_actions, *(name for parser in below for name in parser._option_string_actions)]
@@ -48,7 +48,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[OneLineParser]"  # what a comm
 
 
 def _refuses(check: Callable[[str], Any]) -> Callable[[str], str]:
-    """A kind of word: any text that a check lets pass."""
+    """An argparse type that returns the text unchanged if `check` accepts it."""
 
     def kind(text: str) -> str:
         try:

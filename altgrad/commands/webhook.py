@@ -1,6 +1,6 @@
-"""A webhook that is told of collapses, failures and the end: JSON by POST, from a thread that nobody waits for.
+"""A webhook for collapses, failures and the end of a sweep: a separate thread posts JSON, so training never waits.
 
-A webhook's address is often its secret, so it is never written to a file or a message.
+The address of a webhook is often its secret, so it is never written to a file or into a message.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from altgrad.commands.direct_http import open_directly, why_not
 _TRIES = 4
 _FIRST_DELAY = 1.0  # seconds, doubled after each try
 _ANSWER_SECONDS = 10
-_WAITING = 1000  # messages; beyond that the newest are dropped: the results folder has everything
+_WAITING = 1000  # messages in the queue; newer ones are dropped, since the results folder has all events
 
 
 def check_address(address: str) -> str:
-    """The host of a webhook's address.  Raises ValueError, without repeating it, where it is none."""
+    """The host of a webhook's address.  Raises ValueError, which does not repeat the text, for anything else."""
     refusal = ValueError("a webhook: expected an http:// or https:// address")
     if not address.isascii() or any(character <= " " or character == "\x7f" for character in address):
         raise refusal
@@ -41,22 +41,22 @@ def check_address(address: str) -> str:
 
 
 class Webhook:
-    """Posts messages to an http(s) address in order.  Raises ValueError for another kind of address."""
+    """Posts messages to an http(s) address in order.  Raises ValueError for any other address."""
 
     def __init__(self, address: str) -> None:
         self._address, self._host = address, check_address(address)
         self._messages: queue.Queue[Mapping[str, Any] | None] = queue.Queue(_WAITING)
-        self._given_up = False  # nobody waits for what is still queued
+        self._given_up = False  # true once `close` has stopped waiting for the queue
         self._thread = threading.Thread(target=self._work, name="webhook", daemon=True)
         self._thread.start()
 
     def post(self, kind: str, /, **fields: Any) -> None:
-        """Queue a message {"event": kind, "time": ..., **fields}; returns at once."""
+        """Queue a message {"event": kind, "time": ..., **fields} and return at once."""
         if not self._messages.full():
             self._messages.put_nowait({"event": kind, "time": time.time(), **fields})
 
     def close(self, seconds: float = 15.0) -> None:
-        """Wait for the queued messages, but not longer than that."""
+        """Wait until the queued messages are posted, for at most `seconds`."""
         if not self._messages.full():
             self._messages.put_nowait(None)
         self._thread.join(seconds)
@@ -66,11 +66,11 @@ class Webhook:
         while (message := self._messages.get()) is not None and not self._given_up:
             problem = self._deliver(message)
             if problem is not None:
-                with suppress(OSError, ValueError):  # nobody may be reading
+                with suppress(OSError, ValueError):  # stderr may be closed
                     print(f"--notify: {self._host} {problem}; one message is lost", file=sys.stderr)
 
     def _deliver(self, message: Mapping[str, Any]) -> str | None:
-        """Post one message; why it is dropped after the last try, in words that do not hold the address."""
+        """Post one message, in up to four tries.  Returns None, or why it failed, in words without the address."""
         problem = None
         for attempt in range(_TRIES):
             try:
@@ -79,7 +79,7 @@ class Webhook:
                 request = urllib.request.Request(self._address, body, headers, method="POST")
                 with open_directly(request, _ANSWER_SECONDS):
                     return None
-            except Exception as error:  # what an address or an answer that is no HTTP raises has no common class
+            except Exception as error:  # exceptions for bad addresses and non-HTTP answers have no common class
                 problem = why_not(error)
                 if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429):
                     break

@@ -1,16 +1,16 @@
-"""Comparison over runs: one row per run, paired with the baseline of its seed, and statistics over seeds.
+"""Comparison of runs: one row per run, paired with the baseline of the same seed, and statistics over seeds.
 
-Each fact has one owner here, which every table, page, report and export asks:
+All tables, pages, reports and exports take these facts from here:
 
-- which runs are held against which: `pairing` (settings), `origin` (weights and data), `baselines`;
+- the baseline of each run: `pairing` (settings), `origin` (weights and data), `baselines`;
 - the gap and its step: `gap`.  All runs that are alive are compared at the last step that all of them measured; a run
-  that collapsed at step 135 has its gap at step 100, where it last measured, and enters no mean and no ranking;
-- which runs are one group, and what it is called: `groups`;
-- what may be said of a group, and who is nearest to the baseline: `statistics`; who survived: `rescue`.
+  that collapsed at step 135 has its gap at step 100, its last measurement, and is left out of means and rankings;
+- the groups of runs and their names: `groups`;
+- the mean gap of a group, the claim that it supports, and the ranking: `statistics`; the survivors: `rescue`.
 
-What a row says depends on the whole comparison (the common step, the fields that differ); every statistic depends on
-the rows of its own group alone.  So compute rows from all runs of a sweep and filter the rows, never the runs: then
-hiding a run changes nothing about the others.
+A row depends on the whole comparison (the common step, the fields that differ), while a statistic depends on the rows
+of its own group alone.  So compute the rows from all runs of a sweep, then filter the rows, never the runs: hiding a
+run then changes nothing about the others.
 """
 
 from altgrad.compare.comparison_rows import STEP_COLUMNS, comparison, pair, read_row

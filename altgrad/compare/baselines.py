@@ -1,4 +1,4 @@
-"""Each run with the BF16 run it is held against, and the gap between the two (see `gap`)."""
+"""Pairs each run with its BF16 baseline and computes the gap between the two (see `gap`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from altgrad.compare.row import Row, Unpaired
 
 @dataclass(frozen=True)
 class _Match:
-    """A run, its baseline (None where there is none that it may be compared with), and a sentence about that."""
+    """A run, its baseline (None if no run may be compared with it), and a remark on the pairing, maybe empty."""
 
     member: Unpaired
     baseline: Unpaired | None
@@ -20,12 +20,12 @@ class _Match:
 
     @property
     def is_alive(self) -> bool:
-        """Whether both are, so that their gap is one of those that are compared."""
+        """Whether the run and its baseline are both alive, so that their gap is averaged and ranked."""
         return self.baseline is not None and self.member.row.alive and self.baseline.row.alive
 
 
 def paired(members: Sequence[Unpaired]) -> list[Row]:
-    """The rows of some runs, each with its baseline and gap, or with the sentence why it has none."""
+    """One row per run, with its baseline and gap, or with a sentence why it has none."""
     candidates = _candidates(members)
     matches = [_match(member, candidates.get(member.settings.pair, [])) for member in members]
     steps = _common_steps(matches)
@@ -33,7 +33,7 @@ def paired(members: Sequence[Unpaired]) -> list[Row]:
 
 
 def _candidates(members: Iterable[Unpaired]) -> dict[str, list[Unpaired]]:
-    """By `Settings.pair` the baselines, by name; several only where they differ in what they started from."""
+    """`Settings.pair` -> its baselines in order of name; several only if their weights or data differ."""
     found: dict[str, list[Unpaired]] = {}
     for member in sorted(members, key=lambda member: member.row.run):
         if member.settings.is_baseline:
@@ -55,13 +55,13 @@ def _match(member: Unpaired, candidates: Sequence[Unpaired]) -> _Match:
 
 
 def _common_steps(matches: Iterable[_Match]) -> dict[str, int | None]:
-    """By `Settings.task` the last step that all runs alive, and their baselines, have measured."""
+    """`Settings.task` -> the last step that all runs alive and their baselines have measured."""
     losses: dict[str, list[Unpaired]] = {}
     for match in matches:
         member, baseline = match.member, match.baseline
         if baseline is None or baseline is member or not match.is_alive:
             continue
-        if len(member.loss.steps) and len(baseline.loss.steps):  # what has measured nothing yet holds nobody up
+        if len(member.loss.steps) and len(baseline.loss.steps):  # a run without a measurement is left out
             losses.setdefault(member.settings.task, []).extend((member, baseline))
     return {task: last_common_step(one.loss for one in compared) for task, compared in losses.items()}
 

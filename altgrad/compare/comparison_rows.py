@@ -1,4 +1,4 @@
-"""One row per run: what the comparison table, the matrix and the dashboard's sweep page are made of."""
+"""The rows of a comparison, from which the comparison table, the rescue matrix and the dashboard's pages are made."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _READERS = 8  # threads: reading waits for the disk or the object store, and dec
 
 
 def comparison(runs: Iterable[Run]) -> list[Row]:
-    """A row for each run, by final validation loss; those that did not last come after those that did."""
+    """One row per run, sorted by final validation loss; runs that are not alive come last (see `Row.alive`)."""
     with ThreadPoolExecutor(_READERS) as pool:
         return pair(pool.map(read_row, runs))
 
 
 def pair(unpaired: Iterable[Unpaired]) -> list[Row]:
-    """`comparison` of runs that were read before: each row with its group, its baseline and its gap."""
+    """`comparison` of runs that were read before: each row gets its group, its baseline and its gap."""
     members = with_settings(list(unpaired))
     return sorted(paired(members), key=_rank)
 
 
 def read_row(run: Run) -> Unpaired:
-    """Read what a run's row needs: five columns of its steps, and its events."""
+    """Read the data for one row: the columns `STEP_COLUMNS` of a run's steps, and its events."""
     steps = run.table("steps", STEP_COLUMNS)
     held = run.info.get("resources") or {}
     settings, verdict = settings_of(run), run.verdict
@@ -79,7 +79,7 @@ def read_row(run: Run) -> Unpaired:
 
 
 def _reason(run: Run) -> str | None:
-    """Why the run ended before its last step: its verdict, its error, or who stopped it."""
+    """Why the run ended before its last step: the verdict, the error, or the reason of a stop request; else None."""
     if run.verdict is not None:
         return run.verdict.sentence()
     summary = run.end["summary"] if run.end is not None else {}
@@ -96,7 +96,7 @@ def _over_steps(statistic: Callable[[NDArray[np.float64]], Any], steps: pa.Table
 
 
 def _rank(row: Row) -> tuple[int, float, str]:
-    """Runs alive first: the last loss of a run that collapsed early may be lower than what the others end with."""
+    """Sort key: runs alive first, since the last loss of a run that collapsed early may be lower than a final loss."""
     loss = row.validation_loss
     if loss is None:
         return 3, 0.0, row.run

@@ -1,4 +1,4 @@
-"""The comparison as a file and on the terminal: the same columns and rows everywhere, only the digits differ."""
+"""The comparison as markdown, as CSV and on the terminal: columns and rows are the same, only the digits differ."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STYLE = {"completed": "green", "collapsed": "red", "failed": "bold red", "runni
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its name in the CSV, its head elsewhere, its exact value, and how a person reads it."""
+    """A column: its name in the CSV, its heading elsewhere, its exact value, and the value as shown text."""
 
     name: str
     head: str
@@ -44,7 +44,7 @@ def _number(name: str, head: str, value: Callable[[Row], float | None], digits: 
 
 
 def acts_text(row: Row) -> str:
-    """`clip 12, format shift 1 (to E5M2)`; "" where no intervention acted."""
+    """`clip 12, format shift 1 (to E5M2)`: how often each intervention acted; "" if none did."""
     shift = f" (to {row.shifted_to})" if row.shifted_to else ""
     return ", ".join(
         f"{kind_of(kind).label} {n}{shift if kind == 'format_shift' else ''}" for kind, n in sorted(row.acts.items())
@@ -52,7 +52,7 @@ def acts_text(row: Row) -> str:
 
 
 def gap_text(row: Row) -> str:
-    """The gap without its step, `baseline`, or the sentence why there is none."""
+    """The gap without its step; `baseline` for a baseline; else the sentence why there is no gap, or a dash."""
     if row.is_baseline:
         return "baseline"
     if row.gap is None:
@@ -61,7 +61,7 @@ def gap_text(row: Row) -> str:
 
 
 def gap_and_step(row: Row) -> str:
-    """The gap with its step, where there is no column for that: `+0.1265 at step 500`."""
+    """The gap with its step, for tables without a column for the step: `+0.1265 at step 500`."""
     return gap_text(row) + ("" if row.gap_step is None else f" at step {row.gap_step}")
 
 
@@ -100,7 +100,7 @@ COLUMNS: Sequence[Column] = (
 
 
 _NAMED = {column.name: column for column in COLUMNS}
-# In order of importance: a terminal that is too narrow cuts at the right.
+# In order of importance, because a narrow terminal cuts columns off at the right.
 _TERMINAL: Sequence[Column] = (
     _NAMED["run"],
     _text("format", "Format", lambda row: row.label),
@@ -133,7 +133,7 @@ def comparison_markdown(rows: Sequence[Row]) -> str:
 
 
 def comparison_csv(rows: Sequence[Row]) -> str:
-    """The comparison as CSV with full precision: empty = absent, `nan` and `inf` as Python and pandas read them."""
+    """The comparison as CSV with full precision: an absent value is empty; `nan` and `inf` as Python reads them."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([column.name for column in COLUMNS])
@@ -142,9 +142,10 @@ def comparison_csv(rows: Sequence[Row]) -> str:
 
 
 def comparison_table(rows: Sequence[Row]) -> Table:
-    """The comparison for a terminal: fewer columns than the files, the reason of a collapse as rule and step.
+    """The comparison for a terminal: fewer columns than the files, and a collapse as its rule and step only.
 
-    What is the same for all runs (often the seed) goes from a column into the caption; what none has is left out.
+    An intervention, seed or learning rate that is the same for all runs is in the caption instead of a column; a column
+    without any value is left out.
     """
     shown, same = [], []
     for column in _TERMINAL:
@@ -154,7 +155,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         elif texts != {ABSENT}:
             shown.append(column)
     result = Table(
-        title="Comparison, by validation loss; runs that did not last come after those that did",
+        title="Comparison, by validation loss; runs that collapsed or ended early come last",
         title_justify="left",
         caption=cell(", ".join(same)) if same else None,
         caption_justify="left",
@@ -162,7 +163,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         padding=(0, 1, 0, 0),
     )
     for column in shown:
-        # Numbers and words are never cut in two; texts and heads wrap at spaces.
+        # Numbers and words are never split; texts and headings wrap at spaces.
         cells = [column.shown(row) for row in rows]
         pieces = [*(cells if column.is_number else " ".join(cells).split()), *column.head.split()]
         narrowest = min(max(len(piece) for piece in pieces), 32)
@@ -176,7 +177,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
 
 
 def write_comparison(sweep: Folder, rows: Sequence[Row], below: str | None = None) -> None:
-    """Write `comparison.md`, with a sentence below its table, and `comparison.csv` into the sweep's folder."""
+    """Write `comparison.md`, with the text `below` after its table, and `comparison.csv` into the sweep's folder."""
     parts = [f"# Comparison: {as_markdown(sweep.name)}", comparison_markdown(rows), *([] if below is None else [below])]
     sweep.write_bytes("comparison.md", ("\n\n".join(parts) + "\n").encode())
     sweep.write_bytes("comparison.csv", comparison_csv(rows).encode())

@@ -1,17 +1,17 @@
-"""The gap: validation loss minus that of the BF16 run of the same seed and settings, at one step for all runs.
+"""The gap: a run's validation loss minus that of the BF16 run of the same seed and settings, at one step for all runs.
 
-Gaps of different steps cannot be averaged or ranked: a run is 0.3 nats behind at step 100 and 0.1 at step 500.  So
-all runs that can be compared (same task and length, see `Settings.task`) and are alive share one step: the last at
-which every one of them, and every baseline they are held against, measured its validation loss.  A run that
-collapsed, failed, was killed or was stopped does not drag the others back to the step of its end; its gap is given at
-the last step that it and its baseline both measured, and is neither averaged nor ranked.
+Gaps at different steps cannot be averaged or ranked: the same run may be 0.3 nats behind at step 100 and 0.1 at step
+500.  So all runs that are alive and have the same task (see `Settings.task`) share one step: the last step at which
+each of them, and each of their baselines, measured its validation loss.  A run that collapsed, failed, was killed or
+was stopped is left out when that step is chosen; its own gap is given at the last step that it and its baseline both
+measured, and is neither averaged nor ranked.
 
 For example, with a validation loss every 100 steps of 500:
 
     BF16   completed             loss at 500: 2.00
     E4M3   completed             loss at 500: 2.05   gap +0.05 at step 500
-    E5M2   running, at 460       loss at 400: 2.30   drags all to step 400: E4M3 is now given there, too
-    E7M0   collapsed at 135      loss at 100: 4.10   gap at step 100, which no mean and no ranking takes in
+    E5M2   running, at 460       loss at 400: 2.30   until it reaches step 500, all gaps are given at step 400
+    E7M0   collapsed at 135      loss at 100: 4.10   gap at step 100, left out of means and rankings
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from altgrad.results.curves import Curve
 
 
 def last_common_step(losses: Iterable[Curve]) -> int | None:
-    """The last step at which each of the curves has a measurement (NaN is one); None where there is no such step."""
+    """The last step at which each of the curves has a measurement (NaN counts as one); None without such a step."""
     common: set[int] | None = None
     for loss in losses:
         steps = set(loss.steps.tolist())
@@ -33,7 +33,7 @@ def last_common_step(losses: Iterable[Curve]) -> int | None:
 
 
 def gap_at(step: int, loss: Curve, baseline: Curve) -> float:
-    """Difference of two curves at a step that both have measured; NaN or inf where one of them is."""
+    """`loss` minus `baseline` at a step that both have measured; NaN or inf if one of the values is."""
     with np.errstate(invalid="ignore"):
         return float(_value(loss, step) - _value(baseline, step))
 

@@ -1,7 +1,7 @@
-"""Groups: runs that differ in nothing but the seed, and what sets a group apart from the others beside it.
+"""Groups: runs that differ in nothing but the seed, and the fields in which a group differs from the other groups.
 
-Every field that differs within the comparison tells groups apart, whatever it is.  Two learning rates in one group
-would have a mean that belongs to neither: seeds +0.10, +0.12 at 3e-4 and +1.10, +1.12 at 1e-2 make "+0.61".
+Runs that differ in any other field are in different groups.  A group with two learning rates would have a mean that
+belongs to neither: the gaps +0.10 and +0.12 at 3e-4 with +1.10 and +1.12 at 1e-2 would have the mean +0.61.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from altgrad.compare.row import Row, Unpaired
 
 
 def by_group(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows by `Row.group`: those of one list differ in nothing but the seed."""
+    """`Row.group` -> its rows, which differ in nothing but the seed."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
@@ -23,14 +23,14 @@ def by_group(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def with_settings(members: Sequence[Unpaired]) -> list[Unpaired]:
-    """The members, each row with its group and with the fields (`differs`) that set it apart within these members."""
+    """The members with `group` and `differs` filled in their rows: the fields in which these members differ."""
     models = _models(members)
     varying = _varying([member.settings.others for member in members])
     result = []
     for member in members:
         said = [describe_field(name, member.settings.others.get(name)) for name in varying]
         group, known = member.settings.group, models[member.settings.group]
-        if len(known) > 1:  # several models were given to the runner under one config
+        if len(known) > 1:  # the user trained several models with one config
             vocabulary, parameters = member.origin.model or known[0]
             group += f"{vocabulary} {parameters}"
             said.append(f"model of {parameters} parameters, vocabulary {vocabulary}")
@@ -39,13 +39,13 @@ def with_settings(members: Sequence[Unpaired]) -> list[Unpaired]:
 
 
 def _varying(fields: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the fields that do not have the same value everywhere."""
+    """Names of the fields that do not have the same value in all of these mappings."""
     names = dict.fromkeys(name for one in fields for name in one)
     return [name for name in names if len({repr(one.get(name)) for one in fields}) > 1]
 
 
 def _models(members: Iterable[Unpaired]) -> dict[str, list[tuple[Any, Any]]]:
-    """The models that were trained with the settings of each group; none where no run lived to say."""
+    """Group -> its distinct models as (vocabulary, parameters); empty if no run of the group recorded its model."""
     found: dict[str, list[tuple[Any, Any]]] = {}
     for member in members:
         known = found.setdefault(member.settings.group, [])

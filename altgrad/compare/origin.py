@@ -1,8 +1,8 @@
-"""What a run started from: the model, its initial weights and its data, by the hashes that its `run.json` holds.
+"""The origin of a run: its model, its initial weights and its data, as recorded in `run.json` by hashes.
 
-Two runs with the same config may still have trained different things: another model was given to the runner, a data
-file was edited in between, the weights came from elsewhere.  A difference between their losses then says nothing about
-number formats, so it is not taken.
+Two runs with the same config may still have trained different things: the user passed another model, a data file was
+edited between the runs, or the weights were loaded from a checkpoint.  A difference between their losses then says
+nothing about number formats, so it is not computed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-_SHOWN = 8  # characters of a hash that are named
+_SHOWN = 8  # characters of a hash in a sentence
 _WORDS: Mapping[str, str] = {
     "vocabulary": "vocabulary",
     "parameters": "number of parameters",
@@ -24,7 +24,7 @@ NOT_RECORDED = "hashes not recorded"
 
 @dataclass(frozen=True)
 class Origin:
-    """As recorded; None = not recorded, as by older versions, or (`vocabulary`) there is none."""
+    """Fields of `run.json`; None if an older version did not record one, or (`vocabulary`) the model has none."""
 
     vocabulary: Any = None
     parameters: Any = None
@@ -38,13 +38,13 @@ class Origin:
 
     @property
     def model(self) -> tuple[Any, Any] | None:
-        """Tells models apart whose configs are the same; None where nothing was recorded."""
+        """(vocabulary, parameters), which distinguish models with the same config; None if not recorded."""
         return None if self.parameters is None else (self.vocabulary, self.parameters)
 
     def obstacle(self, other: Origin) -> str | None:
         """Why runs from the two origins cannot be compared: `not compared: other batches (77aa… vs 03b1…)`.
 
-        None where they can, as far as is recorded.  Of several differences the first is named.
+        None if no recorded field differs.  Of several differences the first is named.
         """
         for name, words in _WORDS.items():
             own, others = getattr(self, name), getattr(other, name)
@@ -54,7 +54,7 @@ class Origin:
         return None
 
     def vouches_for(self, other: Origin) -> bool:
-        """Whether the hashes of both are recorded, so that `obstacle` would have found a difference."""
+        """Whether both have recorded hashes: then `obstacle` would have found a difference."""
         return self._recorded and other._recorded
 
     @property

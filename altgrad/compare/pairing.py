@@ -1,8 +1,8 @@
-"""Which runs belong together: the baseline of a run, the seeds of a group, the settings that differ.
+"""Pairing of runs by their settings: the baseline of a run, the seeds of a group, the settings that differ.
 
-A gap in loss means something only between runs that differ in nothing but how numbers are rounded and rescued.
-Each config field says of what kind it is (see `field_traits`); here the kinds are sorted into what is compared, what
-cannot change what is learned, and the rest, which must agree.
+A gap in loss is meaningful only between runs that differ in nothing but number formats and interventions.  Each config
+field has a kind (see `field_traits`).  This module sorts the kinds: some are compared (formats, interventions), some
+cannot change the losses (device, metrics), and all others must agree.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ NUMERICS = TrainConfig.of_kind("numeric")
 RESCUE = TrainConfig.of_kind("rescue")
 MEASURING = TrainConfig.of_kind("measuring", "judging")
 RUNNING = TrainConfig.of_kind("running", "planning")
-# What a sweep varies to find the best training: runs that differ in it are held against baselines of their own, but
-# have learned the same thing for the same number of steps.
+# Fields that a sweep varies to find the best training.  Runs that differ in them have different baselines, but the same
+# task and the same number of steps.
 OPTIMISATION = TrainConfig.of_kind("optimisation")
 _SEED = TrainConfig.of_kind("seed")
 # Interventions, without their limits.
 _SWITCHES = TrainConfig.where(lambda field: field.kind == "rescue" and field.only_with is None)
 
-# What an intervention replaces where it makes a difference: `master` rescues a run that had no master weights.
+# The value that an intervention changes: `master` is an intervention for runs without master weights.
 _REPLACED: Mapping[str, Any] = {"master_weights": False, "update_rounding": "nearest", "scaling": "none"}
 _WORDS: Mapping[tuple[str, Any], str] = {
     ("master_weights", False): "stored",
@@ -44,21 +44,21 @@ _WORDS: Mapping[tuple[str, Any], str] = {
     ("rounding", "stochastic"): "stochastic GEMM",
 }
 _SHORT: Mapping[str, str] = {"learning_rate": "lr", "max_steps": "steps"}
-# Numeric fields that decide whether BF16 with FP32 masters has the numbers that it is known for.  The others change
-# nothing about it: scales are powers of two, which are exact to apply, and nothing is written back.
+# Numeric fields that can change the losses of a run in BF16 with FP32 master weights, so a baseline must have their
+# defaults.  The other numeric fields cannot: BF16 is never scaled, and with master weights nothing is written back.
 _OF_BASELINE = TrainConfig.where(lambda field: field.kind == "numeric" and field.moves_baseline)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A run's config and intervention, seen as what must agree, what may differ and what is shown."""
+    """A run's config and intervention, with the keys by which runs are grouped and paired, and the labels of a run."""
 
     config: Mapping[str, Any]
     intervention: str
 
     @cached_property
     def group(self) -> str:
-        """Equal for runs that differ in nothing but the seed (and in where and with how many threads they ran)."""
+        """Equal for runs that differ in nothing but the seed (and fields of kind "running", such as the device)."""
         return self._text(RUNNING | _SEED) + self.intervention
 
     @cached_property
@@ -68,14 +68,14 @@ class Settings:
 
     @cached_property
     def task(self) -> str:
-        """Equal for runs whose gaps may stand beside each other: same data, model, batch size and length."""
+        """Equal for runs whose gaps may be compared with each other: same data, model, batch size and length."""
         return self._text(NUMERICS | RESCUE | MEASURING | RUNNING | OPTIMISATION | _SEED)
 
     @cached_property
     def is_baseline(self) -> bool:
-        """Whether the run is the reference: BF16 at every site, FP32 masters, nearest rounding, no intervention.
+        """Whether the run is a baseline: BF16 at every site, FP32 master weights, nearest rounding, no intervention.
 
-        A field that cannot change BF16's numbers may have any value (see `_OF_BASELINE`).
+        A field that cannot change the losses of BF16 may have any value (see `_OF_BASELINE`).
         """
         config = self.config
         sites = all(config[site] in (None, BASELINE_FORMAT) for site in SITE_FORMATS)
@@ -85,10 +85,10 @@ class Settings:
 
     @cached_property
     def variant(self) -> str:
-        """How the numbers were treated beside the format, before any intervention; "" where by default.
+        """The numeric settings besides the format that are not at their default, without those of the intervention.
 
-        For example `stored` (no master weights), `unscaled`, `gradient E5M2`.  A published recipe is said by its name;
-        beside it stands what of the run is otherwise than in the recipe.
+        For example `stored` (no master weights), `unscaled`, `gradient E5M2`; "" if all are at their default.  A
+        published recipe is given by its name, followed by the settings of the run that differ from the recipe.
         """
         recipe = self.config["recipe"]
         theirs = published_fields(recipe)
@@ -108,9 +108,9 @@ class Settings:
 
     @cached_property
     def others(self) -> Mapping[str, Any]:
-        """What neither format, variant nor intervention says: every other field that tells groups apart.
+        """The fields that may distinguish groups besides format, variant and intervention: name -> value.
 
-        A field that the intervention sets counts as not set: the intervention's name stands for it.
+        A field that the intervention has set is given with its default: the intervention's name already implies it.
         """
         implied: dict[str, Any] = {}
         for part in self.intervention.split("+"):
@@ -126,12 +126,12 @@ class Settings:
 
 
 def settings_of(run: Run) -> Settings:
-    """A run's settings; a field that its config lacks (written by an older version) has its default."""
+    """The settings of a run; a field that its config lacks, because an older version wrote it, has its default."""
     return Settings({**DEFAULTS, **run.config}, str(run.info.get("intervention") or "none"))
 
 
 def config_difference(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """The fields in which the runs' configs differ -> run name -> value; a run that lacks the field is left out."""
+    """Field in which the configs differ -> run name -> value; a run whose config lacks the field is left out."""
     names = dict.fromkeys(name for run in runs for name in run.config)
     values = {name: {run.name: run.config[name] for run in runs if name in run.config} for name in names}
     return {
@@ -151,7 +151,7 @@ def describe_field(name: str, value: Any) -> str:
 
 
 def _value_text(value: Any) -> str:
-    """Shortest text that says a value exactly: `3e-4`, `0.25`, `true`."""
+    """The shortest text that gives a value exactly: `3e-4`, `0.25`, `true`."""
     if isinstance(value, float) and math.isfinite(value):
         text = f"{Decimal(repr(value)).normalize():e}" if value and not 0.01 <= abs(value) < 1e6 else repr(value)
         return text.removesuffix(".0").replace("e+", "e")

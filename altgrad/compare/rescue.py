@@ -1,4 +1,4 @@
-"""What became of runs: survivors by format and intervention, and the share alive by step."""
+"""Survival of runs: the survivors by format and intervention, and the share of runs alive by step."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ Key = tuple[str, str, str]  # format, treatment (variant and what else differs),
 
 @dataclass(frozen=True)
 class RescueCell:
-    """One format (and treatment) under one intervention: `survived` of `ended` runs did not collapse.
+    """The runs of one format and treatment under one intervention: `survived` of the `ended` ones did not collapse.
 
-    `others` counts by status the runs that say nothing about survival: they still run, or were stopped, killed or
-    failed.
+    `others` counts, by status, the runs that do not count for survival: they still run, were stopped, killed or failed.
     """
 
     runs: tuple[str, ...]
@@ -33,7 +32,7 @@ class RescueCell:
 
     @property
     def lines(self) -> list[str]:
-        """What it says: survived of ended, paired gap in nats with interval and step, median collapse step."""
+        """The lines of the cell: survived of ended, paired gap with interval and step, median collapse step."""
         others = ", ".join(f"{n} {status}" for status, n in sorted(self.others.items()))
         said = [f"{self.survived} of {self.ended}" + (f" (+{others})" if others else "")]
         if self.gap.figure is not None:
@@ -44,12 +43,12 @@ class RescueCell:
 
     @property
     def share(self) -> float | None:
-        """Share of the ended runs that survived; None where none has ended."""
+        """Share of the ended runs that survived; None if none has ended."""
         return self.survived / self.ended if self.ended else None
 
 
 def rescue_matrix(rows: Iterable[Row]) -> dict[Key, RescueCell]:
-    """(format, treatment, intervention) -> what became of its runs."""
+    """(format, treatment, intervention) -> the survival and the gap of its runs."""
     cells: dict[Key, list[Row]] = {}
     for row in rows:
         cells.setdefault((row.format, row.treatment, row.intervention), []).append(row)
@@ -79,10 +78,10 @@ def _cell(rows: list[Row]) -> RescueCell:
 
 @dataclass(frozen=True)
 class Survival:
-    """Share of runs not collapsed, a step function: `alive[i]` holds from `steps[i]` on.
+    """Share of runs that have not collapsed, a step function with the value `alive[i]` from step `steps[i]` on.
 
-    `at_risk[i]` runs were still observed when step `steps[i]` began; `censored` are the steps at which runs ended
-    or stand without having collapsed.
+    `at_risk[i]` runs were still observed when step `steps[i]` began.  `censored`: the last steps of the runs that ended
+    or still run without having collapsed.
     """
 
     steps: NDArray[np.int64]
@@ -92,7 +91,11 @@ class Survival:
 
 
 def survival(rows: Iterable[Row]) -> Survival:
-    """Kaplan-Meier estimate of the share of runs alive by step; a run that did not collapse is censored at its end."""
+    """Kaplan-Meier estimate of the share of runs alive by step; a run that did not collapse is censored at its end.
+
+    Example: four runs end at steps 100 (collapsed), 200 (completed), 300 (collapsed) and 500 (completed).  The share
+    is 1 from step 0 on, 1 - 1/4 = 0.75 from step 100 on, and 0.75 * (1 - 1/2) = 0.375 from step 300 on.
+    """
     collapses: list[int] = []
     censored: list[int] = []
     for row in rows:

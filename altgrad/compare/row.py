@@ -1,4 +1,4 @@
-"""A run as a row of a comparison, and what was read of it before it was compared."""
+"""A run as a row of a comparison, and the data of a run before it is paired with its baseline."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from altgrad.results.curves import Curve
 
 @dataclass(frozen=True)
 class Row:
-    """One run of a comparison.  None = not measured, or there is none; NaN and inf are measurements.
+    """One run of a comparison.  None means not measured or not applicable; NaN and inf are measurements.
 
-    `group` is equal for runs that differ in nothing but the seed; `differs` has the other fields in which the
-    comparison's runs differ, with their values.  `gap` is validation loss minus that of the run `baseline`, in
-    `loss_unit`, at `gap_step` (see `gap`); a baseline's own is itself, without a gap.  `common_step` is the one at
-    which all runs that are alive are compared.  `pairing` says why a run may not be compared, or that no hashes vouch
-    for the gap.  `validation_step` is the one of `validation_loss`, the last.
-    `acts` counts the interventions' events by kind.  `cpus` and `gpus` are what the sweep gave the run.
-    `rounded_share`: of the FLOPs of the model's matrix products.  `loss_unit`: see `Run`; "" where nobody knows it.
+    `group`: equal for runs that differ in nothing but the seed.  `differs`: the other fields in which the runs of the
+    comparison differ, with their values.  `gap`: validation loss minus that of the run named `baseline`, in
+    `loss_unit`, at `gap_step` (see `gap`); a baseline names itself and has no gap.  `common_step`: the step at which
+    all runs alive are compared.  `pairing`: why the run cannot be compared, or that its hashes were not recorded.
+    `validation_loss`: the last one, measured at `validation_step`.  `acts`: number of acts per kind of intervention.
+    `cpus`, `gpus`: what the sweep assigned to the run.  `rounded_share`: share of the FLOPs of the model's matrix
+    products that is rounded.  `loss_unit`: `nats`, or "" if it is unknown.  `seconds`: training time.
     """
 
     run: str
@@ -60,34 +60,34 @@ class Row:
 
     @property
     def collapsed(self) -> bool:
-        """Whether the run was judged to have collapsed; it may have gone on all the same (`stop_on_collapse`)."""
+        """Whether the run has a collapse verdict; with `stop_on_collapse: false` it may still have trained on."""
         return self.status == "collapsed" or self.collapse_step is not None
 
     @property
     def alive(self) -> bool:
-        """Whether the run completed or is on its way: neither collapsed nor failed, killed or stopped."""
+        """Whether the run completed or still trains: it has not collapsed, failed, been killed or been stopped."""
         return self.status in ("completed", "running") and not self.collapsed
 
     @property
     def final_gap(self) -> float | None:
-        """The gap that may be averaged and ranked: of a run alive, at the step at which all of them are compared."""
+        """The gap if it may be averaged and ranked: the run is alive, and the gap is at the common step.  Else None."""
         return self.gap if self.alive and self.gap_step == self.common_step else None
 
     @property
     def seconds_saved(self) -> float | None:
-        """What the steps would have taken that the run was spared, at its own pace; None where nothing was."""
+        """Seconds that the remaining steps of a collapsed or stopped run would have taken at its pace; else None."""
         if self.status not in ("collapsed", "stopped") or not self.seconds or not self.step:
             return None
         return max(self.max_steps - self.step, 0) * self.seconds / self.step
 
     @property
     def device(self) -> str | None:
-        """What the run's hours are counted in: GPUs where it held any, else CPU cores; None where it does not say."""
+        """The unit of the run's device-hours: `GPU` if it had one, else `CPU-core`; None without a record of CPUs."""
         return "GPU" if self.gpus else None if self.cpus is None else "CPU-core"
 
     @property
     def device_hours(self) -> float | None:
-        """Training time times the devices held meanwhile."""
+        """Training time in hours times the number of GPUs, or of CPU cores without a GPU; None if not recorded."""
         return self._in_device_hours(self.seconds)
 
     @property
@@ -100,12 +100,12 @@ class Row:
 
     @property
     def setting(self) -> str:
-        """`lr 3e-4, weight_decay 0.2`; "" where the comparison's runs differ in nothing else."""
+        """The fields in `differs`: `lr 3e-4, weight_decay 0.2`; "" if there are none."""
         return ", ".join(self.differs)
 
     @property
     def treatment(self) -> str:
-        """What sets the run apart beside format and intervention: `stored, lr 3e-4`; "" where nothing does."""
+        """Variant and setting, without format and intervention: `stored, lr 3e-4`; "" if both are empty."""
         return ", ".join(part for part in (self.variant, self.setting) if part)
 
     @property
@@ -115,12 +115,12 @@ class Row:
 
     @property
     def group_label(self) -> str:
-        """What distinguishes the row's group in a legend: `E7M0 stored, lr 3e-4 · clip`."""
+        """The name of the row's group in a legend: `E7M0 stored, lr 3e-4 · clip`."""
         return self._label(self.differs)
 
     @property
     def label_at_any_rate(self) -> str:
-        """`group_label` without the learning rate: equal for groups that differ in that alone."""
+        """`group_label` without the learning rate: equal for groups that differ in the learning rate alone."""
         rate = describe_field("learning_rate", self.learning_rate)
         return self._label([part for part in self.differs if part != rate])
 
@@ -131,7 +131,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Unpaired:
-    """What one run's folder says; its row lacks the baseline.  Of a run that has ended it never changes again."""
+    """The data read from one run's folder; the row has no baseline yet.  It never changes once the run has ended."""
 
     row: Row
     settings: Settings
@@ -140,6 +140,6 @@ class Unpaired:
 
 
 def loss_unit(rows: Iterable[Row]) -> str:
-    """The unit of all these rows' losses and gaps; "" where it is unknown or not the same."""
+    """The common unit of these rows' losses and gaps; "" if it is unknown or not the same."""
     units = {row.loss_unit for row in rows}
     return units.pop() if len(units) == 1 else ""

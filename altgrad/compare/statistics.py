@@ -1,7 +1,7 @@
 """Statistics over seeds, on rows of a comparison.
 
-Intervals are t intervals on paired differences.  With the three seeds that people run, a percentile bootstrap
-covers about 75 % where it says 95 %, and with one or two seeds no method supports a claim; the sentences say so.
+Intervals are Student's t intervals of paired differences.  With three seeds, the usual number, a percentile bootstrap
+of nominally 95 % covers only about 75 %; with one or two seeds no method supports a claim, and the sentences say so.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ ENOUGH_SEEDS = 3
 
 @dataclass(frozen=True)
 class PairedGap:
-    """Mean gap to the baseline over `n` seeds at `step`, and its t interval; None where `n` is too small to have one.
+    """Mean gap of a group to the baseline over `n` seeds at `step`, with its 95 % t interval from `low` to `high`.
 
-    Of the group's `runs` as many as `collapsed` did not live to have a gap; `lost` counts further runs without a
-    finite one: they ended otherwise, have no baseline, or (`non_finite` of them) went to NaN.  The mean is over the
-    others.
+    The interval is None for fewer than two seeds, the mean for none.  Of the group's `runs`, `collapsed` ones have no
+    gap at that step; `lost` further ones have no finite gap, because they ended early, have no baseline, or
+    (`non_finite` of them) reached NaN or inf.  The mean is over the other runs.
     """
 
     n: int
@@ -41,17 +41,17 @@ class PairedGap:
 
     @property
     def is_whole(self) -> bool:
-        """Whether no run of the group collapsed or ended in NaN: else the mean is that of the survivors."""
+        """Whether no run of the group collapsed or reached NaN; otherwise the mean is that of the survivors only."""
         return not self.collapsed and not self.non_finite
 
     @property
     def count(self) -> str:
-        """`1 of 3 collapsed`: a part of everything that is said about a group."""
+        """`1 of 3 collapsed`; every sentence about a group contains it."""
         return f"{self.collapsed} of {self.runs} collapsed"
 
     @property
     def figure(self) -> str | None:
-        """`+0.050 [+0.041, +0.060] at step 500`; None where there is no mean."""
+        """Mean, interval and step: `+0.050 [+0.041, +0.060] at step 500`; None if there is no mean."""
         if self.mean is None:
             return None
         interval = "" if self.low is None else f" [{self.low:+.3f}, {self.high:+.3f}]"
@@ -59,7 +59,7 @@ class PairedGap:
 
     @property
     def sentence(self) -> str:
-        """What may be said of it."""
+        """The mean with interval, step, n and collapses, and the claim that these data support."""
         lost = f" {self.lost} further run{'s have' if self.lost > 1 else ' has'} no finite gap." if self.lost else ""
         if self.mean is None:
             return f"No finite gap to a baseline was measured; {self.count}."
@@ -112,10 +112,9 @@ def paired_gap(rows: Iterable[Row]) -> PairedGap:
 
 
 def ranking(rows: Iterable[Row]) -> list[tuple[list[Row], PairedGap]]:
-    """Groups with a mean gap, the lowest first; a group with a collapse comes after all without.
+    """Groups with a mean gap, the lowest first; groups with a collapse or NaN come after all others.
 
-    A collapsed run has no gap of the step at which the others are compared, so that the mean of its group is that of
-    the seeds that happened to survive.
+    A collapsed run has no gap at the common step, so the mean of its group is over the surviving seeds only.
     """
     groups = [
         (members, paired_gap(members))
@@ -127,24 +126,25 @@ def ranking(rows: Iterable[Row]) -> list[tuple[list[Row], PairedGap]]:
 
 
 def furthest(rows: Iterable[Row]) -> list[Row]:
-    """Of the runs alive those whose last validation loss is of the latest step: only their losses have one mean."""
+    """The runs alive whose last validation loss is of the latest step: only losses of one step have a common mean."""
     alive = [row for row in rows if row.alive and row.validation_loss is not None]
     last = max((row.validation_step or 0 for row in alive), default=0)
     return [row for row in alive if (row.validation_step or 0) == last]
 
 
 def collapse_step(rows: Iterable[Row]) -> float | None:
-    """The median step of the collapses among some runs; None where none has collapsed."""
+    """The median collapse step of some runs; None if none has collapsed."""
     steps = [row.collapse_step for row in rows if row.collapse_step is not None]
     return float(median(steps)) if steps else None
 
 
 @lru_cache(maxsize=256)
 def t_quantile(freedom: int) -> float:
-    """The t within which `CONFIDENCE` of Student's distribution lies, for whole degrees of freedom.
+    """The t for which P(|T| < t) = `CONFIDENCE`, where T has Student's distribution with `freedom` degrees of freedom.
 
-    By halving the angle whose tangent is t / sqrt(freedom), of which the probability is a finite sum (Abramowitz and
-    Stegun 26.7.3 and 26.7.4).  scipy.special would do too, but its import takes as long as opening a sweep.
+    Bisection on the angle whose tangent is t / sqrt(freedom): the probability is a finite sum in it (Abramowitz and
+    Stegun 26.7.3 and 26.7.4).  Example: t_quantile(2) = 4.303.  scipy.special has this function, but importing scipy
+    takes as long as opening a sweep.
     """
     low, high = 0.0, math.pi / 2
     for _ in range(60):
@@ -154,7 +154,7 @@ def t_quantile(freedom: int) -> float:
 
 
 def _within(angle: float, freedom: int) -> float:
-    """P(|t| < sqrt(freedom) tan(angle))."""
+    """P(|T| < sqrt(freedom) tan(angle)) for T with Student's distribution."""
     odd = freedom % 2
     term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
     for k in range(1 + odd, freedom, 2):

@@ -1,1 +1,1 @@
-"""What terminal, static page and dashboard share: colours, curves as data, the state of a sweep."""
+"""Data for displays, shared by the terminal, the static page and the dashboard: colours, curves, a sweep's state."""

@@ -1,7 +1,7 @@
-"""What a curves chart draws, as data: one line per run, thinned without losing a spike, non-finite spans kept.
+"""The data of a chart of curves: one line per run, thinned without losing a spike, with its non-finite spans.
 
-Everything is computed from the raw rows (smoothing, the difference to the baseline, non-finite spans) and only
-then cut to the visible window and thinned, so that a picture never depends on how far one has zoomed out.
+Smoothing, the difference to the baseline and the non-finite spans are computed from all rows; only then the curve is
+cut to the visible window and thinned.  So the values in a picture do not depend on the zoom.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ _HEALTHY = ("completed", "running", "stopped")
 
 @dataclass(frozen=True)
 class View:
-    """How curves are shown: metric, x-axis and its window, smoothing half-life in measurements, points per line."""
+    """Settings of a chart: metric, x-axis, window (steps `first` to `last`), smoothing half-life in measurements.
+
+    `buckets`: see `curves.buckets`.  `difference`: draw the difference to the baseline instead of the metric.
+    """
 
     metric: str
     axis: Axis = "step"
@@ -38,9 +41,9 @@ class View:
 
 @dataclass(frozen=True)
 class Line:
-    """One run's line: `smoothed` to be drawn over `raw` (the same object where nothing is smoothed).
+    """One run's line: `smoothed` is drawn over `raw` (the same object without smoothing).
 
-    x of both is in the view's axis.  `spans` are the non-finite stretches of the raw rows inside the window.
+    `x_raw` and `x_smoothed` are in units of the view's axis.  `spans`: the non-finite spans inside the window.
     """
 
     row: Row
@@ -49,21 +52,21 @@ class Line:
     x_raw: NDArray[np.float64]
     x_smoothed: NDArray[np.float64]
     spans: list[Span]
-    position: Curve | None  # step -> x, to place spans and events; None where x is the step
+    position: Curve | None  # step -> x, to place spans and events; None if x is the step
 
     def height(self, step: float) -> float | None:
-        """The value drawn at a step; None before the first and beyond the last finite one, where no line is."""
+        """The drawn value at a step; None before the first and after the last finite value, where no line is drawn."""
         steps, values = self.smoothed.finite()
         inside = len(steps) > 0 and steps[0] <= step <= steps[-1]
         return float(np.interp(step, steps, values)) if inside else None
 
     def x(self, step: float) -> float:
-        """Where a step is on the x-axis."""
+        """The position of a step on the x-axis."""
         return step if self.position is None else float(np.interp(step, self.position.steps, self.position.values))
 
 
 def line(row: Row, run: Run, view: View, baseline: Run | None = None) -> Line | None:
-    """A run's line; None where the metric was not measured, or with `view.difference` where no baseline is."""
+    """The line of a run; None if the metric was not measured, or with `view.difference` if there is no baseline."""
     curve = _curve(run, view, baseline)
     if curve is None:
         return None
@@ -84,7 +87,7 @@ def line(row: Row, run: Run, view: View, baseline: Run | None = None) -> Line | 
 
 
 def _curve(run: Run, view: View, baseline: Run | None) -> Curve | None:
-    """What the view shows of a run, before it is smoothed; None where there is nothing."""
+    """The curve of a run for a view before smoothing; None if it has no points."""
     curve = measured(run.table("steps", [view.metric]), view.metric)
     if view.difference:
         if baseline is None:
@@ -103,7 +106,7 @@ def _window(curve: Curve, view: View) -> Curve:
 
 
 def _position(run: Run, axis: Axis) -> Curve | None:
-    """Step -> x; None where x is the step."""
+    """Step -> x; None if x is the step."""
     return None if axis == "step" else measured(run.table("steps", [axis]), axis)
 
 
@@ -113,9 +116,9 @@ def _x(steps: NDArray[np.int64], position: Curve | None) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Band:
-    """A group's mean over seeds, between its lowest and highest seed, at the steps that all `n` seeds have.
+    """Mean, lowest and highest value over the seeds of a group, at the steps that all `n` seeds have measured.
 
-    As the lines of a chart, of the difference to the BF16 run where the view asks for that.
+    With `view.difference` the values are differences to the BF16 run, as in the lines of the chart.
     """
 
     row: Row
@@ -128,7 +131,7 @@ class Band:
 
 
 def seed_bands(rows: Iterable[Row], runs: Mapping[str, Run], view: View) -> list[Band]:
-    """A band per group.  It ends where its first seed ends: beyond, a mean over the survivors would mislead."""
+    """One band per group.  It ends where the first of its seeds ends, since a mean over survivors would mislead."""
     return [band for members in by_group(rows).values() if (band := _band(members, runs, view)) is not None]
 
 
@@ -160,10 +163,10 @@ def _band(members: Sequence[Row], runs: Mapping[str, Run], view: View) -> Band |
 
 
 def scale(lines: Sequence[Line]) -> tuple[float, float] | None:
-    """Lowest and highest value of the y-axis: that of the healthy runs, so that a diverged one flattens nobody.
+    """Limits of the y-axis, from the healthy runs only: a diverged run must not flatten the other curves.
 
-    Healthy are runs that did not collapse, fail or die; where there are none, all count.  Their quantiles count,
-    not their extremes, unless the extremes are near.  None without any finite value.
+    Runs that did not collapse, fail or get killed are healthy; if there are none, all runs count.  The limits are the
+    quantiles 0.005 and 0.98 of their values, or the extremes where these are near.  None without any finite value.
     """
     healthy = _healthy(lines)
     values = [line.raw.finite().values for line in healthy]
@@ -175,17 +178,17 @@ def scale(lines: Sequence[Line]) -> tuple[float, float] | None:
     low = float(pooled.min()) if pooled.min() > low - reach else float(low)
     high = float(pooled.max()) if pooled.max() < high + reach else float(high)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
-    bottom = low - margin if low < 0 else max(low - margin, -0.01 * margin)  # a share of -2 % is no tick to draw
+    bottom = low - margin if low < 0 else max(low - margin, -0.01 * margin)  # no tick at -2 % for a share
     return bottom, high + margin
 
 
 def _healthy(lines: Sequence[Line]) -> list[Line]:
-    """Runs that did not collapse, fail or die; all where there are none."""
+    """Lines of runs that did not collapse, fail or get killed; all lines if there are none."""
     return [line for line in lines if line.row.status in _HEALTHY and not line.row.collapsed] or list(lines)
 
 
 def log_scale(lines: Sequence[Line]) -> tuple[float, float] | None:
-    """As `scale`, for a logarithmic axis: from the smallest positive value that is not an outlier below."""
+    """As `scale`, for a logarithmic axis: the lower limit is the smallest positive value that is not an outlier."""
     limits = scale(lines)
     if limits is None or limits[1] <= 0:
         return None
@@ -198,14 +201,14 @@ def log_scale(lines: Sequence[Line]) -> tuple[float, float] | None:
 
 
 def not_on_log(lines: Iterable[Line]) -> int:
-    """How many drawn points a logarithmic axis has no place for: zero and negative values."""
+    """Number of drawn points that a logarithmic axis cannot show: zero and negative values."""
     return sum(int((line.smoothed.finite().values <= 0).sum()) for line in lines)
 
 
 def off_scale(line: Line, limits: tuple[float, float]) -> tuple[list[int], list[int]]:
-    """Steps at which a line first leaves the y-axis above and below, one for each stretch outside.
+    """Steps at which a line leaves the y-axis: (above, below), the first step of each stretch outside.
 
-    Infinite values are none of them: they are marked as non-finite.
+    Infinite values are not included: they are marked as non-finite.
     """
     steps, values = line.smoothed
     finite, result = np.isfinite(values), []
@@ -216,12 +219,12 @@ def off_scale(line: Line, limits: tuple[float, float]) -> tuple[list[int], list[
 
 
 def non_finite_count(lines: Iterable[Line]) -> int:
-    """How many measurements in the window are NaN or inf: what the marks on the chart add up to."""
+    """Number of measurements in the window that are NaN or inf: the sum of the marks on the chart."""
     return sum(span.count for line in lines for span in line.spans)
 
 
 def describe(lines: Sequence[Line]) -> str:
-    """What a chart of these lines shows, in words."""
+    """A description of a chart of these lines in a few sentences."""
     counted = [one for one in lines if not one.row.collapsed] or lines  # the last value of a collapsed run is no result
     ends = {one.row.run: float(one.raw.finite().values[-1]) for one in counted if len(one.raw.finite().values)}
     last = max(int(one.raw.steps[-1]) for one in lines)

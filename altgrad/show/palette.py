@@ -1,9 +1,9 @@
-"""One colour per format everywhere, and a dash pattern per intervention.
+"""One colour per format in all pictures, and a dash pattern per intervention.
 
-Colours are Paul Tol's `vibrant` and `bright` schemes, which keep apart under the common colour blindnesses and on
-both a white and a near-black page.  Baselines are grey: they are what the others are measured against.  Colour
-never stands alone: interventions differ by dash, variants by marker.  Dashes are lengths in pixels, which SVG and
-Plotly both understand.
+The colours are from Paul Tol's `vibrant` and `bright` schemes, which stay distinct under the common kinds of colour
+blindness, on a white and on a near-black page.  Baselines, to which the others are compared, are grey.  Colour is never
+the only difference: interventions differ by dash, variants by marker.  Dashes are lengths in pixels, which both SVG and
+Plotly accept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Marker = Literal["circle", "square", "diamond", "triangle-up", "x-thin", "star"]
 BASELINES: Mapping[str, str] = {"BF16": "#868686", "FP16": "#a9a9a9", "FP32": "#6b6b6b"}
 NEUTRAL = "rgba(134, 134, 134, 0.8)"
 ALARM = "#cc3311"
-# by number of exponent bits, so that a format outside the registry has its colour too
+# by number of exponent bits, so that a format outside the registry has a colour too
 _BY_EXPONENT = ("#0077bb", "#33bbee", "#009988", "#b5a21c", "#ee7733", "#cc3311", "#ee3377", "#aa4499")
 _DASHES: Mapping[str, str] = {
     "none": "solid",
@@ -35,7 +35,7 @@ _NONE, _HALF, _ALL = (179, 88, 6), (112, 112, 118), (33, 102, 172)
 
 
 def format_colour(name: str) -> str:
-    """The colour of a format, the same on every page and for every viewer."""
+    """The colour of a format, the same on every page; grey for an unknown format."""
     if name in BASELINES:
         return BASELINES[name]
     try:
@@ -50,18 +50,18 @@ def event_colour(kind: EventKind, format_name: str) -> str:
 
 
 def intervention_dash(name: str) -> str:
-    """`solid`, or lengths of dashes and gaps; combinations that have none of their own share one."""
+    """`solid`, or the lengths of dashes and gaps; all combinations that are not listed share one pattern."""
     return _DASHES.get(name, "4px 2px 1px 2px")
 
 
 def variant_marker(variant: str, variants: Sequence[str]) -> Marker | None:
-    """Marker of a variant among those on the chart; None for the default variant."""
+    """The marker of a variant among the variants on the chart; None for the default variant."""
     named = [name for name in variants if name]
     return _MARKERS[named.index(variant) % len(_MARKERS)] if variant in named else None
 
 
 def share_colour(share: float | None) -> str:
-    """From orange (0) over grey to blue (1), grey where there is none; white text is readable on each of them."""
+    """A colour from orange (0) over grey (0.5) to blue (1), grey for None; white text is readable on each of them."""
     if share is None:
         return "rgb(112, 112, 118)"
     low, high, at = (_NONE, _HALF, 2 * share) if share < 0.5 else (_HALF, _ALL, 2 * share - 1)

@@ -1,4 +1,4 @@
-"""How a sweep stands: how far it is, what it has cost, who is best, what happened last."""
+"""Progress of a sweep: steps done and to do, compute spent, the best group, the newest events."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from altgrad.storage.folder import Folder
 from altgrad.text.foreign_text import as_markdown
 from altgrad.text.number_text import number
 
-_BETWEEN_TRIALS = 600.0  # seconds in which a sweep that goes on starts its next trial, a first compile included
+_BETWEEN_TRIALS = 600.0  # seconds within which a live sweep starts its next trial, including a first compilation
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Steps trained and planned, seconds of training spent and saved, seconds left (None = cannot be told)."""
+    """Steps trained and planned, seconds of training spent and saved, seconds left (None: unknown)."""
 
     steps: int
     planned_steps: int
@@ -33,10 +33,9 @@ class Progress:
 def progress(rows: Sequence[Row], runs: Sequence[Run], planned_runs: int | None, now: float) -> Progress:
     """Progress at time `now` (seconds since 1970).
 
-    Runs that have ended count with the steps they trained.  Runs planned but not begun count with the mean
-    length of those begun.  The pace is that of all runs together since the first one began.  Between two trials, when
-    one has ended and the next has not begun to write, the pace still holds; where nothing has begun or ended for ten
-    minutes, the sweep was stopped and no time can be told.
+    A run that has ended counts with the steps that it trained; a planned run that has not started counts with the mean
+    length of the started ones.  The pace is the sum of all steps divided by the time since the first run started.  If
+    no run trains, and none has started or ended for ten minutes, the sweep was stopped and the time left is None.
     """
     steps = sum(row.step for row in rows)
     to_come = sum(row.max_steps - row.step for row in rows if row.status == "running")
@@ -58,13 +57,13 @@ def progress(rows: Sequence[Row], runs: Sequence[Run], planned_runs: int | None,
 
 
 def _last_change(runs: Iterable[Run]) -> float:
-    """When a run last began or ended."""
+    """The last time at which a run started or ended; -inf without runs."""
     times = [float((run.end or {}).get("ended") or run.info["started"]) for run in runs]
     return max(times, default=float("-inf"))
 
 
 def compute_sentence(rows: Sequence[Row]) -> str | None:
-    """Device-hours of training spent and saved by early stopping, by kind of device; None where no run says."""
+    """Device-hours of training spent, and saved by early stopping, by kind of device; None if no run has a record."""
     kinds: dict[str, list[Row]] = {}
     for row in rows:
         if row.device is not None:
@@ -76,12 +75,15 @@ def compute_sentence(rows: Sequence[Row]) -> str | None:
         parts.append(f"{number(spent, 3)} {device}-hours spent, {number(saved, 3)} saved by early stopping")
     if not parts:
         return None
-    silent = len(rows) - sum(map(len, kinds.values()))
-    return "Compute: " + "; ".join(parts) + (f"; runs that do not say what they held: {silent}" if silent else "")
+    unknown = len(rows) - sum(map(len, kinds.values()))
+    without = (
+        f"{unknown} run has no record of its CPUs" if unknown == 1 else f"{unknown} runs have no record of their CPUs"
+    )
+    return "Compute: " + "; ".join(parts) + (f"; {without}" if unknown else "")
 
 
 def planned_runs(sweep: Folder) -> int | None:
-    """How many runs the sweep was started with, where its `sweep.json` says so."""
+    """The number of runs in a sweep's plan; None if its `sweep.json` is missing or unusable."""
     try:
         return len(read_plan(sweep)["runs"])
     except (RecordError, OSError):
@@ -89,9 +91,9 @@ def planned_runs(sweep: Folder) -> int | None:
 
 
 def best_sentence(rows: Sequence[Row]) -> str:
-    """The group nearest to the baseline, or furthest ahead, and what may be said of it, as markdown.
+    """The group with the lowest mean gap, and the sentence about it, as markdown.
 
-    A group with a collapse is named only where there is none without, and then as such.
+    A group with a collapse is named only if every group has one, and the sentence says so.
     """
     ranked = ranking(rows)
     if not ranked:
@@ -105,9 +107,9 @@ def best_sentence(rows: Sequence[Row]) -> str:
 
 
 def newest_events(runs: Iterable[Run], n: int) -> list[dict[str, Any]]:
-    """The `n` kinds of event that happened last, newest first: one row per run and kind with its last occurrence.
+    """The `n` newest events, newest first: one row per run and kind of event, with the last of these events.
 
-    A run that clips at every step has one row, or nothing else would be seen.
+    A run that clips at every step has one row, because it would otherwise fill the table.
     """
     found: list[tuple[float, str, int, str, str, int]] = []
     for run in runs:
@@ -133,7 +135,7 @@ def newest_events(runs: Iterable[Run], n: int) -> list[dict[str, Any]]:
 
 
 def particulars(detail: Mapping[str, Any]) -> str:
-    """An event's detail in words: `gradient norm 2.5, limit 1`; a verdict has its sentence."""
+    """An event's detail in words: `gradient norm 2.5, limit 1`; for a verdict its sentence."""
     if "sentence" in detail:
         return str(detail["sentence"])
     return ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in detail.items())

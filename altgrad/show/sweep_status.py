@@ -1,4 +1,4 @@
-"""The state of a sweep from its folder alone, on any machine that sees the storage: no Ray, no driver needed."""
+"""The state of a sweep, read from its folder alone on any machine that sees the storage, without Ray or the driver."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from altgrad.text.number_text import ABSENT, duration, number
 from altgrad.text.terminal_output import cell
 
 _COLUMNS = ("loss", "gap_to_baseline", "stall_rate", "overflow_rate", "elapsed_seconds")
-_NEWEST_PARTS = 4  # the table wants the present, not the history
+_NEWEST_PARTS = 4  # parts of a run that are read: the table shows the newest values only
 _READERS = 16
 _HEADS = ("Run", "Format", "Step", "Loss", "Training vs BF16", "Stalled", "Overflow", "Status", "ETA")
 _STYLE = {"running": "cyan", "completed": "green", "collapsed": "red", "failed": "bold red", "killed": "yellow"}
@@ -24,7 +24,7 @@ _STYLE = {"running": "cyan", "completed": "green", "collapsed": "red", "failed":
 
 @dataclass(frozen=True)
 class RunState:
-    """The newest that a run has written; None = not measured, or not in its newest parts."""
+    """The newest values of a run; a metric is absent if it was not measured, or is not in the run's newest parts."""
 
     run: str
     format: str
@@ -33,19 +33,19 @@ class RunState:
     max_steps: int
     newest: Mapping[str, float]
     reason: str = ""
-    is_silent: bool = False  # running, but late with a sign of life
+    is_silent: bool = False  # running, but its lease was not renewed in time
     damage: tuple[str, ...] = ()  # parts that could not be read, a sentence each
 
     @property
     def eta(self) -> float | None:
-        """Seconds to the last step at the pace so far; None where there is no pace."""
+        """Seconds until the last step at the run's average pace; None if it does not train or the pace is unknown."""
         seconds = self.newest.get("elapsed_seconds")
         if self.status != "running" or seconds is None or not self.step:
             return None
         return (self.max_steps - self.step) * seconds / self.step
 
     def cells(self) -> tuple[str, ...]:
-        """The row under the table's heads."""
+        """The cells of the run's row, in the order of the table's headings."""
         gap = self.newest.get("gap_to_baseline")
         return (
             self.run,
@@ -61,9 +61,9 @@ class RunState:
 
 
 def sweep_state(sweep: Folder) -> list[RunState]:
-    """Every planned run of a sweep in the planned order.
+    """The state of every planned run of a sweep, in the planned order.
 
-    Raises FileNotFoundError where there is no sweep.json, RecordError for one that cannot be used.
+    Raises FileNotFoundError if there is no sweep.json, RecordError if it is unusable.
     """
     planned = read_plan(sweep)["runs"]
     runs, broken = list_runs(sweep)
@@ -74,7 +74,7 @@ def sweep_state(sweep: Folder) -> list[RunState]:
 
 
 def goes_on(sweep: Folder, states: Sequence[RunState]) -> bool:
-    """Whether more will come: a run's process is there, or that of the sweep, which will start those that wait."""
+    """Whether the sweep will write more: a run trains, or the sweep's own process is alive and may start one."""
     if any(state.status == "running" for state in states):
         return True
     lease = read_lease(sweep)
@@ -82,7 +82,7 @@ def goes_on(sweep: Folder, states: Sequence[RunState]) -> bool:
 
 
 def status_table(states: list[RunState]) -> Table:
-    """One row per run, and how many are in which state."""
+    """A table with one row per run; its caption counts the runs by status."""
     counts = Counter(state.status for state in states)
     caption = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     table = Table(caption=caption, caption_justify="left")

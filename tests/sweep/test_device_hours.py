@@ -61,9 +61,11 @@ def test_cores_are_counted_where_no_gpu_was_held_and_silence_is_not_zero(sweep: 
     assert (rows["by_hand"].device, rows["by_hand"].device_hours) == (None, None)
     assert compute_sentence(list(rows.values())) == (
         "Compute: 1.5 CPU-core-hours spent, 0 saved by early stopping; 0.95 GPU-hours spent, 0.475 saved by early "
-        "stopping; runs that do not say what they held: 1"
+        "stopping; 1 run has no record of its CPUs"
     )
     assert compute_sentence([rows["by_hand"]]) is None
+    write_run(sweep, "by_hand_too", 100, 1800.0, "completed", None)
+    assert (compute_sentence(list(rows_of(sweep).values())) or "").endswith("; 2 runs have no record of their CPUs")
 
 
 def test_the_comparison_files_have_hours_by_run_and_in_total(sweep: Folder) -> None:

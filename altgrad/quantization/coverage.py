@@ -1,9 +1,11 @@
-"""Which share of a model's matrix products is rounded, and what is left out.
+"""Measures the share of a model's matrix products that is rounded, and lists the products that are not.
 
-Only `QuantizedLinear` layers round.  A model that multiplies elsewhere (Conv1D of Hugging Face's GPT-2, convolutions,
-recurrent cells, attention's own products) is rounded in part, and a format that "trains" it may hardly have been tried.
-One batch is run forward and backward, without rounding, while every product reports its FLOPs (2 per multiply-add).
-A product of the backward pass belongs to the module whose forward pass made its autograd node.
+Only `QuantizedLinear` layers round.  A model that also multiplies elsewhere (Conv1D of Hugging Face's GPT-2,
+convolutions, recurrent cells, the products inside attention) is rounded in part, and a format that trains it well may
+have been used for a small part of the work only.
+
+One batch is run forward and backward without rounding, and the FLOPs of every product are counted (2 per
+multiply-add).  A product of the backward pass is attributed to the module whose forward pass made its autograd node.
 """
 
 from __future__ import annotations
@@ -26,14 +28,14 @@ from torch.utils.flop_counter import flop_registry
 from altgrad.quantization.layers import QuantizedLinear, unrounded
 
 MOST_LISTED = 20
-LITTLE = 0.5  # below this share a run says little about its format
+LITTLE = 0.5  # below this share a run is weak evidence about its format
 _BATCHED = ("bmm", "baddbmm")
 _ATTENTION = ("_scaled_dot_product", "_flash_attention", "_efficient_attention")
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Products that are not rounded: in which module, of which class, how many FLOPs of a step, and why."""
+    """Products that are not rounded: their module, its class (`type`), their FLOPs per step, and the reason."""
 
     module: str
     type: str
@@ -43,9 +45,9 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Coverage:
-    """FLOPs of one step's matrix products, forward and backward, and those of rounded layers.
+    """FLOPs of one step's matrix products, forward and backward, in total and in rounded layers.
 
-    `modules`: what is left out, largest first.  `note`: what could not be measured, else "".
+    `modules`: the products that are not rounded, largest first.  `note`: which part could not be measured, else "".
     """
 
     total_flops: int
@@ -55,11 +57,11 @@ class Coverage:
 
     @property
     def share(self) -> float | None:
-        """Rounded share; None where no product was seen."""
+        """Rounded share of the FLOPs; None if no product was seen."""
         return self.rounded_flops / self.total_flops if self.total_flops else None
 
     def record(self) -> dict[str, Any]:
-        """As `run.json` holds it."""
+        """The form in which `run.json` stores it."""
         return {"share": self.share, **asdict(self), "modules": [asdict(one) for one in self.modules]}
 
     def sentence(self) -> str:
@@ -77,11 +79,11 @@ class Coverage:
 
 
 def measure_coverage(model: nn.Module, loss: Callable[[], Tensor]) -> Coverage | None:
-    """The share of the products behind `loss()`, a 0-d tensor computed by `model` on one batch, that is rounded.
+    """Measure which share of the products behind `loss()` is rounded; None on the `meta` device.
 
-    Leaves the model as it was: weights, buffers, gradients, counts, training flags and random states.  Never raises for
-    what the model does: where its backward pass cannot be run alone, the forward pass is counted and `note` says so.
-    None on the `meta` device, where nothing can be computed.
+    loss: computes the loss (0-d) of `model` on one batch.  The model is left unchanged: weights, buffers, gradients,
+    counts, training flags and random states.  Exceptions of the model are caught: if its backward pass fails, only the
+    forward pass is counted, and `note` gives the reason.
     """
     if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
         return None
@@ -114,14 +116,14 @@ class _Counter(TorchDispatchMode):
         self._model = model
         self.rounded_layers = [module for module in self._names if isinstance(module, QuantizedLinear)]
         self._inside: list[nn.Module] = [model]
-        self._sequence: list[int] = [0]  # from this autograd sequence number on ...
-        self._owner: list[nn.Module] = [model]  # ... nodes were made inside this module
+        self._sequence: list[int] = [0]  # autograd nodes from this sequence number on ...
+        self._owner: list[nn.Module] = [model]  # ... were made inside this module
         self._flops: dict[tuple[nn.Module, str], int] = {}
         self.before_write: Callable[[Tensor], None] = lambda tensor: None
 
     @contextmanager
     def modules_noted(self) -> Iterator[None]:
-        """Within, it is known which module's forward pass runs."""
+        """Context in which hooks record the module whose forward pass is running."""
         handles = [
             register_module_forward_pre_hook(self._enter),
             register_module_forward_hook(self._leave, always_call=True),
@@ -179,20 +181,20 @@ class _Counter(TorchDispatchMode):
 
 
 def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
-    """FLOPs of one operation; 0 for what is no matrix product."""
+    """FLOPs of one operation; 0 if it is not a matrix product."""
     name = func.overloadpacket.__name__
     if name.startswith(_ATTENTION):
         backward = "backward" in name
         query, key, value = args[1:4] if backward else args[:3]  # (batch, head, time, channels)
         rows = query.shape[:-1].numel() * key.shape[-2]
-        # the useful products, two forward and four backward, not those that a kernel computes again to save memory
+        # two products forward and four backward; a fused kernel recomputes some to save memory, which does not count
         return 2 * rows * (query.shape[-1] + value.shape[-1]) * (2 if backward else 1)
     formula = flop_registry.get(func.overloadpacket)
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
 
 
 def _reason(module: nn.Module, operation: str) -> str:
-    """Why a product is not rounded."""
+    """The reason why a product is not rounded; "" if it is."""
     if isinstance(module, QuantizedLinear):
         return ""
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
@@ -210,10 +212,11 @@ def _reason(module: nn.Module, operation: str) -> str:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[Callable[[Tensor], None]]:
-    """Within, the model may compute: afterwards its tensors and all random states are as before.
+    """Context in which the model may compute; on exit its tensors and all random states are restored.
 
-    Gives a function to be told of a tensor before it is written.  Buffers are copied beforehand, since a batch norm
-    writes its statistics without saying so; of parameters, which few models write, only what is about to be written.
+    Yields a function that must be called with a tensor before it is written.  Buffers are copied on entry, because a
+    batch norm writes its statistics inside a fused kernel; a parameter, which few models write, is copied before its
+    first write.
     """
     buffers = [
         (module, name, buffer, None if buffer is None else buffer.clone())
@@ -232,8 +235,10 @@ def _undisturbed(model: nn.Module) -> Iterator[Callable[[Tensor], None]]:
     python, numpy = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=list(devices)))
-        # recurrent layers as single products, whatever library would otherwise hide them
-        stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())  # its `flags` warn of TF32
+        # without oneDNN and cuDNN a recurrent layer runs as single products, which can be counted
+        stack.callback(
+            torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled()
+        )  # torch's `flags` context would warn about TF32
         torch._C._set_mkldnn_enabled(False)
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         stack.enter_context(torch.compiler.set_stance("force_eager"))

@@ -1,4 +1,4 @@
-"""Rounding as a function of a tensor: the arithmetic of the layers, for whoever has no layer.
+"""Rounding as a function of a tensor, with the arithmetic of the quantised layers.
 
 y = fake_quantize(x, Cast(format="E2M1", block="1x16", scale_rule="real", scale_format="E4M3"))
 """
@@ -28,12 +28,13 @@ def fake_quantize(
     straight_through: StraightThrough = "plain",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """x rounded by a cast (or to a format by name, with one scale for the tensor); same shape and dtype.
+    """Round x by a cast, or to the format of that name with one scale for the tensor; same shape and dtype.
 
-    x: any floating dtype and shape; it is rounded in float32.  dimension: along which rows, tiles and a rotation run;
-    "first" takes all dimensions but the last as one.  A rotation is undone in the result, which is Q(x R) R^T.
-    Gradient: passed through as it is (plain), or zero where |x| is beyond the largest value under its scale (clipped).
-    generator: of the random numbers of stochastic rounding and redrawn rotations, torch's default one if None.
+    x: any floating dtype and shape; it is rounded in float32.
+    dimension: the one along which rows, tiles and a rotation run; "first" takes all dimensions but the last as one.
+    straight_through: the gradient passes unchanged ("plain"), or is zero where |x| exceeds the largest value of the
+    format times its scale ("clipped").  A rotation R is undone in the result, which is Q(x R) R^T.
+    generator: for stochastic rounding and redrawn rotations; torch's default one if None.
     Raises TypeError for a tensor that is not floating, ValueError for delayed scaling, which needs a history.
     """
     cast = Cast(format=cast) if isinstance(cast, str) else cast

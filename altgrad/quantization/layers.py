@@ -2,8 +2,8 @@
 
     y = Q_a(x) Q_w(W)^T + b        dx = Q_g(dy) Q_w(W)        dW = Q_g(dy)^T Q_a(x)
 
-Accumulation is in FP32; the bias and its gradient (the sum of the unrounded dy) are left alone.  Each site counts
-what its rounding did on every step.
+Accumulation is in FP32.  The bias and its gradient (the sum of the unrounded dy) are not rounded.  Each site counts
+the effects of its rounding on every step (see `kernel.counters`).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _SALT_APART = 1 << 20  # between the random numbers of two roundings of one tens
 class QuantizedLinear(nn.Linear):
     """A linear layer that shares the Parameters of the one it replaces and rounds the operands of its GEMMs.
 
-    `sites` hold the roundings: `weight`, `activation` and `gradient` where the GEMMs see these alike, else one for each
-    GEMM that differs, such as `wgrad.activation`.  They have the formats and, while `counting` is set, the counts since
-    they were last taken (see `Site.take_counts`).  Its state dict is that of the plain layer.
-    While `bypass`, the number of `unrounded` blocks it is in, is not 0, nothing is rounded or counted.
-    weight (out, in); input (..., in), output (..., out), computed in float32 whatever the input's dtype.
+    `sites` holds the roundings by name: `weight`, `activation` and `gradient` if all GEMMs round the tensor alike, else
+    one for each GEMM that differs, such as `wgrad.activation`.  A site has the format and, if `counting` is set, the
+    counts since they were last taken (see `Site.take_counts`).  The state dict is that of the plain layer.
+    `bypass` is the number of `unrounded` contexts around the layer; if it is not 0, nothing is rounded or counted.
+    weight (out, in); input (..., in), output (..., out), computed in float32 and returned in the input's dtype.
     """
 
     sites: dict[str, Site]
@@ -53,9 +53,9 @@ class QuantizedLinear(nn.Linear):
         salt: int = 0,
         casts: Mapping[Operand, Cast] | None = None,
     ) -> None:
-        """`casts`: of its six operands; by default those of `recipe` for a layer of this name."""
+        """`casts`: those of the six operands; None: those of `recipe` for a layer of this name."""
         nn.Module.__init__(self)
-        # Parameters, training flag, hooks: also those that compute a weight (torch.nn.utils.spectral_norm).
+        # Takes over Parameters, training flag and all hooks; some hooks compute the weight (spectral_norm).
         self.__dict__.update(linear.__dict__)
         self._buffers, self._modules = dict(linear._buffers), dict(linear._modules)
         self.name = name
@@ -80,22 +80,22 @@ class QuantizedLinear(nn.Linear):
         self.draws = 0
 
     def roundings(self, tensor: GemmSite) -> list[Site]:
-        """The roundings of a tensor, on the device where the weight is (a state dict may have brought it elsewhere)."""
+        """The roundings of a tensor, moved to the weight's device first (loading a state dict may have moved that)."""
         sites = self._by_tensor[tensor]
         if sites[0].spec.device != self.weight.device:
             self._follow()
         return sites
 
     def site(self, tensor: GemmSite) -> Site:
-        """The first rounding of a tensor: that of `fprop`, or of the output gradient that of `dgrad`."""
+        """The first rounding of a tensor: the one for `fprop`, or for the output gradient the one for `dgrad`."""
         return self.roundings(tensor)[0]
 
     def set_key(self, key: Tensor) -> None:
-        """Draw from now on the random numbers of a key, which layers may share."""
+        """Draw random numbers from this key from now on; layers may share a key."""
         self.key, self.draws = key, 0
 
     def share(self) -> None:
-        """From now on input and output gradient are this rank's rows of larger ones; the weight is whole on each."""
+        """Treat input and output gradient from now on as this rank's rows of larger tensors."""
         for site in (*self.roundings("activation"), *self.roundings("gradient")):
             site.share()
 
@@ -103,7 +103,7 @@ class QuantizedLinear(nn.Linear):
         return self.site(site).format
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(x.device.type):  # asked first: a graph that enters autocast is never cached
+        if not torch.is_autocast_enabled(x.device.type):  # checked first: torch caches no graph that enters autocast
             return self._forward(x.float()).to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             return self._forward(x.float()).to(x.dtype)
@@ -133,16 +133,20 @@ class QuantizedLinear(nn.Linear):
         return y
 
     def _counter(self) -> tuple[Tensor | None, Site | None]:
-        """Where the counts of the output gradient go: out of a compiled graph as a gradient, else to their site."""
+        """(slot, site) for the counts of the output gradient: a slot in a compiled graph, else slot and site.
+
+        (None, None) if nothing is counted.  See `kernel.slots`.
+        """
         if not (self.counting and torch.is_grad_enabled()):
             return None, None
         site = self.site("gradient")
         return (site.slots.next(), None) if torch.compiler.is_compiling() else (site.slots.first, site)
 
     def _next_use(self) -> int:
-        """How often the layer has drawn with this key: each use of it draws independent numbers.
+        """The number of earlier draws with this key, so that each use of the layer draws independent numbers.
 
-        A recomputation during the backward pass (activation checkpointing) repeats the draw of the forward pass.
+        A recomputation during the backward pass (activation checkpointing) repeats the draw of the forward pass: it
+        returns 0.  Raises ValueError if the layer was used several times, since the use cannot be told then.
         """
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
             use, self.draws = self.draws, self.draws + 1
@@ -156,7 +160,7 @@ class QuantizedLinear(nn.Linear):
         return 0
 
     def _check_transforms(self) -> None:
-        """Raise where torch.func would be handed a function that is not one of single values."""
+        """Raise NotImplementedError under a torch.func transform: rounding with a shared scale is not elementwise."""
         if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
             raise NotImplementedError(
                 f"layer {self.name}: torch.func transforms (vmap, grad, jvp, ...) over a rounded layer are not "
@@ -166,7 +170,9 @@ class QuantizedLinear(nn.Linear):
 
     def _native(self, x: Tensor, bias: Tensor | None, use: int) -> Tensor:
         if torch.is_grad_enabled() and x.shape[:-1].numel() % native.DIVISOR:
-            native.refuse_rows(self.name, x.shape)  # a name read on the way here would make a graph of this layer alone
+            native.refuse_rows(
+                self.name, x.shape
+            )  # reading self.name earlier would add a guard on it: one graph per layer
         sites = [self.site(name) for name in GEMM_SITES]
         y, *counts = native.native_linear(x, self.weight.float(), bias, *self._counter(), self.key, sites, use)
         if torch.is_grad_enabled() and self.counting:
@@ -176,7 +182,7 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def multiplies_bfloat16(self) -> bool:
-        """Whether its GEMMs multiply bfloat16: asked for, or faster here and exact with the formats of the moment."""
+        """Whether the GEMMs multiply bfloat16: `gemm_dtype` says so, or with "auto" it is faster and exact."""
         if self.gemm_dtype == "auto":
             return self.bfloat16_pays and all(site.exact_in_bfloat16 for site in self.sites.values())
         return self.gemm_dtype == "bfloat16"
@@ -188,7 +194,7 @@ class QuantizedLinear(nn.Linear):
         return self
 
     def _follow(self) -> None:
-        """Bring what is derived to the device where the weight is."""
+        """Move the key and the sites to the weight's device."""
         device = self.weight.device
         self.bfloat16_pays = gemm.bfloat16_pays(device)
         self.key = torch.zeros_like(self.key, device=device) if self.key.is_meta else self.key.to(device)
@@ -196,11 +202,11 @@ class QuantizedLinear(nn.Linear):
             site.follow(device)
 
     def rounded_weight(self) -> Tensor:
-        """Q_w of the layer's weight, (out, in); nothing is counted."""
+        """The rounded weight Q_w(W), (out, in), without counting."""
         return self.rounded_weight_and_scale()[0]
 
     def rounded_weight_and_scale(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Q_w of the layer's weight, and the scale and inverse scale that it got; each (out, in)."""
+        """(rounded weight, scale, inverse scale), each (out, in), without counting."""
         site = self.site("weight")
         with torch.no_grad():
             return rounded_and_scale(self.weight.detach().float(), site.spec, site.history, self.key, site.mode)
@@ -210,12 +216,12 @@ class QuantizedLinear(nn.Linear):
         return {name: (site.format.name, site.format.overflow) for name, site in self.sites.items()}
 
     def restore_formats(self, names: Mapping[str, tuple[str, Overflow]]) -> None:
-        """Set the formats that `format_names` gave."""
+        """Set the formats that `format_names` returned."""
         for site_name, (name, overflow) in names.items():
             self.set_format(site_name, dataclasses.replace(find_format(name), overflow=overflow))
 
     def set_format(self, site_name: str, fmt: NumberFormat) -> None:
-        """Round to another format from now on.  Raises ValueError for one that the products asked for cannot take."""
+        """Round to another format from now on.  Raises ValueError if `gemm_dtype` or native FP8 excludes it."""
         site = self.sites[site_name]
         obstacle = site.rounded.cast.bfloat16_obstacle(fmt)
         if self.gemm_dtype == "bfloat16" and obstacle is not None:
@@ -231,7 +237,7 @@ class QuantizedLinear(nn.Linear):
 
 @contextmanager
 def unrounded(layers: Iterable[QuantizedLinear]) -> Iterator[None]:
-    """Within, the layers compute as plain linear layers and count nothing; blocks may be nested."""
+    """Context in which the layers compute as plain linear layers and count nothing; it may be nested."""
     layers = list(layers)
     for layer in layers:
         layer.bypass += 1

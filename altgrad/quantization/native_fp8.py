@@ -1,18 +1,18 @@
 """The native path: the three GEMMs of a linear layer on FP8 tensor cores, from the codes that the simulation rounds to.
 
-Rounding, scale and counts are those of the simulated path: our kernel rounds x / scale to the grid, and the cast to
-float8 of a value on its grid is exact for every rounding and overflow rule.  `torch._scaled_mm` multiplies the codes,
-sums in float32 (`use_fast_accum=False`), applies both scales to the sum and returns float32.  One scale per tensor
-gives the simulated result up to the order and, on tensor cores, the width of the sums.
+Rounding, scale and counts are those of the simulated path: our kernel rounds x / scale to the grid, and the cast of a
+grid value to float8 is exact for every rounding and overflow rule.  `torch._scaled_mm` multiplies the codes, sums in
+float32 (`use_fast_accum=False`), applies both scales to the sum and returns float32.  With one scale per tensor the
+result differs from the simulated one only by the order and, on tensor cores, the width of the sums.
 
-Scales can be taken out of a sum only where they are constant along what it contracts.  With one scale per row,
+A scale can be taken out of a sum only if it is constant along the contraction dimension.  With one scale per row,
 
     y  = x W^T    contracts in-features: rows of x and of W, as in the simulation
     dx = dy W     contracts out-features: W is rounded again, one scale per column
     dW = dy^T x   contracts tokens: dy and x are rounded again, one scale per column
 
-so that dx and dW differ from the simulation, which keeps the rows of y.  Counts are those of the first rounding.
-Limits of the float32 sums: a product of two scales below 2^-149 or above 2^128 is lost on tensor cores.
+so that dx and dW differ from the simulation, which rounds each tensor once, with the row scales of y.  Counts are those
+of the first rounding.  Tensor cores lose a product of two scales below 2^-149 or above 2^128.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ class Codes(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is fixed about a layer when a graph is compiled, by `GEMM_SITES`.  `keep`: for a backward pass."""
+    """The structure of a layer's products, fixed when a graph is compiled; tuples are in the order of `GEMM_SITES`.
+
+    `keep`: save tensors for a backward pass.
+    """
 
     dtypes: tuple[torch.dtype, ...]
     modes: tuple[Mode, ...]
@@ -61,7 +64,7 @@ def multiply(a: Codes, b: Codes) -> Tensor:
 
 
 def check_native(name: str, weight: Tensor, sites: Sequence[Site]) -> None:
-    """Raise ValueError, in one line, where layer `name` has a shape, or is on a device, without FP8 GEMMs."""
+    """Raise ValueError, in one line, if the shape or the device of layer `name` has no FP8 GEMM."""
     out, into = weight.shape
     if out % DIVISOR or into % DIVISOR:
         raise ValueError(
@@ -79,7 +82,7 @@ def check_native(name: str, weight: Tensor, sites: Sequence[Site]) -> None:
 def _obstacle(
     device: torch.device, weight: torch.dtype, activation: torch.dtype, gradient: torch.dtype, by_row: bool
 ) -> str | None:
-    """Why a device has no FP8 GEMMs: its generation, or what it answers to a small product of each kind."""
+    """Why a device has no FP8 GEMMs (generation, or its error on a small product of each kind); None if it has."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
         name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
         return f"{name} has compute capability {major}.{minor}; FP8 tensor cores need 8.9 or later"
@@ -96,7 +99,7 @@ def _obstacle(
 
 
 def refuse_rows(name: str, shape: torch.Size) -> None:
-    """Raise ValueError for an input whose rows the FP8 GEMM for dW cannot contract."""
+    """Raise ValueError for an input with a number of rows that the FP8 GEMM for dW cannot contract."""
     raise ValueError(
         f"native_fp8=True: layer {name} gets an input of shape {tuple(shape)}, {shape[:-1].numel()} rows; the FP8 GEMM "
         f"for dW contracts them and needs a multiple of {DIVISOR}"
@@ -115,9 +118,10 @@ def native_linear(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(x W^T + b, counts of x, counts of W), float32, with the three GEMMs on FP8 codes.
 
-    x (..., in), weight (out, in), bias (out,); `sites` in the order of `GEMM_SITES`.  The gradient passes straight
-    through the rounding; the bias gets the sum of the unrounded dy, `counter` or `slot` the counts of dy (see
-    `RoundGradient`).  With gradients the rows of x must be a multiple of 16.  `use`: see `Mode`.
+    x (..., in), weight (out, in), bias (out,); `sites` in the order of `GEMM_SITES`.  The gradient passes through the
+    rounding unchanged (straight-through estimator).  The bias gets the sum of the unrounded dy; `counter` or `slot`
+    gets the counts of dy (see `kernel.slots`).  If gradients are computed, the number of rows of x must be a multiple
+    of 16.  `use`: see `Mode`.
     """
     keep = torch.is_grad_enabled()
     rows = x.reshape(-1, x.shape[-1])
@@ -180,7 +184,10 @@ def _codes(x: Tensor, site: int, plan: Plan, key: Tensor, states: Sequence[Tenso
 
 
 def _turned(codes: Codes, x: Tensor, site: int, plan: Plan, key: Tensor, states: Sequence[Tensor]) -> Codes:
-    """The operand that contracts the first dimension of x: its codes, transposed in memory as FP8 GEMMs want it."""
+    """The operand of a GEMM that contracts the first dimension of x: its codes, transposed in memory for FP8 GEMMs.
+
+    With one scale per row it is rounded again, with one scale per column.
+    """
     if plan.by_row:
         return _codes(x.t().contiguous(), site, plan, key, states)[0]
     return Codes(codes.values.t().contiguous(), codes.scale)

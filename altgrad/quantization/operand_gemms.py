@@ -2,10 +2,10 @@
 
     y = Q(x) Q(W)^T + b        dx = Q(dy) Q(W)        dW = Q(dy)^T Q(x)
 
-Each Q is that of one operand of one GEMM.  Operands of one tensor that are cast alike share one rounding; others are
-rounded from the tensor itself, as hardware does: x in blocks along its last dimension for y, and anew in blocks along
-its tokens for dW.  The gradient passes through the rounding of x and W as if it were the identity (straight-through
-estimator, Bengio et al. 2013), also where values saturate; the bias gets the sum of the unrounded dy.
+Each Q is the rounding of one operand of one GEMM.  Operands of one tensor with the same cast share one rounding.
+Otherwise the tensor itself is rounded once per cast, as on hardware: x in blocks along its last dimension for y, and x
+again in blocks along its tokens for dW.  The gradient passes through the rounding of x and W unchanged
+(straight-through estimator, Bengio et al. 2013), also where values saturate; the bias gets the sum of unrounded dy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ Reads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 def reads_of(sites: Sequence[Sequence[Site]]) -> Reads:
-    """Which rounding of its two operands each GEMM multiplies, by `GEMMS`; `sites`: the roundings of x, W and dy."""
+    """For each GEMM, in the order of `GEMMS`, the positions of the roundings of its two operands.
+
+    sites: the roundings of x, W and dy.  If dW reads a second rounding of x, its entry is (0, 1): the first rounding of
+    dy and the second of x.
+    """
     places = {
         operand: place for found in sites for place, site in enumerate(found) for operand in site.rounded.operands
     }
@@ -38,9 +42,9 @@ def reads_of(sites: Sequence[Sequence[Site]]) -> Reads:
 
 
 class Plan(NamedTuple):
-    """What is fixed about a layer when a graph is compiled.
+    """The structure of a layer's GEMMs, fixed when a graph is compiled.
 
-    modes: of the roundings of x, W and dy.  reads: which rounding of its two operands each GEMM multiplies.
+    activation, weight, gradient: modes of the roundings of x, W and dy.  fprop, dgrad, wgrad: see `reads_of`.
     """
 
     activation: tuple[Mode, ...]
@@ -49,9 +53,9 @@ class Plan(NamedTuple):
     fprop: tuple[int, int]  # of activation and weight
     dgrad: tuple[int, int]  # of gradient and weight
     wgrad: tuple[int, int]  # of gradient and activation
-    wanted: tuple[Gemm, ...]  # the GEMMs that will be done
+    wanted: tuple[Gemm, ...]  # the GEMMs that will be computed
     narrow: bool  # multiply bfloat16
-    counting: bool  # and say what the rounding of dy did
+    counting: bool  # count the effects of the rounding of dy
 
     @classmethod
     def of(
@@ -70,26 +74,27 @@ class Plan(NamedTuple):
 
     @property
     def of_x(self) -> list[int]:
-        """Which roundings of x are made."""
+        """Positions of the roundings of x that the wanted GEMMs read."""
         return sorted({self.fprop[0], self.wgrad[1]} if "wgrad" in self.wanted else {self.fprop[0]})
 
     @property
     def of_weight(self) -> list[int]:
-        """Which roundings of W are made."""
+        """Positions of the roundings of W that the wanted GEMMs read."""
         return sorted({self.fprop[1], self.dgrad[1]} if "dgrad" in self.wanted else {self.fprop[1]})
 
     @property
     def of_dy(self) -> list[int]:
-        """Which roundings of dy are made."""
+        """Positions of the roundings of dy that the wanted GEMMs read."""
         return sorted({getattr(self, name)[0] for name in ("dgrad", "wgrad") if name in self.wanted})
 
 
 def operand_gemms(
     x: Tensor, weight: Tensor, bias: Tensor | None, key: Tensor, sites: Sequence[Sequence[Site]], plan: Plan
 ) -> tuple[Tensor, list[tuple[Site, Tensor]]]:
-    """(x W^T + b, the counts of each rounding of x and W that was made), float32.
+    """(x W^T + b in float32, [(site, counts)] for each rounding of x and W that was made).
 
-    x (..., in), weight (out, in), bias (out,).  Counts of dy reach their sites in the backward pass.
+    x (..., in), weight (out, in), bias (out,); sites: the roundings of x, W and dy.  The counts of dy reach their sites
+    in the backward pass.
     """
     counters: list[Site] | None = None
     slots: list[Tensor | None] = [None] * len(sites[2])

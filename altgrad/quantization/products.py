@@ -1,8 +1,8 @@
-"""Products of rounded operands in bfloat16: exact, made for a GPU's tensor cores, and half the memory for backward.
+"""Products of rounded operands in bfloat16: exact, fast on a GPU's tensor cores, and half the memory for backward.
 
-A value of at most 8 significant bits is the same number in bfloat16 as in float32, so that casting rounded operands
-changes nothing (`Recipe.bfloat16_obstacle` says where that holds); products of two of them are exact in float32, in
-which they are summed and returned.  What is kept for the backward pass are the operands in bfloat16.
+A value of at most 8 significant bits is the same number in bfloat16 and in float32, so that the cast of such an operand
+is exact (`Cast.bfloat16_obstacle` tells when it is not).  Products of two of them are exact in float32, in which they
+are summed and returned.  The operands are saved for the backward pass in bfloat16.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch.nn import functional
 
 
 def bfloat16_pays(device: torch.device) -> bool:
-    """Whether products of bfloat16 are faster than those of float32: on tensor cores (compute capability 8.0)."""
+    """Whether bfloat16 products are faster than float32 ones: on GPUs of compute capability 8.0 and later."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def full_precision_sums() -> None:
-    """Switch off, for the whole process, what would make products of float32 or sums of bfloat16 products inexact.
+    """Switch TF32 and reduced-precision sums off for the whole process, so that products and sums stay exact float32.
 
     TF32 keeps 10 mantissa bits of a float32 operand; reduced-precision reductions add partial sums in bfloat16.
     """
@@ -29,8 +29,9 @@ def full_precision_sums() -> None:
 def product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """a b^T + bias, float32; a (..., k), b (n, k), both float32 or both bfloat16.
 
-    A rotated operand may be longer than k: what it was padded with is zero on both sides or meets zeros.  A CPU has no
-    product of bfloat16 that returns float32: there the operands go back to float32, unchanged.
+    Rotated operands are padded to a multiple of the rotation's size; both are padded alike, with zeros before the
+    rotation, so that the product does not change.  On a CPU, where no bfloat16 product returns float32, bfloat16
+    operands are cast back to float32, which is exact.
     """
     if a.device.type == "cpu" or a.dtype == torch.float32:
         return functional.linear(a.float(), b.float(), bias)

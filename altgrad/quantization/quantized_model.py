@@ -1,14 +1,14 @@
-"""A model with rounded layers, and what belongs to a step besides forward, backward and optimizer.
+"""A model with rounded layers, and the two calls that a training step needs besides forward, backward and optimizer.
 
-A training loop tells it when a step begins and when the optimizer has moved:
+A training loop calls one before the forward pass and one after the optimizer step:
 
     quantized = quantize_model(model, recipe)
     for step in ...:
-        quantized.begin_step(seed, step)   # which random numbers are drawn
+        quantized.begin_step(seed, step)   # sets the random numbers of the step
         ... forward, backward, optimizer.step() ...
-        quantized.after_optimizer()        # weights without masters back to their grid; amaxes into their history
+        quantized.after_optimizer()        # rounds weights without masters; stores amaxes in the histories
 
-The trainer is such a loop.  Forgetting one of the two is said once, in a warning, wherever the recipe needs it.
+The trainer is such a loop.  If the recipe needs one of the calls and the loop omits it, a warning says so once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _AMAX, _USES = COUNTERS.index("amax"), COUNTERS.index("uses")
 
 
 class QuantizedModel:
-    """What `quantize_model` returns.  `layers`: the rounded layers by name; `write_back`: None with master weights."""
+    """The result of `quantize_model`.  `layers`: the rounded layers by name; `write_back`: None with master weights."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, layers: dict[str, QuantizedLinear]) -> None:
         self.model, self.recipe, self.layers = model, recipe, layers
@@ -56,16 +56,17 @@ class QuantizedModel:
             self.write_back.forget()
 
     def share(self) -> None:
-        """From now on batches are this rank's rows of larger ones: one scale and one draw for all ranks' rows."""
+        """Treat batches from now on as this rank's rows of larger ones, with scales and random numbers of the whole."""
         self._shared = True
         for layer in self.layers.values():
             layer.share()
 
     def begin_step(self, seed: int | None, step: int, micro_batch: int = 0, rank: int = 0) -> None:
-        """Draw from now on the random numbers of (seed, step, micro_batch); forget what was counted before the step.
+        """Draw the random numbers of (seed, step, micro_batch) from now on; micro_batch 0 also resets all counts.
 
-        Call it before the forward pass of every step, and of every micro-batch, counted from 0.  seed None: the
-        recipe's.  rank: this process's among those that share a batch (see `share`); raises ValueError without.
+        Call it before the forward pass of every step, or of every micro-batch, counted from 0.  seed: None is the
+        recipe's.  rank: of this process among those that share a batch.  Raises ValueError for a rank other than 0 if
+        `share` was not called.
         """
         if rank and not self._shared:
             raise ValueError(f"begin_step: rank={rank}, but the ranks share no batch; call share() once before")
@@ -81,14 +82,14 @@ class QuantizedModel:
             self.write_back.begin_step(seed, step)
 
     def begin_validation(self, seed: int | None, step: int, batch: int) -> None:
-        """Draw from now on the random numbers of a held-out batch, which every rank evaluates whole."""
+        """Draw the random numbers of a held-out batch from now on; every rank evaluates the whole batch."""
         seed = self.recipe.seed if seed is None else seed
         self._set_key(derived_words(seed, step, _VALIDATION, batch), 0)
 
     def after_optimizer(self, counts: Mapping[SiteKey, Tensor] | None = None) -> None:
-        """Round weights without masters back to their grid, and put the step's amaxes into their histories.
+        """Round weights without masters back to their grid, and store the step's amaxes in the histories.
 
-        Call it after every `optimizer.step()`.  counts: those of all ranks together, where they were added up.
+        Call it after every `optimizer.step()`.  counts: those of all ranks together; None: this process's own.
         """
         if self.write_back is not None:
             self.write_back()
@@ -97,16 +98,16 @@ class QuantizedModel:
         self._reminder.written()
 
     def counts(self) -> dict[SiteKey, Tensor]:
-        """What each site has counted since the step began, (len(COUNTERS),); a site that was not used is absent."""
+        """The counts of each site since the step began, (len(COUNTERS),); a site that was not used is absent."""
         found = ((key, site.counted()) for key, site in self._sites.items())
         return {key: counts for key, counts in found if counts is not None}
 
     def histories(self) -> dict[str, Tensor]:
-        """The amaxes that delayed scaling remembers, newest first, by `layer.site`; changing them changes scales."""
+        """The amax histories of delayed scaling, newest first, by `layer.site`; writing to them changes the scales."""
         return {f"{name}.{site}": part.history for (name, site), part in self._sites.items() if part.delayed}
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step depends on and the model's own state dict, which is the plain model's, does not hold."""
+        """Formats, amax histories and corrections: the state of the next step beyond the model's own state dict."""
         return {
             "formats": {name: layer.format_names() for name, layer in self.layers.items()},
             "histories": {
@@ -116,7 +117,7 @@ class QuantizedModel:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken.  Raises ValueError where it is another model's or another recipe's."""
+        """Restore a `state_dict`.  Raises ValueError if it belongs to another model or recipe."""
         histories = self.histories()
         corrections = {} if self.write_back is None else self.write_back.corrections
         for what, ours in (("formats", self.layers), ("histories", histories), ("corrections", corrections)):
@@ -152,7 +153,7 @@ class QuantizedModel:
             site.take_counts()
 
     def _remember(self, counts: Mapping[SiteKey, Tensor]) -> None:
-        """Put amaxes at the front of the histories of delayed scaling; a site without a use keeps its own."""
+        """Put amaxes at the front of the histories of delayed scaling; that of an unused site does not change."""
         delayed = [key for key in counts if self._sites[key].delayed]
         for device in {counts[key].device for key in delayed}:
             keys = [key for key in delayed if counts[key].device == device]
@@ -171,18 +172,18 @@ def _check_names(what: str, ours: Mapping[str, Any], state: Mapping[str, Any]) -
 
 
 def quantize_model(model: nn.Module, recipe: Recipe, counting: bool = True) -> QuantizedModel:
-    """Swap every `nn.Linear` of a model in place for a `QuantizedLinear` with the same Parameters.
+    """Replace every `nn.Linear` of a model in place by a `QuantizedLinear` with the same Parameters.
 
-    `counting`: what each rounding did is counted, for `QuantizedModel.counts`; without it a step is a few percent
-    faster.  Delayed scaling needs it.  Without master weights the weights are rounded to their grid here.  The model's
-    state dict keeps the plain model's keys.
+    `counting`: count the effects of each rounding, for `QuantizedModel.counts`; without it a step is a few percent
+    faster, but delayed scaling needs it.  Without master weights the weights are rounded to their grid here.  The state
+    dict of the model keeps the keys of the plain model.
 
-    A layer that stands in several places stays one layer.  Subclasses of `nn.Linear` keep their own forward and are
-    left alone (`nn.MultiheadAttention` never calls its output projection).
+    A layer that occurs in several places stays one layer.  Subclasses of `nn.Linear` have their own forward and are not
+    replaced (`nn.MultiheadAttention` never calls its output projection).
 
-    Raises ValueError where there is nothing to swap, for delayed scaling without counting, where a `layer_formats` glob
-    matches no layer, where two layers of different formats share a weight or a weight at rest has a dtype that cannot
-    hold its grid, and with `native_fp8` for a shape or a device without FP8 GEMMs.
+    Raises ValueError if the model has no `nn.Linear`; for delayed scaling without counting; if a `layer_formats` glob
+    matches no layer; if two layers with different formats share a weight; if a weight without a master has a dtype
+    that cannot hold its grid; and with `native_fp8` for a shape or a device without FP8 GEMMs.
     """
     layers: dict[str, QuantizedLinear] = {}
     swapped: dict[nn.Module, QuantizedLinear] = {}
@@ -211,7 +212,7 @@ def quantize_model(model: nn.Module, recipe: Recipe, counting: bool = True) -> Q
 
 
 def _refuse_sites(model: nn.Module, state: Mapping[str, Any], *_: Any) -> None:
-    """Before anything is loaded: refuse a state dict of the time when formats were part of it."""
+    """Raise ValueError for a state dict of an old version, which contained formats, before anything is loaded."""
     old = next((key for key in state if ".sites." in f".{key}" and key.endswith((".spec", ".history"))), None)
     if old is not None:
         raise ValueError(
@@ -221,7 +222,7 @@ def _refuse_sites(model: nn.Module, state: Mapping[str, Any], *_: Any) -> None:
 
 
 def _keep_fused_inference_off(model: nn.Module) -> None:
-    """In evaluation `nn.TransformerEncoderLayer` would hand the bare weights to a fused kernel: nothing is rounded."""
+    """Switch off the fused kernel of `nn.TransformerEncoderLayer` in evaluation, which would use unrounded weights."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0

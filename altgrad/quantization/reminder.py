@@ -1,7 +1,7 @@
-"""Says once what a training loop forgot to call: the step's numbers would be wrong without a word.
+"""Warns once if a training loop omits `begin_step` or `after_optimizer`, which would silently give wrong numbers.
 
-It listens to `optimizer.step()`, which every loop calls; nothing in a step is looked at, nothing waits for a device and
-no graph knows of it.  An optimizer that is not torch's is not heard.
+A hook on `optimizer.step()`, which every loop calls, checks it.  It reads no tensor, does not synchronise with a device
+and is part of no compiled graph.  Optimizers that do not derive from torch's are not noticed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 class Reminder:
-    """Warns at the second step of an optimizer of these layers without the call that `needs` name in between."""
+    """Warns at the second step of an optimizer of these layers if a needed call did not happen in between."""
 
     def __init__(self, layers: Iterable[nn.Linear], *, begin_step: bool, after_optimizer: bool) -> None:
         self._weights = {id(layer.weight) for layer in layers}

@@ -1,8 +1,8 @@
-"""Rounding in the forward and in the backward pass, as autograd sees it.
+"""Autograd's rule for rounding: the straight-through estimator, once differentiable.
 
-The gradient passes through the rounding of x and W as if it were the identity (straight-through estimator, Bengio et
-al. 2013), also where values saturate.  Rounding the output gradient has no second derivative: a penalty on gradients
-that pass a rounded layer is refused.
+The gradient passes through the rounding of x and W unchanged (straight-through estimator, Bengio et al. 2013), also
+where values saturate.  The rounding of the output gradient has no derivative, so that differentiating twice through a
+rounded layer, as a gradient penalty does, raises an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Backward = Callable[..., Any]
 
 
 def differentiable_once(backward: Backward) -> Backward:
-    """As torch's `once_differentiable`, with an error that says what cannot be differentiated twice, and what to do."""
+    """As torch's `once_differentiable`, with an error message that names the reason and a way out."""
 
     @functools.wraps(backward)
     def once(ctx: Any, *gradients: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""Without master weights: weights that live on their grid, rounded back to it after every optimizer step."""
+"""Training without master weights: the stored weight is rounded back to its grid after every optimizer step."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.scaled_rounding import round_site
 from altgrad.quantization.layers import QuantizedLinear
 
-_ORIGIN = 0x57  # tells the keys of a step's further write-backs from other derived ones
+_ORIGIN = 0x57  # separates the keys of a step's further write-backs from other derived keys
 
 
 class WriteBack:
-    """Rounds each layer's weight back to its grid; a weight that layers share is rounded once.
+    """Rounds each layer's weight back to its grid; a weight that several layers share is rounded once.
 
-    `corrections[layer]` accumulates rounded minus intended weight (out, in), for whoever wants to know what the
-    optimizer intended; `counts[layer]` are the rounding's counts of the last time.
+    `corrections[layer]`, (out, in), accumulates rounded minus intended weight, from which the update that the optimizer
+    intended can be computed; `counts[layer]` are the counts of the last rounding.
     """
 
     def __init__(self, layers: Mapping[str, QuantizedLinear], recipe: Recipe) -> None:
@@ -40,7 +40,7 @@ class WriteBack:
         self.counts: dict[str, Tensor] = {}
 
     def begin_step(self, seed: int, step: int) -> None:
-        """From now on draw the random numbers of a step; each write-back of one step draws others."""
+        """Draw the random numbers of this step from now on; a further write-back in the same step draws new ones."""
         self._step, self._done = (seed, step), 0
 
     @torch.no_grad()
@@ -62,21 +62,21 @@ class WriteBack:
             layer.weight.copy_(rounded)
 
     def _correction(self, name: str, device: torch.device) -> Tensor:
-        """The accumulated correction, on the device to which the model may have moved."""
+        """The accumulated correction of a layer, moved to `device` if the model has moved."""
         kept = self.corrections[name]
         if kept.device != device:
             self.corrections[name] = torch.zeros_like(kept, device=device) if kept.is_meta else kept.to(device)
         return self.corrections[name]
 
     def forget(self) -> None:
-        """Zero the corrections: the rounding of the initial weights is no part of any step."""
+        """Zero the corrections, after the rounding of the initial weights, which belongs to no step."""
         for correction in self.corrections.values():
             correction.zero_()
         self.counts.clear()
 
 
 def _check_dtype(layer: QuantizedLinear, recipe: Recipe) -> None:
-    """What is at rest in a narrow parameter must be there to the bit, or the weight leaves its grid again."""
+    """Raise ValueError if the parameter's dtype cannot hold every value of the grid exactly."""
     fmt, dtype = layer.format_of("weight"), layer.weight.dtype
     if dtype in (torch.float32, torch.float64):
         return

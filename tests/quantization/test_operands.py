@@ -178,6 +178,7 @@ def products(recipe: Recipe) -> dict[str, torch.Tensor]:
     return {"y": y.detach(), "dx": x.grad, "dw": model[0].weight.grad}
 
 
+@pytest.mark.compiled
 def test_a_compiled_layer_is_the_eager_one_and_its_graph_serves_other_formats():
     torch._dynamo.reset()
     graphs = torch._dynamo.testing.CompileCounterWithBackend("inductor")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.config.train_config import TrainConfig
+from altgrad.stability.protocol import StepState
 from altgrad.training.trainer import Trainer
 from tests.support.small_runs import SMALL
 
@@ -187,3 +188,39 @@ def test_the_gradient_is_clipped_before_the_optimizer_moves_and_recorded_as_it_w
     trainer.optimizer.step = step  # type: ignore[method-assign,assignment]
     norm = trainer.step().record["gradient_norm"]
     assert norm > 0.01 and seen == [pytest.approx(clip or norm, rel=1e-2)]
+
+
+class Doubling:
+    """Doubles all weights at step 2, as a rollback or a shift would change them."""
+
+    def __init__(self, parameters: list[Tensor], when: str) -> None:
+        self._parameters, self._when = parameters, when
+
+    @torch.no_grad()
+    def _act(self, state: StepState, when: str) -> None:
+        if state.step == 2 and when == self._when:
+            for parameter in self._parameters:
+                parameter.mul_(2)
+
+    def on_gradients(self, state: StepState) -> None:
+        self._act(state, "on_gradients")
+
+    def after_step(self, state: StepState) -> None:
+        self._act(state, "after_step")
+
+
+@pytest.mark.parametrize(
+    ("when", "noticed"), [("on_gradients", [2]), ("after_step", [2]), ("between", [3]), ("never", [])]
+)
+def test_whoever_changes_a_weight_besides_the_optimizer_is_noticed_in_that_step(when: str, noticed: list[int]) -> None:
+    """What was changed before the optimizer moves must not be taken for its doing."""
+    trainer, net, _ = trainer_of(master_weights=False)
+    seen: list[int] = []
+    trainer._diagnostics.weights_were_changed = lambda: seen.append(trainer.step_number)  # type: ignore[method-assign]
+    trainer.interventions.append(Doubling(list(net.parameters()), when))  # type: ignore[arg-type]
+    for step in range(1, 5):
+        trainer.step()
+        if when == "between" and step == 2:
+            with torch.no_grad():
+                net.first.bias.mul_(2)
+    assert seen == noticed

@@ -72,18 +72,22 @@ webhook = _refuses(check_address)
 
 
 def count(text: str) -> int:
+    """A whole number from 1.  Raises argparse.ArgumentTypeError for another word."""
     return _number(text, int, "a whole number from 1", lambda value: 1 <= value <= _LARGEST)
 
 
 def count_or_zero(text: str) -> int:
+    """A whole number from 0.  Raises argparse.ArgumentTypeError for another word."""
     return _number(text, int, "a whole number from 0", lambda value: 0 <= value <= _LARGEST)
 
 
 def positive(text: str) -> float:
+    """A number above 0.  Raises argparse.ArgumentTypeError for another word."""
     return _number(text, float, "a number above 0", lambda value: 0 < value < float("inf"))
 
 
 def not_negative(text: str) -> float:
+    """A number from 0.  Raises argparse.ArgumentTypeError for another word."""
     return _number(text, float, "a number from 0", lambda value: 0 <= value < float("inf"))
 
 

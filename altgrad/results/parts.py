@@ -48,6 +48,7 @@ class _Range(NamedTuple):
 
 
 def part_name(attempt: int, number: int, owner: str = "") -> str:
+    """The file name of a part, such as `part-000-000012.parquet`; with an owner `part-000.OWNER-000012.parquet`."""
     return f"part-{attempt:03d}{owner and f'.{owner}'}-{number:06d}.parquet"
 
 

@@ -1,0 +1,190 @@
+"""Writes what the documentation takes from the code: `python docs/generate.py`; a test fails where a page is older.
+
+A page holds pairs of marks, `<!-- NAME -->` and `<!-- end of NAME -->`; what stands between them is written from the
+tables of the code: config fields, formats, metrics, kinds of events.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from altgrad.config.train_config import INTERVENTIONS, TrainConfig
+from altgrad.events import EVENTS
+from altgrad.formats import GROUPS, NumberFormat
+from altgrad.metrics import METRICS
+
+DOCS = Path(__file__).parent
+_KINDS = {
+    "numeric": "How numbers are rounded",
+    "seed": "Seed",
+    "model": "Model",
+    "data": "Data",
+    "workload": "How much is trained and evaluated",
+    "optimisation": "Optimisation",
+    "rescue": "Interventions",
+    "measuring": "Measuring",
+    "judging": "Collapse rules",
+    "running": "Where and how it runs",
+    "planning": "Planning",
+}
+# Which fields are a rule's thresholds: those whose names begin so.
+_RULES = ("non_finite", "diverged", "never_learned", "stalled", "rank_collapse", "gap")
+_EVERY = {"step": "every step", "report": "every report (10 steps in a sweep)"}
+
+
+def table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table; what a cell may hold is escaped."""
+    heads = list(headings)
+    lines = [heads, ["---"] * len(heads), *([_cell(text) for text in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+
+
+def config_fields() -> str:
+    """Every field of a config, by its kind."""
+    traits = TrainConfig.traits()
+    parts = []
+    for kind, title in _KINDS.items():
+        names = [name for name, trait in traits.items() if trait.kind == kind]
+        parts += [f"## {title}", table(("field", "default", "values", "meaning"), map(_config_row, names))]
+    missing = {trait.kind for trait in traits.values()} - _KINDS.keys()
+    assert not missing, f"kinds without a title: {missing}"
+    return "\n\n".join(parts)
+
+
+def _config_row(name: str) -> Iterator[str]:
+    info = TrainConfig.model_fields[name]
+    yield f"`{name}`"
+    yield f"`{_yaml(info.default)}`"
+    yield _values(TrainConfig.model_json_schema()["properties"][name])
+    yield info.description or ""
+
+
+def _yaml(value: Any) -> str:
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _values(schema: Mapping[str, Any]) -> str:
+    """What a field takes, in a few words."""
+    kinds = [part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"]
+    return " or ".join(filter(None, map(_kind, kinds)))
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return ", ".join(f"`{_yaml(value)}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{_yaml(schema['const'])}`"
+    words = {"integer": "whole number", "number": "number", "boolean": "`true`, `false`", "string": "text"}
+    signs = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    limits = [f"{word} {schema[key]:g}" for key, word in signs.items() if key in schema]
+    return ", ".join([words.get(schema.get("type", ""), "mapping"), *limits])
+
+
+def thresholds() -> str:
+    """The fields that each collapse rule reads, with their defaults."""
+    names = TrainConfig.where(lambda trait: trait.kind == "judging")
+    rows = []
+    for rule in _RULES:
+        for name in (name for name in TrainConfig.model_fields if name in names and name.startswith(f"{rule}_")):
+            info = TrainConfig.model_fields[name]
+            label = "gap_to_baseline" if rule == "gap" else rule
+            rows.append((f"`{label}`", f"`{name}`", f"{info.default:g}", info.description or ""))
+    return table(("rule", "field", "default", "meaning"), rows)
+
+
+def interventions() -> str:
+    """What each name of an intervention sets."""
+    rows = (
+        (f"`{name}`", ", ".join(f"`{field}: {_yaml(value)}`" for field, value in fields.items()) or "nothing")
+        for name, fields in INTERVENTIONS.items()
+    )
+    return table(("name", "sets"), rows)
+
+
+def measures() -> str:
+    """Every metric, with when it is measured and what switches it on."""
+    rows = []
+    for metric in METRICS.values():
+        every = _EVERY.get(metric.every, f"every `{metric.every}` steps")
+        needs = [f"`{metric.switch}`"] if metric.switch else []
+        needs += ["a baseline"] if metric.needs_baseline else []
+        rows.append((f"`{metric.name}`", metric.unit, metric.meaning, every, ", ".join(needs)))
+    return table(("name", "unit", "meaning", "when", "needs"), rows)
+
+
+def events() -> str:
+    """Every kind of event."""
+    rows = ((f"`{kind.name}`", kind.meaning, "yes" if kind.is_act else "") for kind in EVENTS.values())
+    return table(("kind", "meaning", "an act of an intervention"), rows)
+
+
+def formats() -> str:
+    """Every registered format with its numbers, by group."""
+    headings = (
+        "name",
+        "bits",
+        "bias",
+        "largest",
+        "smallest normal",
+        "smallest",
+        "infinity",
+        "NaN",
+        "beyond the largest",
+    )
+    return "\n\n".join(f"### {title}\n\n{table(headings, map(_format_row, group))}" for title, group in GROUPS.items())
+
+
+def _format_row(fmt: NumberFormat) -> tuple[str, ...]:
+    return (
+        f"`{fmt.name}`",
+        str(fmt.bits),
+        str(fmt.bias) if fmt.exponent_bits else "-",
+        f"{fmt.max:.8g}" + ("" if fmt.lowest == -fmt.max else f" (down to {fmt.lowest:g})"),
+        "-" if fmt.min_normal is None else f"{fmt.min_normal:.6g}",
+        f"{fmt.min_subnormal:.6g}",
+        "yes" if fmt.has_inf else "",
+        "yes" if fmt.has_nan else "",
+        "infinity" if fmt.overflow == "inf" else "saturates",
+    )
+
+
+BLOCKS: Mapping[str, Callable[[], str]] = {
+    "config fields": config_fields,
+    "thresholds": thresholds,
+    "interventions": interventions,
+    "measures": measures,
+    "events": events,
+    "formats": formats,
+}
+
+
+def written(page: str) -> str:
+    """A page with the blocks between its marks written anew.  Raises KeyError for a mark that no block has."""
+
+    def block(match: re.Match[str]) -> str:
+        name = match["name"]
+        return f"<!-- {name} -->\n\n{BLOCKS[name]()}\n\n<!-- end of {name} -->"
+
+    return re.sub(r"<!-- (?P<name>[a-z ]+) -->\n.*?<!-- end of (?P=name) -->", block, page, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Write every page of the documentation that holds marks."""
+    for path in sorted(DOCS.rglob("*.md")):
+        before = path.read_text()
+        after = written(before)
+        if after != before:
+            path.write_text(after)
+            print(path.relative_to(DOCS))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test test-fast mutants check dashboard bench bench-peers clean
+.PHONY: sweep test test-fast mutants check dashboard docs bench bench-peers clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -32,6 +32,10 @@ check: .venv/installed
 
 dashboard: .venv/installed
 	$(BIN)/streamlit run dashboard $(ARGS)
+
+docs: .venv/installed
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m mkdocs build --strict
 
 bench: .venv/installed
 	$(BIN)/python -m bench $(ARGS)

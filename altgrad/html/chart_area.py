@@ -1,4 +1,4 @@
-"""A chart's plotting area: where a step and a value lie, and its axes.  Lengths are SVG units, about pixels."""
+"""The plotting area of a chart: positions of steps and values, and axes.  Lengths are SVG units, about a pixel each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHARACTER = 6.6  # width of a digit at the size of the tick labels
 
 @dataclass(frozen=True)
 class Frame:
-    """A plotting area of `width` x `height` at (`left`, `top`) that shows steps and values between two limits."""
+    """A plotting area of `width` x `height` at (`left`, `top`); `steps` and `values` are the limits of its axes."""
 
     left: float
     top: float
@@ -32,18 +32,18 @@ class Frame:
         return self.left + self.width
 
     def x(self, step: float) -> float:
-        """Where a step is, at the edge where it lies outside."""
+        """The x position of a step; a step outside the limits is at the edge."""
         first, last = self.steps
         return self.left + self.width * min(max((step - first) / (last - first), 0.0), 1.0)
 
     def y(self, value: float) -> float:
-        """Where a value is, at the edge where it lies outside."""
+        """The y position of a value; a value outside the limits is at the edge."""
         low, high = self.values
         return self.bottom - self.height * min(max((value - low) / (high - low), 0.0), 1.0)
 
 
 def axes(frame: Frame, y_title: str) -> Html:
-    """Grid lines, tick labels and titles; the title of the y-axis stands above it, where it can be read upright."""
+    """Grid lines, tick labels and titles; the title of the y-axis is above the axis, so that it is not rotated."""
     parts = []
     for value in ticks(*frame.values, most_values(frame.height)):
         y = frame.y(value)
@@ -61,7 +61,7 @@ def axes(frame: Frame, y_title: str) -> Html:
 
 
 def most_values(height: float) -> int:
-    """How many ticks a y-axis of that height has room for."""
+    """The number of ticks that fit on a y-axis of this height."""
     return max(int(height // 42), 2)
 
 
@@ -77,5 +77,5 @@ def ticks(low: float, high: float, n: int, *, whole: bool = False) -> list[float
 
 
 def margin(values: Iterable[float]) -> float:
-    """Room left of a plotting area for tick labels of such values."""
+    """The width to the left of a plotting area that tick labels of these values need."""
     return 14 + _CHARACTER * max((len(number(value)) for value in values), default=1)

@@ -1,6 +1,6 @@
-"""What is drawn on and around a line: non-finite spans, what leaves the scale, verdicts and events.
+"""Marks on and around a line: non-finite spans, values outside the scale, verdicts and events.
 
-Every mark has a tooltip that says in words what it stands for.
+Every mark has a tooltip that explains it in words.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ EVENT_GLYPHS: Mapping[Symbol, str] = {
     "diamond": "m0-4l4 4l-4 4l-4-4z",
     "square": "m-3-3h6v6h-6z",
 }
-_APART = 22.0  # events of one kind nearer than this share a mark
+_APART = 22.0  # events of one kind that are closer than this share a mark
 
 
 def non_finite(one: Line, frame: Frame) -> tuple[Html, Html]:
-    """Shaded stretches, one per span of NaN or inf, and a cross at the last finite value before each."""
+    """(shaded stretches, crosses): one stretch per span of NaN or inf, one cross at the last finite value before it."""
     stretches, crosses = [], []
     for span in one.spans:
         x, end = frame.x(span.first - 0.5), frame.x(span.last + 0.5)
@@ -65,7 +65,7 @@ def non_finite(one: Line, frame: Frame) -> tuple[Html, Html]:
 
 
 def beyond(one: Line, frame: Frame) -> Html:
-    """Triangles at the edge where the line leaves the scale, above or below."""
+    """Triangles at the edge of the plotting area at each place where the line leaves the scale."""
     parts = []
     for steps, y, glyph, side in zip(
         off_scale(one, frame.values), (frame.top, frame.bottom), (_UP, _DOWN), ("above", "below"), strict=True
@@ -78,7 +78,7 @@ def beyond(one: Line, frame: Frame) -> Html:
 
 
 def verdict(one: Line, frame: Frame) -> Html:
-    """A diamond where the run was judged to have collapsed; nothing for a run that was not."""
+    """A diamond at the step of the run's collapse verdict; nothing for a run without one."""
     row = one.row
     if row.collapse_step is None:
         return Html()
@@ -98,7 +98,7 @@ def verdict_lines(lines: Iterable[Line], frame: Frame) -> Html:
 
 
 def events(one: Line, happened: Iterable[Event], frame: Frame) -> Html:
-    """A run's events on its line, one mark for those of a kind that lie too near to be told apart."""
+    """A run's events on its line; events of one kind that are too close to distinguish share one mark."""
     kinds: dict[str, list[int]] = {}
     for event in happened:
         if kind_of(event.kind).on_curve:
@@ -117,7 +117,7 @@ def events(one: Line, happened: Iterable[Event], frame: Frame) -> Html:
 
 
 def event_key(kinds: Iterable[EventKind]) -> Html:
-    """What the marks of some kinds of events look like, for a legend."""
+    """Legend items with the mark and the label of each kind of event."""
     return join(
         element("li", element("svg", element("path", d="M8 8" + EVENT_GLYPHS[kind.symbol], class_="event key"),
                               viewBox="0 0 16 16", width=16, height=16, aria_hidden="true"), kind.label)
@@ -134,7 +134,7 @@ def _verdicts(lines: Iterable[Line]) -> dict[int, set[str]]:
 
 
 def _place(one: Line, step: int, frame: Frame) -> str:
-    """Where a mark of a step begins: on the line; on the step axis where no line is."""
+    """The start of a mark's path: on the line at that step, or on the step axis if no line is drawn there."""
     height = one.height(step)
     return f"M{frame.x(step):.1f} {frame.bottom if height is None else frame.y(height):.1f}"
 

@@ -1,7 +1,7 @@
-"""Loss curves as SVG: all runs on one scale, a panel per format, and one collapsed run by itself.
+"""Loss curves as SVG: all runs on one scale, a panel per format, and each collapsed run by itself.
 
-Each line is written once, in the units of `_SPACE`, and shown again wherever it is needed (`<use>`), so that a
-page of hundreds of runs stays small.  The scale is that of the healthy runs; what leaves it is marked.
+The path of each line is written once, in the units of `_SPACE`, and referenced (`<use>`) by every chart that shows it,
+so that a page with hundreds of runs stays small.  The scale fits the healthy runs; lines that leave it are marked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from altgrad.results.curves import Curve
 from altgrad.show.drawn_curves import Line, describe, scale
 from altgrad.show.palette import format_colour, intervention_dash, variant_marker
 
-_SPACE = (4000, 2000)  # units of a line: finer than any screen shows
+_SPACE = (4000, 2000)  # width and height of the path's coordinates: finer than the pixels of a screen
 _VIEW_BOX = "0 0 4000 2000"
 _MOST_VERDICT_LINES = 6
 _MOST_WITH_EVENTS = 4
@@ -32,9 +32,9 @@ Events = Mapping[str, Sequence[Event]]
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines of one metric on one scale: `limits`, or that of the healthy runs.
+    """Lines of one metric on one scale: `limits`, or by default that of the healthy runs.
 
-    `number_of` names each line's shared path.
+    `events`: run name -> its events.  `number_of`: run name -> the number in the id of its shared path.
     """
 
     lines: Sequence[Line]
@@ -44,14 +44,14 @@ class Curves:
 
     @cached_property
     def values(self) -> tuple[float, float]:
-        """Lowest and highest value shown; any interval where no value is finite."""
+        """Lowest and highest value of the y-axis; an arbitrary interval if no value is finite."""
         return self.limits or scale(self.lines) or (0.0, 1.0)
 
     @cached_property
     def steps(self) -> tuple[float, float]:
         first = min(int(one.raw.steps[0]) for one in self.lines)
         last = max(max(int(one.raw.steps[-1]), one.row.collapse_step or 0) for one in self.lines)
-        if len(self.lines) <= _MOST_WITH_EVENTS:  # an event may lie beyond what was measured
+        if len(self.lines) <= _MOST_WITH_EVENTS:  # an event may be later than the last measurement
             happened = [event for one in self.lines for event in self.events.get(one.row.run, ())]
             last = max([last, *(event.step for event in happened if kind_of(event.kind).on_curve)])
         return float(first), float(max(last, first + 1))
@@ -65,7 +65,7 @@ class Curves:
         return list(dict.fromkeys(one.row.treatment for one in self.lines))
 
     def shared(self) -> Html:
-        """The lines' paths, to be put into the page once."""
+        """The paths of all lines; the page must contain them once."""
         frame = Frame(0, 0, *_SPACE, self.steps, self.values)
         paths = (
             element("path", id=f"curve-{self.number_of[one.row.run]}", d=_path(one.raw, frame), class_="curve")
@@ -74,7 +74,7 @@ class Curves:
         return element("svg", element("defs", join(paths)), width=0, height=0, aria_hidden="true", class_="shared")
 
     def spark(self, row: Row) -> Html:
-        """The row's line in a table cell, on the common scale; a dash where it has none."""
+        """The line of a row as a small chart for a table cell, on the common scale; a dash if it has no line."""
         if row.run not in self.number_of:
             return Html("–")
         said = element("title", f"{METRICS[self.metric].label} of {row.run}")
@@ -84,12 +84,12 @@ class Curves:
 
 
 def overlay(curves: Curves) -> Html:
-    """All lines over each other."""
+    """A chart with all lines."""
     return _chart(curves, curves.lines, 1200, 450, label=f"{METRICS[curves.metric].label} of all runs")
 
 
 def panel(curves: Curves, name: str) -> Html:
-    """The lines of one format, with all others faint behind them, on the scale of all."""
+    """A chart with the lines of one format, and all others faint behind them, on the scale of all lines."""
     own = [one for one in curves.lines if one.row.format == name]
     others = join(
         element("use", href=f"#curve-{curves.number_of[one.row.run]}", class_="other")
@@ -100,7 +100,7 @@ def panel(curves: Curves, name: str) -> Html:
 
 
 def alone(curves: Curves, one: Line) -> Html:
-    """One run with its events and verdict, on its own scale; on that of all where it went far beyond."""
+    """A chart of one run with its events and verdict, on its own scale, or on that of all if it went far beyond."""
     single = replace(curves, lines=[one])
     (low, high), (lowest, highest) = single.values, curves.values
     if high - low > _FAR * (highest - lowest):
@@ -111,7 +111,7 @@ def alone(curves: Curves, one: Line) -> Html:
 
 
 def legend(curves: Curves, kinds: Iterable[EventKind] = ()) -> Html:
-    """Groups by line, and the kinds of marks, as a list."""
+    """A list of the groups with their line styles, and of the kinds of events with their marks."""
     groups: dict[str, Row] = {}
     for one in curves.lines:
         groups.setdefault(one.row.group, one.row)
@@ -129,7 +129,7 @@ def _chart(curves: Curves, lines: Sequence[Line], width: int, height: int, *, la
 
 
 def _drawn(curves: Curves, lines: Sequence[Line], plot: Html, width: int, height: int, label: str) -> Html:
-    """Axes, what is shaded behind the lines, the lines (`plot`, in the units of `_SPACE`), and the marks on them."""
+    """A chart: axes, shaded spans, the lines (`plot`, in the units of `_SPACE`), and the marks on top of them."""
     left = margin(ticks(*curves.values, most_values(height)))
     frame = Frame(left, 30, width - left - 14, height - 30, curves.steps, curves.values)
     non_finite = [marks.non_finite(one, frame) for one in lines]
@@ -153,12 +153,12 @@ def _drawn(curves: Curves, lines: Sequence[Line], plot: Html, width: int, height
 
 
 def _path(curve: Curve, frame: Frame) -> str:
-    """The curve as path data, broken where it is not finite; values off the scale are left as they are."""
+    """The curve as SVG path data with a gap at non-finite values; values outside the scale are drawn outside."""
     (first, last), (low, high) = frame.steps, frame.values
     x = np.rint(frame.left + frame.width * (curve.steps - first) / (last - first)).astype(int).tolist()
     with np.errstate(invalid="ignore"):
         heights = frame.bottom - frame.height * (curve.values - low) / (high - low)
-    limit = 10 * frame.height  # far outside is far enough
+    limit = 10 * frame.height  # SVG clips the line; the exact place outside does not matter
     y = np.rint(np.clip(np.nan_to_num(heights, posinf=limit, neginf=-limit), -limit, limit)).astype(int).tolist()
     finite = np.isfinite(curve.values).tolist()
     parts: list[str] = []
@@ -187,7 +187,7 @@ def _use(place: int, row: Row, width: float) -> Html:
 
 
 def _markers(one: Line, variants: Sequence[str], frame: Frame) -> Html:
-    """Markers of the run's variant along its line."""
+    """Up to eight markers along the line that show the run's variant; none for the default variant."""
     marker, finite = variant_marker(one.row.treatment, variants), one.raw.finite()
     if marker is None or not len(finite.steps):
         return Html()

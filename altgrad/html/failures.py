@@ -1,4 +1,4 @@
-"""The failures: a triage table, and for each collapsed run its loss and its failure report."""
+"""The section of failures: a table of the collapsed runs, then the loss curve and failure report of each of them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def collapsed_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def links_of(rows: Sequence[Row]) -> dict[str, str]:
-    """Run -> the place on the page where its failure is explained."""
+    """Run name -> link to its failure report on the page."""
     return {row.run: f"#failure-{place}" for place, row in enumerate(collapsed_rows(rows))}
 
 
 def failures_section(contents: Contents, curves: Curves | None) -> Html:
-    """Which runs collapsed, grouped by rule, and why each of them did."""
+    """A table of the collapsed runs by rule, and the failure report of each."""
     collapsed, links = collapsed_rows(contents.rows), links_of(contents.rows)
     parts = [_without_verdict(contents.rows)]
     if not collapsed:
@@ -62,7 +62,7 @@ def _without_verdict(rows: Sequence[Row]) -> Html:
 
 
 def _failure(run: HeldRun, row: Row, link: str, curves: Curves | None) -> Html:
-    """Folded up until asked for; a link to the content inside unfolds it."""
+    """A run's failure as a collapsed `<details>` element; following a link to its content opens it."""
     summary = element("summary", element("h3", row.run), " ", element("span", row.reason or "", class_="reason"))
     figure = None
     line = next((one for one in curves.lines if one.row.run == row.run), None) if curves else None

@@ -1,4 +1,4 @@
-"""Building blocks of a page: whatever is not `Html` is escaped where it enters, so that no name can be markup."""
+"""Building blocks of a page: every string that is not `Html` is escaped, so that no run name can become markup."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Attribute = str | int | float | None
 
 
 class Html(str):
-    """Text that is markup already."""
+    """A string that already is HTML and is not escaped again."""
 
     __slots__ = ()
 
@@ -30,12 +30,12 @@ def element(name: str, *content: str, **attributes: Attribute) -> Html:
 
 
 def join(parts: Iterable[str], between: str = "") -> Html:
-    """The parts one after the other, escaped where they are plain text."""
+    """The concatenation of the parts; those that are not `Html` are escaped."""
     return Html(between.join(part if isinstance(part, Html) else as_html(part) for part in parts))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], label: str, align: str = "") -> Html:
-    """A table that scrolls sideways within itself; a row's first cell is its head, `label` its caption.
+    """A table in a box that scrolls sideways.  The first cell of a row is its heading, `label` the table's caption.
 
     Cells are text or `Html`.  `align` has one of `l`, `r` per column (default: all left).
     """
@@ -48,7 +48,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], label: str, align:
 
 
 def scrolling(content: Html, label: str) -> Html:
-    """Content that may be wider than the page; reachable by keyboard, so that it can be scrolled without a mouse."""
+    """A scrolling box for content wider than the page; it takes the keyboard focus, to be scrolled without a mouse."""
     return element("div", content, class_="scroll", tabindex=0, role="region", aria_label=label)
 
 

@@ -1,7 +1,7 @@
-"""One sweep as one file: to be mailed, archived or put next to a paper, and read without altgrad.
+"""A sweep as one HTML file that can be mailed, archived or attached to a paper, and read without altgrad.
 
-It asks nothing of the outside (its content policy forbids it) and runs no script; its numbers are those of the
-dashboard at the moment of writing.
+The file loads nothing from elsewhere (its content security policy forbids it) and contains no script.  Its numbers are
+those that the dashboard shows at the time of writing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def write_html_report(sweep: Folder, out: str | None = None) -> str:
-    """Write the sweep's page as it is now; returns where.
+    """Write the page of a sweep's current state, and return the location of the file.
 
     `out`: a file (local path or URI); default `report.html` in the sweep's folder.  Raises ValueError for a folder.
     """
@@ -36,7 +36,7 @@ def write_html_report(sweep: Folder, out: str | None = None) -> str:
 
 
 def html_report(sweep: Folder, now: float) -> str:
-    """A sweep folder's page as HTML.  `now`: seconds since 1970, the time that the page gives as its own."""
+    """The page of a sweep folder as HTML.  `now`: the time that the page states, in seconds since 1970."""
     contents = read_contents(sweep)
     title = f"Sweep {sweep.name}"
     parts = [_header(contents, title, now)]

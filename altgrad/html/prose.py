@@ -1,4 +1,4 @@
-"""Markdown of a report as HTML that asks nothing of the outside: no raw HTML, no links, no pictures."""
+"""Conversion of a report from markdown to HTML without raw HTML, links and pictures: the result loads nothing."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _REACHING_OUT = ["html_block", "html_inline", "link", "image", "autolink", "refe
 
 
 def prose(markdown: str, level: int, plot: Html | None = None) -> Html:
-    """A document as HTML whose top heading is `<h{level}>`; what is no plain markdown is shown as it is written.
+    """A document as HTML with the top heading `<h{level}>`; raw HTML, links and pictures are shown as their source.
 
-    `plot` takes the place of the document's plot in characters, whose columns need a font that has them all; a
-    document without one has it in front.
+    `plot` replaces the document's plot in braille characters, which not every font has; in a document without such a
+    plot it comes first.
     """
     tokens = _parser().parse(markdown)
     if plot is not None:
@@ -35,7 +35,7 @@ def prose(markdown: str, level: int, plot: Html | None = None) -> Html:
 
 
 def sentence(markdown: str) -> Html:
-    """One paragraph's content, without the paragraph."""
+    """The content of one paragraph as HTML, without the `<p>` element."""
     return Html(_parser().renderInline(markdown))
 
 

@@ -1,6 +1,6 @@
-"""The page's sections but the failures: overview, comparison, curves, rescues.
+"""The sections of the page except the failures: overview, comparison, curves, rescues.
 
-Numbers come from the functions that the dashboard and the CSV use; here they only become HTML.
+The numbers come from the functions that the dashboard and the CSV use; this module only converts them to HTML.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from altgrad.show.sweep_progress import best_sentence, compute_sentence, newest_
 from altgrad.text.number_text import ABSENT, duration
 
 _NEWEST = 12
-Links = Mapping[str, str]  # run -> where on the page its failure is explained
+Links = Mapping[str, str]  # run name -> link to its failure report on the page
 
 
 def overview(contents: Contents, links: Links, now: float) -> Html:
-    """How far the sweep is, what it has cost and saved, who is best, what happened last, what cannot be read."""
+    """Progress of the sweep, compute spent and saved, the best group, the newest collapses and events."""
     rows, runs, planned = contents.rows, list(contents.runs.values()), planned_runs(contents.sweep)
     state = progress(rows, runs, planned, now)
     counts = Counter(row.status for row in rows)
@@ -59,7 +59,7 @@ def overview(contents: Contents, links: Links, now: float) -> Html:
 
 
 def unreadable(contents: Contents) -> Html:
-    """What the folder holds and the page cannot show, sentence by sentence; nothing where all is well."""
+    """A sentence for each run folder and part that cannot be read; empty if there is none."""
     said = [join([element("code", name), f": {reason}"]) for name, reason in contents.broken.items()]
     for name, parts in contents.damaged.items():
         shown = ", ".join(parts[:3]) + (f" and {len(parts) - 3} more" if len(parts) > 3 else "")
@@ -72,7 +72,7 @@ def unreadable(contents: Contents) -> Html:
 
 
 def comparison_section(rows: Sequence[Row], curves: Curves | None, links: Links, name: str) -> Html:
-    """The comparison, one row per run, with each cell's exact value; and the same as a CSV file to keep."""
+    """The comparison, one row per run, with each cell's exact value, and a link that downloads it as CSV."""
     filled = [column for column in COLUMNS if any(column.value(row) not in (None, "") for row in rows)]
     head = [filled[0].head, *(["Loss curve"] if curves else []), *(column.head for column in filled[1:])]
     align = "l" + "l" * bool(curves) + "".join("r" if column.is_number else "l" for column in filled[1:])
@@ -83,16 +83,17 @@ def comparison_section(rows: Sequence[Row], curves: Curves | None, links: Links,
     where = "data:text/csv;charset=utf-8," + quote(comparison_csv(rows), safe="")
     download = element("a", "Download as CSV", href=where, download=f"{name}.csv")
     said = (
-        "One row per run, by validation loss; runs that did not last come after those that did. Gaps are of validation "
-        f"losses to the BF16 run of the same seed{_in_unit(rows)}, at the step beside them: one for all runs alive."
+        "One row per run, by validation loss; runs that collapsed or ended early come last. A gap is the validation "
+        f"loss minus that of the BF16 run of the same seed{_in_unit(rows)}, at the step beside it, which is the same "
+        "for all runs alive."
     )
     empty = [column.head for column in COLUMNS if column not in filled]
-    said += f" Nothing to show for any run: {', '.join(empty)}." if empty else ""
+    said += f" Columns without a value for any run are left out: {', '.join(empty)}." if empty else ""
     return join([element("p", said), table(head, body, "Comparison of the runs", align), element("p", download)])
 
 
 def curves_section(curves: Curves | None) -> Html:
-    """All loss curves on one scale, then a panel per format."""
+    """A chart of all loss curves on one scale, then a chart per format."""
     if curves is None:
         return element("p", f"{METRICS[METRIC].label} has not been measured in any run yet.")
     formats = sorted({one.row.format for one in curves.lines})
@@ -113,7 +114,7 @@ def curves_section(curves: Curves | None) -> Html:
 
 
 def rescues_section(rows: Sequence[Row]) -> Html:
-    """The rescue matrix and what may be said about each group over its seeds."""
+    """The rescue matrix, and the statistics of each group over its seeds."""
     cells = rescue_matrix(rows)
     sites, interventions = matrix_axes(cells)
     head = [Html("Format"), *interventions]
@@ -144,7 +145,7 @@ def _seeds(rows: Sequence[Row]) -> Html:
     ]
     head = ["Group", "Learning rate", "Runs", "Gap to BF16, paired by seed"]
     said = "Paired by seed: both runs saw the same batches from the same initial weights. 95 % t intervals."
-    return join([table(head, body, "What may be said about each group", "lrrl"), element("p", said)])
+    return join([table(head, body, "Gap of each group to BF16, and what it proves", "lrrl"), element("p", said)])
 
 
 def _collapses(contents: Contents, links: Links) -> list[Html]:

@@ -1,6 +1,6 @@
-"""What the page is made of, read from a sweep's folder once: each part of each run is opened a single time.
+"""The data of the page, read from a sweep's folder: each part of each run is opened once.
 
-A run that cannot be read becomes a sentence and does not keep the others from being shown.
+A run that cannot be read is reported in a sentence; the other runs are shown all the same.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _HELD: Mapping[TableName, Sequence[str]] = {
     "events": ["time", "kind", "detail"],
 }
 _READERS = 8
-_POINTS = 30_000  # over all lines: more are neither seen nor quickly drawn
+_POINTS = 30_000  # points of all lines together: more are not visible and slow to draw
 _MOST_BUCKETS, _FEWEST_BUCKETS = 400, 40
 
 
 @dataclass(frozen=True)
 class HeldRun(Run):
-    """A run with the columns in memory that the page needs; others are read when asked for."""
+    """A run with the columns that the page needs in memory; other columns are read from the folder when needed."""
 
     held: Mapping[TableName, pa.Table]
     damaged: Sequence[str]
@@ -41,10 +41,10 @@ class HeldRun(Run):
 
 @dataclass(frozen=True)
 class Contents:
-    """A sweep as it lies in its folder.
+    """The contents of a sweep's folder.
 
-    `rows` are the comparison's, in its order; `lines` the loss curves of the rows that have one.  `broken`: folder
-    -> why it cannot be read; `damaged`: run -> its parts that cannot.
+    `rows`: the rows of the comparison, in its order.  `lines`: run name -> its loss curve, if it has one.  `broken`:
+    folder name -> why it cannot be read.  `damaged`: run name -> its parts that cannot be read.
     """
 
     sweep: Folder
@@ -56,7 +56,7 @@ class Contents:
 
 
 def read_contents(sweep: Folder) -> Contents:
-    """Everything the page says about a sweep's runs."""
+    """Read everything that the page shows of a sweep's runs."""
     found, broken = list_runs(sweep)
     with ThreadPoolExecutor(_READERS) as pool:
         loaded = list(pool.map(_load, found))
@@ -83,7 +83,7 @@ def read_contents(sweep: Folder) -> Contents:
 
 
 def _load(run: Run) -> tuple[HeldRun, Unpaired] | str:
-    """The run and its row, or why they cannot be had."""
+    """The run and its row, or why they cannot be read."""
     try:
         held, damaged = {}, []
         for name, columns in _HELD.items():

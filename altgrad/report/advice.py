@@ -1,8 +1,8 @@
-"""What to try: config changes that follow from the verdict and from what was measured.
+"""The section "What to try" of a failure report: config changes that follow from the verdict and the measurements.
 
-Each piece of advice names the exact change and the evidence for it.  What the config already has, what the config
-would refuse and what no measurement supports is not advised.  The verdict only decides in which order causes are
-looked at, for a `never_learned` may be an underflow as well as frozen weights.
+Each piece of advice names the exact change and the evidence for it.  A change is not advised if the config already has
+it, if the config would refuse it, or if no measurement supports it.  The verdict decides only the order in which causes
+are examined: `never_learned`, for example, may come from an underflow as well as from frozen weights.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ _CAUSES: Mapping[str, tuple[Cause, ...]] = {
 
 
 def advise(evidence: Evidence) -> list[Advice]:
-    """Advice for a collapsed run, most promising first; empty where nothing measured points to a cause."""
+    """Advice for a collapsed run, most promising first; empty if no measurement points to a cause."""
     found: list[Advice] = []
     for cause in _CAUSES.get(evidence.verdict.rule, _ALL):
         for advice in cause(evidence):
-            taken = {field for other in found for field in other.changes}  # two values for one field contradict
+            taken = {field for other in found for field in other.changes}  # no second value for the same field
             if _is_new(evidence, advice) and not taken & advice.changes.keys():
                 found.append(advice)
     return found
 
 
 def measure_more(evidence: Evidence) -> list[Advice]:
-    """Config changes that would have shown more of this collapse."""
+    """Config changes that would have measured more of this collapse."""
     config, verdict = evidence.config, evidence.verdict
     found = []
     if not evidence.layers.num_rows and config.diagnostic_interval > verdict.step:
@@ -62,7 +62,7 @@ def measure_more(evidence: Evidence) -> list[Advice]:
 
 
 def _is_new(evidence: Evidence, advice: Advice) -> bool:
-    """Whether the change changes anything and is a config that trains."""
+    """Whether the advice changes anything, and the changed config is valid."""
     config = evidence.config.model_dump()
     if all(config[name] == value for name, value in advice.changes.items()):
         return False

@@ -1,4 +1,4 @@
-"""Which format to try instead: more mantissa against lost updates, more exponent against lost range."""
+"""Alternatives to a format: more mantissa bits if updates are lost, more exponent bits if its range is too small."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from altgrad.formats import NumberFormat
 
 
 def more_mantissa(fmt: NumberFormat) -> str | None:
-    """A format of the same width with up to two exponent bits turned into mantissa, or BF16; None beyond FP32."""
+    """A format of the same width with up to two exponent bits turned into mantissa bits, or BF16; for 16 bits FP32.
+
+    None for FP32 and formats without an alternative.
+    """
     if fmt.bits > 8:
         return {"BF16": "FP32", "FP16": "FP32"}.get(fmt.name)
     exponent = max(fmt.exponent_bits - 2, 2)
@@ -14,9 +17,9 @@ def more_mantissa(fmt: NumberFormat) -> str | None:
 
 
 def more_exponent(fmt: NumberFormat) -> str | None:
-    """A format of the same width with one mantissa bit turned into exponent, or BF16; None for BF16 and FP32.
+    """A format of the same width with one mantissa bit turned into an exponent bit, or BF16; None for BF16 and FP32.
 
-    Never to E1, whose grid is that of E0 times a power of two and changes nothing.
+    E1 is skipped: its grid is that of E0 times a power of two, so it has the same range under scaling.
     """
     if fmt.bits > 8 or fmt.mantissa_bits == 0:
         return None if fmt.exponent_bits >= 8 else "BF16"

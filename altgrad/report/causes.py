@@ -1,6 +1,6 @@
-"""Why a run collapsed, cause by cause: each looks at what was measured and yields the changes that would remove it.
+"""Causes of a collapse: each function examines the measurements of one cause and yields changes that would remove it.
 
-A cause that was not measured, or whose numbers are in order, yields nothing.
+A cause yields nothing if it was not measured, or if its measurements are normal.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from altgrad.report.evidence import Evidence, Finding
 from altgrad.text.foreign_text import as_code
 from altgrad.text.number_text import number
 
-_OVERFLOW = 0.01  # from this share on a rate is evidence
-_UNDERFLOW = 0.5
-_COSINE = 0.5  # below it the gradient points elsewhere
-_DISPLACEMENT = 0.25  # below it most of the intended update is lost
-_RISE = 0.2  # nats of training loss above its best
-_RISE_SHARE = 1 / 15  # of what was learned, where the unit of the loss is unknown: 0.2 of 3 nats
-_GROWTH = 10.0  # gradient norm over its median
-_CONCENTRATED = 10.0  # a layer this many times worse than the median layer is a case of its own
+_OVERFLOW = 0.01  # an overflow rate from this share on is evidence
+_UNDERFLOW = 0.5  # an underflow rate from this share on is evidence
+_COSINE = 0.5  # below this cosine similarity, the rounded gradient has another direction
+_DISPLACEMENT = 0.25  # below this realised displacement, most of the intended update is lost
+_RISE = 0.2  # nats by which the last training loss must exceed its best
+_RISE_SHARE = 1 / 15  # the same as a share of the progress if the unit is unknown: 0.2 of 3 nats
+_GROWTH = 10.0  # largest gradient norm divided by its median
+_CONCENTRATED = 10.0  # a layer this many times worse than the median layer may be exempted by itself
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Advice:
 
 
 def frozen(evidence: Evidence) -> Iterator[Advice]:
-    """Intended updates do not arrive in the stored weights."""
+    """Intended updates are lost: they do not change the stored weights."""
     config = evidence.config
     displacement = evidence.last("realised_displacement")
     if displacement is None and evidence.verdict.metric == "realised_displacement":
@@ -73,7 +73,7 @@ def frozen(evidence: Evidence) -> Iterator[Advice]:
 
 
 def overflow(evidence: Evidence) -> Iterator[Advice]:
-    """Values beyond the largest finite value of the scaled format."""
+    """Values exceed the largest finite value of the scaled format."""
     config = evidence.config
     for finding in _by_site(evidence, "overflow_rate", _OVERFLOW):
         if config.scaling == "none":
@@ -88,7 +88,7 @@ def overflow(evidence: Evidence) -> Iterator[Advice]:
 
 
 def underflow(evidence: Evidence) -> Iterator[Advice]:
-    """Non-zero values that rounded to zero."""
+    """Non-zero values are rounded to zero."""
     config = evidence.config
     for finding in _by_site(evidence, "underflow_rate", _UNDERFLOW):
         if config.scaling == "none":
@@ -104,7 +104,7 @@ def underflow(evidence: Evidence) -> Iterator[Advice]:
 
 
 def non_finite(evidence: Evidence) -> Iterator[Advice]:
-    """NaN or inf in the loss or the gradients."""
+    """The loss or the gradients contain NaN or inf."""
     config = evidence.config
     gradients = evidence.worst("non_finite_gradients")
     if gradients is None or gradients.value == 0:
@@ -123,7 +123,7 @@ def non_finite(evidence: Evidence) -> Iterator[Advice]:
 
 
 def smaller_steps(evidence: Evidence) -> Iterator[Advice]:
-    """A loss or gradient norm that grew: smaller steps."""
+    """The loss or the gradient norm grew; the advice is smaller steps."""
     config = evidence.config
     loss, norm = evidence.curve("loss").finite(), evidence.curve("gradient_norm").finite()
     grown = []
@@ -147,12 +147,12 @@ def smaller_steps(evidence: Evidence) -> Iterator[Advice]:
 
 
 def _rise(evidence: Evidence, losses: NDArray[np.float64]) -> float:
-    """How far above its best a loss counts as grown."""
+    """The amount above its best from which on a loss counts as grown, in units of the loss."""
     return _RISE if evidence.run.loss_unit == "nats" else _RISE_SHARE * float(losses[0] - losses.min())
 
 
 def noisy_gradient(evidence: Evidence) -> Iterator[Advice]:
-    """A gradient that no longer points where the unrounded one does."""
+    """The direction of the rounded gradient differs from that of the unrounded one."""
     cosine = evidence.last("gradient_cosine_similarity")
     if cosine is None or not cosine.value < _COSINE:
         return
@@ -167,7 +167,7 @@ def noisy_gradient(evidence: Evidence) -> Iterator[Advice]:
 
 
 def rank(evidence: Evidence) -> Iterator[Advice]:
-    """A layer's weight matrix has lost its rank."""
+    """The stable rank of a layer's weight matrix has collapsed."""
     if evidence.verdict.rule != "rank_collapse":
         return
     lowest = evidence.worst("stable_rank", "weight", lowest=True)
@@ -180,7 +180,7 @@ def rank(evidence: Evidence) -> Iterator[Advice]:
 
 
 def never_moved(evidence: Evidence) -> Iterator[Advice]:
-    """The loss stayed at its start although updates arrive: larger steps."""
+    """The loss stayed at its start although updates reach the weights; the advice is larger steps."""
     loss, displacement = evidence.curve("loss").finite(), evidence.last("realised_displacement")
     if evidence.verdict.rule != "never_learned" or not len(loss.values):
         return
@@ -198,7 +198,7 @@ def _from_verdict(evidence: Evidence) -> Finding:
 
 
 def _by_site(evidence: Evidence, metric: str, limit: float) -> list[Finding]:
-    """The worst layer of each site at or above the limit, worst site first; the whole model where layers lack."""
+    """The worst layer of each site at or above the limit, worst site first; the model if no layer was measured."""
     found = [evidence.worst(metric, site) for site in SITES]
     if not any(found):
         found = [evidence.worst(metric)]
@@ -206,7 +206,7 @@ def _by_site(evidence: Evidence, metric: str, limit: float) -> list[Finding]:
 
 
 def _safer_site(evidence: Evidence, finding: Finding) -> Iterator[Advice]:
-    """More exponent bits for the finding's site; a lone bad layer may be exempted instead."""
+    """Advice to exempt the finding's layer if it alone is bad, and to use more exponent bits at its site."""
     site = finding.site or "weight"
     fmt = evidence.format_at(site, finding.layer)
     wider = more_exponent(fmt)

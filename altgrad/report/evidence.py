@@ -1,7 +1,7 @@
-"""All that a failure report may refer to: one run's folder, read once and cut at the verdict.
+"""The evidence of a failure report: the tables of one run's folder, read once and cut off at the verdict.
 
-A run may go on after its verdict (`stop_on_collapse: false`); what is measured then is no cause, so the analysis
-ends at the verdict's step while the loss curve shows everything.
+A run may train on after its verdict (`stop_on_collapse: false`).  Later measurements cannot explain the collapse, so
+the analysis ends at the verdict's step; only the loss curve shows all steps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from altgrad.text.number_text import number
 
 
 class Finding(NamedTuple):
-    """A measured value worth naming; `layer` and `site` are None where it is one of the whole model."""
+    """A measured value that a report names; `layer` and `site` are None for a value of the whole model."""
 
     metric: str
     value: float
@@ -41,7 +41,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Evidence:
-    """A collapsed run and its tables; `steps` holds everything, the accessors stop at the verdict."""
+    """A collapsed run and its tables.  `steps` has all rows; the methods use only those up to the verdict."""
 
     run: Run
     verdict: Verdict
@@ -71,7 +71,7 @@ class Evidence:
         )
 
     def curve(self, metric: str) -> Curve:
-        """A whole-model metric up to the verdict."""
+        """The curve of a whole-model metric up to the verdict."""
         return measured(self._steps_to_verdict, metric)
 
     def layer_curves(self, metric: str, site: Site) -> dict[str, Curve]:
@@ -86,7 +86,10 @@ class Evidence:
         return {name: Curve(curve.steps[layers == name], curve.values[layers == name]) for name in names}
 
     def worst(self, metric: str, site: Site | None = None, *, lowest: bool = False) -> Finding | None:
-        """The most extreme finite value up to the verdict, over layers at a site (or all sites), else of the model."""
+        """The largest (or `lowest`) finite value up to the verdict, over the layers at a site, or at all sites.
+
+        If no layer was measured, and no site is given, the value of the whole model; None if there is none either.
+        """
         sites = SITES if site is None else (site,)
         found = [
             Finding(metric, float(curve.values[at]), int(curve.steps[at]), layer, place)
@@ -103,12 +106,12 @@ class Evidence:
         return min(found, key=lambda finding: finding.value if lowest else -finding.value, default=None)
 
     def last(self, metric: str) -> Finding | None:
-        """The last value of a whole-model metric up to the verdict."""
+        """The last value of a whole-model metric up to the verdict; None if it was not measured."""
         curve = self.curve(metric)
         return Finding(metric, float(curve.values[-1]), int(curve.steps[-1])) if len(curve.values) else None
 
     def absence(self, metric: str) -> str:
-        """Why a metric has no values, for example `not measured (log_ulp: false)`."""
+        """The reason why a metric has no values, for example `not measured (log_ulp: false)`."""
         known = METRICS[metric]
         if known.switch is not None and not getattr(self.config, known.switch):
             return f"not measured (`{known.switch}: false`)"
@@ -122,9 +125,9 @@ class Evidence:
         return f"not measured (`{interval}: {every}`, the verdict came at step {self.verdict.step})"
 
     def format_at(self, site: Site, layer: str | None = None) -> NumberFormat:
-        """The format of a site (of a layer, or where no `layer_formats` glob says otherwise) at the verdict.
+        """The format of a site at the verdict, in a layer or, without one, where no `layer_formats` glob matches.
 
-        Format shifts are included; their target takes over the overflow rule, as it does in the run.
+        Format shifts are applied; the new format keeps the overflow rule of the old one, as in the run.
         """
         gemm: GemmSite = "weight" if site == "update" else site  # the write-back has the weight's format
         fmt = self.config.format_at(layer or "", gemm)

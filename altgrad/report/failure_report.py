@@ -1,7 +1,7 @@
-"""The failure report: what happened to one collapsed run, in the order in which a reader asks.
+"""The failure report of one collapsed run, in the order of a reader's questions.
 
-Verdict, loss curve, what moved first, what to try; then the evidence by layer, the trend, the events and the
-config.  Built from the run's folder alone, so that it can be rebuilt at any time and on any machine.
+It has the verdict, the loss curve, the signals that moved first and the advice; then the tables by layer, the last
+diagnostics, the events and the config.  It is built from the run's folder alone, at any time and on any machine.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _MEANING: Mapping[str, str] = {
     "gap_to_baseline": "The loss stayed too far behind the baseline run of the same seed.",
 }
 _TREND = 5
-_LITTLE = 0.5  # share of the products below which a run says little about its format
+_LITTLE = 0.5  # below this rounded share of the matrix products, a run says little about its format
 _LISTED = 3  # events of one kind that are listed one by one
 
 
 def write_failure_report(folder: Folder) -> str:
-    """Write `failure_report.md` into a run's folder from what lies there, and return its text.
+    """Write `failure_report.md` into a run's folder from the files in it, and return its text.
 
-    Raises ValueError where the run did not collapse, FileNotFoundError where there is no run.
+    Raises ValueError if the run did not collapse, FileNotFoundError if there is no run.
     """
     text = failure_report(read_run(folder))
     folder.write_bytes("failure_report.md", text.encode())
@@ -72,7 +72,7 @@ def failure_report(run: Run) -> str:
 
 
 def stored_report(run: Run) -> str:
-    """The report in the run's folder, or one made now where there is none.  Raises ValueError where neither is."""
+    """The report in the run's folder, or a new one if there is none.  Raises ValueError if the run has no verdict."""
     if run.folder.has("failure_report.md"):
         return run.folder.read_bytes("failure_report.md").decode(errors="replace")
     return failure_report(run)
@@ -174,7 +174,7 @@ def _moved(evidence: Evidence) -> str:
 
 
 def _departure_cells(moved: Departure, loss_unit: str) -> list[str]:
-    early = moved.n > 0 and moved.how != "out of bounds from the start"  # else there is no level that it left
+    early = moved.n > 0 and moved.how != "out of bounds from the start"  # otherwise it had no normal level
     return [
         METRICS[moved.metric].axis_in(loss_unit),
         str(moved.step),

@@ -1,4 +1,4 @@
-"""The report's tables by layer and site: where values were lost, and which regions stopped moving."""
+"""The report's tables by layer and site: rates of lost values, sparse gradients, and weights that do not change."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from altgrad.text.number_text import ABSENT, number, table
 _SHOWN = 5  # layers per site
 _SHOWN_REGIONS = 10
 _DIGITS = 3
-_FROZEN = 0.99  # share of a layer's weights without a stored change from which on it counts as a zero-update region
+_FROZEN = 0.99  # a layer is frozen if at least this share of its stored weights does not change in a step
 
 
 def rates_by_layer(evidence: Evidence, metric: str) -> str:
-    """Markdown table of the worst layers per site for a rate; a sentence where it was not measured or always 0."""
+    """Markdown table of the worst layers per site for a rate; a sentence if it was not measured or always 0."""
     rows: list[list[str]] = []
     zero: list[str] = []
     for site in SITES:
@@ -42,12 +42,12 @@ def rates_by_layer(evidence: Evidence, metric: str) -> str:
 
 
 def gradient_sparsity(evidence: Evidence) -> str:
-    """Share of exactly-zero weight gradients, by layer."""
+    """Markdown table of the share of exactly-zero weight gradients by layer."""
     return _weight_table(evidence, "gradient_sparsity")
 
 
 def zero_update_regions(evidence: Evidence) -> str:
-    """Layers by how much of them did not move, and since when practically all of it has not."""
+    """Markdown table of the share of unchanged weights by layer, with the step since which the layer is frozen."""
     curves = evidence.layer_curves("zero_update_fraction", "weight")
     if not curves:
         return f"By layer: {evidence.absence('zero_update_fraction')}."
@@ -89,7 +89,7 @@ def _weight_table(evidence: Evidence, metric: str) -> str:
 
 
 def _peak(curve: Curve) -> tuple[float, int]:
-    """Largest value and its first step; a non-finite value is the worst there is."""
+    """The largest value and its first step; a non-finite value counts as the largest."""
     at = int(np.argmax(np.where(np.isfinite(curve.values), curve.values, np.inf)))
     return float(curve.values[at]), int(curve.steps[at])
 
@@ -112,7 +112,7 @@ def _final(curve: Curve) -> str:
 
 
 def _frozen_since(curve: Curve) -> int | None:
-    """First step of the unbroken stretch of frozen measurements that reaches to the end."""
+    """First step of the series of frozen measurements that lasts until the end; None if the last one is not frozen."""
     moving = np.flatnonzero(~(curve.values >= _FROZEN))
     start = int(moving[-1]) + 1 if len(moving) else 0
     return int(curve.steps[start]) if start < len(curve.steps) else None

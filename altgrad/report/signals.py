@@ -1,9 +1,11 @@
-"""What moved first: each signal against its own early baseline, ordered by the step at which it left it.
+"""The section "What moved first": signals in the order of the steps at which they left their own early baseline.
 
-The baseline is robust (median, and MAD as scale) because early training is noisy, and its scale has a floor
-because a signal that was constant at first (an overflow rate of 0) has no scale of its own.  A loss falls by
-itself, so it is held against the best it had reached.  A signal that was out of bounds from its first measurement
-never leaves its baseline and still comes first: a stall that begins at step 1 is the most common failure.
+The baseline is robust, with the median as center and the median absolute deviation (MAD) as scale, because early
+training is noisy.  The scale has a lower bound, because a signal that is constant at first, such as an overflow rate of
+0, has a MAD of 0.  A loss normally falls, so it is compared with its best value so far.  A signal that is out of bounds
+from its first measurement on never leaves its baseline, but it is listed first: a stall from step 1 on is the most
+common failure.  Example: an overflow rate is 0 until step 80 and 0.02 from step 100 on.  Its scale is the lower bound,
+0.001, so at step 100 it is 20 scales from the median, more than `LIMIT`: it rose at step 100.
 """
 
 from __future__ import annotations
@@ -19,19 +21,19 @@ from altgrad.metrics import METRICS
 from altgrad.results.curves import Curve
 from altgrad.text.number_text import number
 
-LIMIT = 6.0  # scales from the median that count as having left
-_DENSE = 20  # measurements from which on one that stands alone is noise
+LIMIT = 6.0  # distance from the median, in scales, that counts as a departure
+_DENSE = 20  # in curves of at least this length, a single outlier counts as noise
 _FEWEST = 3
-_NORMAL = 1.4826  # MAD of a normal distribution to its standard deviation
+_NORMAL = 1.4826  # standard deviation of a normal distribution divided by its MAD
 _LOSSES = frozenset({"loss", "validation_loss", "shadow_loss"})
-# Smallest scale: by metric or unit where the unit has a natural size, otherwise this share of the median.
+# Smallest scale of a metric or a unit; for other units `_RELATIVE_FLOOR` times the median.
 _METRIC_FLOORS: Mapping[str, float] = {"non_finite_gradients": 1e-9, "overflow_rate": 0.001}
 _FLOORS: Mapping[str, float] = {"share": 0.005, "nats": 0.05, "cos": 0.01, "r": 0.03}
 _RELATIVE_FLOOR = 0.1
-# Largest scale of a bounded signal whose baseline has fewer than `_FEW` values: two of them tell no noise from trend.
+# Largest scale of a bounded signal whose baseline has fewer than `_FEW` values, which cannot separate noise from trend.
 _CEILINGS: Mapping[str, float] = {"share": 0.03, "ratio": 0.05, "cos": 0.03, "r": 0.05}
 _FEW = 5
-# Beyond these a signal is out of bounds whatever it was before: (limit, whether above it is bad).
+# Limits beyond which a signal is bad, whatever it was before: (limit, whether values above it are the bad ones).
 _BOUNDS: Mapping[str, tuple[float, bool]] = {
     "non_finite_gradients": (0.0, True),
     "overflow_rate": (0.01, True),
@@ -63,14 +65,14 @@ class Departure:
 
     @property
     def order(self) -> tuple[float, float, str]:
-        """Who moved first: by step, of one step the furthest out, then by name."""
+        """Sort key: by step, at the same step the largest distance first, then by name."""
         return self.step, -self.distance, self.metric
 
     @property
     def change(self) -> str:
-        """What happened, in words: `rose: 0.02 → 0.31`; what was out of bounds from the start did not change.
+        """The departure in words: `rose: 0.02 → 0.31`, or the value alone if it was out of bounds from the start.
 
-        The two values are told apart by as many digits as it takes: a cosine rises from 0.99999 to 1, not from 1 to 1.
+        The two values have as many digits as it takes to distinguish them: `0.99999 → 1`, not `1 → 1`.
         """
         if self.how == "out of bounds from the start":
             return f"{number(self.value)}: {self.how}"
@@ -79,13 +81,13 @@ class Departure:
 
     @property
     def distance(self) -> float:
-        """Scales away from the baseline; inf for a non-finite value."""
+        """Distance from the baseline in scales; inf for a non-finite value."""
         return abs(self.value - self.baseline) / self.scale if np.isfinite(self.value) else float("inf")
 
 
 @dataclass(frozen=True)
 class Signals:
-    """`moved` in order of who left first; `still` did not leave; `sparse` had too few measurements to say."""
+    """`moved`: departures, earliest first; `still`: signals without one; `sparse`: those with too few measurements."""
 
     moved: list[Departure]
     still: list[str]
@@ -93,9 +95,9 @@ class Signals:
 
 
 def what_moved(curves: Iterable[tuple[str, Curve]], loss_unit: str = "nats") -> Signals:
-    """Sort metrics (name, curve up to the verdict) by the step at which they left their own early baseline.
+    """Find the departure of each metric from its own early baseline; `curves`: (name, curve up to the verdict).
 
-    `loss_unit`: `Run.loss_unit`; where it is unknown no size of a loss is natural.
+    `loss_unit`: `Run.loss_unit`; for a known unit the scale of a loss has a lower bound in nats, else a relative one.
     """
     moved: list[Departure] = []
     still: list[str] = []
@@ -116,7 +118,10 @@ def what_moved(curves: Iterable[tuple[str, Curve]], loss_unit: str = "nats") -> 
 
 @dataclass(frozen=True)
 class _Baseline:
-    """What a signal is held against: `reference[i]` ± `scale` at measurement i, from the first `window` ones."""
+    """The baseline of a signal from its first `window` values: measurement i is compared with `reference[i]` ± `scale`.
+
+    `center`: the median of the `n` finite values among them.
+    """
 
     reference: NDArray[np.float64]
     center: float
@@ -141,7 +146,7 @@ def _baseline(metric: str, values: NDArray[np.float64], loss_unit: str) -> _Base
 
 
 def _departure(metric: str, curve: Curve, loss_unit: str) -> Departure | None:
-    """The first lasting departure of one signal, or None."""
+    """The first lasting departure of one signal; None if it stayed at its baseline."""
     steps, values = curve
     baseline = _baseline(metric, values, loss_unit)
     found = _first_out(metric, values, baseline)
@@ -164,16 +169,16 @@ def _departure(metric: str, curve: Curve, loss_unit: str) -> Departure | None:
 
 
 def _first_out(metric: str, values: NDArray[np.float64], baseline: _Baseline) -> tuple[int, How] | None:
-    """Position of the first measurement out of the baseline, and how it left; None where it never did."""
+    """Index of the first measurement outside the baseline, and the kind of departure; None if there is none."""
     if not np.isfinite(values[0]) or _out_of_bounds(metric, baseline.center):
         return 0, "out of bounds from the start"
     with np.errstate(invalid="ignore"):
         deviation = values - baseline.reference
     broken = ~np.isfinite(values)
     out = _outside(metric, deviation, LIMIT * baseline.scale)
-    if len(values) >= _DENSE:  # one measurement alone counts only where it is far out
+    if len(values) >= _DENSE:  # a single outlier counts only if it is very far out
         out &= np.append(out[1:] | broken[1:], True) | _outside(metric, deviation, 5 * LIMIT * baseline.scale)
-    out[: baseline.window] = False  # the baseline does not leave itself
+    out[: baseline.window] = False  # the measurements of the baseline itself do not count
     left = np.flatnonzero(out | broken)
     if not len(left):
         return None
@@ -184,14 +189,14 @@ def _first_out(metric: str, values: NDArray[np.float64], baseline: _Baseline) ->
 
 
 def _outside(metric: str, deviation: NDArray[np.float64], limit: float) -> NDArray[np.bool_]:
-    """Where the deviation passes the limit in the direction that is bad for this metric."""
+    """Mask of the deviations that exceed the limit in the direction that is bad for this metric."""
     better = METRICS[metric].better
     with np.errstate(invalid="ignore"):
         return ((deviation > limit) & (better != "higher")) | ((deviation < -limit) & (better != "lower"))
 
 
 def _best_so_far(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Smallest finite value before each measurement; the first is its own."""
+    """The smallest finite value before each measurement; for the first one its own value."""
     best = np.minimum.accumulate(np.where(np.isfinite(values), values, np.inf))
     return np.concatenate([best[:1], best[:-1]])
 

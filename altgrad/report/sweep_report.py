@@ -1,4 +1,4 @@
-"""The sweep report: the comparison, the statistics over seeds, and every collapse with a link to its report."""
+"""The sweep report: the comparison, the statistics over seeds, and every collapse with a link to its failure report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from altgrad.text.number_text import ABSENT, table
 
 
 def sweep_report(sweep: Folder) -> str:
-    """A sweep folder's report as markdown.  Raises ValueError where there is no run in it."""
+    """The report of a sweep folder as markdown.  Raises ValueError if it contains no run."""
     runs, broken = list_runs(sweep)
     if not runs and not broken:
         raise ValueError(f"{sweep}: no run here; a sweep is a folder of run folders, each with a run.json")

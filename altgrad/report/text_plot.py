@@ -1,7 +1,7 @@
-"""A loss curve in plain text, for a report that is read in a terminal, an editor or a pull request.
+"""A loss curve as plain text, for a report that is read in a terminal, an editor or a pull request.
 
-Braille characters carry 2 x 4 dots each, so that 72 columns show 144 min/max buckets; what has no place on the
-scale (NaN, inf, values far above the rest) is marked above and below instead of being left out.
+A braille character has 2 x 4 dots, so 72 columns show 144 min/max buckets.  Values that the scale cannot show (NaN,
+inf, values far above the rest) are marked above and below the plot instead of being left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _EMPTY = 0x2800
 
 
 def plot(curve: Curve, marks: Mapping[int, str], *, label: str, width: int = 72, height: int = 14) -> str:
-    """The curve over steps as text of `width` x `height` characters plus axes; `marks` are steps with a word each."""
+    """The curve over steps as text of `width` x `height` characters plus axes; `marks`: step -> its label."""
     if not len(curve.steps):
         return f"{label}: not measured"
     first, last = int(curve.steps[0]), max(int(curve.steps[-1]), *marks, int(curve.steps[0]) + 1)
@@ -55,7 +55,7 @@ def plot(curve: Curve, marks: Mapping[int, str], *, label: str, width: int = 72,
 
 
 def _scale(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Lowest and highest value drawn; a few values far above the others do not stretch it."""
+    """Lowest and highest drawn value; a few values far above the others do not extend the scale."""
     if not len(values):
         return 0.0, 1.0
     low, high = float(values.min()), float(values.max())
@@ -67,9 +67,9 @@ def _scale(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _cells(curve: Curve, at: NDArray[np.int_], scale: tuple[float, float], width: int, height: int) -> list[list[int]]:
-    """Dot patterns, `height` rows of `width` cells.
+    """The dot pattern of each character, in `height` rows of `width` cells.
 
-    Each dot column is a bar from its smallest to its largest value, stretched to touch the column before.
+    A dot column is a bar from the smallest to the largest value of its bucket, extended to touch the previous column.
     """
     low, high = scale
     cells = [[0] * width for _ in range(height)]

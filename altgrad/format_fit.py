@@ -1,7 +1,8 @@
-"""Rounding for display, without torch: the error of a format on a distribution or on a stored tensor.
+"""How well a format fits a distribution or a stored tensor, without torch: rounding in NumPy, and what it costs (SQNR).
 
-Training rounds with `altgrad.quantization.kernel.round`.  This is a slow second implementation by table look-up, which
-a test compares with that kernel value by value; only the explorer uses it.
+Training rounds with `altgrad.quantization.kernel.round`, in float32 and on any device.  This is the one other owner of
+rounding: slow, in float64, to nearest only, for whoever looks at formats without training.  A test holds the two
+against each other bit by bit for every registered format.
 """
 
 from __future__ import annotations
@@ -60,21 +61,41 @@ def grid(fmt: NumberFormat) -> Floats:
 
 
 def indices(x: ArrayLike, fmt: NumberFormat) -> NDArray[np.int64]:
-    """Grid index of each |x|, rounded to nearest with ties to the even code, and saturating; x must be finite."""
-    values = grid(fmt)
-    magnitude = np.abs(np.asarray(x, np.float64))
-    above = np.searchsorted(values, magnitude, side="left").clip(1, len(values) - 1)
-    below = above - 1
-    to_below, to_above = magnitude - values[below], values[above] - magnitude
-    up = (to_above < to_below) | ((to_above == to_below) & (above % 2 == 0))
-    return np.where(up, above, below)
+    """Grid index of each |x| rounded to nearest, ties to the even code, saturating; x finite."""
+    magnitude = np.minimum(_nearest(np.abs(np.asarray(x, np.float64)), fmt), fmt.max)
+    return np.searchsorted(grid(fmt), magnitude)
 
 
 def rounded(x: ArrayLike, fmt: NumberFormat) -> Floats:
-    """x rounded to the nearest grid value, ties to the even code, saturating; NaN stays NaN."""
+    """x rounded to nearest, ties to the even code; NaN stays NaN.
+
+    Beyond the largest finite value (`lowest` below zero: -128 for INT8) x becomes that value or infinity, as the format
+    says.  Zero keeps its sign where the format has a negative zero.
+    """
     x = np.asarray(x, np.float64)
-    finite = np.where(np.isnan(x), 0.0, np.clip(x, -fmt.max, fmt.max))
-    return np.where(np.isnan(x), np.nan, np.copysign(grid(fmt)[indices(finite, fmt)], x))
+    magnitude = np.where(np.isfinite(x), np.abs(x), 0.0)
+    nearest = np.where(np.isfinite(x), _nearest(magnitude, fmt), np.abs(x))
+    largest = np.where(np.signbit(x), -fmt.lowest, fmt.max)
+    beyond = np.inf if fmt.overflow == "inf" else largest
+    signed = np.copysign(np.where(nearest > largest, beyond, nearest), x)
+    return signed if fmt.has_negative_zero else signed + 0.0  # -0.0 + 0.0 is 0.0
+
+
+def _nearest(magnitude: Floats, fmt: NumberFormat) -> Floats:
+    """Finite magnitudes rounded as if the format had no largest value.
+
+    With M = 0 the neighbours of 1.5 * 2^e are 2^e and 2^(e+1); the one whose exponent field is even is taken.
+    """
+    exponent = np.full(magnitude.shape, fmt.min_exponent)
+    if fmt.exponent_bits:
+        exponent = np.maximum(np.frexp(magnitude)[1] - 1, fmt.min_exponent)
+    step = np.ldexp(1.0, exponent - fmt.mantissa_bits)
+    steps = magnitude / step
+    nearest = np.rint(steps)  # ties to the even multiple, which has the even code
+    if fmt.mantissa_bits == 0 and fmt.exponent_bits:
+        field_below = exponent - fmt.min_exponent + 1
+        nearest = np.where((steps == 1.5) & (field_below % 2 == 0), 1.0, nearest)
+    return nearest * step
 
 
 def power_of_two_scale(amax: float, fmt: NumberFormat) -> float:
@@ -127,7 +148,9 @@ def fit(data: Weighted, fmt: NumberFormat, amax: float | None = None, scaled: bo
     if fmt.bits > 16:
         return Fit(float("inf"), 0.0, 0.0, float("nan"), fmt.bits, float("nan"))
     index = indices(x, fmt)
-    error = float(np.sum(weights * (x - grid(fmt)[index]) ** 2))
+    errors = ((x - rounded(x, fmt)) ** 2 + (-x - rounded(-x, fmt)) ** 2) / 2  # as many values have either sign
+    error = float(np.sum(weights * errors))
+    beyond = ((x > fmt.max).astype(float) + (x > -fmt.lowest)) / 2
     power, non_zero = float(np.sum(weights * x**2)), float(weights.sum())
     usage = np.bincount(index, weights, minlength=fmt.max_index + 1)
     usage[0] += data.zeros
@@ -136,7 +159,7 @@ def fit(data: Weighted, fmt: NumberFormat, amax: float | None = None, scaled: bo
     return Fit(
         sqnr_db=float(10 * np.log10(power / error)) if error > 0 and power > 0 else float("inf"),
         underflow=float(weights[index == 0].sum()) / non_zero if non_zero else 0.0,
-        overflow=float(weights[x > fmt.max].sum()) / non_zero if non_zero else 0.0,
+        overflow=float(np.sum(weights * beyond)) / non_zero if non_zero else 0.0,
         entropy=float(-np.sum(shares * np.log2(shares))) + signs,
         bits=fmt.bits,
         used=float(np.count_nonzero(usage)) / len(usage),

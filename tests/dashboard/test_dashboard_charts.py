@@ -12,15 +12,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-import torch
 import yaml
 
 from altgrad.compare import Row, comparison, rescue_matrix
 from altgrad.config.train_config import load_config
-from altgrad.format_fit import Weighted, fit, from_distribution, from_histogram, power_of_two_scale, rounded
-from altgrad.formats import FORMATS, SPLITS, find_format
+from altgrad.formats import FORMATS, SPLITS
 from altgrad.metrics import METRICS
-from altgrad.quantization.kernel.round import round_to_format
 from altgrad.report import failure_report
 from altgrad.report.evidence import Evidence
 from altgrad.results import SCHEMAS, list_runs
@@ -237,53 +234,6 @@ def test_runs_that_failed_alike_share_the_rule(rows: list[Row]) -> None:
 
 
 # formats
-
-
-@pytest.mark.parametrize("fmt", [*EIGHT_BITS, find_format("E3M2"), find_format("E2M1"), find_format("E1M0")], ids=str)
-def test_rounding_for_display_is_that_of_training(fmt: Any) -> None:
-    values = np.array(fmt.magnitudes())
-    middles = (values[1:] + values[:-1]) / 2
-    near = np.concatenate([values, middles, np.nextafter(middles, 0), np.nextafter(middles, np.inf), [2 * fmt.max]])
-    x = np.concatenate([near, -near]).astype(np.float32)
-    expected = round_to_format(torch.from_numpy(x), fmt).double().numpy()
-    np.testing.assert_array_equal(rounded(x, fmt), expected)
-
-
-def test_scale_puts_the_largest_value_into_the_top_half() -> None:
-    for fmt in EIGHT_BITS:
-        for amax in (1e-20, 0.3, 1.0, fmt.max, 1.0001 * fmt.max, 7e9):
-            scale = power_of_two_scale(amax, fmt)
-            assert fmt.max / 2 < amax / scale <= fmt.max
-    assert power_of_two_scale(0.0, EIGHT_BITS[0]) == 1.0
-
-
-def test_uniform_values_have_the_textbook_sqnr_in_fixed_point() -> None:
-    """Uniform on (0, 1): signal 1/3, noise step^2 / 12; with 128 steps 20 log10(256) dB."""
-    uniform = Weighted((np.arange(200_000) + 0.5) / 200_000, np.full(200_000, 1 / 200_000))
-    found = fit(uniform, FORMATS["E0M7"], scaled=False)
-    assert found.sqnr_db == pytest.approx(20 * np.log10(256), abs=0.3)
-    assert found.entropy == pytest.approx(8.0, abs=0.02)
-    assert found.used == 1.0
-
-
-def test_powers_of_two_lose_nothing_in_e7m0() -> None:
-    found = fit(Weighted(np.array([0.25, 1.0, 8.0]), np.array([0.25, 0.5, 0.25])), FORMATS["E7M0"])
-    assert found.sqnr_db == np.inf
-    assert found.entropy == pytest.approx(1.5 + 1.0)
-
-
-def test_histogram_keeps_counts_and_zeros() -> None:
-    data = from_histogram(-2, [3, 0, 1], zeros=4)
-    assert data.weights.sum() == pytest.approx(0.5) and data.zeros == 0.5
-    assert data.magnitudes[data.weights > 0].min() > 0.25 and data.magnitudes.max() < 2
-    assert fit(data, FORMATS["E4M3"]).underflow == 0.0
-
-
-@pytest.mark.parametrize("name", ["Gaussian", "Laplace", "Student-t, 3 degrees"])
-def test_distribution_has_unit_variance(name: str) -> None:
-    data = from_distribution(name)
-    heavy = name.startswith("Student")  # the tail beyond the last quantile holds much of its variance
-    assert (data.weights * data.magnitudes**2).sum() == pytest.approx(1.0, abs=0.06 if heavy else 0.01)
 
 
 def test_equal_grids_are_said_to_be_equal() -> None:

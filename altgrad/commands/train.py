@@ -45,12 +45,14 @@ def _train(options: argparse.Namespace) -> int:
 def _trained(options: argparse.Namespace) -> int:
     settings = _settings(options.set)
     config = load_config(config_file(options.config), **settings)
+    from altgrad.experiment.allocator import keep_freed_memory
     from altgrad.experiment.runner import FormatExperimentRunner
     from altgrad.experiment.training_progress import (
         TrainingProgress,  # torch and the runner only once the input is known to be good
     )
     from altgrad.training.data import TextBatches, load_corpus
 
+    keep_freed_memory()
     console = Console()
     folder = Folder.at(options.out)
     if folder.has("sweep.json"):

@@ -14,7 +14,7 @@ _LARGEST = 2**31 - 1  # bytes; mallopt takes an int
 
 
 def keep_freed_memory() -> None:
-    """From now on this process reuses what it frees.
+    """From now on this process reuses what it frees.  For commands, whose process is theirs: nothing undoes it.
 
     Does nothing where the C library is not glibc, or where GLIBC_TUNABLES already says what is wanted.
     """

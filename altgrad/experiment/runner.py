@@ -15,12 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from altgrad.collapse import BaselineGap, CollapseDetector, gap_to_baseline
 from altgrad.config.train_config import TrainConfig
-from altgrad.experiment.allocator import keep_freed_memory
 from altgrad.experiment.attempts import AnotherRunError, another_start, next_attempt
 from altgrad.experiment.checkpoint import load_checkpoint, save_checkpoint
 from altgrad.experiment.outcome import ExperimentResult, LossSummary, Report
@@ -35,6 +33,7 @@ from altgrad.storage.folder import Folder
 from altgrad.storage.patience import Outage
 from altgrad.training.compile.policy import How
 from altgrad.training.data import Batches
+from altgrad.training.process_settings import threads
 from altgrad.training.starting_point import check_device
 from altgrad.training.trainer import StepOutcome, Trainer
 
@@ -97,7 +96,8 @@ class FormatExperimentRunner:
         if self._ranks.first:
             self._lease = Lease.take(self.folder, self._group, wait=self._group is not None)
         try:
-            return self._train()
+            with threads(self.config.threads):
+                return self._train()
         finally:
             if self._lease is not None:
                 self._lease.release()
@@ -105,9 +105,6 @@ class FormatExperimentRunner:
     def _train(self) -> ExperimentResult:
         attempt, self._compiled_before = self._ranks.from_first(lambda: next_attempt(self.folder, self.config))
         baseline = self._ranks.from_first(lambda: self._baseline)
-        if self.config.threads is not None:
-            torch.set_num_threads(self.config.threads)
-        keep_freed_memory()
         owner = "" if self._lease is None else self._lease.owner
         writer = (RunWriter if self._ranks.first else NoWriter)(self.folder, attempt, owner=owner)
         try:

@@ -17,15 +17,6 @@ def bfloat16_pays(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def full_precision_sums() -> None:
-    """Switch TF32 and reduced-precision sums off for the whole process, so that products and sums stay exact float32.
-
-    TF32 keeps 10 mantissa bits of a float32 operand; reduced-precision reductions add partial sums in bfloat16.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-
-
 def product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """a b^T + bias, float32; a (..., k), b (n, k), both float32 or both bfloat16.
 

@@ -22,7 +22,6 @@ from altgrad.diagnostics.protocol import Context
 from altgrad.diagnostics.suite import Diagnostics
 from altgrad.events import Event
 from altgrad.quantization.kernel.ranks import Ranks
-from altgrad.quantization.products import full_precision_sums
 from altgrad.quantization.quantized_model import quantize_model
 from altgrad.stability.clipper import PartitionRelativeClipper
 from altgrad.stability.guard import NonFiniteGuard
@@ -33,6 +32,7 @@ from altgrad.training.compile.step_loss import StepLoss
 from altgrad.training.data import Batches, TextBatches, load_corpus
 from altgrad.training.model import build_gpt
 from altgrad.training.optim import build_optimizer, learning_rate
+from altgrad.training.process_settings import full_precision_sums
 from altgrad.training.starting_point import check_alike, device_named, hash_weights
 from altgrad.training.step_counts import SiteCounts
 from altgrad.training.weight_watch import ForeignChanges, StepRandom, WeightWatch, evaluating
@@ -69,7 +69,6 @@ class Trainer:
         self.ranks = Ranks.joined()
         self.ranks.check_batch(config.batch_size)
         self.device = device_named(config.device)
-        full_precision_sums()
         if batches is None:
             block_size = config.shape.block_size
             batches = TextBatches(load_corpus(config), config, block_size)
@@ -125,11 +124,12 @@ class Trainer:
     def step(self) -> StepOutcome:
         """Train one step and say what was measured.
 
-        torch's global random numbers are seeded for the step and given back afterwards as they were.
+        torch's global random numbers are seeded for the step and given back afterwards as they were, and so are the
+        settings of the process (see `process_settings`).
         """
         started = time.perf_counter()
         self.step_number += 1
-        with self._random.borrowed():
+        with self._random.borrowed(), full_precision_sums():
             outcome, tokens = self._step()
         self._account(outcome.record, tokens, time.perf_counter() - started)
         return outcome
@@ -239,7 +239,7 @@ class Trainer:
         Every rank evaluates all of them, as one process would: their number of rows need not divide among ranks.
         """
         total, count = torch.zeros((), dtype=torch.float32, device=self.device), 0
-        with self._random.borrowed(), evaluating(self.model):
+        with self._random.borrowed(), full_precision_sums(), evaluating(self.model):
             self._random.seed("validation", self.config.seed)
             for number, (inputs, targets) in enumerate(self.batches.validation()):
                 self.quantized.begin_validation(self.config.seed, self.step_number, number)

@@ -167,11 +167,3 @@ def test_a_compiled_graph_serves_all_exact_formats_and_another_one_those_that_ar
         for site in GEMM_SITES:
             layer.site(site).take_counts()
         assert counter.frame_count == graphs, name
-
-
-def test_products_of_float32_are_never_tf32_once_a_trainer_is_made():
-    matmul = torch.backends.cuda.matmul
-    matmul.allow_tf32 = matmul.allow_bf16_reduced_precision_reduction = True
-    Trainer(TrainConfig(**BARE_ON_ONE_THREAD))
-    assert not matmul.allow_tf32 and not matmul.allow_bf16_reduced_precision_reduction
-    assert torch.get_float32_matmul_precision() == "highest"

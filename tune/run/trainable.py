@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from ray import tune
 
+from altgrad.experiment.allocator import keep_freed_memory
 from altgrad.experiment.outcome import Report
 from altgrad.experiment.runner import FormatExperimentRunner
 from altgrad.quantization.kernel.ranks import Ranks
@@ -98,6 +99,7 @@ def _train(parameters: dict[str, Any], send: Reporter) -> None:
     trial, first = job.trial, Ranks.joined().first
     sweep = (Folder.at(job.results) / job.sweep).patient()
     torch.set_num_threads(job.threads)
+    keep_freed_memory()
     tracker = Tracker(trial, job.sweep, sweep / trial.run, job.wandb if first else "disabled")
 
     def report(news: Report) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from altgrad.config.train_config import TrainConfig, make_config
+from altgrad.experiment.allocator import keep_freed_memory
 from altgrad.experiment.checkpoint import save_checkpoint
 from altgrad.storage.folder import Folder
 from altgrad.training.compile.policy import How
@@ -31,6 +32,7 @@ def main() -> None:
     job = json.loads(sys.stdin.readline())
     config = make_config(job["config"], source="probe")
     torch.set_num_threads(job["threads"])
+    keep_freed_memory()
     try:
         first = Trainer(config, runs_alike=job["runs_alike"])
         first.step()

@@ -27,9 +27,7 @@ from altgrad.quantization.kernel.ranks import ALONE, Ranks
 from altgrad.quantization.layers import QuantizedLinear
 from altgrad.training.compile.policy import How, Known, Payoff, cost_of, saved_by
 from altgrad.training.compile.repeated_blocks import RegionalCall, regions
-
-# Graphs that a process may hold per piece of code: a sweep's trials may differ in rounding, scaling and shape.
-_GRAPHS_PER_CODE = 64
+from altgrad.training.process_settings import room_for_graphs
 
 # `compile` itself is named beside the signature, as the way in which the step was compiled.
 _GRAPH_FIELDS = set(TrainConfig.where(lambda field: field.in_graph)) - {"compile"}
@@ -83,7 +81,13 @@ class StepLoss:
         """The loss (0-d).  With CUDA graphs it, the counts and the gradients are overwritten by the next call."""
         if self._config.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        if self.how == "eager" or self._name(self.how) in _compiled_here:
+        if self.how == "eager":
+            return self._function(inputs, targets)
+        with room_for_graphs():
+            return self._compiled(inputs, targets)
+
+    def _compiled(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        if self._name(self.how) in _compiled_here:
             return self._function(inputs, targets)
         try:
             loss = self._function(inputs, targets)
@@ -139,11 +143,6 @@ class StepLoss:
     def _build(self) -> Callable[[Tensor, Tensor], Tensor]:
         if self.how == "eager":
             return self._model
-        import torch._functorch.config  # not before it is needed: half a second
-
-        torch._dynamo.config.recompile_limit = _GRAPHS_PER_CODE  # beyond it Dynamo would run eagerly without a word
-        # Ours are pure functions of their arguments, so that graphs with them may be kept on disk.
-        torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
         if self.how == "blocks":
             return RegionalCall(self._model, self._regions, dynamic=False, options=INDUCTOR_OPTIONS)
         options = INDUCTOR_OPTIONS | {"triton.cudagraphs": self._config.cuda_graphs}

@@ -13,8 +13,8 @@ from typing import Literal
 
 Level = Literal["step", "layer"]
 Cadence = Literal["step", "report", "eval_interval", "diagnostic_interval"]  # the latter two are config fields
-Site = Literal["weight", "activation", "gradient", "update"]
-SITES: tuple[Site, ...] = ("weight", "activation", "gradient", "update")
+SiteName = Literal["weight", "activation", "gradient", "update"]
+SITES: tuple[SiteName, ...] = ("weight", "activation", "gradient", "update")
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ from altgrad.show.drawn_curves import View, line
 from altgrad.show.sweep_progress import newest_events, progress
 from altgrad.storage.folder import Folder
 from dashboard.data.sweep_frame import CELL_COLUMNS, group_frame, run_frame
-from dashboard.data.watched_sweep import Sweep
+from dashboard.data.watched_sweep import WatchedSweep
 from dashboard.figures.curve_figures import curves_figure
-from dashboard.page_context import Context
+from dashboard.page_context import PageContext
 from tests.support.generated_results import large_sweep
 
 Result = TypeVar("Result")
@@ -110,16 +110,16 @@ def sixty_curves(times: int) -> list[float]:
 
 
 @cache
-def opened() -> tuple[Sweep, list[Row]]:
+def opened() -> tuple[WatchedSweep, list[Row]]:
     """The sweep of the rows, open."""
     return open_sweep(results())
 
 
-def open_sweep(folder: Folder) -> tuple[Sweep, list[Row]]:
+def open_sweep(folder: Folder) -> tuple[WatchedSweep, list[Row]]:
     """What the first viewer of a server waits for: the overview."""
-    sweep = Sweep(folder)
+    sweep = WatchedSweep(folder)
     sweep.refresh()
-    rows = Context(sweep, pages={}).rows
+    rows = PageContext(sweep, pages={}).rows
     progress(rows, sweep.runs, sweep.planned, time.time())
     newest_events(sweep.runs, 12)
     return sweep, rows
@@ -127,19 +127,19 @@ def open_sweep(folder: Folder) -> tuple[Sweep, list[Row]]:
 
 def open_table(folder: Folder) -> None:
     """What the first viewer waits for who opens the sweep page."""
-    sweep = Sweep(folder)
+    sweep = WatchedSweep(folder)
     sweep.refresh()
     sweep.prefetch(sweep.runs, "steps", [*STEP_COLUMNS, *CELL_COLUMNS])
-    run_frame(Context(sweep, pages={}).rows, sweep, sparklines=False)
+    run_frame(PageContext(sweep, pages={}).rows, sweep, sparklines=False)
 
 
-def look_again(sweep: Sweep) -> None:
+def look_again(sweep: WatchedSweep) -> None:
     """What every viewer asks for every two seconds."""
     sweep._looked = -math.inf  # or one look would serve several viewers
     sweep.refresh()
 
 
-def curves(sweep: Sweep, rows: list[Row]) -> str:
+def curves(sweep: WatchedSweep, rows: list[Row]) -> str:
     """A chart as it is sent to the browser."""
     runs, view = {run.name: run for run in sweep.runs}, View("loss", buckets=150)
     lines = [line(row, runs[row.run], view) for row in rows[:_CURVES]]

@@ -27,8 +27,8 @@ from altgrad.results import RunWriter, list_runs
 from altgrad.show.sweep_status import sweep_state
 from altgrad.storage.folder import Folder
 from tune.plan.options import SweepOptions
-from tune.plan.sweep_record import Sweep, create_sweep
-from tune.plan.trial import Plan, Trial
+from tune.plan.sweep_record import PlannedSweep, create_sweep
+from tune.plan.trial import SweepPlan, Trial
 
 STEPS = 50
 _REPORT_INTERVAL = 10
@@ -76,7 +76,7 @@ def main(trials: int = 1000, concurrent: int = 2) -> None:
     with tempfile.TemporaryDirectory(prefix="altgrad-scale-") as results:
         options = SweepOptions(results=results, name="scale", wandb="disabled")
         config = TrainConfig(model="micro", max_steps=STEPS)
-        plan = Plan(tuple(Trial(f"t{seed:05d}", config.altered(seed=seed)) for seed in range(trials)))
+        plan = SweepPlan(tuple(Trial(f"t{seed:05d}", config.altered(seed=seed)) for seed in range(trials)))
         with timed("plan and sweep.json"):
             sweep = create_sweep(options, plan)
         resources = Resources(cpus=1.0, gpus=0.0, concurrent=concurrent)
@@ -108,13 +108,13 @@ def main(trials: int = 1000, concurrent: int = 2) -> None:
         assert all(state.status == "completed" for state in states)
 
 
-def _interrupt_half_way(sweep: Sweep, trials: int) -> None:
+def _interrupt_half_way(sweep: PlannedSweep, trials: int) -> None:
     while sum(1 for _ in Path(sweep.folder.path).glob("*/end.json")) < trials // 2:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def _first_new(sweep: Sweep, again: list[Trial], started: float) -> None:
+def _first_new(sweep: PlannedSweep, again: list[Trial], started: float) -> None:
     while not any((sweep.folder / trial.run).has("end.json") for trial in again[:8]):
         time.sleep(0.1)
     print(f"resume: the first trial has ended after {time.monotonic() - started:.1f} s", flush=True)

@@ -11,14 +11,14 @@ import streamlit as st
 
 from altgrad.compare import STEP_COLUMNS, Row, pair, read_row
 from altgrad.text.foreign_text import as_markdown
-from dashboard.data.watched_sweep import Sweep
+from dashboard.data.watched_sweep import WatchedSweep
 
 
 @dataclass(frozen=True)
-class Context:
+class PageContext:
     """The sweep on show and the pages by URL path."""
 
-    sweep: Sweep
+    sweep: WatchedSweep
     pages: Mapping[str, Any]
 
     @property
@@ -42,7 +42,7 @@ class Context:
         )
 
 
-def _rows(sweep: Sweep) -> list[Row]:
+def _rows(sweep: WatchedSweep) -> list[Row]:
     sweep.prefetch(sweep.runs, "steps", STEP_COLUMNS)
     sweep.prefetch(sweep.runs, "events", ["kind", "detail", "time"])
     return pair([sweep.remembered(run, "row", partial(read_row, run)) for run in sweep.runs])

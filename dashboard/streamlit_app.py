@@ -18,13 +18,13 @@ import streamlit as st
 from altgrad.results import list_sweeps
 from altgrad.storage.folder import Folder, check_location
 from altgrad.text.foreign_text import as_code, as_markdown
-from dashboard.data.watched_sweep import Sweep
-from dashboard.page_context import Context
+from dashboard.data.watched_sweep import WatchedSweep
+from dashboard.page_context import PageContext
 from dashboard.views import compare, curves, failures, formats, layers, overview, run, sweep
 from dashboard.widgets import choose_kept
 
 LOOK_SECONDS = 2.0
-VIEWS: dict[str, tuple[str, Callable[[Context], None]]] = {
+VIEWS: dict[str, tuple[str, Callable[[PageContext], None]]] = {
     "overview": ("Overview", overview.show),
     "sweep": ("Sweep", sweep.show),
     "curves": ("Curves", curves.show),
@@ -46,7 +46,7 @@ def main() -> None:
     current = _open(str(chosen))
     version = _look(current)
     pages: dict[str, Any] = {}
-    context = Context(current, pages)
+    context = PageContext(current, pages)
     for path, (title, show) in VIEWS.items():
         pages[path] = st.Page(partial(show, context), title=title, url_path=path, default=path == "overview")
     page = st.navigation(list(pages.values()))
@@ -90,18 +90,18 @@ def _choose_sweep(location: str) -> Folder | None:
 
 
 @st.cache_resource(max_entries=8)
-def _open(location: str) -> Sweep:
-    return Sweep(Folder.at(location))
+def _open(location: str) -> WatchedSweep:
+    return WatchedSweep(Folder.at(location))
 
 
 @st.fragment(run_every=LOOK_SECONDS)
-def _follow(current: Sweep, shown_version: int) -> None:
+def _follow(current: WatchedSweep, shown_version: int) -> None:
     """Look for new rows; draw the page again only if there are any."""
     if _look(current) != shown_version:
         st.rerun()
 
 
-def _look(current: Sweep) -> int:
+def _look(current: WatchedSweep) -> int:
     """Refresh; storage that does not answer leaves what is known on the screen."""
     try:
         return current.refresh()
@@ -120,7 +120,7 @@ def _wait_for_first_sweep(root: Folder) -> None:
         st.rerun()
 
 
-def _say_what_cannot_be_read(current: Sweep) -> None:
+def _say_what_cannot_be_read(current: WatchedSweep) -> None:
     damaged = {run.name: [f"{part}: {why}" for part, why in run.tables.broken_parts().items()] for run in current.runs}
     sentences = [f"{as_code(name)}: {as_markdown(reason)}" for name, reason in current.broken.items()]
     sentences += [

@@ -37,8 +37,8 @@ from tune.plan.inputs import check_inputs
 from tune.plan.machine import Machine, Resources, Shares, share_out, this_machine
 from tune.plan.options import SweepError, SweepOptions, parse_options
 from tune.plan.plan_table import show_plan
-from tune.plan.sweep_record import Sweep, check_new, check_same_plan, create_sweep, open_sweep
-from tune.plan.trial import Plan, Trial
+from tune.plan.sweep_record import PlannedSweep, check_new, check_same_plan, create_sweep, open_sweep
+from tune.plan.trial import SweepPlan, Trial
 from tune.plan.trials import plan_sweep
 from tune.run.interrupts import Interrupted, Interrupts
 from tune.timing.probe import TimesStore, expected, measure
@@ -114,7 +114,7 @@ def _sweep(options: SweepOptions, console: Console, journal: Journal, stack: Exi
 class _Course:
     """A sweep that has a folder: from here on every end that is not its own says how to go on."""
 
-    sweep: Sweep
+    sweep: PlannedSweep
     options: SweepOptions
     console: Console
     journal: Journal
@@ -181,7 +181,7 @@ class _Course:
                 stream.drain(_LAST_WORDS_SECONDS)
 
 
-def _plan(options: SweepOptions, stored: Sweep | None, machine: Machine) -> Plan:
+def _plan(options: SweepOptions, stored: PlannedSweep | None, machine: Machine) -> SweepPlan:
     """What is to be trained: all that the options ask for, or what a stored sweep still lacks."""
     if stored is None:
         return plan_sweep(options, machine)
@@ -191,10 +191,12 @@ def _plan(options: SweepOptions, stored: Sweep | None, machine: Machine) -> Plan
         check_same_plan(stored, asked.trials, options)
         notes = asked.notes
     change = None if stored.shares is None else stored.shares.note(options)
-    return Plan(tuple(stored.unfinished()), (*notes, change) if change else notes)
+    return SweepPlan(tuple(stored.unfinished()), (*notes, change) if change else notes)
 
 
-def _resources(options: SweepOptions, machine: Machine, trials: Sequence[Trial], stored: Sweep | None) -> Resources:
+def _resources(
+    options: SweepOptions, machine: Machine, trials: Sequence[Trial], stored: PlannedSweep | None
+) -> Resources:
     """What each trial holds: of a stored sweep what was decided when it was made, however few trials are left."""
     if stored is None:
         return share_out(options, machine, trials)
@@ -202,7 +204,7 @@ def _resources(options: SweepOptions, machine: Machine, trials: Sequence[Trial],
     return share_out(shares.kept(options, machine), machine, trials)
 
 
-def _show_results(sweep: Sweep, options: SweepOptions, console: Console) -> int:
+def _show_results(sweep: PlannedSweep, options: SweepOptions, console: Console) -> int:
     """The comparison, on the terminal and in the sweep's folder, and where to read on; the exit code."""
     folder = sweep.folder.patient()
     runs, broken = list_runs(folder)

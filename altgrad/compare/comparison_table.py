@@ -20,7 +20,7 @@ from altgrad.text.number_text import ABSENT, duration, number, table
 from altgrad.text.terminal_output import cell, one_line
 
 _OFTEN_EQUAL = frozenset({"intervention", "seed", "learning_rate"})
-Value = str | int | float | None
+CellValue = str | int | float | None
 _STYLE = {"completed": "green", "collapsed": "red", "failed": "bold red", "running": "cyan"}
 
 
@@ -30,7 +30,7 @@ class Column:
 
     name: str
     head: str
-    value: Callable[[Row], Value]
+    value: Callable[[Row], CellValue]
     shown: Callable[[Row], str]
     is_number: bool = True
 

@@ -106,7 +106,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Context:
+class MeasuredStep:
     """The model around one measured step, before the optimizer moved, its gradients in `.grad` as backward left them.
 
     `loss_of` runs the step's forward pass again on the same batch and returns the loss (0-d, with its graph).
@@ -126,7 +126,7 @@ class Diagnostic(Protocol):
     optimizer step and, without master weights, the write-back.
     """
 
-    def before_step(self, context: Context) -> None:
+    def before_step(self, context: MeasuredStep) -> None:
         """Most need nothing here."""
         return None
 

@@ -26,7 +26,7 @@ from altgrad.diagnostics.measures.stall import Stall
 from altgrad.diagnostics.measures.stiffness import Stiffness
 from altgrad.diagnostics.measures.ulps_moved import UlpsMoved
 from altgrad.diagnostics.measures.update_size import GradientSparsity, UpdateSize
-from altgrad.diagnostics.protocol import Context, Diagnostic, DiagnosticSnapshot, LayerStep
+from altgrad.diagnostics.protocol import Diagnostic, DiagnosticSnapshot, LayerStep, MeasuredStep
 from altgrad.quantization.layers import QuantizedLinear
 
 MIN_HISTOGRAM_INTERVAL = 10  # steps: keeps the `tensors` table of a run of 500 steps within 1 MB
@@ -70,7 +70,7 @@ class Diagnostics:
         """Somebody other than the optimizer changed weights or formats: what spans several steps begins anew."""
         self._displacement.restart()
 
-    def before_step(self, context: Context) -> None:
+    def before_step(self, context: MeasuredStep) -> None:
         """Look at the gradients as backward left them."""
         gradients = {name: layer.weight.grad for name, layer in context.layers.items()}
         self._finite_gradient = {name: _finite(g) for name, g in gradients.items() if g is not None}

@@ -40,7 +40,7 @@ class Codes(NamedTuple):
     scale: Tensor
 
 
-class Plan(NamedTuple):
+class NativePlan(NamedTuple):
     """The structure of a layer's products, fixed when a graph is compiled; tuples are in the order of `GEMM_SITES`.
 
     `keep`: save tensors for a backward pass.
@@ -125,7 +125,7 @@ def native_linear(
     """
     keep = torch.is_grad_enabled()
     rows = x.reshape(-1, x.shape[-1])
-    plan = Plan(
+    plan = NativePlan(
         tuple(FLOAT8[site.format.name] for site in sites), tuple(site.mode._replace(use=use) for site in sites), keep
     )
     states = [state for site in sites for state in (site.spec, site.history)]
@@ -142,7 +142,7 @@ class _NativeLinear(torch.autograd.Function):
         bias: Tensor | None,
         slot: Tensor | None,
         counter: Site | None,
-        plan: Plan,
+        plan: NativePlan,
         key: Tensor,
         *states: Tensor,
     ) -> Any:
@@ -176,14 +176,14 @@ class _NativeLinear(torch.autograd.Function):
         return dx, dw, bias, found, None, None, None, *(None for _ in states)
 
 
-def _codes(x: Tensor, site: int, plan: Plan, key: Tensor, states: Sequence[Tensor]) -> tuple[Codes, Tensor]:
+def _codes(x: Tensor, site: int, plan: NativePlan, key: Tensor, states: Sequence[Tensor]) -> tuple[Codes, Tensor]:
     """An operand (rows, contracted) rounded to codes, and its counts; `site` is its place in `GEMM_SITES`."""
     spec, history = states[2 * site : 2 * site + 2]
     values, scale, counts = code_site(x, spec, history, key, plan.modes[site])
     return Codes(values.to(plan.dtypes[site]).contiguous(), scale), counts
 
 
-def _turned(codes: Codes, x: Tensor, site: int, plan: Plan, key: Tensor, states: Sequence[Tensor]) -> Codes:
+def _turned(codes: Codes, x: Tensor, site: int, plan: NativePlan, key: Tensor, states: Sequence[Tensor]) -> Codes:
     """The operand of a GEMM that contracts the first dimension of x: its codes, transposed in memory for FP8 GEMMs.
 
     With one scale per row it is rounded again, with one scale per column.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from altgrad.config.recipe import GEMM_SITES
 from altgrad.formats import FALLBACKS, find_format
-from altgrad.metrics import SITES, Site
+from altgrad.metrics import SITES, SiteName
 from altgrad.report.alternatives import more_exponent, more_mantissa
 from altgrad.report.evidence import Evidence, Finding
 from altgrad.text.foreign_text import as_code
@@ -221,12 +221,12 @@ def _safer_site(evidence: Evidence, finding: Finding) -> Iterator[Advice]:
         yield Advice({"format" if finding.site is None else _format_field(site): wider}, reason)
 
 
-def _format_field(site: Site) -> str:
+def _format_field(site: SiteName) -> str:
     """The config field that sets a site's format."""
     return "weight_format" if site == "update" else f"{site}_format"
 
 
-def _is_alone(evidence: Evidence, finding: Finding, site: Site) -> bool:
+def _is_alone(evidence: Evidence, finding: Finding, site: SiteName) -> bool:
     peaks = [
         float(c.values.max())
         for c in (c.finite() for c in evidence.layer_curves(finding.metric, site).values())

@@ -18,7 +18,7 @@ from altgrad.config.recipe import GemmSite
 from altgrad.config.train_config import TrainConfig, make_config
 from altgrad.events import Event
 from altgrad.formats import NumberFormat, find_format
-from altgrad.metrics import METRICS, SITES, Site
+from altgrad.metrics import METRICS, SITES, SiteName
 from altgrad.results import Run, Verdict, format_shifts, read_events
 from altgrad.results.curves import Curve, measured
 from altgrad.text.foreign_text import as_code
@@ -32,7 +32,7 @@ class Finding(NamedTuple):
     value: float
     step: int
     layer: str | None = None
-    site: Site | None = None
+    site: SiteName | None = None
 
     def __str__(self) -> str:
         where = f" at the {self.site} of {as_code(self.layer)}" if self.layer is not None else ""
@@ -74,7 +74,7 @@ class Evidence:
         """The curve of a whole-model metric up to the verdict."""
         return measured(self._steps_to_verdict, metric)
 
-    def layer_curves(self, metric: str, site: Site) -> dict[str, Curve]:
+    def layer_curves(self, metric: str, site: SiteName) -> dict[str, Curve]:
         """Layer -> curve of a metric at a site up to the verdict; layers where it was not measured are left out."""
         if metric not in self.layers.column_names:
             return {}
@@ -85,7 +85,7 @@ class Evidence:
         names = dict.fromkeys(layers.tolist())
         return {name: Curve(curve.steps[layers == name], curve.values[layers == name]) for name in names}
 
-    def worst(self, metric: str, site: Site | None = None, *, lowest: bool = False) -> Finding | None:
+    def worst(self, metric: str, site: SiteName | None = None, *, lowest: bool = False) -> Finding | None:
         """The largest (or `lowest`) finite value up to the verdict, over the layers at a site, or at all sites.
 
         If no layer was measured, and no site is given, the value of the whole model; None if there is none either.
@@ -124,7 +124,7 @@ class Evidence:
             return "not measured"
         return f"not measured (`{interval}: {every}`, the verdict came at step {self.verdict.step})"
 
-    def format_at(self, site: Site, layer: str | None = None) -> NumberFormat:
+    def format_at(self, site: SiteName, layer: str | None = None) -> NumberFormat:
         """The format of a site at the verdict, in a layer or, without one, where no `layer_formats` glob matches.
 
         Format shifts are applied; the new format keeps the overflow rule of the old one, as in the run.

@@ -42,7 +42,7 @@ _BOUNDS: Mapping[str, tuple[float, bool]] = {
     "gradient_sparsity": (0.9, True),
     "gradient_cosine_similarity": (0.5, False),
 }
-How = Literal["rose", "fell", "became NaN or inf", "out of bounds from the start"]
+HowItLeft = Literal["rose", "fell", "became NaN or inf", "out of bounds from the start"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Departure:
     step: int
     value: float
     final: float
-    how: How
+    how: HowItLeft
     baseline: float
     scale: float
     first: int
@@ -168,7 +168,7 @@ def _departure(metric: str, curve: Curve, loss_unit: str) -> Departure | None:
     )
 
 
-def _first_out(metric: str, values: NDArray[np.float64], baseline: _Baseline) -> tuple[int, How] | None:
+def _first_out(metric: str, values: NDArray[np.float64], baseline: _Baseline) -> tuple[int, HowItLeft] | None:
     """Index of the first measurement outside the baseline, and the kind of departure; None if there is none."""
     if not np.isfinite(values[0]) or _out_of_bounds(metric, baseline.center):
         return 0, "out of bounds from the start"

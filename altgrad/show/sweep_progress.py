@@ -19,7 +19,7 @@ _BETWEEN_TRIALS = 600.0  # seconds within which a live sweep starts its next tri
 
 
 @dataclass(frozen=True)
-class Progress:
+class SweepProgress:
     """Steps trained and planned, seconds of training spent and saved, seconds left (None: unknown)."""
 
     steps: int
@@ -30,7 +30,7 @@ class Progress:
     is_over: bool
 
 
-def progress(rows: Sequence[Row], runs: Sequence[Run], planned_runs: int | None, now: float) -> Progress:
+def progress(rows: Sequence[Row], runs: Sequence[Run], planned_runs: int | None, now: float) -> SweepProgress:
     """Progress at time `now` (seconds since 1970).
 
     A run that has ended counts with the steps that it trained; a planned run that has not started counts with the mean
@@ -46,7 +46,7 @@ def progress(rows: Sequence[Row], runs: Sequence[Run], planned_runs: int | None,
     began = min((float(run.info["started"]) for run in runs), default=now)
     pace = steps / (now - began) if now > began else 0.0
     goes_on = any(row.status == "running" for row in rows) or now - _last_change(runs) < _BETWEEN_TRIALS
-    return Progress(
+    return SweepProgress(
         steps=steps,
         planned_steps=steps + to_come,
         spent=sum(row.seconds or 0.0 for row in rows),

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from altgrad.config.operands import tensor_of
-from altgrad.metrics import Site
+from altgrad.metrics import SiteName
 from altgrad.quantization.kernel.counters import COUNTERS
 from altgrad.quantization.kernel.ranks import Ranks
 from altgrad.quantization.quantized_model import QuantizedModel, SiteKey
 from altgrad.quantization.write_back import WriteBack
 
-Row = dict[str, Any]
+LayerRow = dict[str, Any]
 _USES = COUNTERS.index("uses")
 _LARGEST = ("amax", "scale")  # the other counts add up over ranks
 
@@ -69,7 +69,7 @@ class SiteCounts:
         rows = combined[len(head) :].view(-1, width)
         return combined[: len(head)], dict(zip(sites, rows, strict=True))
 
-    def rates(self, only: Site | None = None) -> dict[str, float]:
+    def rates(self, only: SiteName | None = None) -> dict[str, float]:
         """Overflow, underflow and saturation rates over all sites of what was last read; `only`: over those of one
         tensor's operands."""
         values = [value for (_, site), value in self._values.items() if only in (None, tensor_of(site))]
@@ -79,7 +79,7 @@ class SiteCounts:
         self, step: int, diagnosed: Iterable[Mapping[str, Any]], write_back: WriteBack | None
     ) -> list[Mapping[str, Any]]:
         """Rows of the `layers` table: each site's counts, joined with what the diagnostics found there."""
-        rows: dict[tuple[str, str], Row] = {}
+        rows: dict[tuple[str, str], LayerRow] = {}
         sites = list(self._values.items())
         if write_back is not None and write_back.counts:
             values = torch.stack(list(write_back.counts.values())).tolist()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.config.train_config import TrainConfig
-from altgrad.diagnostics.protocol import Context
+from altgrad.diagnostics.protocol import MeasuredStep
 from altgrad.diagnostics.suite import Diagnostics
 from altgrad.events import Event
 from altgrad.quantization.kernel.ranks import Ranks
@@ -156,7 +156,7 @@ class Trainer:
                 self._seed_masks()  # the shadow drops what the step dropped
                 return self.model(inputs, targets)
 
-            self._diagnostics.before_step(Context(step, self.layers, loss_again, self.ranks))
+            self._diagnostics.before_step(MeasuredStep(step, self.layers, loss_again, self.ranks))
         outcome = StepOutcome(state.measured, events=state.events)
         for intervention in self.interventions:
             intervention.on_gradients(state)

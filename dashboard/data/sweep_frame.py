@@ -14,7 +14,7 @@ import streamlit as st
 from altgrad.compare import Row, by_group, collapse_step, furthest, paired_gap
 from altgrad.results.curves import Curve, buckets, measured
 from altgrad.text.number_text import number
-from dashboard.data.watched_sweep import Sweep, WatchedRun
+from dashboard.data.watched_sweep import WatchedRun, WatchedSweep
 
 CELL_COLUMNS = ("loss", "validation_loss", "ulps_moved_mean")  # besides those of the comparison
 _SPARK_BUCKETS = 20
@@ -76,7 +76,7 @@ COLUMNS: Mapping[str, Any] = {
 }
 
 
-def run_frame(rows: Sequence[Row], sweep: Sweep, sparklines: bool = True) -> pd.DataFrame:
+def run_frame(rows: Sequence[Row], sweep: WatchedSweep, sparklines: bool = True) -> pd.DataFrame:
     """One row per run."""
     runs = {run.name: run for run in sweep.runs}
     sweep.prefetch(runs.values(), "steps", CELL_COLUMNS)

@@ -45,7 +45,7 @@ class WatchedRun(Run):
         return self.tables.read(name, columns)
 
 
-class Sweep:
+class WatchedSweep:
     """The runs of one sweep folder.  `refresh` looks for what is new; `version` rises when something was."""
 
     def __init__(self, folder: Folder) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from altgrad.compare import Row
-from altgrad.metrics import METRICS, SITES, Site, columns
+from altgrad.metrics import METRICS, SITES, SiteName, columns
 from altgrad.report.evidence import Evidence
 from altgrad.report.signals import Departure, Signals, what_moved
 from altgrad.results.curves import buckets, non_finite_spans
@@ -28,9 +28,9 @@ def signals_of(evidence: Evidence) -> Signals:
     return what_moved(((name, evidence.curve(name)) for name in columns("step")), evidence.run.loss_unit)
 
 
-def first_layers(evidence: Evidence) -> list[tuple[str, Site, Departure]]:
+def first_layers(evidence: Evidence) -> list[tuple[str, SiteName, Departure]]:
     """(layer, site, departure) of the layers that left their early level first, each with its first signal."""
-    found: dict[tuple[str, Site], Departure] = {}
+    found: dict[tuple[str, SiteName], Departure] = {}
     for metric in columns("layer"):
         for site in SITES:
             for layer, curve in evidence.layer_curves(metric, site).items():

@@ -11,7 +11,7 @@ import streamlit as st
 from altgrad.compare import Row, by_group, config_difference, loss_unit, paired_gap, rescue_matrix
 from dashboard.figures.curve_figures import CONFIG
 from dashboard.figures.group_figures import learning_rate_figure, matrix_figure, pareto, pareto_figure, survival_figure
-from dashboard.page_context import Context
+from dashboard.page_context import PageContext
 from dashboard.widgets import choose_many, choose_one, show_table
 
 _PARTS = {
@@ -24,7 +24,7 @@ _PARTS = {
 }
 
 
-def show(context: Context) -> None:
+def show(context: PageContext) -> None:
     """The page."""
     st.title("Compare")
     part = choose_one("Comparison", _PARTS, "part", label_visibility="collapsed")
@@ -43,7 +43,7 @@ def show(context: Context) -> None:
         _significance(rows)
 
 
-def _matrix(context: Context, rows: Sequence[Row]) -> None:
+def _matrix(context: PageContext, rows: Sequence[Row]) -> None:
     cells = rescue_matrix(rows)
     unit = f" in {loss_unit(rows)}" if loss_unit(rows) else ""
     st.caption(
@@ -100,7 +100,7 @@ def _survival(rows: Sequence[Row]) -> None:
     st.caption("Kaplan-Meier. Ticks: runs that ended or stand there without collapse. Groups without any are left out.")
 
 
-def _settings(context: Context, rows: Sequence[Row]) -> None:
+def _settings(context: PageContext, rows: Sequence[Row]) -> None:
     names = choose_many("Runs", sorted(row.run for row in rows), "runs", [row.run for row in rows[:2]])
     runs = [run for name in names if (run := context.sweep.run(name)) is not None]
     if len(runs) < 2:

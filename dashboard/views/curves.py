@@ -19,7 +19,7 @@ from altgrad.text.foreign_text import as_label
 from dashboard.data.sweep_frame import csv_of, frame_of_columns, group_name
 from dashboard.figures.colours import FAINT
 from dashboard.figures.curve_figures import CONFIG, add_moments, bands_figure, curves_figure, y_title
-from dashboard.page_context import Context
+from dashboard.page_context import PageContext
 from dashboard.widgets import choose_kept, choose_many, choose_named, choose_one, metric_label, show_table, switch
 
 _LAYOUTS = {"overlay": "overlay", "multiples": "small multiples", "bands": "seed bands"}
@@ -29,7 +29,7 @@ _FEW_BUCKETS = 150
 _MOST_WITH_EVENTS = 4
 
 
-def show(context: Context) -> None:
+def show(context: PageContext) -> None:
     """The page."""
     st.title("Curves")
     rows = _chosen_rows(context)
@@ -68,7 +68,7 @@ def show(context: Context) -> None:
     _as_table(lines, view)
 
 
-def lines_of(context: Context, rows: Sequence[Row], view: View) -> list[Line]:
+def lines_of(context: PageContext, rows: Sequence[Row], view: View) -> list[Line]:
     """The lines of some rows; runs in which the metric was not measured have none."""
     runs = {run.name: run for run in context.sweep.runs}
     wanted = [view.metric] if view.axis == "step" else [view.metric, view.axis]
@@ -82,7 +82,7 @@ def lines_of(context: Context, rows: Sequence[Row], view: View) -> list[Line]:
     return [one for one in found if one is not None]
 
 
-def _chosen_rows(context: Context) -> list[Row]:
+def _chosen_rows(context: PageContext) -> list[Row]:
     rows = context.rows
     columns_ = st.columns([1, 1, 2])
     with columns_[0]:
@@ -112,7 +112,7 @@ def _chosen_groups(rows: Sequence[Row]) -> set[str]:
     return {groups[name][0].group for name in choose_named("Groups", ordered, "group", placeholder="all")}
 
 
-def _chosen_view(context: Context) -> tuple[View, str, bool, bool]:
+def _chosen_view(context: PageContext) -> tuple[View, str, bool, bool]:
     first, second, third, fourth = st.columns([2, 1, 2, 1])
     with first:
         metric = choose_kept("Metric", columns("step"), "metric", "loss", format_func=metric_label)

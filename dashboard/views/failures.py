@@ -17,11 +17,11 @@ from altgrad.text.foreign_text import as_code, as_markdown, without_pictures
 from dashboard.data.watched_sweep import WatchedRun
 from dashboard.figures.curve_figures import CONFIG
 from dashboard.figures.signal_strips import alike, first_layers, signals_of, strips_figure
-from dashboard.page_context import Context
+from dashboard.page_context import PageContext
 from dashboard.widgets import choose_run, shortened, show_table
 
 
-def show(context: Context) -> None:
+def show(context: PageContext) -> None:
     """The page."""
     st.title("Failures")
     collapsed = [row for row in context.rows if row.collapse_step is not None]
@@ -41,7 +41,7 @@ def _severity(row: Row) -> tuple[str, int]:
     return row.collapse_rule or "", row.collapse_step or 0
 
 
-def _triage(context: Context, collapsed: Sequence[Row]) -> None:
+def _triage(context: PageContext, collapsed: Sequence[Row]) -> None:
     frame = pd.DataFrame(
         [
             {
@@ -65,7 +65,7 @@ def _triage(context: Context, collapsed: Sequence[Row]) -> None:
         context.open("failures", run=str(frame.iloc[chosen[0]]["Run"]))
 
 
-def _forensics(context: Context, run: WatchedRun, collapsed: Sequence[Row]) -> None:
+def _forensics(context: PageContext, run: WatchedRun, collapsed: Sequence[Row]) -> None:
     try:
         evidence = Evidence.of(run)
     except ConfigError as error:
@@ -121,7 +121,7 @@ def _layers(evidence: Evidence) -> None:
     show_table(frame, alt="Layers in the order in which they left their early level.")
 
 
-def _alike(context: Context, run: WatchedRun, collapsed: Sequence[Row]) -> None:
+def _alike(context: PageContext, run: WatchedRun, collapsed: Sequence[Row]) -> None:
     st.subheader("Runs that failed alike")
     found = alike(context.row[run.name], collapsed)
     if not found:

@@ -24,13 +24,13 @@ from dashboard.figures.format_figures import (
     sqnr_figure,
     ulp_figure,
 )
-from dashboard.page_context import Context
+from dashboard.page_context import PageContext
 from dashboard.widgets import choose, choose_many, choose_one, choose_run, show_table, switch
 
 _PARTS = {"grids": "Grids", "precision": "Precision", "codes": "Codes", "tensors": "This run's tensors"}
 
 
-def show(context: Context) -> None:
+def show(context: PageContext) -> None:
     """The page."""
     st.title("Formats")
     part = choose_one("View", _PARTS, "view", label_visibility="collapsed")
@@ -115,7 +115,7 @@ def _codes(formats: Sequence[NumberFormat]) -> None:
     st.caption(f"Positive half; the sign is the first bit of the code. {special}")
 
 
-def _tensors(context: Context, formats: Sequence[NumberFormat]) -> None:
+def _tensors(context: PageContext, formats: Sequence[NumberFormat]) -> None:
     run = choose_run(sorted(context.sweep.runs, key=lambda run: run.name))
     table = run.table("tensors").to_pylist()
     if not table:

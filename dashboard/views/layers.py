@@ -11,13 +11,13 @@ from altgrad.metrics import columns as metric_columns
 from altgrad.text.foreign_text import as_markdown
 from dashboard.figures.curve_figures import CONFIG
 from dashboard.figures.layer_heat_map import heat, heat_figure
-from dashboard.page_context import Context
+from dashboard.page_context import PageContext
 from dashboard.widgets import choose_named, choose_one, choose_run
 
 _FIRST = ["stall_rate", "overflow_rate", "underflow_rate", "gradient_sparsity"]
 
 
-def show(context: Context) -> None:
+def show(context: PageContext) -> None:
     """The page."""
     st.title("Layers")
     run = choose_run(sorted(context.sweep.runs, key=lambda run: run.name))

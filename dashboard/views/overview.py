@@ -11,17 +11,17 @@ import streamlit as st
 
 from altgrad.compare import Row
 from altgrad.results import Status
-from altgrad.show.sweep_progress import Progress, best_sentence, compute_sentence, newest_events, progress
+from altgrad.show.sweep_progress import SweepProgress, best_sentence, compute_sentence, newest_events, progress
 from altgrad.text.foreign_text import as_markdown
 from altgrad.text.number_text import duration
-from dashboard.page_context import Context
+from dashboard.page_context import PageContext
 from dashboard.widgets import shortened, show_table
 
 _NEWEST = 12
 _COUNTED: Sequence[Status] = ("running", "completed", "collapsed", "failed")
 
 
-def show(context: Context) -> None:
+def show(context: PageContext) -> None:
     """The page."""
     rows = context.rows
     st.title(f"Overview of {as_markdown(context.sweep.folder.name)}")
@@ -49,7 +49,7 @@ def _counts(rows: Sequence[Row], planned: int | None) -> None:
     columns[5].metric("Stopped or killed", counts["stopped"] + counts["killed"])
 
 
-def _work(state: Progress) -> None:
+def _work(state: SweepProgress) -> None:
     columns = st.columns(4)
     columns[0].metric("Steps", f"{state.steps:,} of {state.planned_steps:,}")
     left = (
@@ -64,7 +64,7 @@ def _work(state: Progress) -> None:
     )
 
 
-def _collapses(context: Context) -> None:
+def _collapses(context: PageContext) -> None:
     st.subheader("Newest collapses")
     collapsed = [run for run in context.sweep.runs if run.verdict is not None]
     if not collapsed:
@@ -78,7 +78,7 @@ def _collapses(context: Context) -> None:
             context.link("failures", label, run=run.name)
 
 
-def _events(context: Context) -> None:
+def _events(context: PageContext) -> None:
     st.subheader("Newest events")
     events = context.sweep.derived("newest events", lambda: newest_events(context.sweep.runs, _NEWEST))
     if not events:

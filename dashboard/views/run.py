@@ -22,7 +22,7 @@ from altgrad.text.number_text import ABSENT, duration, number
 from altgrad.text.yaml_text import to_yaml
 from dashboard.data.watched_sweep import WatchedRun
 from dashboard.figures.curve_figures import CONFIG, add_moments, curves_figure
-from dashboard.page_context import Context
+from dashboard.page_context import PageContext
 from dashboard.widgets import choose_named, choose_run, show_table
 
 _FIRST = ("loss", "validation_loss", "stall_rate", "overflow_rate")
@@ -34,7 +34,7 @@ _FACTS = (
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 
 
-def show(context: Context) -> None:
+def show(context: PageContext) -> None:
     """The page."""
     st.title("Run")
     run = choose_run(sorted(context.sweep.runs, key=lambda run: run.name))
@@ -53,7 +53,7 @@ def show(context: Context) -> None:
     _report(run)
 
 
-def _state(context: Context, run: WatchedRun, row: Row) -> None:
+def _state(context: PageContext, run: WatchedRun, row: Row) -> None:
     cells = st.columns(5)
     cells[0].metric("Status", row.status.capitalize())
     cells[1].metric("Step", f"{row.step:,} of {row.max_steps:,}")

@@ -10,7 +10,7 @@ import streamlit as st
 from altgrad.compare import STEP_COLUMNS, Row, by_group
 from altgrad.metrics import METRICS
 from dashboard.data.sweep_frame import CELL_COLUMNS, COLUMNS, HEADS, csv_of, group_frame, group_name, run_frame
-from dashboard.page_context import Context
+from dashboard.page_context import PageContext
 from dashboard.widgets import choose_kept, choose_many, choose_named, choose_one, show_table, switch
 
 _HIDDEN = ("learning_rate", "loss", "best_step")  # until asked for
@@ -19,7 +19,7 @@ _BETTER_IF_LOWER = ("loss", "validation_loss", "best_validation_loss", "gap", "g
 _MANY = 200  # rows from which on the small loss curves would take longer than the rest of the page
 
 
-def show(context: Context) -> None:
+def show(context: PageContext) -> None:
     """The page."""
     st.title("Sweep")
     context.sweep.prefetch(context.sweep.runs, "steps", [*STEP_COLUMNS, *CELL_COLUMNS])  # in one pass over the files
@@ -70,7 +70,7 @@ def _lasted(members: Sequence[Row]) -> bool:
     return all(row.alive for row in members)
 
 
-def filtered(context: Context) -> list[Row]:
+def filtered(context: PageContext) -> list[Row]:
     """The rows that the filter widgets of the page let through."""
     rows = context.rows
     columns = st.columns(4)
@@ -90,7 +90,7 @@ def filtered(context: Context) -> list[Row]:
     return kept
 
 
-def _table(context: Context, frame: pd.DataFrame, members: Sequence[list[Row]], per_group: bool) -> None:
+def _table(context: PageContext, frame: pd.DataFrame, members: Sequence[list[Row]], per_group: bool) -> None:
     """The frame, whose index is the place in `members` of what a row shows."""
     what = "group of seeds" if per_group else "run"
     picked = show_table(

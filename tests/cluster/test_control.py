@@ -25,7 +25,7 @@ from altgrad.storage.folder import Folder
 from altgrad.training import TrainConfig, run_format_experiment
 from tune.plan.options import SweepOptions
 from tune.plan.sweep_record import create_sweep
-from tune.plan.trial import Plan, Trial
+from tune.plan.trial import SweepPlan, Trial
 from tune.run.trainable import Job, train_trial
 
 SMALL = TrainConfig(
@@ -77,7 +77,7 @@ def test_a_run_outside_a_sweep_does_not_heed_its_neighbourhood(tmp_path: Path) -
 
 def test_a_trial_that_waits_in_a_stopped_sweep_ends_without_training(tmp_path: Path) -> None:
     trial = Trial("a", SMALL)
-    sweep = create_sweep(SweepOptions(results=str(tmp_path), name="s"), Plan((trial,)))
+    sweep = create_sweep(SweepOptions(results=str(tmp_path), name="s"), SweepPlan((trial,)))
     request_stop(sweep.folder, "enough")
     train_trial({"job": Job(trial, sweep.results, "s", 1, "disabled").to_parameters()})
     run = read_run(sweep.folder / "a")

@@ -12,7 +12,7 @@ import pytest
 from altgrad.config.train_config import ConfigError, TrainConfig
 from tune.plan.options import SweepError, SweepOptions
 from tune.plan.sweep_record import create_sweep, open_sweep
-from tune.plan.trial import Plan, Trial
+from tune.plan.trial import SweepPlan, Trial
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [path for part in ("altgrad", "tune", "dashboard") for path in sorted((ROOT / part).rglob("*.py"))]
@@ -47,7 +47,7 @@ def test_nothing_that_reads_results_unpickles_or_loads_unsafe_yaml() -> None:
 def test_a_sweep_name_cannot_leave_the_results_root(name: str, tmp_path: Path) -> None:
     options = SweepOptions(results=str(tmp_path / "results"), name=name)
     with pytest.raises(SweepError):
-        create_sweep(options, Plan((Trial("a", TrainConfig()),)))
+        create_sweep(options, SweepPlan((Trial("a", TrainConfig()),)))
     assert not list(tmp_path.iterdir())
 
 
@@ -55,7 +55,7 @@ def test_a_sweep_name_cannot_leave_the_results_root(name: str, tmp_path: Path) -
 @pytest.mark.parametrize("field", ["run", "baseline"])
 def test_a_tampered_plan_cannot_make_runs_leave_their_sweep(run: str, field: str, tmp_path: Path) -> None:
     options = SweepOptions(results=str(tmp_path), name="s")
-    create_sweep(options, Plan((Trial("a", TrainConfig()),)))
+    create_sweep(options, SweepPlan((Trial("a", TrainConfig()),)))
     file = tmp_path / "s" / "sweep.json"
     record: dict[str, Any] = json.loads(file.read_text())
     record["runs"][0][field] = run
@@ -66,6 +66,6 @@ def test_a_tampered_plan_cannot_make_runs_leave_their_sweep(run: str, field: str
 
 @pytest.mark.parametrize("name", ["../s", "/tmp", "s/../s"])
 def test_resume_takes_names_of_sweeps_only(name: str, tmp_path: Path) -> None:
-    create_sweep(SweepOptions(results=str(tmp_path), name="s"), Plan((Trial("a", TrainConfig()),)))
+    create_sweep(SweepOptions(results=str(tmp_path), name="s"), SweepPlan((Trial("a", TrainConfig()),)))
     with pytest.raises(SweepError, match="no such sweep"):
         open_sweep(SweepOptions(results=str(tmp_path), resume=name))

@@ -24,7 +24,7 @@ from altgrad.results import SCHEMAS, list_runs
 from altgrad.results.curves import measured
 from altgrad.text.foreign_text import as_file_name
 from dashboard.data.sweep_frame import csv_of, frame_of, group_frame, run_frame, sparkline
-from dashboard.data.watched_sweep import Sweep
+from dashboard.data.watched_sweep import WatchedSweep
 from dashboard.figures.format_figures import codes, equivalences, facts, sample_figure
 from dashboard.figures.group_figures import cell_text, matrix_axes, matrix_figure, pareto, survival_figure
 from dashboard.figures.layer_heat_map import heat, heat_figure
@@ -37,14 +37,14 @@ EIGHT_BITS = SPLITS
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    opened = Sweep(generated.mixed_sweep(tmp_path_factory.mktemp("results")))
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> WatchedSweep:
+    opened = WatchedSweep(generated.mixed_sweep(tmp_path_factory.mktemp("results")))
     opened.refresh()
     return opened
 
 
 @pytest.fixture(scope="module")
-def rows(sweep: Sweep) -> list[Row]:
+def rows(sweep: WatchedSweep) -> list[Row]:
     return comparison(sweep.runs)
 
 
@@ -120,7 +120,7 @@ def test_group_row_is_that_of_its_seeds_alone(rows: list[Row]) -> None:
     assert whole.loc["E7M0 · clip", "collapsed"] == 3
 
 
-def test_run_table_has_absent_values_as_absent(sweep: Sweep, rows: list[Row]) -> None:
+def test_run_table_has_absent_values_as_absent(sweep: WatchedSweep, rows: list[Row]) -> None:
     frame = run_frame(rows, sweep).set_index("run")
     assert len(frame) == len(rows)
     assert pd.isna(frame.loc["bf16_lr0.0006_s1", "gap"])
@@ -135,14 +135,14 @@ def test_a_frame_tells_nan_from_what_was_not_measured_and_so_does_its_csv() -> N
     assert csv_of(frame).splitlines() == ["a,n", "1.5,1", "nan,", ",3", "inf,"]
 
 
-def test_sparkline_has_finite_values_only(sweep: Sweep) -> None:
+def test_sparkline_has_finite_values_only(sweep: WatchedSweep) -> None:
     run = sweep.run("e5m2_lr0.0006_s4")
     assert run is not None
     points = sparkline(measured(run.table("steps", ["loss"]), "loss"))
     assert 2 < len(points) <= 62 and np.isfinite(points).all()
 
 
-def test_command_reproduces_the_config(sweep: Sweep, tmp_path: Path) -> None:
+def test_command_reproduces_the_config(sweep: WatchedSweep, tmp_path: Path) -> None:
     run = sweep.run("e7m0_clip_shift_lr0.0006_s2")
     assert run is not None
     command = reproduce(run)
@@ -154,7 +154,7 @@ def test_command_reproduces_the_config(sweep: Sweep, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x'; touch hacked; '", "$(touch hacked)", "-rf", "../up", "a\nEND\ntouch hacked"])
-def test_command_of_a_hostile_run_runs_nothing_else(sweep: Sweep, tmp_path: Path, name: str) -> None:
+def test_command_of_a_hostile_run_runs_nothing_else(sweep: WatchedSweep, tmp_path: Path, name: str) -> None:
     run = sweep.run("e7m0_clip_shift_lr0.0006_s2")
     assert run is not None
     hostile = replace(run, info={**run.info, "run": name, "git_commit": f"; {name}", "config": {"data": name}})
@@ -198,13 +198,13 @@ def test_heat_map_has_each_value_in_its_place() -> None:
 # failures
 
 
-def evidence(sweep: Sweep, name: str) -> Evidence:
+def evidence(sweep: WatchedSweep, name: str) -> Evidence:
     run = sweep.run(name)
     assert run is not None
     return Evidence.of(run)
 
 
-def test_strips_are_in_the_order_in_which_the_report_says_that_the_signals_moved(sweep: Sweep) -> None:
+def test_strips_are_in_the_order_in_which_the_report_says_that_the_signals_moved(sweep: WatchedSweep) -> None:
     found = evidence(sweep, "e7m0_lr0.0006_s1")
     signals = signals_of(found)
     names = strips(found, signals)
@@ -218,7 +218,7 @@ def test_strips_are_in_the_order_in_which_the_report_says_that_the_signals_moved
     assert len(limits) == 1, "the rule's limit is drawn in the strip of its metric"
 
 
-def test_layers_that_went_first_come_first(sweep: Sweep) -> None:
+def test_layers_that_went_first_come_first(sweep: WatchedSweep) -> None:
     found = first_layers(evidence(sweep, "e7m0_lr0.0006_s1"))
     steps = [departure.step for _, _, departure in found]
     assert steps == sorted(steps) and steps[0] == 60
@@ -263,7 +263,7 @@ def test_sample_is_shown_beside_what_the_format_would_hold() -> None:
     assert list(held.y) == [-2.0, 0.5, 2.0]  # ties to the even exponent field
 
 
-def test_stored_runs_can_be_read_by_everybody(sweep: Sweep) -> None:
+def test_stored_runs_can_be_read_by_everybody(sweep: WatchedSweep) -> None:
     """The dashboard's runs and those of the plain reader say the same."""
     plain, broken = list_runs(sweep.folder)
     assert {run.name for run in plain} == {run.name for run in sweep.runs} and broken.keys() == sweep.broken.keys()

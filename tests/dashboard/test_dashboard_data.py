@@ -18,7 +18,7 @@ from altgrad.results import RunWriter, read_table
 from altgrad.show.sweep_progress import newest_events, particulars, progress
 from altgrad.storage.folder import Folder
 from dashboard.data.run_tables import RunTables
-from dashboard.data.watched_sweep import Sweep
+from dashboard.data.watched_sweep import WatchedSweep
 from tests.support import generated_results as generated
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def write_steps(folder: Folder, first: int, last: int, attempt: int = 0, part: i
     writer.flush()
 
 
-def look(sweep: Sweep) -> int:
+def look(sweep: WatchedSweep) -> int:
     """Refresh without waiting for the interval in which several viewers share a look."""
     sweep._looked = -math.inf
     return sweep.refresh()
@@ -128,7 +128,7 @@ def test_parts_merged_behind_a_readers_back_are_read_as_one(tmp_path: Path) -> N
 
 def test_version_rises_with_news_and_only_then(tmp_path: Path) -> None:
     folder = generated.running_sweep(tmp_path)
-    sweep = Sweep(folder)
+    sweep = WatchedSweep(folder)
     first = look(sweep)
     assert look(sweep) == first
     run = next(run for run in sweep.runs if run.table("steps", []).num_rows)
@@ -141,7 +141,7 @@ def test_version_rises_with_news_and_only_then(tmp_path: Path) -> None:
 
 def test_run_that_ends_changes_its_status(tmp_path: Path) -> None:
     folder = generated.running_sweep(tmp_path)
-    sweep = Sweep(folder)
+    sweep = WatchedSweep(folder)
     look(sweep)
     name = next(run.name for run in sweep.runs if run.name.startswith("bf16"))
     writer = RunWriter(folder / name)
@@ -157,7 +157,7 @@ def test_run_that_ends_changes_its_status(tmp_path: Path) -> None:
 
 def test_silent_run_becomes_killed(tmp_path: Path) -> None:
     folder = generated.running_sweep(tmp_path)
-    sweep = Sweep(folder)
+    sweep = WatchedSweep(folder)
     version = look(sweep)
     run = sweep.runs[0]
     assert run.status == "running"
@@ -173,7 +173,7 @@ def test_silent_run_becomes_killed(tmp_path: Path) -> None:
 def test_run_that_vanishes_is_forgotten(tmp_path: Path) -> None:
     folder = generated.new_sweep(tmp_path, "s")
     written = generated.write_run(folder, generated.InventedRun(steps=10))
-    sweep = Sweep(folder)
+    sweep = WatchedSweep(folder)
     look(sweep)
     folder.filesystem.delete_dir(written.path)
     look(sweep)
@@ -182,7 +182,7 @@ def test_run_that_vanishes_is_forgotten(tmp_path: Path) -> None:
 
 def test_finished_runs_are_not_read_again(tmp_path: Path, opened_parts: list[str]) -> None:
     folder = generated.large_sweep(tmp_path, runs=20, steps=50)
-    sweep = Sweep(folder)
+    sweep = WatchedSweep(folder)
     look(sweep)
     sweep.prefetch(sweep.runs, "steps", ["loss"])
     assert len(opened_parts) == 20
@@ -192,7 +192,7 @@ def test_finished_runs_are_not_read_again(tmp_path: Path, opened_parts: list[str
 
 
 def test_thousand_runs_without_news_are_looked_at_in_no_time(tmp_path: Path) -> None:
-    sweep = Sweep(generated.large_sweep(tmp_path, runs=1000, steps=2))
+    sweep = WatchedSweep(generated.large_sweep(tmp_path, runs=1000, steps=2))
     look(sweep)
     assert len(sweep.runs) == 1000
     times = []
@@ -212,7 +212,7 @@ def test_progress_counts_steps_time_and_savings(tmp_path: Path) -> None:
         run = generated.InventedRun(format, steps=100)
         verdict = generated.STALLED if ending == "collapsed" else None
         generated.write_run(folder, run, ending, until=until, verdict=verdict, started=begun)  # type: ignore[arg-type]
-    sweep = Sweep(folder)
+    sweep = WatchedSweep(folder)
     look(sweep)
     state = progress(comparison(sweep.runs), sweep.runs, sweep.planned, now)
     assert state.steps == 200
@@ -231,7 +231,7 @@ def test_time_left_is_known_between_two_trials_and_not_after_a_sweep_was_given_u
     begun = time.time() - 10
     for seed in (1, 2):
         generated.write_run(folder, generated.InventedRun("BF16", seed=seed, steps=100), started=begun)
-    sweep = Sweep(folder)
+    sweep = WatchedSweep(folder)
     look(sweep)
     now = time.time() + silent_for
     state = progress(comparison(sweep.runs), sweep.runs, sweep.planned, now)
@@ -248,7 +248,7 @@ def test_newest_events_come_first_and_repeated_ones_once(tmp_path: Path) -> None
     for step in (5, 6):
         writer.event(step, "format_shift", to="E5M2", rate=0.123456789)
     writer.flush()
-    sweep = Sweep(folder)
+    sweep = WatchedSweep(folder)
     look(sweep)
     assert newest_events(sweep.runs, 9) == [
         {"Run": "a", "Event": "format shift", "Times": 2, "Last step": 6, "Then": "to E5M2, rate 0.1235"},

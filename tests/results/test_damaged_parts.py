@@ -18,7 +18,7 @@ from altgrad.results import SCHEMAS, TableName, list_runs, read_rows
 from altgrad.results.part_file import encoded, read_part
 from altgrad.storage.folder import Folder
 from dashboard.data.run_tables import RunTables
-from dashboard.data.watched_sweep import Sweep as WatchedSweep
+from dashboard.data.watched_sweep import WatchedSweep
 from tests.support import generated_results as generated
 
 ROWS = 7

@@ -18,7 +18,7 @@ from altgrad.results import RecordError, list_runs, read_run
 from altgrad.results.stop_request import stop_request, stop_sentence
 from altgrad.show.sweep_progress import planned_runs
 from altgrad.storage.folder import Folder
-from dashboard.data.watched_sweep import Sweep as WatchedSweep
+from dashboard.data.watched_sweep import WatchedSweep
 from tests.support import generated_results as generated
 from tests.support.corruptions import corruptions
 from tune.plan.options import SweepError, SweepOptions

@@ -26,7 +26,7 @@ from altgrad.training import TrainConfig, run_format_experiment
 from tests.support.generated_results import InventedRun
 from tune.plan.options import SweepOptions
 from tune.plan.sweep_record import create_sweep, open_sweep, write_never_started
-from tune.plan.trial import Plan, Trial
+from tune.plan.trial import SweepPlan, Trial
 from tune.run.end_records import EndRecords
 from tune.run.stopper import CollapseStopper
 from tune.sweep import _show_results
@@ -314,7 +314,7 @@ def test_status_goes_on_while_the_sweep_that_will_start_the_others_is_there(tmp_
 
 def test_a_second_resume_of_a_sweep_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trial = Trial("a", SMALL)
-    sweep = create_sweep(SweepOptions(results=str(tmp_path), name="s"), Plan((trial,)))
+    sweep = create_sweep(SweepOptions(results=str(tmp_path), name="s"), SweepPlan((trial,)))
     process = holder(Path(sweep.folder.path))
     try:
         assert sweep_main(["--resume", "s", "--results", str(tmp_path)]) == 2
@@ -345,7 +345,7 @@ def test_a_folder_that_is_removed_while_its_run_trains_is_an_error_line(
 
 def test_a_run_whose_folder_cannot_be_written_is_unfinished_and_keeps_nobody_from_starting(tmp_path: Path) -> None:
     trials = (Trial("a", SMALL), Trial("b", SMALL))
-    sweep = create_sweep(SweepOptions(results=str(tmp_path), name="s"), Plan(trials))
+    sweep = create_sweep(SweepOptions(results=str(tmp_path), name="s"), SweepPlan(trials))
     (tmp_path / "s" / "a").write_text("a file where the run's folder should be")
     assert open_sweep(SweepOptions(results=str(tmp_path), resume="s")).unfinished() == list(trials)
     told: list[str] = []
@@ -357,7 +357,7 @@ def test_a_run_whose_folder_cannot_be_written_is_unfinished_and_keeps_nobody_fro
 
 def test_a_sweep_whose_folder_was_removed_does_not_end_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trial = Trial("a", SMALL)
-    sweep = create_sweep(SweepOptions(results=str(tmp_path), name="s"), Plan((trial,)))
+    sweep = create_sweep(SweepOptions(results=str(tmp_path), name="s"), SweepPlan((trial,)))
     shutil.rmtree(tmp_path / "s")
     (sweep.folder / "a").write_json("end.json", {"status": "completed"})  # what a run that trained on leaves
     assert _show_results(sweep, SweepOptions(results=str(tmp_path)), Console(width=200)) == 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.config.train_config import TrainConfig
-from altgrad.diagnostics.protocol import Context, DiagnosticSnapshot, LayerStep
+from altgrad.diagnostics.protocol import DiagnosticSnapshot, LayerStep, MeasuredStep
 from altgrad.diagnostics.suite import Diagnostics
 from altgrad.quantization.quantized_model import quantize_model
 from tests.support import slow_diagnostics as slow
@@ -55,7 +55,7 @@ class Bench:
         self.loss().backward()
 
     def before_step(self) -> None:
-        self.diagnostics.before_step(Context(self.number, self.layers, self.loss))
+        self.diagnostics.before_step(MeasuredStep(self.number, self.layers, self.loss))
 
     def finish(self) -> list[LayerStep]:
         """Clip, move, write back."""

@@ -15,7 +15,7 @@ from tests.support.sweep_plans import SCRIPT, planned, write_config
 from tune.plan.machine import Resources
 from tune.plan.options import SweepError
 from tune.plan.placement import Expected, place, work
-from tune.plan.trial import Plan, Trial
+from tune.plan.trial import SweepPlan, Trial
 from tune.plan.trial_kinds import runs_alike, timed_kind
 from tune.timing.probe import StepTimes, TimesStore, expected, measure
 
@@ -77,10 +77,10 @@ def test_a_large_model_starts_before_a_small_one_with_more_steps(tmp_path: Path)
 
 def test_measured_times_put_the_longest_first_behind_the_baselines() -> None:
     trials = tuple(Trial(name, TrainConfig(format=name)) for name in ("BF16", "E4M3", "E5M2"))
-    plan = Plan(trials, ("a note",)).timed(Expected(9.0, (1.0, 2.0, 3.0)), "another")
+    plan = SweepPlan(trials, ("a note",)).timed(Expected(9.0, (1.0, 2.0, 3.0)), "another")
     assert [trial.run for trial in plan.trials] == ["BF16", "E5M2", "E4M3"]
     assert plan.expected == Expected(9.0, (1.0, 3.0, 2.0)) and plan.notes == ("a note", "another")
-    assert Plan(trials).timed(None).trials == trials
+    assert SweepPlan(trials).timed(None).trials == trials
 
 
 # times

@@ -14,14 +14,14 @@ from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.show import recipe_tables
 from tune.plan.machine import Machine
 from tune.plan.options import SweepError, parse_options
-from tune.plan.trial import Plan, Trial
+from tune.plan.trial import SweepPlan, Trial
 from tune.plan.trials import plan_sweep
 
 ROOT = Path(__file__).parents[2]
 CPU_BOX = Machine(cpus=2, gpus=0, gpu_note="no CUDA GPU found")
 
 
-def plan(*arguments: str) -> Plan:
+def plan(*arguments: str) -> SweepPlan:
     return plan_sweep(parse_options(arguments), CPU_BOX)
 
 

@@ -14,7 +14,7 @@ from tests.support.sweep_plans import CPU_BOX, GPU_BOX, SCRIPT, planned, write_c
 from tune.plan.machine import Machine, share_out
 from tune.plan.options import SweepError, SweepOptions, parse_options
 from tune.plan.sweep_record import check_same_plan, create_sweep, open_sweep
-from tune.plan.trial import Plan, Trial
+from tune.plan.trial import SweepPlan, Trial
 from tune.plan.trials import CONFIGS, plan_sweep
 from tune.sweep import _plan, _resources, main
 
@@ -302,14 +302,14 @@ def test_a_stored_plan_is_read_back_whole(tmp_path: Path) -> None:
 
 def test_a_taken_name_is_refused_with_the_way_on(tmp_path: Path) -> None:
     options = SweepOptions(results=str(tmp_path), name="one")
-    create_sweep(options, Plan(()))
+    create_sweep(options, SweepPlan(()))
     with pytest.raises(SweepError, match="--resume one"):
-        create_sweep(options, Plan(()))
+        create_sweep(options, SweepPlan(()))
 
 
 @pytest.mark.parametrize("name", ["ghost", "../one", "."])
 def test_resume_of_an_unknown_name_says_which_there_are(name: str, tmp_path: Path) -> None:
-    create_sweep(SweepOptions(results=str(tmp_path), name="one"), Plan(()))
+    create_sweep(SweepOptions(results=str(tmp_path), name="one"), SweepPlan(()))
     with pytest.raises(SweepError, match=r"no such sweep in .*; there: one"):
         open_sweep(SweepOptions(results=str(tmp_path), resume=name))
 
@@ -324,8 +324,8 @@ def test_resume_with_other_wishes_names_the_difference(tmp_path: Path) -> None:
 
 
 def test_resume_may_name_its_sweep_by_name_too(tmp_path: Path) -> None:
-    create_sweep(SweepOptions(results=str(tmp_path), name="one"), Plan(()))
-    create_sweep(SweepOptions(results=str(tmp_path), name="two"), Plan(()))
+    create_sweep(SweepOptions(results=str(tmp_path), name="one"), SweepPlan(()))
+    create_sweep(SweepOptions(results=str(tmp_path), name="two"), SweepPlan(()))
     assert open_sweep(SweepOptions(results=str(tmp_path), resume="newest", name="one")).name == "one"
     assert open_sweep(SweepOptions(results=str(tmp_path), resume="one")).name == "one"
     assert main(["--resume", "--name", "one", "--results", str(tmp_path), "--dry-run"]) == 0

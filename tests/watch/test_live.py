@@ -21,7 +21,7 @@ from tune.plan.trial import Trial
 from tune.run.end_records import EndRecords
 from tune.run.execution import BaselineSparingASHA
 from tune.run.stopper import CollapseStopper
-from tune.watch.live_display import Progress, TrialState
+from tune.watch.live_display import LiveDisplay, TrialState
 
 BASELINE = Trial("bf16", TrainConfig(format="BF16", max_steps=100))
 OTHER = Trial("e4m3", TrainConfig(format="E4M3", max_steps=100, non_finite_patience=3), baseline="bf16")
@@ -47,10 +47,10 @@ def sweep(tmp_path: Path) -> Folder:
     return folder
 
 
-def progress(sweep: Folder, terminal: bool = False) -> tuple[Progress, io.StringIO]:
+def progress(sweep: Folder, terminal: bool = False) -> tuple[LiveDisplay, io.StringIO]:
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=160, height=20, legacy_windows=False)
-    return Progress([BASELINE, OTHER], sweep, console), text
+    return LiveDisplay([BASELINE, OTHER], sweep, console), text
 
 
 # end records
@@ -185,7 +185,7 @@ def test_trials_that_ended_before_a_resume_are_shown_as_they_ended(sweep: Folder
 def test_a_thousand_trials_fit_a_terminal_with_the_running_ones_in_sight(sweep: Folder) -> None:
     trials = [Trial(f"run{number:04}", OTHER.config) for number in range(1000)]
     text = io.StringIO()
-    shown = Progress(trials, sweep, Console(file=text, force_terminal=True, width=160, height=30))
+    shown = LiveDisplay(trials, sweep, Console(file=text, force_terminal=True, width=160, height=30))
     with shown:
         shown.on_trial_start(1, [], tune_trial(trials[777]))
     last = text.getvalue().split("Training vs BF16")[-1]

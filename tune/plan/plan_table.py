@@ -9,12 +9,12 @@ from altgrad.text.number_text import duration
 from altgrad.text.terminal_output import cell, say
 from tune.plan.machine import Resources
 from tune.plan.placement import place, work
-from tune.plan.trial import Plan
+from tune.plan.trial import SweepPlan
 
 _HEADS = ("Trial", "Format", "Weights at rest", "Scaling", "Intervention", "Steps", "Learning rate", "Model", "Wave")
 
 
-def show_plan(console: Console, plan: Plan, resources: Resources, elsewhere: bool = False) -> None:
+def show_plan(console: Console, plan: SweepPlan, resources: Resources, elsewhere: bool = False) -> None:
     """Print the plan, with times where they are known; `elsewhere`: the trials run on machines not at hand."""
     if not plan.trials:
         console.print("nothing left to train: every run has ended")

@@ -23,14 +23,14 @@ from altgrad.storage.folder import Folder, check_location
 from altgrad.text.error_hints import cut, did_you_mean, shown
 from tune.plan.machine import Resources, Shares
 from tune.plan.options import NEWEST, SweepError, SweepOptions
-from tune.plan.trial import Plan, Trial
+from tune.plan.trial import SweepPlan, Trial
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FINISHED = ("completed", "collapsed", "stopped")
 
 
 @dataclass(frozen=True)
-class Sweep:
+class PlannedSweep:
     """A planned sweep and its folder `<results>/<name>`; `results` is absolute or a URI.
 
     `shares` is what each trial was given when the sweep was made, None where its record (an old one) does not say.
@@ -47,7 +47,7 @@ class Sweep:
     def folder(self) -> Folder:
         return Folder.at(self.results) / self.name
 
-    def held(self, stack: ExitStack) -> Sweep:
+    def held(self, stack: ExitStack) -> PlannedSweep:
         """This sweep, held by this process until the stack closes.  Raises SweepError where another process has it."""
         try:
             lease = Lease.take(self.folder)
@@ -63,7 +63,7 @@ class Sweep:
         return [trial for trial in self.trials if not is_finished(self.folder / trial.run)]
 
 
-def create_sweep(options: SweepOptions, plan: Plan, resources: Resources | None = None) -> Sweep:
+def create_sweep(options: SweepOptions, plan: SweepPlan, resources: Resources | None = None) -> PlannedSweep:
     """Make the sweep's folder with its `sweep.json`.  Raises SweepError, leaving nothing behind.
 
     What changes numbers (threads, workers, device, what decides how to compile) is decided here, once for all resumes.
@@ -72,7 +72,7 @@ def create_sweep(options: SweepOptions, plan: Plan, resources: Resources | None 
     results = _location(options.results)
     with _storage_errors(options):
         shares = None if resources is None else Shares.of(resources, plan.trials)
-        sweep = Sweep(results, options.name or _free_name(results), plan.trials, shares)
+        sweep = PlannedSweep(results, options.name or _free_name(results), plan.trials, shares)
         record = {
             "schema": SCHEMA,
             "sweep": sweep.name,
@@ -104,7 +104,7 @@ def check_new(options: SweepOptions) -> None:
         raise SweepError(f"--name {options.name}: {folder} exists; go on with it by --resume {options.name}, or rename")
 
 
-def open_sweep(options: SweepOptions) -> Sweep:
+def open_sweep(options: SweepOptions) -> PlannedSweep:
     """The sweep that `--resume` means.  Raises SweepError where there is none, ConfigError for a damaged record."""
     results = _location(options.results)
     with _storage_errors(options):
@@ -126,10 +126,10 @@ def open_sweep(options: SweepOptions) -> Sweep:
         raise SweepError(f"--resume {name}: cannot read its plan: {error}") from error
     found = record.get("resources")
     shares = None if found is None else Shares(**{name: found[name] for name in Shares.__dataclass_fields__})
-    return Sweep(results, name, tuple(trials), shares)
+    return PlannedSweep(results, name, tuple(trials), shares)
 
 
-def check_same_plan(sweep: Sweep, trials: Sequence[Trial], options: SweepOptions) -> None:
+def check_same_plan(sweep: PlannedSweep, trials: Sequence[Trial], options: SweepOptions) -> None:
     """With `--resume`, options that plan must plan the stored sweep again.  Raises SweepError naming a difference."""
     stored = {trial.run: trial.config for trial in sweep.trials}
     planned = {trial.run: trial.config for trial in trials}

@@ -62,7 +62,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """The trials in the order in which they start, and what was decided on the way, one sentence each.
 
     `expected` is what they will take, None where that was not measured.
@@ -72,7 +72,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     expected: Expected | None = None
 
-    def timed(self, expected: Expected | None, note: str | None = None) -> Plan:
+    def timed(self, expected: Expected | None, note: str | None = None) -> SweepPlan:
         """This plan with what its trials take, the longest first behind the baselines, and one more note."""
         notes = self.notes if note is None else (*self.notes, note)
         if expected is None:
@@ -80,4 +80,4 @@ class Plan:
         pairs = list(zip(self.trials, expected.seconds, strict=True))
         pairs.sort(key=lambda pair: (not pair[0].is_baseline, -pair[1]))  # stable: of equals those that last come first
         seconds = tuple(taken for _, taken in pairs)
-        return Plan(tuple(trial for trial, _ in pairs), notes, replace(expected, seconds=seconds))
+        return SweepPlan(tuple(trial for trial, _ in pairs), notes, replace(expected, seconds=seconds))

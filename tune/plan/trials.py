@@ -30,14 +30,14 @@ from altgrad.text.error_hints import cut, shown, shown_path
 from tune.plan.machine import Machine
 from tune.plan.options import SweepError, SweepOptions
 from tune.plan.placement import work
-from tune.plan.trial import Plan, Trial
+from tune.plan.trial import SweepPlan, Trial
 
 _MOST_TRIALS = 10_000  # more are no sweep but a typing error, which would take hours to plan
 TEMPLATE = "bf16_baseline.yaml"  # what --recipes and --formats start from
 _NUMERIC_DEFAULTS = TrainConfig(format=BASELINE_FORMAT).model_dump(include=set(NUMERICS | RESCUE))
 
 
-def plan_sweep(options: SweepOptions, machine: Machine) -> Plan:
+def plan_sweep(options: SweepOptions, machine: Machine) -> SweepPlan:
     """All trials that the options ask for.  Raises SweepError or ConfigError."""
     notes: list[str] = []
     sources = _with_model(list(_sources(options, notes)), options, machine, notes)
@@ -55,7 +55,7 @@ def plan_sweep(options: SweepOptions, machine: Machine) -> Plan:
         trials = _with_baselines(trials)
     # The longest first, so that no core waits for one at the end; baselines before them, for others are compared.
     trials.sort(key=lambda trial: (not trial.is_baseline, -work(trial.config), trial.may_end_early))
-    return Plan(tuple(_paired(_uniquely_named(trials))), tuple(notes))
+    return SweepPlan(tuple(_paired(_uniquely_named(trials))), tuple(notes))
 
 
 def _sources(options: SweepOptions, notes: list[str]) -> Iterator[tuple[str, TrainConfig]]:

@@ -24,14 +24,14 @@ from rich.console import Console
 from tune.cluster.ray_trial import plan_of, run_of
 from tune.plan.machine import Resources, Shares
 from tune.plan.options import SweepOptions, WandbMode
-from tune.plan.sweep_record import Sweep
+from tune.plan.sweep_record import PlannedSweep
 from tune.plan.trial import Trial
 from tune.run.end_records import EndRecords
 from tune.run.interrupts import Interrupts
 from tune.run.stall_watch import StallWatch
 from tune.run.stopper import CollapseStopper
 from tune.run.trainable import Job, train_trial
-from tune.watch.live_display import Progress
+from tune.watch.live_display import LiveDisplay
 from tune.watch.watchers import Watcher
 from tune.watch.webhook_notices import Notices
 
@@ -47,7 +47,7 @@ class BaselineSparingASHA(AsyncHyperBandScheduler):
 
 
 def run_trials(
-    sweep: Sweep,
+    sweep: PlannedSweep,
     trials: Sequence[Trial],
     options: SweepOptions,
     resources: Resources,
@@ -63,7 +63,7 @@ def run_trials(
     was lost.
     Raises StorageRefused where storage does not even take the end records.
     """
-    # A trial's death is told in one line by `Progress`; its traceback is in its end record.
+    # A trial's death is told in one line by `LiveDisplay`; its traceback is in its end record.
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     folder = sweep.folder.patient()
     stopper = CollapseStopper(sweep.trials, folder)
@@ -91,7 +91,7 @@ def run_trials(
         if options.notify is not None:
             notices = Notices(options.notify, folder)
             callbacks.append(stack.enter_context(Watcher(notices, "--notify", tell)))
-        progress = Progress(sweep.trials, folder, console)
+        progress = LiveDisplay(sweep.trials, folder, console)
         callbacks.append(stack.enter_context(Watcher(progress, "what is shown here", tell)))
         tuner = tune.Tuner(
             tune.with_resources(train_trial, PlacementGroupFactory([_bundle(resources)])),

@@ -19,7 +19,7 @@ from altgrad.results import RecordError, Verdict, ended_as, read_start, read_tab
 from altgrad.storage.folder import Folder
 from tune.plan.trial import Trial
 
-Record = Mapping[str, float]
+StepRecord = Mapping[str, float]
 
 
 class CollapseStopper(tune.Stopper):
@@ -86,7 +86,7 @@ class CollapseStopper(tune.Stopper):
         pairs = [trial for trial in self._trials.values() if run in (trial.run, trial.baseline)]
         return [trial for trial in pairs if trial.baseline in over and trial.run in over]
 
-    def _watch(self, run: str, records: Sequence[Record]) -> _Watch:
+    def _watch(self, run: str, records: Sequence[StepRecord]) -> _Watch:
         """The run's watch; a new one first sees what an earlier sweep process left on disk."""
         if run not in self._watches:
             trial = self._trials[run]
@@ -108,10 +108,10 @@ class _Watch:
         self._own = curves.get(trial.run)
         self._baseline = None if trial.baseline is None else curves[trial.baseline]
         self._gaps = None if self._baseline is None else gap_to_baseline(trial.config, vocabulary, self._baseline)
-        self._waiting: deque[Record] = deque()
+        self._waiting: deque[StepRecord] = deque()
         self._last = -1
 
-    def take(self, records: Sequence[Record], over: set[str]) -> None:
+    def take(self, records: Sequence[StepRecord], over: set[str]) -> None:
         """Judge new records; those for which the baseline has no loss yet wait until it has, or is over."""
         for record in records:
             if record["step"] > self._last:
@@ -125,7 +125,7 @@ class _Watch:
     def _can_judge(self, step: int, over: set[str]) -> bool:
         return self._baseline is None or step in self._baseline or self.trial.baseline in over
 
-    def _judge(self, record: Record) -> None:
+    def _judge(self, record: StepRecord) -> None:
         if self._gaps is not None:
             gap = self._gaps.update(int(record["step"]), record["loss"])
             if gap is not None:

@@ -21,12 +21,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from altgrad.quantization.kernel.ranks import lost_another_rank
-from tune.run.relay import Relay, Result
+from tune.run.relay import Relay, ReportedResult
 
 _POLL_SECONDS = 0.5  # between two looks whether the workers are still there
 _BACKENDS = {"cpu": "gloo", "gpu": "cpu:gloo,cuda:nccl"}
 
-Reporter = Callable[[Result], None]
+Reporter = Callable[[ReportedResult], None]
 
 
 class RankDied(RuntimeError):
@@ -54,7 +54,7 @@ def train_on_workers(train: Callable[[Any, Reporter], None], job: Any, workers: 
     fitting = _Fit(trainer)
     fitting.start()
     while fitting.is_alive():
-        result: Result | None = ray.get(relay.next.remote(_POLL_SECONDS))
+        result: ReportedResult | None = ray.get(relay.next.remote(_POLL_SECONDS))
         if result is not None:
             tune.report(result)  # does not return where Tune stops the trial; the workers go with this process
             relay.answer.remote()
@@ -81,7 +81,7 @@ def _rank(parameters: dict[str, Any]) -> None:
     """One rank, in a process of its own that has joined the process group."""
     relay = parameters["relay"]
 
-    def report(result: Result) -> None:
+    def report(result: ReportedResult) -> None:
         try:
             ray.get(relay.report.remote(result))
         except RayActorError as error:  # the trial was stopped or lost: whoever did that writes how it ended

@@ -115,7 +115,7 @@ class _Board:
         return ", ".join(f"{count} {status}" for status, count in counts.items())
 
 
-class Progress(tune.Callback):
+class LiveDisplay(tune.Callback):
     """Follows the trials and shows them: `Live` on a terminal, else a line per event and every few seconds.
 
     Goes after `EndRecords`, whose end records it reads.
@@ -133,7 +133,7 @@ class Progress(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles callbacks with its own state, which a resumed sweep does not read
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> LiveDisplay:
         if self._console.is_terminal:
             self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=2)
             self._live.start()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from altgrad.diagnostics.moments import total
-from altgrad.diagnostics.protocol import Context, Diagnostic, LayerStep, Measured
+from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured, MeasuredStep
 
 
 class LayerGradientNorm(Diagnostic):
@@ -16,7 +16,7 @@ class LayerGradientNorm(Diagnostic):
     def __init__(self) -> None:
         self._norms: dict[str, Tensor] = {}
 
-    def before_step(self, context: Context) -> None:
+    def before_step(self, context: MeasuredStep) -> None:
         gradients = {name: layer.weight.grad for name, layer in context.layers.items()}
         self._norms = {name: total(g.float() * g).sqrt() for name, g in gradients.items() if g is not None}
 

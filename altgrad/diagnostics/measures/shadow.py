@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from altgrad.diagnostics.protocol import Context, Diagnostic, LayerStep, Measured
+from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured, MeasuredStep
 from altgrad.quantization.layers import unrounded
 
 
@@ -52,7 +52,7 @@ class Shadow(Diagnostic):
         self._model = model
         self._found = Measured()
 
-    def before_step(self, context: Context) -> None:
+    def before_step(self, context: MeasuredStep) -> None:
         parameters = [p for p in self._model.parameters() if p.grad is not None]
         with unrounded(context.layers.values()), _undisturbed(self._model, parameters):
             loss = context.loss_of()

@@ -18,12 +18,14 @@ from altgrad.config.cast import GEMM_SITES, Cast, GemmSite
 from altgrad.config.config_errors import FieldError, problem
 from altgrad.config.field_traits import Declared, field
 from altgrad.config.operands import Operand, casts_of, check_gemms
+from altgrad.config.optimizer_states import MOMENTS, Moment, MomentCast, moment_cast
 from altgrad.config.published import check_shorthand, published, published_fields, with_published
 from altgrad.formats import NumberFormat, find_format
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 _LARGEST_INTEGER = 2**62  # torch and Parquet have 64-bit integers
+UpdateRounding = Literal["nearest", "stochastic", "kahan", "eco", "eco_stochastic"]
 NATIVE_FORMATS = ("E4M3", "E5M2")  # the formats that FP8 tensor cores multiply
 
 
@@ -54,7 +56,10 @@ class Recipe(Declared):
     high_last_blocks: float = field(0, "numeric", "number of last blocks of the model that stay in BF16; a value below 1 is a share of all blocks, rounded up", in_graph=True, moves_baseline=False, ge=0)
     # weights at rest
     master_weights: bool = field(True, "numeric", "true: the optimizer updates FP32 weights, and the GEMMs get rounded copies; false: the stored weight itself is rounded to its format after every step")
-    update_rounding: Literal["nearest", "stochastic"] = field("nearest", "numeric", "rounding mode of the stored weight after each optimizer step, without master weights", moves_baseline=False, only_with=("master_weights", False))
+    update_rounding: UpdateRounding = field("nearest", "numeric", "rounding mode of the stored weight after each optimizer step, without master weights; kahan: to nearest, the error kept in BF16 and added to the next update; eco, eco_stochastic: to nearest or stochastically, the error fed into the optimizer's momentum", moves_baseline=False, only_with=("master_weights", False))
+    # optimizer
+    first_moment: dict[str, Any] | None = field(None, "numeric", "rounding of Adam's first moment of every matrix after each step: fields of a cast (format, block: tensor or 1xB, rounding, scaling, scale_rule, scale_format) and range_expansion; None: FP32")
+    second_moment: dict[str, Any] | None = field(None, "numeric", "the same for the second moment")
     # products
     gemm_dtype: Literal["auto", "float32", "bfloat16"] = field("auto", "numeric", "dtype of the operands that the GEMMs multiply; sums are float32; auto: bfloat16 on CUDA in layers whose rounded values bfloat16 holds exactly, else float32", in_graph=True, moves_baseline=False)
     native_fp8: bool = field(False, "numeric", "multiply E4M3 and E5M2 codes on FP8 tensor cores; with scale_granularity=row, rows then run along the contraction dimension of each GEMM", in_graph=True)
@@ -114,6 +119,7 @@ class Recipe(Declared):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_gemms(self.gemms)
+        self.moment_casts()
         if not Recipe.model_fields.keys() <= self.model_fields_set:  # else it was written out: nobody wrote it by hand
             check_shorthand(self, self.model_fields_set, recipe_defaults())
         if self.scaling == "delayed" and self.scale_granularity != "tensor":
@@ -166,6 +172,11 @@ class Recipe(Declared):
     def casts_at(self, layer: str = "", high_precision: bool = False) -> dict[Operand, Cast]:
         """The casts of a layer's six operands; `high_precision`: the layer stays in BF16 (see `high_last_blocks`)."""
         return casts_of(self, layer, high_precision)
+
+    def moment_casts(self) -> dict[Moment, MomentCast]:
+        """How the optimizer's moments are rounded; one that is kept in FP32 is absent."""
+        given = {moment: getattr(self, moment) for moment in MOMENTS}
+        return {moment: moment_cast(moment, fields) for moment, fields in given.items() if fields is not None}
 
     def format_at(self, layer: str, site: GemmSite) -> NumberFormat:
         """The format of a site of a layer, from the last matching `layer_formats` glob, else `<site>_format`, `format`.

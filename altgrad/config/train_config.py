@@ -102,6 +102,11 @@ class TrainConfig(Recipe):
             near = did_you_mean(self.model, PRESETS)
             raise ValueError(f"model={shown(self.model)}; known: {', '.join(PRESETS)}{near}")
         _ = self.shape
+        if not self.master_weights and self.update_rounding.startswith("eco") and not self.beta1:
+            raise ValueError(
+                f"update_rounding={self.update_rounding!r} with beta1=0: the error is fed into a momentum that forgets it "
+                "at once; use beta1 above 0 or update_rounding='kahan'"
+            )
         if self.cuda_graphs and self.compile in (False, "blocks"):
             raise ValueError(
                 f"cuda_graphs=True with compile={self.compile!r}: what is recorded is a step compiled as one graph; use "

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from altgrad.config.cast import Cast
-from altgrad.formats import FORMATS
 from altgrad.quantization.kernel.random import draw_key
 from altgrad.quantization.kernel.rotation import rotated, unrotated
-from altgrad.quantization.kernel.round import spec_of
-from altgrad.quantization.kernel.scaled_rounding import Mode, mode_of, rounded_and_scale
+from altgrad.quantization.kernel.scaled_rounding import Mode, mode_of, rounded_and_scale, spec_for
 from altgrad.quantization.straight_through import differentiable_once
 
 StraightThrough = Literal["plain", "clipped"]
@@ -53,10 +51,7 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cast: Cast, mode: Mode, key: Tensor, clipped: bool) -> Tensor:
         fmt = cast.number_format
-        rule = "ceil" if cast.scale_rule == "real" else cast.scale_rule
-        spec = spec_of(fmt, 0, x.device, rule)
-        if mode.two_level:
-            spec = torch.cat([spec, spec_of(FORMATS["E4M3"], 0, x.device)])
+        spec = spec_for(cast, fmt, 0, x.device)
         fixed = torch.tensor([cast.static_scale], dtype=torch.float32, device=x.device)
         signs_key = key if mode.redrawn else None
         values = x.float()

@@ -4,9 +4,9 @@ A training loop calls one before the forward pass and one after the optimizer st
 
     quantized = quantize_model(model, recipe)
     for step in ...:
-        quantized.begin_step(seed, step)   # sets the random numbers of the step
+        quantized.begin_step(seed, step)      # sets the random numbers of the step
         ... forward, backward, optimizer.step() ...
-        quantized.after_optimizer()        # rounds weights without masters; stores amaxes in the histories
+        quantized.after_optimizer(optimizer)  # rounds weights without masters and moments; stores amaxes in the histories
 
 The trainer is such a loop.  If the recipe needs one of the calls and the loop omits it, a warning says so once.
 """
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from altgrad.config.cast import GEMM_SITES
 from altgrad.config.operands import high_precision_layers
@@ -28,6 +29,7 @@ from altgrad.quantization.kernel.counters import COUNTERS
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.site import Site
 from altgrad.quantization.layers import QuantizedLinear
+from altgrad.quantization.optimizer_states import OptimizerStates
 from altgrad.quantization.reminder import Reminder
 from altgrad.quantization.write_back import WriteBack
 
@@ -48,8 +50,11 @@ class QuantizedModel:
         self._shared = False
         self._keys: dict[torch.device, Tensor] = {}
         stochastic = any(layer.stochastic for layer in layers.values())
-        stochastic |= not recipe.master_weights and recipe.update_rounding == "stochastic"
-        written = not recipe.master_weights or any(site.delayed for site in self._sites.values())
+        stochastic |= not recipe.master_weights and "stochastic" in recipe.update_rounding
+        moments = recipe.moment_casts()
+        self._states = OptimizerStates(moments) if moments else None
+        stochastic |= self._states is not None and self._states.stochastic
+        written = not recipe.master_weights or bool(moments) or any(site.delayed for site in self._sites.values())
         self._reminder = Reminder(layers.values(), begin_step=stochastic, after_optimizer=written)
         if self.write_back is not None:
             self.write_back()
@@ -80,19 +85,31 @@ class QuantizedModel:
         self._forget_counts()
         if self.write_back is not None:
             self.write_back.begin_step(seed, step)
+        if self._states is not None:
+            self._states.begin_step(seed, step)
 
     def begin_validation(self, seed: int | None, step: int, batch: int) -> None:
         """Draw the random numbers of a held-out batch from now on; every rank evaluates the whole batch."""
         seed = self.recipe.seed if seed is None else seed
         self._set_key(derived_words(seed, step, _VALIDATION, batch), 0)
 
-    def after_optimizer(self, counts: Mapping[SiteKey, Tensor] | None = None) -> None:
-        """Round weights without masters back to their grid, and store the step's amaxes in the histories.
+    def after_optimizer(
+        self, optimizer: Optimizer | None = None, counts: Mapping[SiteKey, Tensor] | None = None
+    ) -> None:
+        """Round weights without masters and moments to their grids, and store the step's amaxes in the histories.
 
         Call it after every `optimizer.step()`.  counts: those of all ranks together; None: this process's own.
+        Raises ValueError if the recipe rounds moments or feeds errors into them and no optimizer is given.
         """
+        feeds = self.write_back is not None and self.write_back.feeds_back
+        if optimizer is None and (feeds or self._states is not None):
+            raise ValueError(
+                "after_optimizer(): this recipe changes the optimizer's moments; call after_optimizer(optimizer)"
+            )
         if self.write_back is not None:
-            self.write_back()
+            self.write_back(optimizer)
+        if self._states is not None and optimizer is not None:
+            self._states(optimizer)
         self._remember(self.counts() if counts is None else counts)
         self._forget_counts()
         self._reminder.written()
@@ -106,22 +123,31 @@ class QuantizedModel:
         """The amax histories of delayed scaling, newest first, by `layer.site`; writing to them changes the scales."""
         return {f"{name}.{site}": part.history for (name, site), part in self._sites.items() if part.delayed}
 
+    def compensations(self) -> dict[str, Tensor]:
+        """What the stored weights lack, by layer; empty unless `update_rounding` is kahan."""
+        return {} if self.write_back is None else self.write_back.compensations
+
     def state_dict(self) -> dict[str, Any]:
-        """Formats, amax histories and corrections: the state of the next step beyond the model's own state dict."""
+        """Formats, amax histories, corrections and compensations: the state of the next step beyond the model's own."""
+        compensations = self.compensations()
         return {
             "formats": {name: layer.format_names() for name, layer in self.layers.items()},
             "histories": {
                 f"{name}.{site}": part.history.clone() for (name, site), part in self._sites.items() if part.delayed
             },
             "corrections": {} if self.write_back is None else dict(self.write_back.corrections),
+            **({"compensations": dict(compensations)} if compensations else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a `state_dict`.  Raises ValueError if it belongs to another model or recipe."""
         histories = self.histories()
         corrections = {} if self.write_back is None else self.write_back.corrections
+        compensations = self.compensations()
         for what, ours in (("formats", self.layers), ("histories", histories), ("corrections", corrections)):
             _check_names(what, ours, state)
+        if compensations:
+            _check_names("compensations", compensations, state)
         for name, history in histories.items():
             if state["histories"][name].shape != history.shape:
                 raise ValueError(
@@ -134,6 +160,8 @@ class QuantizedModel:
             history.copy_(state["histories"][name])
         for name, correction in corrections.items():
             correction.copy_(state["corrections"][name])
+        for name, compensation in compensations.items():
+            compensation.copy_(state["compensations"][name])
         self._reminder.written()
 
     def _set_key(self, words: tuple[int, int], rank: int) -> None:

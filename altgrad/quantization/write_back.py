@@ -1,4 +1,10 @@
-"""Training without master weights: the stored weight is rounded back to its grid after every optimizer step."""
+"""Training without master weights: the stored weight is rounded back to its grid after every optimizer step.
+
+The rounding error is dropped (nearest; stochastic, with mean zero), kept beside the weight and added to the next update
+(kahan), or fed into the optimizer's momentum (eco, see `error_feedback`).  Kahan's compensation is kept in BF16, two
+bytes for each weight: it is at most half an ULP of the weight, so that BF16's 8 significant bits follow the weight's
+(Zamirai et al., arXiv 2010.06192, who keep weights in BF16 too).
+"""
 
 from __future__ import annotations
 
@@ -6,9 +12,13 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from altgrad.config.recipe import Recipe
+from altgrad.formats import FORMATS
+from altgrad.quantization.error_feedback import Feedback
 from altgrad.quantization.kernel.random import derived_words, fill_key
+from altgrad.quantization.kernel.round import Rounding, round_to_format
 from altgrad.quantization.kernel.scaled_rounding import round_site
 from altgrad.quantization.layers import QuantizedLinear
 
@@ -19,7 +29,8 @@ class WriteBack:
     """Rounds each layer's weight back to its grid; a weight that several layers share is rounded once.
 
     `corrections[layer]`, (out, in), accumulates rounded minus intended weight, from which the update that the optimizer
-    intended can be computed; `counts[layer]` are the counts of the last rounding.
+    intended can be computed; `counts[layer]` are the counts of the last rounding.  `compensations[layer]`, (out, in),
+    only with `update_rounding: kahan`: the part of the intended weight that the stored one lacks, on the BF16 grid.
     """
 
     def __init__(self, layers: Mapping[str, QuantizedLinear], recipe: Recipe) -> None:
@@ -30,22 +41,31 @@ class WriteBack:
                 self._layers[name] = layer
         for layer in self._layers.values():
             _check_dtype(layer, recipe)
-        self._rounding = recipe.update_rounding
+        self._rounding: Rounding = "stochastic" if "stochastic" in recipe.update_rounding else "nearest"
+        self.feeds_back = recipe.update_rounding.startswith("eco")
         self._keys: dict[torch.device, Tensor] = {}
         self._step, self._done = (0, 0), 0
-        self.corrections = {
-            name: torch.zeros_like(layer.weight, dtype=torch.float32, requires_grad=False)
-            for name, layer in self._layers.items()
-        }
+        self.corrections = self._zeros()
+        self.compensations = self._zeros() if recipe.update_rounding == "kahan" else {}
         self.counts: dict[str, Tensor] = {}
 
     def begin_step(self, seed: int, step: int) -> None:
         """Draw the random numbers of this step from now on; a further write-back in the same step draws new ones."""
         self._step, self._done = (seed, step), 0
 
+    def _zeros(self) -> dict[str, Tensor]:
+        return {
+            name: torch.zeros_like(layer.weight, dtype=torch.float32, requires_grad=False)
+            for name, layer in self._layers.items()
+        }
+
     @torch.no_grad()
-    def __call__(self) -> None:
-        """Round all weights in place."""
+    def __call__(self, optimizer: Optimizer | None = None) -> None:
+        """Round all weights in place; with eco, feed what that takes away into the momentum of an `optimizer`.
+
+        A rounding without one is no optimizer's doing (the initial weights, a change of formats).
+        """
+        feedback = Feedback(optimizer) if self.feeds_back and optimizer is not None else None
         words = self._step if self._done == 0 else derived_words(*self._step, _ORIGIN, self._done)
         self._done += 1
         filled = set()
@@ -57,22 +77,31 @@ class WriteBack:
                 fill_key(key, *words)
                 filled.add(device)
             mode = site.mode._replace(rounding=self._rounding, at_rest=True)
-            rounded, self.counts[name] = round_site(weight, site.spec, site.history, key, mode)
-            self._correction(name, device).add_(rounded - weight)
+            wanted = weight
+            if self.compensations:
+                compensation = _on(device, self.compensations, name)
+                wanted = weight + compensation
+            rounded, self.counts[name] = round_site(wanted, site.spec, site.history, key, mode)
+            if self.compensations:
+                compensation.copy_(round_to_format(wanted - rounded, FORMATS["BF16"]))
+            if feedback is not None:
+                feedback.add(layer.weight, weight - rounded)
+            _on(device, self.corrections, name).add_(rounded - weight)
             layer.weight.copy_(rounded)
 
-    def _correction(self, name: str, device: torch.device) -> Tensor:
-        """The accumulated correction of a layer, moved to `device` if the model has moved."""
-        kept = self.corrections[name]
-        if kept.device != device:
-            self.corrections[name] = torch.zeros_like(kept, device=device) if kept.is_meta else kept.to(device)
-        return self.corrections[name]
-
     def forget(self) -> None:
-        """Zero the corrections, after the rounding of the initial weights, which belongs to no step."""
-        for correction in self.corrections.values():
-            correction.zero_()
+        """Zero corrections and compensations, after the rounding of the initial weights, which belongs to no step."""
+        for kept in (*self.corrections.values(), *self.compensations.values()):
+            kept.zero_()
         self.counts.clear()
+
+
+def _on(device: torch.device, tensors: dict[str, Tensor], name: str) -> Tensor:
+    """One of the tensors, on the device to which the model may have moved."""
+    kept = tensors[name]
+    if kept.device != device:
+        tensors[name] = torch.zeros_like(kept, device=device) if kept.is_meta else kept.to(device)
+    return tensors[name]
 
 
 def _check_dtype(layer: QuantizedLinear, recipe: Recipe) -> None:
@@ -80,6 +109,11 @@ def _check_dtype(layer: QuantizedLinear, recipe: Recipe) -> None:
     fmt, dtype = layer.format_of("weight"), layer.weight.dtype
     if dtype in (torch.float32, torch.float64):
         return
+    if recipe.update_rounding not in ("nearest", "stochastic"):
+        raise ValueError(
+            f"update_rounding={recipe.update_rounding!r}: layer {layer.name} has a weight of {dtype}, in which the error "
+            "that is to be kept is lost before it is measured; use a float32 model"
+        )
     kept = {torch.bfloat16: 7, torch.float16: 10}.get(dtype)
     if kept is None:
         reason = "formats are simulated in float32"

@@ -114,6 +114,7 @@ class Trainer:
     def _build_interventions(self) -> list[Intervention]:
         past = [buffer for buffer in self.model.buffers() if buffer.is_floating_point() and buffer.numel()]
         past += self.quantized.histories().values()
+        past += self.quantized.compensations().values()
         chosen: list[Intervention] = [NonFiniteGuard(self.optimizer, self.config.diagnostic_interval, past)]
         if self.config.enable_emergency_shift:
             chosen.append(EmergencyMantissaShift(self.config, self.layers, self._write_back))
@@ -225,7 +226,7 @@ class Trainer:
         self.optimizer.step()
         if measuring:
             self._watch.after_optimizer()
-        self.quantized.after_optimizer(self._counts.of_all_ranks)
+        self.quantized.after_optimizer(self.optimizer, self._counts.of_all_ranks)
         self._changes.accept()
         if measuring:
             snapshot, outcome.tensors = self._diagnostics.measure(state.step, self._watch.steps())

@@ -32,6 +32,11 @@ EVERYTHING = TrainConfig(
     stop_on_collapse=False, non_finite_patience=3,
 )  # fmt: skip
 MASTERS = EVERYTHING.altered(master_weights=True, update_rounding="nearest")
+_STOCHASTIC = {"format": "E4M3", "block": "1x32", "rounding": "stochastic"}
+KAHAN = EVERYTHING.altered(update_rounding="kahan", second_moment=_STOCHASTIC)
+ECO = EVERYTHING.altered(
+    update_rounding="eco_stochastic", first_moment=_STOCHASTIC | {"range_expansion": True}, second_moment=_STOCHASTIC
+)
 
 
 class Net(nn.Module):
@@ -116,7 +121,7 @@ def go_on(config: TrainConfig, state: Mapping[str, Any]) -> str:
     return seen([trainer.step() for _ in range(state["step"], STEPS)], trainer)
 
 
-@pytest.fixture(scope="module", params=[EVERYTHING, MASTERS], ids=["stored", "masters"])
+@pytest.fixture(scope="module", params=[EVERYTHING, MASTERS, KAHAN, ECO], ids=["stored", "masters", "kahan", "eco"])
 def undisturbed(request) -> tuple[TrainConfig, list[dict[str, Any]], Callable[[int], str]]:
     return request.param, *trained(request.param)
 
@@ -162,7 +167,7 @@ def replaced(state: dict[str, Any], path: tuple[Any, ...], fresh: Any) -> dict[s
 def test_each_entry_of_the_state_is_needed():
     """For each there is a step at which a run that lacks it goes another way; with masters or without."""
     needless: dict[tuple[Any, ...], int] = {}
-    for config in (EVERYTHING, MASTERS):
+    for config in (EVERYTHING, MASTERS, KAHAN):
         states, after = trained(config)
         for path in entries(states[0]):
             if (

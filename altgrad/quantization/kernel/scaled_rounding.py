@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from altgrad.config.cast import Cast, Dimension
+from altgrad.formats import FORMATS, NumberFormat
 from altgrad.quantization.kernel.counters import COUNTERS, count
 from altgrad.quantization.kernel.random import materialised, uniform
 from altgrad.quantization.kernel.ranks import largest_over_ranks
 from altgrad.quantization.kernel.rotation import rotated
-from altgrad.quantization.kernel.round import SPEC_LENGTH, FormatTensors, Rounding, round_magnitude, saturate
+from altgrad.quantization.kernel.round import SPEC_LENGTH, FormatTensors, Rounding, round_magnitude, saturate, spec_of
 from altgrad.quantization.kernel.scale import scale_for, settled_amax, two_level_scale
 from altgrad.quantization.kernel.tiles import finite_amax, in_groups, join, split, tile_of
 
@@ -87,6 +88,13 @@ def mode_of(cast: Cast, dimension: Dimension | None) -> Mode:
         hadamard=cast.hadamard,
         redrawn=cast.redraws,
     )
+
+
+def spec_for(cast: Cast, fmt: NumberFormat, salt: int, device: torch.device) -> Tensor:
+    """The `spec` of a cast to a format, which is the cast's own unless it was changed during a run."""
+    rule = "ceil" if cast.scale_rule == "real" else cast.scale_rule
+    spec = spec_of(fmt, salt, device, rule)
+    return torch.cat([spec, spec_of(FORMATS["E4M3"], 0, device)]) if cast.scale_format == "E4M3" else spec
 
 
 def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
@@ -180,6 +188,14 @@ def rounded_and_scale(
     parts = (_unscaled(codes, scale, mode), scale.expand(codes.shape), inverse.expand(codes.shape))
     values, scale, inverse = (join(part, x, mode.granularity, mode.last) for part in parts)
     return values, scale, inverse
+
+
+def rounded_values(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode) -> Tensor:
+    """Q(x), in the shape of x; nothing is counted, and nothing is rotated."""
+    if x.numel() == 0:
+        return x
+    codes, (scale, _), _ = _code(x, spec, history, key, mode, in_bits=False, counting=False)
+    return join(_unscaled(codes, scale, mode), x, mode.granularity, mode.last)
 
 
 def _scale(amax: Tensor, fmt: FormatTensors, spec: Tensor, history: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from altgrad.config.operands import Rounded
-from altgrad.formats import FORMATS, NumberFormat
+from altgrad.formats import NumberFormat
 from altgrad.quantization.kernel.counters import SUMS
-from altgrad.quantization.kernel.round import spec_of
-from altgrad.quantization.kernel.scaled_rounding import mode_of
+from altgrad.quantization.kernel.scaled_rounding import mode_of, spec_for
 from altgrad.quantization.kernel.slots import Slots
 
 
@@ -51,9 +50,7 @@ class Site:
         return self.mode.scaling == "delayed"
 
     def _spec(self, device: torch.device) -> Tensor:
-        rule = self.rounded.cast.scale_rule
-        spec = spec_of(self._format, self._salt, device, "ceil" if rule == "real" else rule)
-        return torch.cat([spec, spec_of(FORMATS["E4M3"], 0, device)]) if self.mode.two_level else spec
+        return spec_for(self.rounded.cast, self._format, self._salt, device)
 
     @property
     def format(self) -> NumberFormat:

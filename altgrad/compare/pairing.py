@@ -41,6 +41,9 @@ _WORDS: Mapping[tuple[str, Any], str] = {
     ("master_weights", False): "stored",
     ("scaling", "none"): "unscaled",
     ("update_rounding", "stochastic"): "stochastic update",
+    ("update_rounding", "kahan"): "Kahan update",
+    ("update_rounding", "eco"): "ECO update",
+    ("update_rounding", "eco_stochastic"): "ECO update, stochastic",
     ("rounding", "stochastic"): "stochastic GEMM",
 }
 _SHORT: Mapping[str, str] = {"learning_rate": "lr", "max_steps": "steps"}

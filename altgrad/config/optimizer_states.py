@@ -55,7 +55,7 @@ def moment_cast(moment: Moment, fields: Mapping[str, Any]) -> MomentCast:
         raise ValueError(f"{place}: {detail['msg'].removeprefix('Value error, ')}") from None
     if cast.block != "tensor" and (cast.tile is None or cast.tile[0] != 1):
         raise ValueError(
-            f"{moment}.block={cast.block!r}: a moment is cut as one row, whatever its shape; tensor, or 1xB such as 1x128"
+            f"{moment}.block={cast.block!r}: a moment of any shape is cut as one row; tensor, or 1xB such as 1x128"
         )
     for field, value, accepted in (
         ("rounding", cast.rounding, ("nearest", "stochastic")),

@@ -54,6 +54,6 @@ def _check(optimizer: Optimizer, group: Mapping[str, Any]) -> None:
         ready = isinstance(optimizer, SGD) and group["momentum"] > 0 and not group["nesterov"]
     if not ready:
         raise ValueError(
-            f"update_rounding='eco': {type(optimizer).__name__} as it is set up has no momentum that could take the error; "
-            "use Adam or AdamW with beta1 above 0, or SGD with momentum and without nesterov"
+            f"update_rounding='eco': {type(optimizer).__name__} as it is set up has no momentum that could take the "
+            "error; use Adam or AdamW with beta1 above 0, or SGD with momentum and without nesterov"
         )

@@ -52,6 +52,6 @@ class Reminder:
 _FORGOTTEN = {
     "begin_step": "optimizer.step() a second time without quantized.begin_step(seed, step) in between: the random "
     "numbers of stochastic rounding are not those of the step, and the run cannot be repeated",
-    "after_optimizer": "optimizer.step() a second time without quantized.after_optimizer(optimizer) in between: weights "
-    "without masters and rounded moments leave their grids, and delayed scaling never learns an amax",
+    "after_optimizer": "optimizer.step() a second time without quantized.after_optimizer(optimizer) in between: "
+    "weights without masters and rounded moments leave their grids, and delayed scaling never learns an amax",
 }

@@ -111,8 +111,8 @@ def _check_dtype(layer: QuantizedLinear, recipe: Recipe) -> None:
         return
     if recipe.update_rounding not in ("nearest", "stochastic"):
         raise ValueError(
-            f"update_rounding={recipe.update_rounding!r}: layer {layer.name} has a weight of {dtype}, in which the error "
-            "that is to be kept is lost before it is measured; use a float32 model"
+            f"update_rounding={recipe.update_rounding!r}: layer {layer.name} has a weight of {dtype}, in which the "
+            "error that is to be kept is lost before it is measured; use a float32 model"
         )
     kept = {torch.bfloat16: 7, torch.float16: 10}.get(dtype)
     if kept is None:

@@ -209,6 +209,8 @@ def test_groups_differ_in_more_than_the_seed(sweep: Folder) -> None:
         ({"scaling": "none"}, "none", "unscaled"),
         ({"gradient_format": "E5M2"}, "none", "gradient E5M2"),
         ({"scaling": "delayed", "amax_history": 4}, "none", "scaling delayed, amax_history 4"),
+        ({"master_weights": False, "update_rounding": "kahan"}, "none", "stored, Kahan update"),
+        ({"first_moment": {"format": "E4M3"}}, "none", 'first_moment {"format": "E4M3"}'),
         ({"layer_formats": {"lm_head": "BF16"}}, "none", 'layer_formats {"lm_head": "BF16"}'),
         # an intervention stands in the row of what it rescues
         ({"master_weights": True}, "master", "stored"),

@@ -340,6 +340,7 @@ NOT_THE_REFERENCE = [
     {"overflow": "saturate"}, {"scale_power_of_two": False}, {"amax_factor": 0.5},
     {"master_weights": False, "update_rounding": "stochastic"}, {"recipe": "mxfp8"}, {"recipe": "bf16_sr"},
     {"gemms": {"wgrad": {"format": "E4M3"}}},
+    {"first_moment": {"format": "E4M3"}}, {"second_moment": {"format": "E4M3"}},
 ]  # fmt: skip
 
 

@@ -119,6 +119,8 @@ ALTERNATIVES: dict[str, tuple[Mapping[str, Any], Any, Seen]] = {
     "amax_factor": (E4M3, 0.1, numbers),
     "master_weights": (E4M3, False, numbers),
     "update_rounding": (STORED, "stochastic", numbers),
+    "first_moment": ({}, {"format": "E4M3"}, numbers),
+    "second_moment": ({}, {"format": "E4M3", "block": "1x128", "range_expansion": True}, numbers),
     "gemm_dtype": ({"format": "FP16"}, "bfloat16", numbers),
     "native_fp8": ({}, True, numbers),
     "seed": ({}, 7, numbers),

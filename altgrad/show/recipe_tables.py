@@ -15,6 +15,7 @@ from rich.table import Table
 
 from altgrad.config.cast import GEMM_SITES
 from altgrad.config.operands import ALL_OPERANDS
+from altgrad.config.optimizer_states import MOMENTS
 from altgrad.config.published import ELEMENT_BITS, Published, published, published_names
 from altgrad.config.recipe import Recipe, recipe_defaults
 from altgrad.text.number_text import table
@@ -48,7 +49,10 @@ def weights_and_optimizer(recipe: Recipe) -> str:
         weights = "FP32 master weights"
     else:
         weights = f"weights on the grid of {recipe.format_at('', 'weight')}, written back {recipe.update_rounding}"
-    return f"{weights}, FP32 moments"
+    moments = recipe.moment_casts()
+    if not moments:
+        return f"{weights}, FP32 moments"
+    return f"{weights}, " + ", ".join(f"{m.replace('_', ' ')} {moments.get(m, 'FP32')}" for m in MOMENTS)
 
 
 def idle_fields(recipe: Published) -> list[str]:

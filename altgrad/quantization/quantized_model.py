@@ -6,7 +6,7 @@ A training loop calls one before the forward pass and one after the optimizer st
     for step in ...:
         quantized.begin_step(seed, step)      # sets the random numbers of the step
         ... forward, backward, optimizer.step() ...
-        quantized.after_optimizer(optimizer)  # rounds weights without masters and moments; stores amaxes in the histories
+        quantized.after_optimizer(optimizer)  # rounds stored weights and moments; stores amaxes in the histories
 
 The trainer is such a loop.  If the recipe needs one of the calls and the loop omits it, a warning says so once.
 """

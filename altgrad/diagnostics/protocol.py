@@ -1,7 +1,7 @@
-"""What a diagnostic gets and gives: the weights of each layer before and after the real optimizer step.
+"""Input and output of a diagnostic: each layer's weights before and after the real optimizer step, and its results.
 
-Diagnostics measure what happened, never a simulated update: the trainer takes the copies, around the step that it
-does anyway.  Results stay tensors until all diagnostics are done, and reach the host in one transfer.
+Diagnostics measure the real update, never a simulated one: the trainer copies the weights around the step that it takes
+anyway.  Results stay tensors until all diagnostics are done, and reach the host in one transfer.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from altgrad.quantization.layers import QuantizedLinear
 class LayerStep:
     """One layer's weight around one optimizer step; all tensors (out, in), float32.
 
-    "Stored" is the value on the grid that the GEMMs see: without master weights the weight itself, with them its
-    rounded image.  `scale` and `inverse_scale` are those of `stored_before`, expanded.
+    "Stored" means the value on the grid that the GEMMs read: without master weights the weight itself, with them the
+    rounded weight.  `scale` and `inverse_scale` are those of `stored_before`, expanded.
     """
 
     name: str
@@ -53,16 +53,17 @@ class LayerStep:
 
     @cached_property
     def scaled_weight(self) -> Tensor:
-        """The weight before the step in the units of the grid: what is rounded."""
+        """The weight before the step in the units of the grid, weight / scale, which is the value that is rounded."""
         return self.weight_before * self.inverse_scale
 
     @cached_property
     def ulps_moved(self) -> Tensor:
-        """Signed number of grid positions from `stored_before` to `stored_after`; NaN where one is not finite.
+        """Signed number of grid positions from `stored_before` to `stored_after`; NaN if one of them is not finite.
 
-        On the grid (format and scale) of before the step, as if it had no largest value: where the scale has grown, a
-        new value may lie above it.  A floating-point grid goes on with further exponents, a fixed-point one with the
-        same step.  A new value between two positions, which a smaller scale makes possible, counts as the nearest one.
+        Positions are counted on the grid (format and scale) before the step: in E4M3, 16 to 20 is 2 positions, since
+        the ULP there is 2.  If the scale grows in the step, a new value may lie above that grid; it is continued, in
+        floating point by further exponents and in fixed point by the same step.  If the scale shrinks, a new value may
+        lie between two positions; the nearest one counts.
         """
         before, after = (stored * self.inverse_scale for stored in (self.stored_before, self.stored_after))
         finite = torch.isfinite(before) & torch.isfinite(after)
@@ -70,7 +71,7 @@ class LayerStep:
         return moved.to(torch.float32).masked_fill_(~finite, torch.nan)
 
     def _position(self, scaled: Tensor) -> Tensor:
-        """Index of the nearest value on the extended grid, in a type that holds the difference of two."""
+        """Index of the nearest value on the continued grid, in a dtype that holds the difference of two indices."""
         if self.format.exponent_bits == 0:
             return (scaled.double() * 2**self.format.mantissa_bits).round_()
         index = grid_index(scaled, self.tensors)
@@ -82,23 +83,26 @@ Ratio = tuple[Tensor, Tensor | int]  # numerator and denominator
 
 @dataclass
 class Measured:
-    """What diagnostics found, as 0-d tensors: whole-model values by metric, and by layer and metric (site `weight`).
+    """Results of diagnostics as 0-d tensors: `step` by metric, `layers` by layer and metric (site `weight`).
 
-    A value that is not defined (a mean over nothing, a correlation with a constant) is left NaN here; see `suite`.
+    An undefined value (the mean of no values, a correlation with a constant) is NaN here; `suite` removes it.
     """
 
     step: dict[str, Tensor] = field(default_factory=dict)
     layers: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def add(self, metric: str, per_layer: Mapping[str, Tensor], whole: Tensor | None = None) -> None:
-        """One metric's values by layer, and its value for the whole model where it has one."""
+        """Add a metric: its values by layer, and the value for the whole model if there is one."""
         if whole is not None:
             self.step[metric] = whole
         for name, value in per_layer.items():
             self.layers.setdefault(name, {})[metric] = value
 
     def add_ratio(self, metric: str, per_layer: Mapping[str, Ratio]) -> None:
-        """A metric that is a ratio of sums over elements: by layer, and of the sums over all layers."""
+        """Add a metric that is a ratio of sums: per layer, and for the whole model the ratio of the added sums.
+
+        Layers with 1 of 2 and 0 of 8 weights stalled give the rates 0.5 and 0, and for the model 1 / 10.
+        """
         whole = torch.stack([top for top, _ in per_layer.values()]).sum() / sum(
             bottom for _, bottom in per_layer.values()
         )
@@ -107,10 +111,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class MeasuredStep:
-    """The model around one measured step, before the optimizer moved, its gradients in `.grad` as backward left them.
+    """The model in a measured step, after backward and before any change of its gradients (in `.grad`) or weights.
 
-    `loss_of` runs the step's forward pass again on the same batch and returns the loss (0-d, with its graph).
-    With several `ranks` the gradients are those of the global batch already, and `loss_of` sees this rank's rows.
+    `loss_of` runs the step's forward pass again on the same batch and returns the loss (0-d, with its autograd graph).
+    With several `ranks` the gradients are already those of the global batch, but `loss_of` uses this rank's rows.
     """
 
     step: int
@@ -120,14 +124,14 @@ class MeasuredStep:
 
 
 class Diagnostic(Protocol):
-    """One measurement, around a step that is taken anyway.
+    """One measurement around a training step.
 
-    `before_step` runs right after backward, before interventions and clipping touch a gradient; `measure` after the
-    optimizer step and, without master weights, the write-back.
+    `before_step` is called right after backward, before interventions and clipping change a gradient; `measure` is
+    called after the optimizer step and, without master weights, after the write-back.
     """
 
     def before_step(self, context: MeasuredStep) -> None:
-        """Most need nothing here."""
+        """Does nothing by default."""
         return None
 
     def measure(self, steps: Sequence[LayerStep]) -> Measured: ...

@@ -1,7 +1,7 @@
-"""All diagnostics that a config asks for, around one step, with one transfer to the host.
+"""Runs all diagnostics that a config switches on around one step, with one transfer to the host.
 
-A NaN means two things, told apart here: where a layer's own numbers are NaN or inf it is what happened, and is kept;
-where they are finite the quantity is not defined (a correlation with a constant, a ratio to nothing), and is absent.
+A NaN result has one of two meanings.  If a layer's own numbers contain NaN or inf, NaN is the measurement and is kept.
+If they are finite, the quantity is undefined (a correlation with a constant, a ratio to zero) and left out.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from altgrad.diagnostics.measures.update_size import GradientSparsity, UpdateSiz
 from altgrad.diagnostics.protocol import Diagnostic, DiagnosticSnapshot, LayerStep, MeasuredStep
 from altgrad.quantization.layers import QuantizedLinear
 
-MIN_HISTOGRAM_INTERVAL = 10  # steps: keeps the `tensors` table of a run of 500 steps within 1 MB
+MIN_HISTOGRAM_INTERVAL = 10  # in steps, so that the `tensors` table of a run of 500 steps stays within 1 MB
 
 
 class Diagnostics:
-    """The diagnostics of one run.  `before_step` right after backward, `measure` after the optimizer step.
+    """The diagnostics of one run: call `before_step` right after backward, `measure` after the optimizer step.
 
-    `corrections` are those of the write-back (see `Displacement`), None with master weights.
+    `corrections`: those of the write-back (see `Displacement`); None with master weights.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Diagnostics:
         self._finite_gradient: dict[str, Tensor] = {}
 
     def weights_were_changed(self) -> None:
-        """Somebody other than the optimizer changed weights or formats: what spans several steps begins anew."""
+        """Call if anything but the optimizer changed weights or formats: measurements over several steps restart."""
         self._displacement.restart()
 
     def before_step(self, context: MeasuredStep) -> None:
-        """Look at the gradients as backward left them."""
+        """Measure the gradients that backward computed, before anything changes them."""
         gradients = {name: layer.weight.grad for name, layer in context.layers.items()}
         self._finite_gradient = {name: _finite(g) for name, g in gradients.items() if g is not None}
         for diagnostic in self._diagnostics:
@@ -79,7 +79,7 @@ class Diagnostics:
 
     @torch.no_grad()
     def measure(self, step: int, steps: Sequence[LayerStep]) -> tuple[DiagnosticSnapshot, list[Mapping[str, Any]]]:
-        """The measurements of a step, and its rows of the `tensors` table."""
+        """(measurements of a step, its rows of the `tensors` table)."""
         found = [diagnostic.measure(steps) for diagnostic in self._diagnostics]
         finite = {part.name: self._is_finite(part) for part in steps}
         vectors = self._histograms.measure(steps) if self._wants_histogram(step) else {}
@@ -121,7 +121,7 @@ class Diagnostics:
         return wanted
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next measurement depends on; tensors and numbers only."""
+        """The state on which later measurements depend; tensors and numbers only."""
         return {"displacement": self._displacement.state_dict(), "last_histogram": self._last_histogram}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -135,5 +135,5 @@ def _finite(x: Tensor) -> Tensor:
 
 
 def _defined(values: Mapping[str, float], inputs_finite: bool) -> dict[str, float]:
-    """Without what is NaN though it was computed from finite numbers."""
+    """The values without those that are NaN although their inputs were finite."""
     return {metric: value for metric, value in values.items() if not (inputs_finite and math.isnan(value))}

@@ -1,1 +1,1 @@
-"""Interventions: what may act between backward and the optimizer step to save a run."""
+"""Interventions: classes that act between backward and the optimizer step to save a run."""

@@ -1,14 +1,14 @@
-"""STAB-05: clip the gradient norm relative to the range of the format, but only while gradients really overflow.
+"""STAB-05: clip the gradient norm relative to the range of the format, but only in steps whose gradients overflow.
 
-What overflows must be what is clipped: only the `gradient` operands count.  Activations and weights beyond their range
-say nothing about a gradient, and at dynamic scales of their own amax nothing overflows unless `amax_factor` is below 1.
+Only the overflow of `gradient` operands counts, because an overflow of activations or weights is no evidence about a
+gradient.  With dynamic scaling a tensor is scaled by its own amax and overflows only if `amax_factor` is below 1.
 
-What the limit means depends on the scaling.  Without scales (`scaling: none`) a format's largest value bounds the
-gradient itself, so a limit in proportion to it follows what the format can hold.  With scales the scaled gradient
-fills the range whatever its norm; an overflow then says that this gradient outgrew its scale (delayed scaling: it is
-larger than any of the remembered steps), and the limit is a fixed norm per format (base 1: 1 for E5M2, 0.0078 for
-E4M3, 0.00054 for E3M4), small beside a usual gradient, so that a step whose gradient lost its largest values hardly
-enters the optimizer's moments.
+The meaning of the limit depends on the scaling.  Without scales (`scaling: none`) the largest value of the format
+bounds the gradient itself, so that a proportional limit follows the range.  With scales the scaled gradient fills the
+range at any norm; an overflow then means that the gradient outgrew its scale (with delayed scaling: that it is larger
+than in all remembered steps).  The limit is then a fixed norm per format (base 1: 1 for E5M2, 0.0078 for E4M3, 0.00054
+for E3M4), which is small beside a usual gradient: a step whose gradient lost its largest values hardly enters the
+optimizer's moments.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from altgrad.stability.protocol import StepState
 
 
 class PartitionRelativeClipper:
-    """Norm limit = base x (largest finite gradient value / that of E5M2), active at a measured overflow rate of the
-    gradients of this very step."""
+    """Clips to the norm base x (largest finite value of the gradient format / that of E5M2).
+
+    It acts only in steps in which the measured overflow rate of the gradients reaches the threshold.
+    """
 
     def __init__(self, config: TrainConfig, layers: Mapping[str, QuantizedLinear]) -> None:
         self._base = config.partition_clip_base
@@ -32,7 +34,7 @@ class PartitionRelativeClipper:
         self._layers = layers
 
     def limit(self) -> float:
-        """The norm limit for the formats of now: the narrowest gradient site decides."""
+        """The norm limit for the present formats; the gradient site with the smallest range decides."""
         narrowest = min(layer.format_of("gradient").max for layer in self._layers.values())
         return self._base * narrowest / FORMATS["E5M2"].max
 
@@ -46,10 +48,10 @@ class PartitionRelativeClipper:
             state.limit_norm(limit)
 
     def after_step(self, state: StepState) -> None:
-        """Nothing: the clip is done."""
+        """Does nothing."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
+        """Does nothing, as there is no state."""

@@ -1,7 +1,7 @@
-"""A NaN or inf must never reach the weights or the optimizer's moments; if one is there all the same, go back.
+"""Keeps NaN and inf out of the weights and the optimizer's moments, and restores a snapshot if they are there anyway.
 
-The check costs nothing on a good step: it reads the gradient norm, which is needed anyway, and looks at weights and
-moments only when that is not finite, and before it takes a snapshot.
+On a good step the check costs nothing: it reads the loss and the gradient norm, which are computed anyway.  Weights and
+moments are checked only if one of these is not finite, and before a snapshot is taken.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from altgrad.stability.protocol import StepState
 
 
 class NonFiniteGuard:
-    """Skips steps with a non-finite loss or gradient; restores the last good snapshot of poisoned weights or moments.
+    """Skips steps with a non-finite loss or gradient; restores the last snapshot if weights or moments are not finite.
 
-    A snapshot of parameters and optimizer state is taken every `interval` steps, in memory, once checked; it is part of
-    the state, so that a restored run goes back to where the undisturbed one would.
-    `companions`: tensors that tell of the weights' past (amax histories, running statistics) and go back with them;
-    those that are finite at the start must stay so.
+    Every `interval` steps parameters and optimizer state are checked and copied in memory.  The snapshot is part of the
+    guard's state, so that a restored run rolls back to the same point as an undisturbed one.
+    `companions`: tensors that depend on earlier weights (amax histories, running statistics) and are restored with
+    them; those that are finite at the start must stay finite.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, interval: int, companions: Sequence[Tensor] = ()) -> None:
@@ -29,7 +29,7 @@ class NonFiniteGuard:
         self._interval = interval
         self._parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
         self._companions = companions
-        # what is not finite from the start (an attention mask of -inf) is as it should be
+        # a companion that is not finite at the start (an attention mask of -inf) is meant to be so
         self._never_finite = ~_finite(companions) if companions else None
         self._take(step=0)
 
@@ -46,7 +46,7 @@ class NonFiniteGuard:
             return
         if self._good():
             self._take(state.step)
-        else:  # a weight that this batch did not use, such as a rare token's embedding
+        else:  # loss and gradients were finite, so this batch did not use the weight (a rare token's embedding)
             self._restore(state)
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,15 +106,15 @@ class NonFiniteGuard:
 
 
 def _finite(tensors: Sequence[Tensor]) -> Tensor:
-    """Which of the tensors (at least one) hold finite numbers alone, (n,) bool; does not wait for the device."""
+    """Which of the n >= 1 tensors hold only finite numbers, (n,) bool on the device, without synchronisation."""
     return torch.stack([torch.isfinite(norm) for norm in torch._foreach_norm(list(tensors), torch.inf)])
 
 
 def _like(tensors: Sequence[Tensor], kept: Sequence[Tensor]) -> list[Tensor]:
-    """Kept tensors on the devices of those that they are copies of."""
+    """The kept copies, each moved to the device of its original."""
     return [copy.to(tensor.device) for tensor, copy in zip(tensors, kept, strict=True)]
 
 
 def _word(value: float) -> float | str:
-    """JSON has no NaN or inf: as words."""
+    """The value, or for NaN and inf, which JSON lacks, their name."""
     return value if value == value and abs(value) != float("inf") else str(value)

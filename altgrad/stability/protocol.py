@@ -1,7 +1,7 @@
-"""The one protocol of interventions, and the step as they see it.
+"""The protocol of interventions, and the state of a step that they get.
 
-An intervention acts between backward and `optimizer.step`, because a step is over once the optimizer has moved; what
-it does it says in an event.  It decides on measured numbers of this very step, never on defaults.
+An intervention acts between backward and `optimizer.step`, because a later change would not affect the step.  It
+records each act as an event, and decides on numbers that were measured in this step, never on defaults.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from altgrad.events import Event
 class StepState:
     """One training step between backward and the optimizer step.
 
-    `measured` holds the step's metrics by name, with the diagnostics' once they are there (`after_step`); a metric
-    that was not measured is missing.  `gradient_overflow`: overflow rate of the `gradient` operands alone, of this
-    step; None where none was rounded.  `norm`: the gradient norm as a tensor (0-d), on the device.
-    `skip` keeps the optimizer from moving.
+    `measured`: the step's metrics by name, in `after_step` also those of the diagnostics; a metric that was not
+    measured is missing.  `gradient_overflow`: overflow rate of the `gradient` operands alone; None if none was rounded.
+    `norm`: the gradient norm as a tensor (0-d) on the device.  `skip`: set it to omit the optimizer step.
     """
 
     step: int
@@ -46,12 +45,12 @@ class StepState:
         self.events.append(Event(self.step, kind, detail))
 
     def limit_norm(self, limit: float) -> None:
-        """Scale all gradients down to a norm of `limit` where theirs is larger; both norms follow.
+        """Scale all gradients down to a norm of `limit` if theirs is larger; both norms are updated.
 
         The factor is torch's own, limit / (norm + 1e-6), so that a run clips bit for bit as a plain training loop does.
-        Where torch would multiply by 1 nothing is done.
+        If torch would multiply by 1, nothing is done.
         """
-        if self.gradient_norm * (1 + 1e-6) + 2e-6 < limit:  # in whatever precision the norm is: the factor is 1
+        if self.gradient_norm * (1 + 1e-6) + 2e-6 < limit:  # the factor is 1, also after float32 rounding of the norm
             return
         torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, self.norm)
         self.norm = self.norm * (limit / (self.norm + 1e-6)).clamp(max=1.0)
@@ -59,7 +58,7 @@ class StepState:
 
 
 class Intervention(Protocol):
-    """Acts on a step's gradients, or after the step on what was measured around it."""
+    """Acts on a step's gradients, or after the step on the measurements around it."""
 
     def on_gradients(self, state: StepState) -> None: ...
 

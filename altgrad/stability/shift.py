@@ -1,7 +1,8 @@
-"""STAB-06: give up a failing format for a safer one while the run goes on.
+"""STAB-06: replace a failing format by a safer one while the run goes on.
 
-The run keeps its name and its config; the event says from, to, step and trigger.  A stall triggers only together
-with the realised displacement: with FP32 masters or stochastic rounding a stall rate of 95 % per step is normal.
+The run keeps its name and its config; the event records both formats, the step and the trigger.  A high stall rate
+triggers only together with a low realised displacement: with FP32 masters or stochastic rounding a stall rate of 95 %
+per step is normal.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from altgrad.stability.protocol import StepState
 
 
 class EmergencyMantissaShift:
-    """Shifts every site along `FALLBACKS` after enough non-finite steps, or enough frozen diagnostic windows."""
+    """Replaces the format of every site by its entry in `FALLBACKS` after enough consecutive non-finite steps, or
+    enough consecutive frozen diagnostic windows.
+    """
 
     def __init__(
         self, config: TrainConfig, layers: Mapping[str, QuantizedLinear], write_back: WriteBack | None = None

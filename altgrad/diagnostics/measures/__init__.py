@@ -1,1 +1,1 @@
-"""One quantity, one small class, one file; each measured around the real optimizer step."""
+"""Measurements around the real optimizer step: one quantity, one small class, one file each."""

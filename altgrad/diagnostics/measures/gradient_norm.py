@@ -1,4 +1,4 @@
-"""Gradient norm of each layer's weight.  That of the whole model is in every step's record already."""
+"""Gradient norm of each layer's weight; the norm over the whole model is in the record of every step anyway."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured, Measur
 
 
 class LayerGradientNorm(Diagnostic):
-    """L2 norm of the gradient that backward left, before interventions and clipping."""
+    """L2 norm of the gradient that backward computed, before interventions and clipping."""
 
     def __init__(self) -> None:
         self._norms: dict[str, Tensor] = {}

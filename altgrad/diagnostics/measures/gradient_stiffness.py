@@ -1,8 +1,8 @@
-"""How gradients relate to the grid they act on (DIAG-03).
+"""Correlation of gradients with the grid spacing at their weights (DIAG-03).
 
-Do large gradients meet coarse weights?  If they do, the format's spacing follows the training signal.  The gradient
-is put into the units of the scaled weight, as the stiffness is.  The shuffled control says which correlation the same
-two distributions have by chance.
+A positive correlation means that large gradients act on coarsely spaced weights: the spacing of the format follows the
+training signal.  The gradient is divided by the scale of the weight, so that it has the units of the stiffness.  The
+control, with shuffled gradients, gives the correlation that the same two distributions have by chance.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SHUFFLE_SEED = 20
 class GradientStiffness(Diagnostic):
     """Correlations of |gradient| with stiffness, their mean ratio, and the share of gradients below stiffness.
 
-    Over weights that are not zero, and for the log correlation over gradients that are not zero either.  Where the
-    stiffness is constant (fixed point; all weights in one binade) no correlation is defined.
+    All are taken over non-zero weights, the log correlation also over non-zero gradients only.  A correlation is
+    undefined if the stiffness is constant (fixed point, or all weights in one binade).
     """
 
     def measure(self, steps: Sequence[LayerStep]) -> Measured:
@@ -51,7 +51,7 @@ class GradientStiffness(Diagnostic):
 
 
 def shuffled(values: Tensor) -> Tensor:
-    """The values in an order that depends on their number alone."""
+    """The values in a random order that depends only on their number."""
     generator = torch.Generator(values.device).manual_seed(SHUFFLE_SEED)
     order = torch.randperm(values.numel(), generator=generator, device=values.device)
     return values.flatten()[order].view(values.shape)

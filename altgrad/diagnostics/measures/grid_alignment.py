@@ -1,6 +1,6 @@
-"""Grid alignment: how far the weights that the optimizer holds lie from the values that the GEMMs see (DIAG-02).
+"""Grid alignment: distance of the optimizer's weights from the rounded values that the GEMMs read (DIAG-02).
 
-Without master weights a weight is on its grid by construction; that is measured like everything else.
+Without master weights each weight is on its grid by construction; it is measured all the same.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from altgrad.quantization.kernel.round import ulp
 
 
 class GridAlignment(Diagnostic):
-    """|w - Q(w)| before the step: in ULPs of the scaled weight, relative to |w|, and the share that is zero.
+    """|w - Q(w)| before the step: in ULPs of the scaled weight, relative to |w|, and the share of weights where it is 0.
 
-    Rounding to nearest errs by at most half a ULP; more means weights beyond the largest finite value.
+    Rounding to nearest errs by at most half a ULP; a larger error means a weight beyond the largest finite value.
     """
 
     def measure(self, steps: Sequence[LayerStep]) -> Measured:

@@ -1,12 +1,14 @@
-"""Realised displacement: how much of what the optimizer intended over many steps has arrived in the stored weights.
+"""Realised displacement: the share of the update intended over many steps that the stored weights have made.
 
-A stall rate speaks of one step; stochastic rounding stalls most weights at every step and still moves each of them
-where it should go on average.  So the changes are summed over a window of steps before they are compared.  Sums of
-changes telescope: only the window's ends are kept, and without master weights the sum of what write-backs took away.
-Values are compared, not grid positions, so that a scale may change within a window.
+A stall rate describes one step; stochastic rounding stalls most weights in every step and still moves each of them as
+intended on average.  Therefore changes are summed over a window of steps before they are compared.  If the optimizer
+intended -0.01 in each of 10 steps for one weight and the stored value moved once by -0.08, the value is
+0.08 x 0.1 / 0.1^2 = 0.8.  A sum of changes is the difference between the ends of the window, so that only its start is
+kept, and without master weights the sum of the corrections that the write-backs made.  Values are compared, not grid
+positions, so that the scale may change within a window.
 
-What an intervention did to the weights (a rollback, a shift's rounding to other formats) is neither intended by the
-optimizer nor arrival: whoever sees that weights or formats were changed begins the window anew (`restart`).
+A change by an intervention (a rollback, a format shift's rounding) is neither intended by the optimizer nor a response
+to it: code that detects such a change calls `restart`, and the window begins anew.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ from altgrad.quantization.layers import QuantizedLinear
 class Displacement(Diagnostic):
     """<sum of stored changes, sum of intended updates> / |sum of intended updates|^2 since the last measurement.
 
-    `corrections`: without master weights the sum of Q(w') - w' over the write-backs of the window, by layer; it is
-    set to zero here when a window ends.  None with master weights.
+    `corrections`: without master weights, by layer, the sum of Q(w') - w' over the write-backs of the window; this
+    class sets it to zero when a window ends.  None with master weights.
     """
 
     def __init__(self, layers: Mapping[str, QuantizedLinear], corrections: Mapping[str, Tensor] | None) -> None:
@@ -35,7 +37,7 @@ class Displacement(Diagnostic):
         self._weight = {name: layer.weight.detach().float().clone() for name, layer in masters.items()}
 
     def restart(self) -> None:
-        """Begin the window here: what happened to the weights until now is no part of it."""
+        """Begin a new window at the present weights; earlier changes do not count."""
         for name, layer in self._layers.items():
             self._stored[name].copy_(layer.rounded_weight())
             if name in self._weight:
@@ -57,7 +59,7 @@ class Displacement(Diagnostic):
         return found
 
     def _intent(self, step: LayerStep, change: Tensor) -> Tensor:
-        """Sum of the updates that the optimizer intended in the window, which ends with it."""
+        """Sum of the updates that the optimizer intended in the window; ends the window."""
         if self._corrections is None:
             intent = step.intended - self._weight[step.name]
             self._weight[step.name].copy_(step.intended)

@@ -1,7 +1,7 @@
-"""Shadow: the gradient of the same weights on the same batch without any rounding, next to the one that is used.
+"""Shadow: the gradient of the same weights on the same batch without any rounding, compared with the real one.
 
-It answers whether a run that goes wrong is led astray by its gradients.  A shadow *model* trained apart would soon
-have other weights, and its gradient would say nothing about rounding.
+It shows whether rounding has changed the gradients of a run that fails.  A second model trained without rounding would
+soon have other weights, and the difference of the gradients would not be due to rounding alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Agreement(NamedTuple):
     def of(cls, gradient: Tensor, shadow: Tensor) -> _Agreement:
         g, s = (x.to(torch.float64, copy=True).flatten() for x in (gradient, shadow))
         products = torch.dot(g, g), torch.dot(s, s), torch.dot(g, s)
-        noise = g.sub_(s)  # in place: a large embedding's gradient exists twice in float64 as it is
+        noise = g.sub_(s)  # in place, to save memory: there are two float64 copies of each gradient already
         return cls(*products, torch.dot(noise, noise))
 
     @property
@@ -42,10 +42,10 @@ class _Agreement(NamedTuple):
 
 
 class Shadow(Diagnostic):
-    """Cosine similarity and SNR (dB; inf where equal) of the gradient against its shadow, and the shadow's loss.
+    """Cosine similarity and SNR (dB; inf if they are equal) of the gradient and its shadow, and the shadow's loss.
 
-    Per layer over its weight, for the whole model over all parameters with a gradient.  Neither `.grad` nor the
-    random state nor a buffer is changed.
+    Per layer they are taken over its weight, for the whole model over all parameters with a gradient.  `.grad`, random
+    state and buffers are left unchanged.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -80,7 +80,7 @@ class Shadow(Diagnostic):
 
 @contextmanager
 def _undisturbed(model: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Put the random state and all buffers (running statistics) back afterwards."""
+    """Context that restores the random state and all buffers (running statistics) on exit."""
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
     devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):

@@ -1,8 +1,8 @@
-"""Stable rank of each weight matrix: in how many directions it acts with weight, however many rows it has.
+"""Stable rank of each weight matrix: about the number of directions in which it acts strongly.
 
-It needs the largest singular value.  Library solvers wait for the host and refuse NaN, and power iteration from a
-vector needs that vector kept between measurements; squaring the Gram matrix needs neither, and costs a small share
-of a training step because the smaller side of the matrix counts, not the batch.
+It needs the largest singular value.  Library solvers synchronise with the host and raise on NaN, and power iteration
+from a vector would have to keep that vector between measurements.  Squaring the Gram matrix does neither, and costs a
+small share of a training step, because the cost depends on the smaller side of the matrix and not on the batch.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from torch import Tensor
 
 from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured
 
-SQUARINGS = 9  # as 2^10 power iterations: the rank comes out 0.1 % too large for a random matrix, below 1 % for any
+SQUARINGS = 9  # equals 2^10 power iterations: the rank is 0.1 % too large for a random matrix, below 1 % for any
 
 
 class StableRank(Diagnostic):
-    """|W|_F^2 / |W|_2^2 of the weight before the step; the whole model's value is the median over layers,
-    because the output head falls to nearly 1 in every healthy run."""
+    """|W|_F^2 / |W|_2^2 of the weight before the step.
+
+    The value of the whole model is the median over layers, because that of the output head falls to nearly 1 in every
+    healthy run.
+    """
 
     def measure(self, steps: Sequence[LayerStep]) -> Measured:
         ranks = {step.name: stable_rank(step.weight_before) for step in steps}

@@ -1,4 +1,4 @@
-"""Stall: the optimizer asked for a change and the stored weight did not move."""
+"""Stall: the optimizer intended a change, and the stored weight did not change."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured
 
 
 class Stall(Diagnostic):
-    """Share of weights with a non-zero update whose stored value stayed the same, and of all weights of which it did.
+    """Share of the weights with a non-zero update whose stored value did not change, and the same share of all weights.
 
-    Values are compared, not grid positions: another scale may give the same position another value.
+    Values are compared, not grid positions, because a new scale gives the same position a new value.
     """
 
     def measure(self, steps: Sequence[LayerStep]) -> Measured:

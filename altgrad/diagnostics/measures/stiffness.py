@@ -1,7 +1,7 @@
-"""Stiffness: how coarse the format is at each weight, whatever subnormals it has (DIAG-01).
+"""Stiffness: the grid spacing of the format at each weight, without the subnormal floor (DIAG-01).
 
-An update much smaller than a weight's stiffness is lost by nearest rounding; formats differ in how stiffness is
-spread over the weights: with E exponent bits it follows their size, in fixed point it is the same for all.
+Rounding to nearest loses an update that is much smaller than the weight's stiffness.  Formats differ in the stiffness
+of their weights: in floating point it is proportional to the binade of the weight, in fixed point constant.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _EXPONENT = 0x7F800000  # exponent bits of float32
 
 
 def stiffness_of(step: LayerStep) -> Tensor:
-    """2^(floor(log2 |w|) - M) of each scaled weight, in fixed point 2^-M; (out, in), 0 where w = 0: undefined.
+    """2^(floor(log2 |w|) - M) of each scaled weight w, in fixed point 2^-M; (out, in).  At w = 0, where it is undefined, 0.
 
-    Weights below 2^-126, which float32 holds as subnormals, count as zero.
+    E4M3, w = 5: 2^(2 - 3) = 0.5.  Weights below 2^-126, which are subnormal in float32, count as zero.
     """
     power = (step.scaled_weight.view(torch.int32) & _EXPONENT).view(torch.float32)
     if step.format.exponent_bits == 0:

@@ -1,6 +1,7 @@
-"""ULPs moved: how many grid positions the real optimizer step moved each stored weight (DIAG-04).
+"""ULPs moved: the number of grid positions by which the real optimizer step moved each stored weight (DIAG-04).
 
-Counted on the grid of before the step (format and scale), extended beyond its largest value, from index differences.
+It is the difference of two indices on the grid (format and scale) before the step, which is continued beyond its
+largest value (see `LayerStep.ulps_moved`).
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured
 
 
 class UlpsMoved(Diagnostic):
-    """Mean, median, largest and share of zero of the absolute moves.
+    """Mean, median, maximum and share of zeros of the absolute moves.
 
-    The median is the lower of the two middle values, so that it is a move that a weight has made.
+    Of an even number of moves the median is the lower of the two middle ones, so that it is a whole number.
     """
 
     def measure(self, steps: Sequence[LayerStep]) -> Measured:

@@ -1,4 +1,4 @@
-"""Size of the intended update next to the weight, and how much of the gradient is exactly zero."""
+"""Size of the intended update relative to the weight, and share of the gradient that is exactly zero."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured
 
 
 class UpdateSize(Diagnostic):
-    """RMS of the update that the optimizer intended over RMS of the weight before it."""
+    """RMS of the update that the optimizer intended, divided by RMS of the weight before it."""
 
     def measure(self, steps: Sequence[LayerStep]) -> Measured:
         squares = {
@@ -32,7 +32,7 @@ def _rms_ratio(squares: Tensor) -> Tensor:
 
 
 class GradientSparsity(Diagnostic):
-    """Share of the weights' gradient values that are exactly zero, most often because a rounded operand was."""
+    """Share of the weights' gradient values that are exactly zero, most often because a rounded operand is zero."""
 
     def measure(self, steps: Sequence[LayerStep]) -> Measured:
         found = Measured()

@@ -1,8 +1,8 @@
-"""What a layer's numbers look like: counts by binade, and a few values, for the `tensors` table.
+"""Distribution of a layer's weights and gradients: counts per binade, and a sample of values, for the `tensors` table.
 
-Counts by power of two suffice to say what another format would do to a tensor's range; the sample, always taken at
-the same positions, shows single values on their way.  Site `gradient` is here the gradient of the weight, as the
-optimizer saw it.
+Counts per binade are enough to tell how much of a tensor another format would lose at either end of its range.  The
+sample, always taken at the same positions, shows single values over time.  Site `gradient` means here the gradient of
+the weight, as the optimizer used it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SAMPLE = 64
 _LOWEST, _HIGHEST = -149, 127  # floor(log2 |x|) of float32 values, subnormals included
 _BINS = _HIGHEST - _LOWEST + 1
 _BIAS, _NON_FINITE_FIELD = 1023, 0x7FF  # of float64's exponent field
-_ZEROS, _NON_FINITE = _BINS, _BINS + 1  # where these are counted
+_ZEROS, _NON_FINITE = _BINS, _BINS + 1  # positions of these counts
 
 
 class Histograms:
@@ -38,7 +38,7 @@ class Histograms:
             self._positions[name] = positions.to(layer.weight.device)
 
     def measure(self, steps: Sequence[LayerStep]) -> dict[tuple[str, str], Tensor]:
-        """By layer and site: exponent counts, zeros, non-finite values, then the sample; float64, 1-d."""
+        """By layer and site a 1-d float64 tensor: counts per exponent, zeros, non-finite values, then the sample."""
         return {
             (step.name, site): torch.cat([counts(x).double(), x.flatten()[self._positions[step.name]].double()])
             for step in steps
@@ -47,7 +47,7 @@ class Histograms:
 
 
 def counts(x: Tensor) -> Tensor:
-    """How many float32 values have floor(log2 |x|) = -149 ... 127, are zero, are not finite; (279,) int64."""
+    """Numbers of float32 values with floor(log2 |x|) = -149 ... 127, of zeros, of non-finite values; (279,) int64."""
     # in float64 every float32 value but zero is normal: its exponent field is its exponent
     field = (x.flatten().double().view(torch.int64) >> 52) & _NON_FINITE_FIELD
     by_field = torch.zeros(_NON_FINITE_FIELD + 1, dtype=torch.int64, device=x.device)
@@ -56,7 +56,7 @@ def counts(x: Tensor) -> Tensor:
 
 
 def row(values: Sequence[float]) -> dict[str, Any]:
-    """The columns of the `tensors` table from what `Histograms.measure` gave, on the host."""
+    """The columns of the `tensors` table, from the values of `Histograms.measure` on the host."""
     exponents = [int(value) for value in values[:_BINS]]
     filled = [place for place, count in enumerate(exponents) if count] or [0]
     return {

@@ -1,1 +1,1 @@
-"""From a config to a results folder: the runner, its checkpoints, and what a run says of itself."""
+"""From a config to a results folder: the runner, its checkpoints, and the provenance that it records."""

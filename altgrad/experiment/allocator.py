@@ -1,7 +1,8 @@
-"""Keeps freed memory in the process, because every step asks for the same amounts again.
+"""Keeps freed memory in the process, because every step allocates the same sizes again.
 
-glibc hands the memory of large tensors back to the system when they are freed and takes fresh pages for the next ones:
-one to two thousand page faults in each step of a 0.5M-parameter model, ten thousand at 26M, a tenth of the step's time.
+glibc returns the memory of large tensors to the system when they are freed, and the next allocation faults in new
+pages: one to two thousand page faults per step of a 0.5M-parameter model, ten thousand at 26M, a tenth of the step's
+time.
 """
 
 from __future__ import annotations

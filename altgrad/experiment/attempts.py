@@ -1,4 +1,4 @@
-"""What an earlier attempt at a run left in its folder."""
+"""Checks of a folder in which an earlier attempt of a run may have left results."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from altgrad.training.compile.policy import How
 
 
 class AnotherRunError(ConfigError):
-    """A folder whose run started from something else: nothing in it was touched."""
+    """The folder holds a run with another start; nothing in it was changed."""
 
 
 def next_attempt(folder: Folder, config: TrainConfig) -> tuple[int, How | None]:
-    """Number of the attempt that starts now, and how the one before it was compiled (None where there was none).
+    """(number of the attempt that starts now, how the attempt before it was compiled); (0, None) for the first.
 
-    Raises ConfigError for the folder of a run that has ended, has another config or whose `run.json` cannot be used.
+    Raises ConfigError if the run in the folder has ended or has another config, or if its `run.json` is unusable.
     """
     try:
         info = read_start(folder)
@@ -38,9 +38,9 @@ def next_attempt(folder: Folder, config: TrainConfig) -> tuple[int, How | None]:
 
 
 def another_start(folder: Folder, started: Mapping[str, Any]) -> str | None:
-    """What differs, in one line, where a folder's run began with other weights or data than `started`, else None.
+    """One line that names the difference if the folder's run began with other weights or data, else None.
 
-    started: what `run.json` would say.  Going on would join two runs into one curve.
+    started: the contents of `run.json` for the present start.  Continuing would join two runs into one curve.
     """
     difference = other_beginning(read_start(folder), started)
     if difference is None:

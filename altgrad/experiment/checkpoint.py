@@ -1,6 +1,6 @@
-"""Checkpoints that are complete or absent, that verify themselves, and that load without unpickling code.
+"""Checkpoints that are complete or absent, can be verified, and load without unpickling code.
 
-A file's name carries a digest of its content: a truncated or flipped one is recognised, and the one before is used.
+The file name contains a digest of the content: a truncated or altered file is detected, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KEPT = 2
 
 
 def save_checkpoint(folder: Folder, step: int, state: dict[str, Any]) -> str:
-    """Write a checkpoint of `step`, keep the newest `KEPT`, return its file name."""
+    """Write the checkpoint of a step, delete all but the newest `KEPT`, and return its file name."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
@@ -31,7 +31,7 @@ def save_checkpoint(folder: Folder, step: int, state: dict[str, Any]) -> str:
 
 
 def load_checkpoint(folder: Folder) -> tuple[dict[str, Any] | None, list[str]]:
-    """(newest state that verifies, or None; names of newer checkpoints that were corrupt)."""
+    """(newest state whose digest is right, or None; names of newer checkpoints that are corrupt)."""
     corrupt: list[str] = []
     for name in _names(folder):
         content = folder.read_bytes(name)

@@ -1,8 +1,8 @@
-"""NVIDIA's management library (NVML): what GPUs there are, how full and how busy they are.
+"""Reads number, memory and load of the GPUs from NVIDIA's management library (NVML).
 
-It ships with the driver and answers in microseconds without a CUDA context and without torch, so that planning can
-ask for a GPU's memory and a training loop for its load without waiting for the device.  Where there is no driver
-there are no GPUs: nothing here raises for that, nor where its binding (nvidia-ml-py) is not installed.
+NVML ships with the driver and answers in microseconds without a CUDA context and without torch, so that planning can
+read a GPU's memory, and a training loop its load, without synchronising with the device.  If there is no driver or its
+binding (nvidia-ml-py) is not installed, no GPU is reported and nothing is raised.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU of this machine; `memory` in bytes, None where it is cut into MIG slices of sizes of their own."""
+    """A GPU of this machine; `memory` in bytes, None if it is unknown or divided into MIG slices."""
 
     name: str
     memory: int | None
@@ -24,14 +24,14 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Load:
-    """What the whole GPU does, whoever does it: share of time with a kernel running, and bytes in use."""
+    """Load of a whole GPU by all processes: share of time with a kernel running, and bytes of memory in use."""
 
     utilisation: float
     memory: int
 
 
 def gpus() -> list[Gpu]:
-    """The GPUs that the driver knows; none where there is no driver."""
+    """The GPUs that the driver knows; empty without a driver."""
     nvml = _library()
     if nvml is None:
         return []
@@ -44,7 +44,7 @@ def gpus() -> list[Gpu]:
 
 
 def load(uuid: str) -> Load | None:
-    """What the GPU of that UUID (`GPU-...`) does at the moment; None where NVML does not say."""
+    """The present load of the GPU with that UUID (`GPU-...`); None if NVML cannot tell."""
     nvml = _library()
     if nvml is None:
         return None
@@ -56,7 +56,7 @@ def load(uuid: str) -> Load | None:
 
 
 def _gpu(nvml: ModuleType, handle: Any) -> Gpu:
-    """Its name and memory, each as far as the driver says."""
+    """Name and memory of a GPU; "GPU" and None for what the driver does not report."""
     name, memory = "GPU", None
     with suppress(nvml.NVMLError):
         name = nvml.nvmlDeviceGetName(handle)
@@ -67,7 +67,7 @@ def _gpu(nvml: ModuleType, handle: Any) -> Gpu:
 
 
 def _is_cut(nvml: ModuleType, handle: Any) -> bool:
-    """Whether the GPU is in MIG mode; older GPUs do not know the question."""
+    """Whether the GPU is in MIG mode; False for older GPUs, for which the query is an error."""
     try:
         now, _ = nvml.nvmlDeviceGetMigMode(handle)
     except nvml.NVMLError:
@@ -77,7 +77,7 @@ def _is_cut(nvml: ModuleType, handle: Any) -> bool:
 
 @cache
 def _library() -> ModuleType | None:
-    """NVML, initialised for the life of the process; None where there is no driver or no binding."""
+    """NVML, initialised for the life of the process; None without a driver or the binding."""
     try:
         import pynvml
     except ModuleNotFoundError:

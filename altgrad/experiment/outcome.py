@@ -1,4 +1,4 @@
-"""What a run tells its caller, while it goes on and when it has ended."""
+"""Reports of a run to its caller, and its result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from altgrad.storage.folder import Folder
 
 @dataclass(frozen=True)
 class Report:
-    """What a run tells its caller: the records of the steps since the last report, and where it stands."""
+    """A report of a run to its caller: the records since the last report (`rows`), and the present status."""
 
     step: int
     max_steps: int
@@ -23,7 +23,7 @@ class Report:
 
 @dataclass(frozen=True)
 class ExperimentResult:
-    """How a run ended; losses in nats.  A loss that was not measured is None."""
+    """The end of a run; losses in nats for the built-in model.  A loss that was not measured is None."""
 
     run: str
     folder: Folder
@@ -37,7 +37,7 @@ class ExperimentResult:
 
 
 class LossSummary:
-    """Final, best and validation loss of a run so far; None where none was finite or measured."""
+    """Final, best finite and newest validation loss of a run so far; None if there was none."""
 
     def __init__(self) -> None:
         self.final: float | None = None

@@ -1,7 +1,7 @@
-"""What a run takes of its machine: CPU, memory, and the load of its GPU, for the records.
+"""Measures the CPU time, memory and GPU load of a run, for its records.
 
-All of it is read from the kernel and the driver, never from the device: sampling waits for no GPU and starts no
-process.  What cannot be read here (no /proc, no NVML, no GPU) is absent.
+The numbers come from the kernel and the driver: sampling neither synchronises with a GPU nor starts a process.  A
+number that cannot be read (no /proc, no NVML, no GPU) is absent.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _MIB = 2**20
 
 
 class ProcessUsage:
-    """Samples this process and the GPU that it trains on.  The first sample counts from construction."""
+    """Samples this process and the GPU on which it trains; the first sample covers the time since construction."""
 
     def __init__(self, device: torch.device) -> None:
         self._gpu = _uuid(device)
         self._wall, self._cpu = time.monotonic(), time.process_time()
 
     def sample(self) -> dict[str, float]:
-        """Metrics by name: CPU use since the last sample, everything else at this moment."""
+        """Metrics by name: CPU use since the last sample, all others at this moment."""
         wall, cpu = time.monotonic(), time.process_time()
         found: dict[str, float] = {}
         if wall > self._wall:
@@ -41,5 +41,5 @@ class ProcessUsage:
 
 
 def _uuid(device: torch.device) -> str | None:
-    """The GPU's name for NVML, whose numbering is not that of CUDA; None on a CPU."""
+    """The UUID by which NVML, which numbers GPUs differently from CUDA, finds the GPU; None on a CPU."""
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None

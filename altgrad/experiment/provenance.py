@@ -1,4 +1,4 @@
-"""Where a run comes from: what `run.json` says besides its config, so that a result can be traced and repeated."""
+"""Provenance of a run: the entries of `run.json` besides its config, so that a result can be traced and repeated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from altgrad.training.trainer import Trainer
 
 
 def provenance(trainer: Trainer) -> dict[str, Any]:
-    """Versions, machine, how the step is computed, and hashes of the initial weights and of the batches."""
+    """Versions, machine, execution of the step (compiled, threads), and hashes of initial weights and batches."""
     return {
         "versions": {"altgrad": __version__, "python": platform.python_version(), "torch": torch.__version__},
         "git_commit": _git_commit(),
@@ -38,9 +38,9 @@ def provenance(trainer: Trainer) -> dict[str, Any]:
 
 
 def coverage(trainer: Trainer) -> Coverage | None:
-    """The share of the model's matrix products that is rounded, on its first held-out batch; None on `meta`.
+    """Measure the rounded share of the model's matrix products on the first held-out batch; None on `meta`.
 
-    A held-out batch, because those are the same at every call: the training's are not touched before its first step.
+    A held-out batch is used because `Batches.validation` may be called at any time without affecting the training.
     """
     batches = trainer.batches.validation()
     if not batches:
@@ -50,7 +50,7 @@ def coverage(trainer: Trainer) -> Coverage | None:
 
 
 def _git_commit() -> str | None:
-    """Commit of the checkout this file belongs to; None where it is not one, as in another project's environment."""
+    """Commit of the git checkout that contains this file; None if it is installed elsewhere."""
     this = Path(__file__)
     if _git(this.parent, "ls-files", this.name) is None:
         return None
@@ -66,7 +66,7 @@ def _git(folder: Path, *words: str) -> str | None:
 
 
 def _device_name(device: torch.device) -> str:
-    """What torch calls the device, and its hardware: `cuda (NVIDIA H100)`, `cpu (x86_64)`."""
+    """Torch's name of the device with its hardware: `cuda (NVIDIA H100)`, `cpu (x86_64)`."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({platform.processor() or platform.machine()})"

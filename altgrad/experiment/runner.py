@@ -1,10 +1,11 @@
-"""One run from config to results folder: the trainer's records, the collapse detector, checkpoints and the report.
+"""Runs one config into a results folder: training, collapse detection, checkpoints and the failure report.
 
-Self-contained: it makes its own Trainer, and needs nothing but a folder.  Started again on the folder of a run that
-was cut off it goes on from the newest checkpoint that verifies, as a further attempt.
+The runner makes its own Trainer and needs only a folder.  If it is started again on the folder of an interrupted run,
+it continues from the newest intact checkpoint, as a further attempt.
 
-In a process group (see `ranks`) every rank runs this with the same arguments.  The first alone touches the folder and
-reports; what it reads there (checkpoint, stop request, baseline) it tells the others, so that all go the same way.
+In a process group (see `kernel.ranks`) every rank runs this with the same arguments.  Only the first rank reads and
+writes the folder and reports; it sends what it reads (checkpoint, stop request, baseline) to the others, so that all
+make the same decisions.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ from altgrad.training.trainer import StepOutcome, Trainer
 class FormatExperimentRunner:
     """Runs one config and writes its results folder.
 
-    report: called every `report_interval` steps and at the end, after everything of those steps was handed to the
-    writer.  baseline: training loss by step of the baseline run, where its curve is known beforehand; baseline_start:
-    its `run.json`: a baseline that began with other weights or data gives no gap, and `run.json` says why.
-    announce: told before the first step which share of the model is rounded, in a sentence.
-    resources: what the run holds of its machine, for run.json.  group: see `Lease`.
+    report: called every `report_interval` steps and at the end, after the rows of those steps were given to the writer.
+    baseline: training loss by step of the baseline run, if its curve is known beforehand.
+    baseline_start: the baseline's `run.json`; if it began with other weights or data, there is no gap to it, and the
+    `run.json` of this run names the difference.
+    announce: called once before the first step, with a sentence about the rounded share of the model.
+    resources: CPUs and GPUs reserved for the run, for run.json.  group: see `Lease`.
     model, batches, runs_alike: see `Trainer`.
     """
 
@@ -91,7 +93,7 @@ class FormatExperimentRunner:
     def run(self) -> ExperimentResult:
         """Train to the end, to a collapse, or to an exception, which is recorded (status `failed`) and raised.
 
-        Raises LeaseHeld, recording nothing, where another process trains in the folder.
+        Raises LeaseHeld, and records nothing, if another process trains in the folder.
         """
         if self._ranks.first:
             self._lease = Lease.take(self.folder, self._group, wait=self._group is not None)
@@ -129,17 +131,17 @@ class FormatExperimentRunner:
                 self._one_step(trainer, detector, writer)
             return self._finish(trainer, detector, writer)
         except (AnotherRunError, LeaseHeld):
-            raise  # the folder tells of another run, or is another process's now
+            raise  # nothing is recorded: the folder belongs to another run or process
         except Exception as error:  # recorded for the reader of the folder, then raised for the caller
             if not self._ranks.alone and lost_another_rank(error):
-                raise  # the run has not failed by itself, and whoever started the ranks knows why they are gone
+                raise  # not recorded: the run itself has not failed, and the launcher knows why the rank is gone
             reason = " ".join(str(error).split()) or type(error).__name__
             summary = {"error": f"{type(error).__name__}: {reason}", "traceback": traceback.format_exc()}
             self._record_failure(writer, summary)
             raise
 
     def _record_failure(self, writer: RunWriter, summary: Mapping[str, Any]) -> None:
-        """The end record of a failed run, at once or not at all: it may be its storage that failed."""
+        """Write the end record of a failed run without waiting, because storage may be the cause of the failure."""
         with suppress(OSError):
             if self.folder.patient(0).has("run.json"):
                 writer.end("failed", None, summary, patience=0)
@@ -193,9 +195,9 @@ class FormatExperimentRunner:
             writer.event(event.step, event.kind, **event.detail)
 
     def _checkpoint(self, trainer: Trainer, detector: CollapseDetector, writer: RunWriter) -> None:
-        """Flush first: a checkpoint must not be ahead of the rows that a restored run will not write again.
+        """Write a checkpoint, after flushing: a restored run does not write rows before its checkpoint again.
 
-        Storage that refuses costs this checkpoint, not the run; one that keeps refusing fails it.
+        If storage refuses the write, this checkpoint is skipped; if it keeps refusing, the run fails.
         """
         state = {
             "trainer": trainer.state_dict(),
@@ -259,11 +261,11 @@ class FormatExperimentRunner:
         return trainer.step_number >= self.config.max_steps or self._collapsed(detector) or self._stop is not None
 
     def _stop_request(self) -> Mapping[str, Any] | None:
-        """A request to stop this run or its sweep, known to all ranks at the same step."""
+        """A request to stop this run or its sweep, which all ranks get at the same step; None if there is none."""
         return self._ranks.from_first(self._find_stop_request)
 
     def _find_stop_request(self) -> Mapping[str, Any] | None:
-        """The request in the folders; one that storage hides for the moment is found later."""
+        """The stop request in the run's or the sweep's folder; None also if storage cannot be read at the moment."""
         folder = self.folder.patient(0)
         try:
             return stop_request(folder, None if self._sweep is None else folder.parent)
@@ -274,7 +276,7 @@ class FormatExperimentRunner:
         return self.config.stop_on_collapse and detector.verdict is not None
 
     def _info(self, trainer: Trainer) -> dict[str, Any]:
-        """What run.json says of a run before its first step."""
+        """The contents of run.json, which is written before the first step."""
         covered = coverage(trainer)
         if covered is not None and self._announce is not None and self._ranks.first:
             self._announce(covered.sentence())

@@ -1,4 +1,4 @@
-"""What a person sees while one run trains on a terminal."""
+"""Progress of a single run on the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class TrainingProgress:
-    """A progress bar with the newest loss; plain lines where the output is no terminal."""
+    """A progress bar with the newest loss; plain lines if the output is not a terminal."""
 
     def __init__(self, console: Console, max_steps: int) -> None:
         self._console = console
@@ -38,12 +38,12 @@ class TrainingProgress:
             self._console.print(f"step {report.step}/{report.max_steps}  loss {loss}")
 
     def announce(self, sentence: str) -> None:
-        """Show a sentence as it is."""
+        """Print a sentence unchanged, without line breaks or markup."""
         self._console.print(sentence, soft_wrap=True, markup=False, highlight=False)
 
     @staticmethod
     def summary(result: ExperimentResult) -> str:
-        """How the run ended, and where to look."""
+        """A text about how the run ended and where its results are."""
         loss = (
             "no validation loss" if result.final_validation_loss is None else f"{result.final_validation_loss:.4f} nats"
         )

@@ -1,7 +1,6 @@
-"""Text as tokens, and batches that are a function of (seed, step) alone.
+"""Text as tokens, and batches that depend only on (seed, step).
 
-Stateless batches make every format see the same data, and a resumed run go on where it was, without any position to
-store.
+Because batches have no state, every format is trained on the same data, and a resumed run needs no stored position.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Batches(Protocol):
-    """Training data of a run.  Your own: any object with these members."""
+    """Training data of a run; any object with these members will do."""
 
-    vocabulary: int | None
+    vocabulary: int | None  # number of token ids; None if the inputs are not token ids
 
     def training(self, step: int) -> Batch:
         """(inputs, targets) of a step, on the CPU; the same for every format."""
@@ -38,13 +37,16 @@ class Batches(Protocol):
         ...
 
     def digest(self) -> str:
-        """A hash that differs where the data or their order differ."""
+        """A hash that changes if the data or their order change."""
         ...
 
 
 @dataclass(frozen=True)
 class Source:
-    """What was taken from `data`, for people and for run.json.  `token_dtype`: of ids on disk; None: bytes of text."""
+    """Description of the data that was read, for people and for run.json.
+
+    `token_dtype`: that of token ids on disk; None: the tokens are the bytes of a text.
+    """
 
     data: str
     files: int
@@ -67,7 +69,7 @@ class Source:
 class Corpus:
     """Tokens split into training and validation text; vocabulary = number of token ids.
 
-    digest: hash of all tokens where they are too many to read at every start.
+    digest: a hash of all tokens that was computed earlier, for data too large to read at every start; else "".
     """
 
     training: np.ndarray
@@ -78,7 +80,7 @@ class Corpus:
 
 
 class TextBatches:
-    """Random windows of a corpus; inputs and targets (batch_size, block_size) int64, shifted by one."""
+    """Random windows of a corpus: inputs, and targets one token later, each (batch_size, block_size) int64."""
 
     def __init__(self, corpus: Corpus, config: TrainConfig, block_size: int) -> None:
         for name, tokens in (("training", corpus.training), ("validation", corpus.validation)):
@@ -124,7 +126,7 @@ class TextBatches:
 
 
 def load_corpus(config: TrainConfig) -> Corpus:
-    """The corpus named by `config.data`.  Raises ConfigError where it is missing, empty, or neither text nor tokens."""
+    """The corpus named by `config.data`.  Raises ConfigError if it is missing, empty, or neither text nor tokens."""
     files = layout_of(config)
     if files is None:
         text = read_text(config)
@@ -155,6 +157,6 @@ def _source(config: TrainConfig, training: np.ndarray, validation: np.ndarray, *
 
 
 def _split(tokens: np.ndarray, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The last `validation_fraction` is held out."""
+    """(training tokens, held-out tokens): the last `validation_fraction` is held out."""
     held_out = max(1, round(len(tokens) * config.validation_fraction))
     return tokens[:-held_out], tokens[-held_out:]

@@ -1,7 +1,7 @@
 """A GPT in plain PyTorch: pre-norm blocks, GELU, SDPA, GPT-2 initialisation.
 
-Nothing in it knows about number formats: `quantize_model` swaps its linear layers afterwards, as it does for any
-other model, so that the FP32 run is this model and nothing else.
+It contains nothing about number formats: `quantize_model` replaces its linear layers afterwards, as in any other model,
+so that the FP32 run is exactly this model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional
 from altgrad.config.gpt_sizes import GPTShape
 from altgrad.config.train_config import TrainConfig
 
-_KIND: dict[str, Any] = {"dtype": torch.float32}  # of every parameter, whatever torch's default is
+_KIND: dict[str, Any] = {"dtype": torch.float32}  # of every parameter; torch's default dtype may differ
 
 
 class Attention(nn.Module):
@@ -34,7 +34,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU between, four times as wide inside."""
+    """Two linear layers with a GELU between them; the hidden width is four times the model's."""
 
     def __init__(self, shape: GPTShape) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class GPT(nn.Module):
             self.lm_head.weight = self.wte.weight
 
     def _initialise(self, n_layer: int) -> None:
-        """Normal(0, 0.02), residual projections smaller by sqrt(2 layers), biases 0 (Radford et al. 2019)."""
+        """Normal(0, 0.02), residual projections divided by sqrt(2 n_layer), biases 0 (Radford et al. 2019)."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -96,7 +96,7 @@ class GPT(nn.Module):
 
 
 def build_gpt(config: TrainConfig, vocabulary: int) -> GPT:
-    """The config's GPT on the CPU, its weights a function of `config.seed` alone, whatever the format."""
+    """The config's GPT on the CPU; its weights depend on the sizes and `config.seed`, but not on the format."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return GPT(config.shape, vocabulary, config.tied_head)

@@ -11,7 +11,7 @@ from altgrad.config.train_config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Rate of a step (from 1): linear warm-up, then constant, or a cosine down to a share of the peak."""
+    """Learning rate of a step (counted from 1): linear warm-up, then constant or a cosine to a share of the peak."""
     if step <= config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
     if config.schedule == "constant":
@@ -22,7 +22,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only; fused, which updates all parameters in one pass."""
+    """AdamW with weight decay on parameters of two or more dimensions only; fused: one pass updates all parameters."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},

@@ -1,4 +1,4 @@
-"""Where a trainer starts: on which device, with which weights, and alike on all ranks."""
+"""Checks before the first step: the device exists, and all ranks have the same weights and batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from altgrad.quantization.kernel.ranks import Ranks
 
 
 def device_named(name: str) -> torch.device:
-    """The device of a config; `auto` takes a GPU where there is one.  Raises ValueError where it does not exist."""
+    """The device that a config names; `auto` is a GPU if there is one.  Raises ValueError if it does not exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -22,9 +22,9 @@ def device_named(name: str) -> torch.device:
 
 
 def check_device(resources: Mapping[str, float], name: str) -> None:
-    """Raises ConfigError where a run that holds GPUs of its machine would train on the CPU all the same.
+    """Raise ConfigError if a run has reserved GPUs (`resources`) but would train on the CPU.
 
-    A driver may count GPUs that this torch cannot use: a build without CUDA, or one too new for the driver.
+    It would if torch cannot use the GPUs that the driver counts: its build has no CUDA, or is too new for the driver.
     """
     gpus = resources.get("gpus", 0)
     if gpus > 0 and device_named(name).type == "cpu":
@@ -36,7 +36,7 @@ def check_device(resources: Mapping[str, float], name: str) -> None:
 
 
 def hash_weights(model: nn.Module) -> str:
-    """Hash of the parameters by name, before anything is rounded."""
+    """Hash of all parameters with their names; called before anything is rounded."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(name.encode() + parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -44,7 +44,7 @@ def hash_weights(model: nn.Module) -> str:
 
 
 def check_alike(ranks: Ranks, device: torch.device, weights: str, batches: str) -> None:
-    """Ranks must start from the same weights and batches (by their hashes).  Raises ValueError."""
+    """Raise ValueError if the ranks have different initial weights or batches (hashes), or all name one GPU."""
     if ranks.alone:
         return
     if device.index is not None:

@@ -1,7 +1,7 @@
-"""The rounding counts of all sites: gathered in one transfer per step, turned into rates and `layers` rows.
+"""Reads the rounding counts of all sites in one transfer per step, and computes rates and `layers` rows from them.
 
-Over several ranks they are added up, and the largest amax counts, in one collective together with the loss: every rank
-then decides on the same numbers.
+With several ranks one collective combines counts (sums), amax and scale (maxima) and the loss (mean), so that every
+rank decides on the same numbers.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from altgrad.quantization.write_back import WriteBack
 
 LayerRow = dict[str, Any]
 _USES = COUNTERS.index("uses")
-_LARGEST = ("amax", "scale")  # the other counts add up over ranks
+_LARGEST = ("amax", "scale")  # combined over ranks by the maximum; the other counts are added
 
 
 class SiteCounts:
-    """Reads what every site counted in the last forward and backward pass.  A site that was not used is absent.
+    """Reads the counts of every site for the last forward and backward pass; a site that was not used is absent.
 
-    `of_all_ranks`: what was last read, as tensors.
+    `of_all_ranks`: the counts that were read last, as tensors.
     """
 
     def __init__(self, quantized: QuantizedModel, ranks: Ranks) -> None:
@@ -37,7 +37,7 @@ class SiteCounts:
         self._values: dict[SiteKey, list[float]] = {}
 
     def read(self, loss: Tensor, others: Tensor) -> tuple[float, list[float]]:
-        """(loss, `others`) as numbers, together with all sites' counts: the step's one transfer to the host.
+        """Read loss, `others` and all sites' counts in the step's one transfer to the host; return (loss, `others`).
 
         loss: 0-d, of this rank's rows; the mean over ranks is returned.  others: 1-d, the same on every rank.
         """
@@ -55,13 +55,13 @@ class SiteCounts:
         return loss_value, numbers[: len(others)]
 
     def _over_ranks(self, head: Tensor, used: Mapping[SiteKey, Tensor]) -> tuple[Tensor, dict[SiteKey, Tensor]]:
-        """Loss, others and counts of the global batch; a site that no rank used comes out as zeros."""
+        """(loss and others, counts) of the global batch; a site that no rank used has zeros."""
         width, nothing = len(COUNTERS), head.new_zeros(len(COUNTERS))
         sites: list[SiteKey] = [(name, site) for name, layer in self._quantized.layers.items() for site in layer.sites]
         counts = [used.get(key, nothing) for key in sites]
         head = torch.cat([head[:1] / self._ranks.size, head[1:]])
         largest = [False] + [True] * (len(head) - 1)
-        for _, site in sites:  # every rank rounds the same weight: it counts once
+        for _, site in sites:  # every rank rounds the whole weight: its counts are not added
             largest += [tensor_of(site) == "weight" or name in _LARGEST for name in COUNTERS]
         combined = self._ranks.combine(
             torch.cat([head, *counts]), torch.tensor(largest, dtype=torch.bool, device=head.device)
@@ -70,15 +70,17 @@ class SiteCounts:
         return combined[: len(head)], dict(zip(sites, rows, strict=True))
 
     def rates(self, only: SiteName | None = None) -> dict[str, float]:
-        """Overflow, underflow and saturation rates over all sites of what was last read; `only`: over those of one
-        tensor's operands."""
+        """Overflow, underflow and saturation rates of the counts read last, over all sites.
+
+        only: over the sites of this tensor alone.
+        """
         values = [value for (_, site), value in self._values.items() if only in (None, tensor_of(site))]
         return _rates([sum(column) for column in zip(*values, strict=True)]) if values else {}
 
     def rows(
         self, step: int, diagnosed: Iterable[Mapping[str, Any]], write_back: WriteBack | None
     ) -> list[Mapping[str, Any]]:
-        """Rows of the `layers` table: each site's counts, joined with what the diagnostics found there."""
+        """Rows of the `layers` table: the rates of each site, joined with the diagnostics' values of that site."""
         rows: dict[tuple[str, str], LayerRow] = {}
         sites = list(self._values.items())
         if write_back is not None and write_back.counts:
@@ -95,7 +97,7 @@ class SiteCounts:
 
 
 def _rates(counts: Sequence[float]) -> dict[str, float]:
-    """Shares of the non-zero values; nothing where there was none."""
+    """Shares of the non-zero values; empty if there was none."""
     nonzero, overflow, underflow, saturated = counts[:4]
     if not nonzero:
         return {}

@@ -1,10 +1,10 @@
-"""The training loop: one step at a time, yielding what was measured, knowing no file, no Ray and no logger.
+"""The training loop: it trains one step per call and returns the measurements; it uses no file, no Ray and no logger.
 
     batch -> forward -> loss -> backward -> interventions -> optimizer.step -> write-back -> measurements -> record
 
-Everything that decides about a step is read in one transfer between backward and the optimizer step: the loss, the
-gradient norm and the rounding counts of every site.  A device is synchronised once per step, not once per number.
-On several ranks (see `ranks`) each takes its rows of the batch, and all decide alike.
+All numbers that decide about a step (the loss, the gradient norm, the rounding counts of every site) are read in one
+transfer between backward and the optimizer step, so that the device is synchronised once per step and not once per
+number.  With several ranks (see `kernel.ranks`) each takes its rows of the batch, and all make the same decisions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from altgrad.training.weight_watch import ForeignChanges, StepRandom, WeightWatc
 
 @dataclass
 class StepOutcome:
-    """What one step left: its record (metrics by name), rows of the `layers` and `tensors` tables, and events."""
+    """Results of one step: its record (metrics by name), rows of the `layers` and `tensors` tables, and events."""
 
     record: dict[str, float]
     layers: list[Mapping[str, Any]] = field(default_factory=list)
@@ -51,10 +51,10 @@ class StepOutcome:
 class Trainer:
     """Trains one model under one config.
 
-    Without `model` the config's GPT, without `batches` the config's text.  Your own model: any module whose call
-    `model(inputs, targets)` is the loss (0-d); it is quantised in place.  Your own data: see `Batches`.
-    `runs_alike`, `compiled_before`: see `StepLoss` (`earlier`).
-    In a process group, which the caller has joined, all ranks train this run together on its batches.
+    `model`: any module whose call `model(inputs, targets)` returns the loss (0-d); it is quantised in place.  None: the
+    config's GPT.  `batches`: the data (see `Batches`); None: the config's text.
+    `runs_alike`, `compiled_before`: see `StepLoss` (there `runs_alike`, `earlier`).
+    If the caller has joined a process group, all its ranks train this run together.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Trainer:
             model = build_gpt(config, batches.vocabulary)
         self.initial_weights_hash = hash_weights(model)
         self.model = model.to(self.device)
-        if not model.training:  # else whoever made it may have frozen parts of it in evaluation mode
+        if not model.training:  # a model in training mode is left alone: parts of it may be frozen in evaluation mode
             model.train()
         self.quantized = quantize_model(model, config)
         self.layers = self.quantized.layers
@@ -87,7 +87,7 @@ class Trainer:
             self.quantized.share()
         check_alike(self.ranks, self.device, self.initial_weights_hash, self.batches.digest())
         self.optimizer = build_optimizer(model, config)
-        # in the model's order, as a plain loop clips them: the last bit of the norm depends on it
+        # in the model's order, as in a plain training loop: the last bit of the gradient norm depends on the order
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._write_back = self.quantized.write_back
         self._counts = SiteCounts(self.quantized, self.ranks)
@@ -104,7 +104,7 @@ class Trainer:
 
     @property
     def compiled(self) -> How:
-        """How the forward and backward pass is run: eager, whole (one graph) or blocks; `compile_reason` says why."""
+        """How the forward and backward pass runs: "eager", "whole" (one graph) or "blocks"; see `compile_reason`."""
         return self._loss.how
 
     @property
@@ -136,7 +136,7 @@ class Trainer:
         return outcome
 
     def _step(self) -> tuple[StepOutcome, int]:
-        """The step, and the number of its tokens."""
+        """(outcome of the step, number of its tokens)."""
         step, config = self.step_number, self.config
         self._random.seed("batch", config.seed, step)
         batch = self.batches.training(step)
@@ -154,7 +154,7 @@ class Trainer:
         if measuring and state.finite:
 
             def loss_again() -> Tensor:
-                self._seed_masks()  # the shadow drops what the step dropped
+                self._seed_masks()  # the shadow's dropout repeats the step's masks
                 return self.model(inputs, targets)
 
             self._diagnostics.before_step(MeasuredStep(step, self.layers, loss_again, self.ranks))
@@ -172,16 +172,16 @@ class Trainer:
         return outcome, len(batch[0]) if batch[0].is_floating_point() else batch[0].numel()
 
     def _seed_masks(self) -> None:
-        """Random numbers of this step's forward pass (dropout): other ones on every rank, since its rows are others."""
+        """Seed the random numbers of this step's forward pass (dropout), differently on each rank."""
         self._random.seed("forward", self.config.seed, self.step_number, self.ranks.rank)
 
     def _notice_changes(self) -> None:
-        """What an intervention or the caller did to weights or formats is not the optimizer's doing."""
+        """Tell the diagnostics if an intervention or the caller has changed weights or formats."""
         if self._changes.found():
             self._diagnostics.weights_were_changed()
 
     def _on_device(self, part: Tensor) -> Tensor:
-        """A batch's tensor where the model is; only from pinned memory does a copy not wait for the device."""
+        """A batch's tensor on the model's device; it is pinned first, because other copies synchronise."""
         if self.device.type == "cuda" and part.device.type == "cpu":
             part = part.pin_memory()
         return part.to(self.device, non_blocking=True)
@@ -193,7 +193,10 @@ class Trainer:
         return loss.detach()
 
     def _add_up_gradients(self) -> list[Tensor]:
-        """Make every `.grad` that of the global batch; on how many ranks each was there, nothing where it is known."""
+        """Replace every `.grad` by that of the global batch.
+
+        Returns, as a list of one tensor, the number of ranks on which each gradient existed; with one rank, nothing.
+        """
         if self.ranks.alone:
             return []
         gradients, there = self.ranks.add_up([p.grad for p in self._parameters], self._parameters)
@@ -207,7 +210,7 @@ class Trainer:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         loss_value, (norm_value, *on_ranks) = self._counts.read(loss, torch.cat([norm.reshape(1), *there]))
         for parameter, count in zip(self._parameters, on_ranks, strict=False):
-            if not count:  # no rank's rows reached it: the optimizer leaves it alone, as it does in one process
+            if not count:  # no rank's rows reached this parameter: as in one process the optimizer must skip it
                 parameter.grad = None
         record = {"step": step, "loss": loss_value, "gradient_norm": norm_value, **self._counts.rates()}
         overflow = self._counts.rates("gradient").get("overflow_rate")
@@ -217,7 +220,7 @@ class Trainer:
         return state
 
     def _update(self, state: StepState, outcome: StepOutcome, *, measuring: bool) -> None:
-        """Clip, move the optimizer, write back, and measure around it."""
+        """Clip, take the optimizer step, write weights back to their grid, and measure around it."""
         self._notice_changes()
         if self.config.gradient_clip:
             state.limit_norm(self.config.gradient_clip)
@@ -235,9 +238,9 @@ class Trainer:
 
     @torch.no_grad()
     def validation_loss(self) -> float:
-        """Mean loss over the held-out batches (nats), with the formats of the moment.
+        """Mean loss over the held-out batches (nats for the built-in model), with the present formats.
 
-        Every rank evaluates all of them, as one process would: their number of rows need not divide among ranks.
+        Every rank evaluates all batches, because their number of rows need not be a multiple of the number of ranks.
         """
         total, count = torch.zeros((), dtype=torch.float32, device=self.device), 0
         with self._random.borrowed(), full_precision_sums(), evaluating(self.model):
@@ -256,7 +259,7 @@ class Trainer:
         record["tokens_per_second"] = tokens / seconds
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on; tensors, numbers and strings only."""
+        """The complete state on which the next step depends; tensors, numbers and strings only."""
         return {
             "step": self.step_number,
             "tokens": self.tokens,
@@ -269,7 +272,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken, bit for bit on the same machine."""
+        """Restore a `state_dict`: on the same machine training continues bit for bit."""
         self.step_number, self.tokens = state["step"], state["tokens"]
         self.elapsed_seconds = state["elapsed_seconds"]
         self.model.load_state_dict(state["model"])

@@ -1,4 +1,4 @@
-"""What surrounds one optimizer step: copies of the weights, who else changed them, and its random numbers."""
+"""Helpers around one optimizer step: copies of the weights, detection of other changes, and random numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from altgrad.quantization.layers import QuantizedLinear
 class WeightWatch:
     """Copies of each layer's weight before the step, after the optimizer, and after the write-back.
 
-    A layer whose weight got no gradient in this step is left out: nothing can be measured there.
+    A layer whose weight got no gradient in this step is left out.
     """
 
     def __init__(self, layers: Mapping[str, QuantizedLinear]) -> None:
@@ -38,7 +38,7 @@ class WeightWatch:
         self._intended = {name: _copy(self._layers[name].weight) for name in self._before}
 
     def steps(self) -> list[LayerStep]:
-        """What happened, per layer; forgets the copies."""
+        """The step of each layer, for the diagnostics; drops the copies."""
         found = []
         for name, (weight, stored, scale, inverse) in self._before.items():
             layer = self._layers[name]
@@ -53,10 +53,10 @@ class WeightWatch:
 
 
 class ForeignChanges:
-    """Notices that somebody other than the optimizer changed a weight or the format that it is rounded to.
+    """Detects that anything but the optimizer changed a weight or the format to which it is rounded.
 
-    torch counts the changes of every tensor, so that no copy and no transfer is needed, and so that an intervention
-    that nobody thought of is noticed too.
+    It compares torch's version counter of every parameter, so that it needs no copy and no transfer and detects any
+    in-place change, whatever code makes it.
     """
 
     def __init__(self, parameters: Sequence[Tensor], layers: Mapping[str, QuantizedLinear]) -> None:
@@ -65,11 +65,11 @@ class ForeignChanges:
         self.accept()
 
     def accept(self) -> None:
-        """What changed until now was the optimizer (or is known)."""
+        """Take all changes until now as the optimizer's, or as known."""
         self._seen = self._state()
 
     def found(self) -> bool:
-        """Whether anything changed since the last call of this or of `accept`."""
+        """Whether anything changed since the last call of `found` or `accept`."""
         before, self._seen = self._seen, self._state()
         return before != self._seen
 
@@ -79,15 +79,15 @@ class ForeignChanges:
 
 
 def _copy(weight: Tensor) -> Tensor:
-    """In float32, in which formats are simulated, whatever the parameter's dtype."""
+    """A detached float32 copy; formats are simulated in float32."""
     return weight.detach().to(torch.float32, copy=True)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within, the model is in evaluation mode; afterwards every module is in the mode that it was in.
+    """Context with the model in evaluation mode; on exit the mode of every module is restored.
 
-    Parts that a user froze in evaluation mode (norms with their running statistics) stay there.
+    Modules that a user has frozen in evaluation mode (norms with running statistics) therefore stay frozen.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -99,10 +99,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class StepRandom:
-    """torch's random numbers on the CPU and on the device in use, as a function of the words they are seeded with.
+    """torch's random generators of the CPU and of the device in use, seeded by words.
 
-    Dropout then has the same masks in every run of one seed, whatever its format, and after a restart.  Seeding waits
-    for no device: a generator's state lies on the host.
+    Dropout then has the same masks in all runs of one seed, in any format, and after a restart.  Seeding does not
+    synchronise with the device, because the state of a generator lies on the host.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -114,7 +114,7 @@ class StepRandom:
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
-        """Within, the generators may be seeded; afterwards they are as the caller had them."""
+        """Context in which the generators may be seeded; on exit their states are restored."""
         states = [generator.get_state() for generator in self._generators]
         try:
             yield
@@ -123,7 +123,7 @@ class StepRandom:
                 generator.set_state(state)
 
     def seed(self, purpose: str, *words: int) -> None:
-        """Start from `words`; for another purpose the same words give other numbers."""
+        """Seed the generators with `purpose` and `words`; the same words give different numbers for each purpose."""
         digest = hashlib.blake2b(repr((purpose, *words)).encode(), digest_size=8).digest()
         for generator in self._generators:
             generator.manual_seed(int.from_bytes(digest, "big"))

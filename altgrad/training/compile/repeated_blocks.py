@@ -1,7 +1,7 @@
-"""Parts of a model that are compiled by themselves, because a deep model repeats one block.
+"""Finds and compiles the repeated blocks of a model, each group of equal blocks as one graph.
 
-Compiling a whole step costs seconds per layer, compiling its block once costs the same whatever the depth: blocks of
-one shape differ in data alone (weights, formats, salts), so one graph serves them all.
+Compiling a whole step costs seconds per layer.  Blocks of one shape differ only in data (weights, formats, salts), so
+that one graph serves all of them: a GPT of 12 blocks needs one graph for its blocks and one for its output head.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from altgrad.quantization.layers import QuantizedLinear
 
-_MOST_OTHERS = 4  # layers outside of blocks; each is a graph of its own
+_MOST_OTHERS = 4  # rounded layers outside of blocks, each of which needs a separate graph
 
 
 def repeated_blocks(model: nn.Module) -> list[list[nn.Module]]:
-    """Groups of two or more blocks that can share a graph, outermost first found.
+    """Groups of two or more blocks that can share a graph; inside a found group no smaller ones are searched.
 
-    Blocks are children of one `nn.ModuleList` or `nn.Sequential`, of one class and with parameters of the same names,
-    shapes and types, that have rounded layers inside.
+    Blocks of a group are children of one `nn.ModuleList` or `nn.Sequential`, contain rounded layers, and agree in their
+    class and in the names, shapes and dtypes of their parameters.
     """
     if isinstance(model, nn.ModuleList | nn.Sequential):
         alike: dict[object, list[nn.Module]] = defaultdict(list)
@@ -37,9 +37,9 @@ def repeated_blocks(model: nn.Module) -> list[list[nn.Module]]:
 
 
 def regions(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> list[list[nn.Module]]:
-    """Groups of modules that share a graph each: repeated blocks, and every rounded layer outside of them.
+    """Groups of modules with one graph per group: the repeated blocks, and each rounded layer outside of them.
 
-    Empty where the model repeats nothing, or where more than a few layers lie outside.
+    Empty if the model repeats no block, or if more than a few rounded layers lie outside.
     """
     groups = repeated_blocks(model)
     inside = {part for group in groups for block in group for part in block.modules()}
@@ -48,7 +48,7 @@ def regions(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> list[lis
 
 
 class RegionalCall:
-    """Calls a model with its regions compiled; between calls the model is as it was."""
+    """Calls a model whose regions are compiled; outside of a call the model is unchanged."""
 
     def __init__(self, model: nn.Module, groups: Sequence[Sequence[nn.Module]], **options: Any) -> None:
         """`options`: for `torch.compile`."""

@@ -1,9 +1,9 @@
-"""How the forward and backward pass is run: eagerly, as one compiled graph, or compiled block by block.
+"""Runs the forward and backward pass: eagerly, as one compiled graph, or compiled block by block.
 
-A compiled step is two to three times faster than an eager one, but compiling costs seconds to minutes.  One graph makes
-the fastest step; a graph per repeated block makes a step a few percent slower and costs the same for any depth.  What
-was compiled once on a machine is found again in Inductor's cache on disk, and within a process it is kept, so that of a
-sweep's runs only the first of each shape pays the full price.
+A compiled step is two to three times faster than an eager one, but compiling takes seconds to minutes.  One graph gives
+the fastest step.  One graph per repeated block gives a step that is a few percent slower, but its compile time does not
+depend on the depth of the model.  Inductor caches compiled code on disk, and a process keeps its graphs, so that of the
+runs of a sweep only the first of each shape pays the full compile time.
 """
 
 from __future__ import annotations
@@ -29,15 +29,18 @@ from altgrad.training.compile.policy import How, Known, Payoff, cost_of, saved_b
 from altgrad.training.compile.repeated_blocks import RegionalCall, regions
 from altgrad.training.process_settings import room_for_graphs
 
-# `compile` itself is named beside the signature, as the way in which the step was compiled.
+# Without `compile` itself: the way in which the step was compiled is appended to the signature.
 _GRAPH_FIELDS = set(TrainConfig.where(lambda field: field.in_graph)) - {"compile"}
 
-_compiled_here: set[str] = set()  # signatures whose graph this process holds
+_compiled_here: set[str] = set()  # names (signature and way) of the graphs that this process holds
 _said: set[str] = set()
 
 
 class StepLoss:
-    """The model's loss, compiled or not: call it with (inputs, targets).  `how`, and `reason` in one line."""
+    """The model's loss, compiled or not: call it with (inputs, targets).
+
+    `how`: the way in which it runs; `reason`: why, in one line.
+    """
 
     def __init__(
         self,
@@ -49,18 +52,19 @@ class StepLoss:
         earlier: How | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        """`runs_alike`: how many runs of one of a sweep's processes share what is compiled; None for a run by itself.
+        """`runs_alike`: number of runs, in one process of a sweep, that share compiled graphs; None: a single run.
 
-        A run of a sweep decides by this number, not by what happens to be in the caches: else a run that waited for
-        others, or that a resumed sweep starts, would be computed in another way than the same run in another sweep.
+        In a sweep `compile: auto` decides by this number and not by the state of the caches.  Otherwise a run that
+        starts late, or in a resumed sweep, would run differently from the same run in another sweep.
 
-        `earlier`: how an earlier attempt of this run was computed; `auto` then does the same again, because compiled
-        and eager losses differ within float32 rounding and a restored run is to repeat every number.
+        `earlier`: how an earlier attempt of this run was computed; `auto` then repeats it, because compiled and eager
+        losses differ within float32 rounding and a restored run must repeat every number.
 
-        `ranks`: all do as the first decides, or none compiles; other graphs would wait for other collectives.
+        `ranks`: all ranks follow the decision of the first; if one cannot compile, none does.  Ranks with different
+        graphs would wait for different collectives.
 
-        `compile: true` and `compile: blocks` raise ConfigError where that is not possible; `auto` falls back and says
-        so once.  `cuda_graphs: true` asks for one compiled graph, and raises ConfigError without a CUDA device.
+        `compile: true` and `compile: blocks` raise ConfigError if they are not possible; `auto` falls back to eager and
+        warns once.  `cuda_graphs: true` implies one compiled graph, and raises ConfigError without a CUDA device.
         """
         self._model = model
         self._config = config
@@ -78,7 +82,7 @@ class StepLoss:
         self._function = self._build()
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss (0-d).  With CUDA graphs it, the counts and the gradients are overwritten by the next call."""
+        """The loss (0-d).  With CUDA graphs the next call overwrites the loss, the counts and the gradients."""
         if self._config.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
         if self.how == "eager":
@@ -126,7 +130,7 @@ class StepLoss:
     def _payoff(
         self, how: How, compiled: int, calls: int, layers: Mapping[str, QuantizedLinear], runs_alike: int | None
     ) -> Payoff:
-        """`compiled`: rounded layers in graphs that have to be made; `calls`: graphs entered per step."""
+        """`compiled`: number of rounded layers in the graphs to be compiled; `calls`: graphs entered per step."""
         place: Known = "nowhere"
         if runs_alike is None:
             known = self._name(how) in _compiled_here
@@ -137,7 +141,7 @@ class StepLoss:
         return f"{self._signature}-{how}"
 
     def _marker(self, how: How) -> Path:
-        """Its presence says that Inductor's cache has the graphs."""
+        """A file that exists if Inductor's cache on disk has the graphs."""
         return cache_folder() / f"altgrad-{self._name(how)}"
 
     def _build(self) -> Callable[[Tensor, Tensor], Tensor]:
@@ -149,7 +153,7 @@ class StepLoss:
         return cast("Callable[[Tensor, Tensor], Tensor]", torch.compile(self._model, dynamic=False, options=options))
 
     def _refuse(self, obstacle: str) -> None:
-        """Raise where compiling was asked for; else go on eagerly and say so once."""
+        """Raise ConfigError if the config demands compiling; with `auto` fall back to eager and warn once."""
         asked = self._config.compile
         if asked != "auto" or self._config.cuda_graphs:
             said = "cuda_graphs=true" if self._config.cuda_graphs else f"compile={str(asked).lower()}"
@@ -161,13 +165,13 @@ class StepLoss:
 
 
 def cache_folder() -> Path:
-    """Where Inductor keeps what it compiled; importing it to ask takes two seconds."""
+    """Inductor's cache folder, derived here because importing Inductor takes two seconds."""
     given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     return Path(given) if given else Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
 
 
 def _obstacle(device: torch.device) -> str | None:
-    """Why compiling is not possible here, in one line; None where it is."""
+    """Why compiling is not possible here, in one line; None if it is possible."""
     compiler = os.environ.get("CXX", "g++")
     if device.type == "cpu" and shutil.which(compiler) is None:
         return f"no C++ compiler ({compiler}) found"
@@ -181,7 +185,8 @@ def _obstacle(device: torch.device) -> str | None:
 
 
 def _signature(model: nn.Module, layers: Mapping[str, QuantizedLinear], config: TrainConfig, ranks: int) -> str:
-    """What decides which graph is compiled: the model's structure, the rounding modes and the batch."""
+    """Hash of all that a compiled graph depends on: model structure, rounding modes, batch shape, torch.
+    """
     shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
     modes = [(name, site.mode) for layer in layers.values() for name, site in layer.sites.items()]
     products = [layer.multiplies_bfloat16 for layer in layers.values()]

@@ -1,1 +1,1 @@
-"""All that knows Ray: planning a sweep, running its trials, stopping and recording them."""
+"""All code that uses Ray, and the planning before it: plan a sweep, run, stop and record its trials."""

@@ -1,1 +1,1 @@
-"""What is to be trained, in which order and on what: knows no Ray and no torch, so that errors come at once."""
+"""Plans a sweep: its trials, their order and resources; imports no Ray and no torch, so that errors come early."""

@@ -1,22 +1,27 @@
-"""How much GPU memory a trial will need, from its config alone, so that trials packed onto a GPU fit into it.
+"""Estimates the GPU memory of a trial from its config alone, so that the trials on one GPU fit into its memory.
 
-The estimate counts float32 tensors; P parameters, of which L in linear layers (largest matrix: M values), batch x
-block = T tokens, width d, vocabulary V, largest GEMM operand or output S = T max(4d, V):
+The estimate is a number of float32 values:  kept + max(a step, a diagnosis, a shadow).  Its symbols: P parameters, of
+which L in linear layers (largest matrix: M values), T = batch x block tokens, width d, vocabulary V, and
+S = T max(4d, V) values in the largest GEMM operand or output.
 
-    kept         weights P, gradients P, AdamW's moments 2P; the guard's copy of the last good weights and moments 3P;
-                 the displacement's window 2L: stored weights at its start, and masters then or corrections since
-    a step       per layer 17 T d saved for backward (d each: both norms' inputs, the rounded inputs of qkv, proj and
-                 up, attention's output; 3d: q, k, v; 4d each: GELU's input, the rounded input of down); at the head
-                 2 T d and the log-probabilities T V; rounded weights L; rounding's temporaries 5 S (6 with blocks,
-                 1.5 more if stochastic).  Backward's gradients come while the activations go: P less.
-                 Attention is fused: no T x T matrix is kept.
-    a diagnosis  the weight before, intended and stored, and updates 5 L + 5 M; stiffness or alignment 1 L + 5.5 M;
-                 ULPs moved 4 L and no M, for its moment is another; scales per block 2 L
-    a shadow     a second forward pass beside the gradients: what a step saves, and 2 S
+    kept         7 P + 2 L: weights P, gradients P, AdamW's moments 2 P, the guard's snapshot of weights and moments
+                 3 P; the window of the realised displacement 2 L (stored weights at its start, and either the masters
+                 then or the corrections since)
+    a step       17 T d per transformer block, saved for backward (T d each: both norms' inputs, the rounded inputs of
+                 qkv, proj and up, attention's output; 3 T d: q, k, v; 4 T d each: GELU's input, the rounded input of
+                 down); at the head 2 T d, and T V log-probabilities; L rounded weights; 5 S temporaries of rounding
+                 (6 S with blocks, 1.5 S more if stochastic).  P is deducted, because `kept` counts all gradients, but
+                 backward allocates them while it frees activations.  Fused attention keeps no T x T matrix.
+    a diagnosis  5 L + 5 M copies (weight before, intended and stored, updates); stiffness or grid alignment
+                 1 L + 5.5 M; ULPs moved 4 L, and then no M, because the peaks do not coincide; scales of blocks 2 L
+    a shadow     a second forward pass while the gradients exist: everything that a step saves, and 2 S
 
-The most of the last three comes on top of what is kept.  The factors were measured on eager CPU steps (a test holds
-them there); a compiled step needs less.  What a GPU adds is an allowance, not a measurement.
-No torch: a plan must know this before anything starts.
+Example: `tiny` at batch 12 has P = 0.503M, L = 0.467M, M = 0.037M, T = 768, d = 96, V = 256, S = 0.295M.  kept is
+4.45M, a step 5.82M + 5 S - P = 6.80M, a diagnosis 2.52M; together 11.25M values or 43 MiB.
+
+The factors were measured on eager CPU steps, and a test checks them there; a compiled step needs less.  The additions
+for a GPU (context, fragmentation) are allowances, not measurements.  No torch: planning needs this before anything
+starts.
 """
 
 from __future__ import annotations
@@ -35,15 +40,15 @@ if TYPE_CHECKING:
 GIB = 2**30
 _FLOAT = 4  # bytes
 _CONTEXT = int(0.75 * GIB)  # CUDA context, cuBLAS workspace and loaded kernels of one process
-_FRAGMENTS = 1.15  # what torch's caching allocator holds beyond its tensors
+_FRAGMENTS = 1.15  # memory of torch's caching allocator as a multiple of its tensors
 _BYTE_VOCABULARY = 256
 _SMALLER = "use a smaller batch_size, block_size or --model"
-_FINEST = 16  # trials on one GPU, at most, when the share is chosen here
+_FINEST = 16  # most trials on one GPU if the share is chosen here
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Peak memory of a trial's tensors in bytes: what it always keeps, and the most that a moment adds."""
+    """Peak memory of a trial's tensors in bytes: `kept` permanently, and `added` at the peak."""
 
     kept: int
     added: int
@@ -54,12 +59,12 @@ class Estimate:
 
     @property
     def on_gpu(self) -> int:
-        """What its process takes of a GPU."""
+        """GPU memory of the trial's process in bytes, with CUDA context and fragmentation."""
         return int(_CONTEXT + _FRAGMENTS * self.tensors)
 
 
 def estimate(config: TrainConfig, vocabulary: int) -> Estimate:
-    """A trial's peak memory (see the formula above); `vocabulary` token ids."""
+    """A trial's peak memory by the formula of this module; `vocabulary`: number of token ids."""
     shape, d = config.shape, config.shape.n_embd
     block_matrices = 12 * d * d * shape.n_layer
     linear = block_matrices + vocabulary * d
@@ -82,7 +87,7 @@ def estimate(config: TrainConfig, vocabulary: int) -> Estimate:
 
 
 def vocabulary_of(config: TrainConfig) -> int:
-    """Number of token ids: bytes, or for token files the largest id among the first million and one more."""
+    """Number of token ids: 256 for text (bytes); for token files one more than the largest of the first million ids."""
     return sampled_vocabulary(config) or _BYTE_VOCABULARY
 
 
@@ -97,9 +102,9 @@ def needs(trials: Iterable[Trial]) -> list[tuple[int, str]]:
 
 
 def fitting_share(trials: Sequence[Trial], gpu_bytes: int, wanted: float) -> float:
-    """The share of a GPU for each trial: `wanted`, or more where the largest trials would not fit side by side.
+    """The share of a GPU per trial: `wanted`, or more if as many of the largest trials would not fit on one GPU.
 
-    Raises SweepError where not even one fits.
+    Raises SweepError if not even one trial fits.
     """
     wishes = needs(trials)
     fit = _number_that_fits(wishes, gpu_bytes)
@@ -111,7 +116,7 @@ def fitting_share(trials: Sequence[Trial], gpu_bytes: int, wanted: float) -> flo
 
 
 def check_share(share: float, trials: Sequence[Trial], gpu_bytes: int) -> None:
-    """Raise SweepError where the trials that a share puts onto one GPU would need more memory than it has."""
+    """Raise SweepError if the trials that a share puts on one GPU need more memory than it has."""
     together = max(1, int(1 / share))
     wishes = needs(trials)[:together]
     total = sum(size for size, _ in wishes)
@@ -129,7 +134,7 @@ def check_share(share: float, trials: Sequence[Trial], gpu_bytes: int) -> None:
 
 
 def share_of(trials_per_gpu: int) -> float:
-    """The shortest decimal fraction that puts so many trials on a GPU: 3 -> 0.33, 13 -> 0.076."""
+    """The shortest decimal fraction that puts this many trials on a GPU: 3 -> 0.33, 13 -> 0.076."""
     digits = 2
     while int(1 / (share := int(10**digits / trials_per_gpu) / 10**digits)) != trials_per_gpu:
         digits += 1
@@ -137,7 +142,7 @@ def share_of(trials_per_gpu: int) -> float:
 
 
 def _number_that_fits(wishes: Sequence[tuple[int, str]], gpu_bytes: int) -> int:
-    """How many of the largest trials fit on a GPU together; a GPU that all fit on holds as many as wanted."""
+    """Number of the largest trials that fit on a GPU together, at most `_FINEST`; that many also if all fit."""
     total = 0
     for count, (size, _) in enumerate(wishes):
         total += size

@@ -1,4 +1,4 @@
-"""What can be known not to train is refused before anything is created: device, text, names of layers."""
+"""Checks trials before anything is created: the device exists, the text can be read, layer globs match a layer."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from altgrad.config.train_config import ConfigError, TrainConfig
 from tune.plan.machine import Machine
 from tune.plan.trial import Trial
 
-_TEXT_FIELDS = set(TrainConfig.of_kind("model", "data"))  # what decides whether a text can be trained on
+_TEXT_FIELDS = set(TrainConfig.of_kind("model", "data"))  # fields that decide whether a text can be used
 
 
 def check_inputs(trials: Sequence[Trial], machine: Machine) -> list[str]:
-    """A sentence for each text about what was taken from it.  Raises ConfigError."""
+    """Check all trials; return one sentence per text about the data read from it.  Raises ConfigError."""
     from altgrad.training.data import TextBatches, load_corpus
 
     checked: dict[str, TextBatches] = {}
@@ -30,7 +30,7 @@ def check_inputs(trials: Sequence[Trial], machine: Machine) -> list[str]:
 
 
 def _check_layers(trial: Trial, vocabulary: int) -> None:
-    """Refuse a glob of `layer_formats` that matches no layer of the model, which is made without its weights."""
+    """Raise ConfigError if a glob of `layer_formats` matches no layer; the model is made on `meta`, without weights."""
     import torch
 
     from altgrad.quantization.quantized_model import quantize_model

@@ -1,4 +1,4 @@
-"""What there is to run on, found without torch and ray so that `--dry-run` and errors come at once."""
+"""Finds CPUs and GPUs and divides them among trials, without importing torch or ray, so that errors come early."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from tune.plan.trial_kinds import runs_alike
 if TYPE_CHECKING:
     from tune.plan.trial import Trial
 
-# Small models keep a fraction of a GPU busy; several trials share one.
+# A trial with a small model uses a fraction of a GPU, so that several share one.
 _GPU_SHARE = 0.25
 _LARGE_MODELS = ("medium", "gpt2")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Cores and CUDA GPUs at hand; `gpu_note` says what was looked for and found."""
+    """CPU cores and CUDA GPUs that a sweep can use; `gpu_note`: a few words on the GPUs found."""
 
     cpus: int
     gpus: int
     gpu_note: str
-    gpu_bytes: int | None = None  # memory of the smallest of these GPUs; None where it is not known
+    gpu_bytes: int | None = None  # memory of the smallest of these GPUs; None if unknown
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What each worker of a trial holds, how many workers a trial has, and how many trials run at a time."""
+    """CPUs and GPUs of each worker of a trial, number of workers per trial, and of trials at a time (`concurrent`)."""
 
     cpus: float
     gpus: float
@@ -48,14 +48,14 @@ class Resources:
         return max(1, int(self.cpus))
 
     def sentence(self) -> str:
-        """What each trial gets, for the plan."""
+        """One sentence about the resources of each trial, for the plan."""
         gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
         threads = f"{self.threads} thread" + "s" * (self.threads > 1)
         workers = f"on {self.workers} workers, " if self.workers > 1 else ""
         return f"{self.concurrent} at a time, {workers}each with {self.cpus:g} CPU{gpus}, {threads}"
 
     def memory_sentence(self, machine: Machine, trials: Sequence[Trial]) -> str | None:
-        """What the largest trial will take of its GPU, for the plan; None where no trial trains on one."""
+        """One sentence about the GPU memory of the largest trial, for the plan; None if no trial trains on a GPU."""
         sizes = needs(_parts(trials, self.workers)) if self.gpus else []
         if not sizes:
             return None
@@ -68,10 +68,11 @@ class Resources:
 
 @dataclass(frozen=True)
 class Shares:
-    """What each worker of a trial holds for as long as its sweep lives, on whatever machine it goes on.
+    """Resources of each worker of a trial, fixed for the life of a sweep, also when it is resumed elsewhere.
 
-    The threads decide in which order float32 numbers are added, and `runs_alike`, by run, whether `compile: auto`
-    compiles: a resumed sweep that shared out again, among fewer trials, would train with other numbers.
+    They affect results in the last digits: the threads decide in which order float32 numbers are added, and
+    `runs_alike`, by run, whether `compile: auto` compiles.  A resumed sweep has fewer trials left, and would choose
+    other values.
     """
 
     cpus: float
@@ -86,7 +87,7 @@ class Shares:
         return cls(resources.cpus, resources.gpus, resources.workers, dict(zip(names, alike, strict=True)))
 
     def kept(self, options: SweepOptions, machine: Machine) -> SweepOptions:
-        """The options with these shares where they name no others.  Raises SweepError where this machine has less."""
+        """The options, with these shares for those not given.  Raises SweepError if this machine has too little."""
         advice = "go on where there are, or give {}, which changes numbers in their last digits"
         if options.cpus_per_trial is None and self.cpus > machine.cpus:
             have = f"its trials hold {self.cpus:g} CPU cores each, here are {machine.cpus}"
@@ -102,7 +103,7 @@ class Shares:
         )
 
     def note(self, options: SweepOptions) -> str | None:
-        """What the options change of these shares, for the plan; None where nothing."""
+        """One sentence about the shares that the options change, for the plan; None if they change none."""
         asked = {
             "--cpus-per-trial": (self.cpus, options.cpus_per_trial),
             "--gpus-per-trial": (self.gpus, options.gpus_per_trial),
@@ -118,7 +119,7 @@ class Shares:
 
 
 def this_machine() -> Machine:
-    """The local machine: cores this process may use (affinity and cgroup quota), CUDA GPUs it may see."""
+    """The local machine: the cores (affinity, cgroup quota) and CUDA GPUs that this process may use."""
     found = nvml.gpus()
     gpus, note = _cuda_gpus(len(found))
     sizes = [gpu.memory for gpu in found if gpu.memory is not None]
@@ -126,7 +127,11 @@ def this_machine() -> Machine:
 
 
 def share_out(options: SweepOptions, machine: Machine, trials: Sequence[Trial]) -> Resources:
-    """Resources per trial and how many fit at a time.  Raises SweepError for a wish that the machine cannot meet."""
+    """Resources per trial, and the number of trials at a time.
+
+    Example: 8 cores, no GPU, 16 trials: 1 core each, 8 at a time; with 3 trials: 2 cores each, 3 at a time.
+    Raises SweepError for options that the machine cannot fulfil.
+    """
     workers, gpus = options.workers_per_trial, options.gpus_per_trial
     parts = _parts(trials, workers)
     if gpus is None:
@@ -159,7 +164,7 @@ def share_out(options: SweepOptions, machine: Machine, trials: Sequence[Trial]) 
 
 
 def _parts(trials: Sequence[Trial], workers: int) -> Sequence[Trial]:
-    """The trials as one of their workers sees them, with its share of each batch.  SweepError for a remainder."""
+    """The trials with the batch of one worker.  Raises SweepError if a batch does not divide among the workers."""
     for trial in trials:
         if trial.config.batch_size % workers:
             option = f"--workers-per-trial {workers}"
@@ -171,7 +176,7 @@ def _parts(trials: Sequence[Trial], workers: int) -> Sequence[Trial]:
 
 
 def _check_workers(workers: int, cpus: float, gpus: float, machine: Machine) -> None:
-    """Refuse more workers than the machine holds."""
+    """Raise SweepError if the machine cannot hold the workers of one trial."""
     option = f"--workers-per-trial {workers}"
     if workers * cpus > machine.cpus:
         raise SweepError(f"{option}: needs {workers} x {cpus:g} CPU cores, there are {machine.cpus}")
@@ -192,7 +197,7 @@ def _usable_cores() -> int:
 
 
 def _cuda_gpus(found: int) -> tuple[int, str]:
-    """How many of the driver's GPUs torch would see, and a few words on how that is known."""
+    """(number of the driver's GPUs that torch can use, a few words on how it was determined)."""
     if found == 0:
         return 0, "no CUDA GPU found"
     counted = f"{found} CUDA GPU{'s' * (found != 1)} found"

@@ -1,8 +1,8 @@
-"""The sweep's command line: one frozen record of what was asked, nothing decided yet.
+"""The sweep's command line as one frozen record of the given options.
 
-An option that was not given is None, so that planning can tell a wish from a default and `--resume` can tell
-whether the plan was meant to change.  Each option is declared once, here; its group decides what becomes of it: those
-of `TRIALS` plan, those of `RUNNING` are repeated by the command that resumes.
+An option that was not given is None, so that planning can distinguish it from a given default, and `--resume` can tell
+whether the plan was meant to change.  Each option is declared once, here.  Its group decides how it is used: options of
+`TRIALS` determine the trials, those of `RUNNING` are repeated in the command that resumes the sweep.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from altgrad.config.train_config import INTERVENTIONS
 from altgrad.text.yaml_text import NotYaml, assignments
 
 NEWEST = "newest"  # `--resume` without a name
-NOTIFY = "ALTGRAD_NOTIFY"  # the webhook's address, where other users must not see it on the command line
+NOTIFY = "ALTGRAD_NOTIFY"  # variable for the webhook's address, which other users could read on a command line
 TRIALS, RESULTS, RUNNING = "which trials", "where the results go", "how it runs"
 WandbMode = Literal["offline", "online", "disabled"]
 
 
 class SweepError(ValueError):
-    """A sweep that cannot start; the message is one line: what is wrong, where, what would be right."""
+    """A sweep cannot start; the message is one line: the error, its place, and the right form."""
 
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """What the user asked for, by option name; None = not given."""
+    """The options of a command line by name; None: not given."""
 
     # fmt: off
     configs: tuple[str, ...] | None = option(TRIALS, path, "config files, folders of them (all their YAML), or names of shipped ones", many=True, metavar="PATH")
@@ -74,15 +74,15 @@ class SweepOptions:
 
     @property
     def cluster(self) -> str | None:
-        """The Ray cluster to use: the one named, or the one whose job this is; None for a Ray of our own."""
+        """The Ray cluster to use: that of `--address`, or of the Ray job around this process; None: a private Ray."""
         return self.address or os.environ.get("RAY_ADDRESS") or None
 
     def planning(self) -> list[str]:
-        """The options given that decide which trials there are; with `--resume` the stored plan decides."""
+        """Names of the given options that determine the trials; with `--resume` the stored plan does."""
         return list(given(self, TRIALS))
 
     def resume_command(self, sweep: str) -> str:
-        """The command line that continues a sweep in the same way; without the webhook, whose address is a secret."""
+        """The command line that resumes a sweep with the same options, without the webhook, which is a secret."""
         words = [*typed_command(), "--resume", sweep, "--results", self.results]
         return shlex.join([*words, *command_words(given(self, RUNNING))])
 

@@ -1,8 +1,11 @@
-"""In which order and beside which others trials will train, and for how long: the sweep's queue, played through.
+"""Simulates the sweep's queue: the slot, the start and the end of each trial.
 
-Ray starts trials in the planned order, each as soon as a slot is free (list scheduling), so the queue can be played
-without running anything.  Where no step time is known, the work of a trial stands for its seconds: the waves come out
-the same as long as all trials do their work equally fast.  No trial is assumed to collapse.
+Ray starts trials in the planned order, each as soon as a slot is free (list scheduling), so that the schedule can be
+computed beforehand.  Example: trials of 3, 2 and 2 seconds on two slots.  The first takes slot 0 until 3, the second
+slot 1 until 2, the third then slot 1 until 4: two waves, an end at 4, and a tail of 1 second in which slot 0 is idle.
+
+If no step time is known, the work of a trial replaces its seconds; the waves are the same if all trials work at equal
+speed.  Every trial is assumed to train to its last step.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from altgrad.text.number_text import duration
 
 @dataclass(frozen=True)
 class Expected:
-    """Seconds until a slot's first trial trains, and those that each trial then takes."""
+    """Seconds until the first trial of a slot trains (`start`), and seconds of each trial."""
 
     start: float
     seconds: tuple[float, ...]
@@ -25,7 +28,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Placed:
-    """One trial's place: its slot and its turn there (both from 0), when it starts and ends."""
+    """A trial's slot, its turn in that slot (`wave`; both counted from 0), its start and its end."""
 
     slot: int
     wave: int
@@ -35,31 +38,31 @@ class Placed:
 
 @dataclass(frozen=True)
 class Placement:
-    """Every trial's place, in the planned order; times in seconds, or in units of work where those are not known."""
+    """The place of every trial, in the planned order; times in seconds, or in units of work if seconds are unknown."""
 
     trials: tuple[Placed, ...]
     slots: int
 
     @property
     def end(self) -> float:
-        """When the last trial ends."""
+        """Time at which the last trial ends."""
         return max((placed.end for placed in self.trials), default=0.0)
 
     @property
     def waves(self) -> int:
-        """Turns of the slot that has most of them."""
+        """Largest number of trials in one slot."""
         return max((placed.wave + 1 for placed in self.trials), default=0)
 
     @property
     def tail(self) -> float:
-        """From the moment at which the first slot has nothing left to do to the end."""
+        """Time from the end of the slot that finishes first to the end of the sweep."""
         last = [min((placed.start for placed in self.trials), default=0.0)] * self.slots
         for placed in self.trials:
             last[placed.slot] = max(last[placed.slot], placed.end)
         return self.end - min(last, default=0.0)
 
     def sentence(self) -> str:
-        """Wall time, for a placement in seconds."""
+        """One sentence about the wall time; only for a placement in seconds."""
         waves = f"{self.waves} wave" + "s" * (self.waves != 1)
         return (
             f"expected wall time {duration(self.end)} if no trial collapses: {waves} on {self.slots} "
@@ -68,9 +71,9 @@ class Placement:
 
 
 def place(lengths: Sequence[float], slots: int, start: float = 0.0) -> Placement:
-    """Give each trial in turn to the slot that is free first; of several to the one with the lowest number.
+    """Assign each trial, in order, to the slot that is free first, or the lowest-numbered of several.
 
-    All slots are free from `start` on.
+    lengths: duration of each trial.  All slots are free from `start` on.
     """
     free = [(start, slot) for slot in range(slots)]
     turns = [0] * slots
@@ -84,7 +87,7 @@ def place(lengths: Sequence[float], slots: int, start: float = 0.0) -> Placement
 
 
 def work(config: TrainConfig) -> int:
-    """Multiplications of a trial's GEMMs, forward, with a byte vocabulary: how trials compare before any is timed."""
+    """Number of multiplications in a trial's forward GEMMs, with a byte vocabulary: compares trials before timing."""
     shape, d = config.shape, config.shape.n_embd
     per_token = shape.n_layer * (12 * d * d + 2 * shape.block_size * d) + 256 * d
     return config.max_steps * config.batch_size * shape.block_size * per_token

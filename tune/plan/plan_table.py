@@ -1,4 +1,4 @@
-"""The plan as the user sees it: trials in the order in which they start, their waves, and how long it will take."""
+"""Prints the plan: the trials in the order in which they start, their waves, and the expected time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HEADS = ("Trial", "Format", "Weights at rest", "Scaling", "Intervention", "Step
 
 
 def show_plan(console: Console, plan: SweepPlan, resources: Resources, elsewhere: bool = False) -> None:
-    """Print the plan, with times where they are known; `elsewhere`: the trials run on machines not at hand."""
+    """Print the plan, with times if they are known; `elsewhere`: the trials run on a cluster, not on this machine."""
     if not plan.trials:
         console.print("nothing left to train: every run has ended")
         return

@@ -1,6 +1,6 @@
-"""`sweep.json`: what a sweep was meant to do, so that it can go on without its command line or its config files.
+"""`sweep.json`: the plan of a sweep, so that it can be resumed without its command line and its config files.
 
-The run folders say what was done.  Together they are the whole state of a sweep: Ray keeps none that matters.
+The run folders record the progress.  Both together are the whole state of a sweep; no state of Ray is needed.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _FINISHED = ("completed", "collapsed", "stopped")
 class PlannedSweep:
     """A planned sweep and its folder `<results>/<name>`; `results` is absolute or a URI.
 
-    `shares` is what each trial was given when the sweep was made, None where its record (an old one) does not say.
-    `owner` is the id of the process that runs it, see `altgrad.results.lease`; None while it is only looked at.
+    `shares`: the resources of each trial, fixed when the sweep was created; None if an old record lacks them.
+    `owner`: id of the process that runs the sweep, see `altgrad.results.lease`; None if it is only read.
     """
 
     results: str
@@ -48,7 +48,7 @@ class PlannedSweep:
         return Folder.at(self.results) / self.name
 
     def held(self, stack: ExitStack) -> PlannedSweep:
-        """This sweep, held by this process until the stack closes.  Raises SweepError where another process has it."""
+        """This sweep, leased by this process until the stack closes.  Raises SweepError if another process has it."""
         try:
             lease = Lease.take(self.folder)
         except LeaseHeld as error:
@@ -64,9 +64,9 @@ class PlannedSweep:
 
 
 def create_sweep(options: SweepOptions, plan: SweepPlan, resources: Resources | None = None) -> PlannedSweep:
-    """Make the sweep's folder with its `sweep.json`.  Raises SweepError, leaving nothing behind.
+    """Create the sweep's folder with its `sweep.json`.  Raises SweepError, and then leaves no files behind.
 
-    What changes numbers (threads, workers, device, what decides how to compile) is decided here, once for all resumes.
+    Resources that affect results in the last digits (threads, workers, `runs_alike`) are fixed here for all resumes.
     """
     check_new(options)
     results = _location(options.results)
@@ -90,7 +90,7 @@ def create_sweep(options: SweepOptions, plan: SweepPlan, resources: Resources | 
 
 
 def check_new(options: SweepOptions) -> None:
-    """Refuse a sweep name that is no plain folder name or that is taken.  Raises SweepError."""
+    """Raise SweepError if the sweep's name is not a plain folder name, or is taken."""
     if options.name is None:
         return
     if not _NAME.fullmatch(options.name):
@@ -105,7 +105,7 @@ def check_new(options: SweepOptions) -> None:
 
 
 def open_sweep(options: SweepOptions) -> PlannedSweep:
-    """The sweep that `--resume` means.  Raises SweepError where there is none, ConfigError for a damaged record."""
+    """The sweep that `--resume` names.  Raises SweepError if there is none, or if its record cannot be read."""
     results = _location(options.results)
     with _storage_errors(options):
         root = Folder.at(results)
@@ -146,19 +146,19 @@ def check_same_plan(sweep: PlannedSweep, trials: Sequence[Trial], options: Sweep
 
 
 def is_finished(folder: Folder) -> bool:
-    """Whether the run in a folder needs no more training: completed, collapsed or stopped on purpose."""
+    """Whether the run in a folder needs no more training: it is completed, collapsed or was stopped on request."""
     return ended_as(folder) in _FINISHED
 
 
 def write_never_started(folder: Folder, trial: Trial, sweep: str) -> None:
-    """The `run.json` of a run that died before it could write one, so that it is not missing from the comparison."""
+    """Write the `run.json` of a run that died before it could, so that the comparison lists it."""
     info = {"run": trial.run, "sweep": sweep, "config": trial.config.model_dump(), "intervention": trial.intervention}
     RunWriter(folder).start(info)
 
 
 @contextmanager
 def _storage_errors(options: SweepOptions) -> Iterator[None]:
-    """A results root that cannot be read, written or understood, in one line that names it."""
+    """Context that turns errors of the results root into a SweepError of one line that names it."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
@@ -171,7 +171,7 @@ def _storage_errors(options: SweepOptions) -> Iterator[None]:
 
 
 def _location(results: str) -> str:
-    """The results root as every process finds it, whatever its working folder.  Raises SweepError where it is none."""
+    """The results root as an absolute path or a URI.  Raises SweepError if it is neither."""
     try:
         check_location(results)
     except ValueError as error:
@@ -180,7 +180,7 @@ def _location(results: str) -> str:
 
 
 def _free_name(results: str) -> str:
-    """A name by date and time that no sweep has."""
+    """A name by date and time that no sweep in `results` has."""
     name = time.strftime("sweep-%Y%m%d-%H%M%S")
     taken = {Path(info.path).name for info in Folder.at(results).list()}
     count = 1
@@ -198,7 +198,7 @@ def _deepest_existing(folder: Folder) -> str:
 
 
 def _remove_new(folder: Folder, existing: str) -> None:
-    """Remove what a failed creation made below the folder that existed before."""
+    """Remove the folders that a failed creation made below `existing`."""
     below = folder.path[len(existing) :].strip("/").split("/")[0]
     made = f"{existing}/{below}"
     if below and folder.filesystem.get_file_info(made).type == pafs.FileType.Directory:

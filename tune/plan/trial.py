@@ -1,4 +1,4 @@
-"""One run of a sweep, and the plan of all of them: plain values that travel to `sweep.json`, to Tune and back."""
+"""One run of a sweep, and the plan of all runs, as plain values that `sweep.json` and Tune can hold."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ _RUN = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*", re.ASCII)
 
 @dataclass(frozen=True)
 class Trial:
-    """One run to do: its name, its config after every override, and the run it is compared with.
+    """One planned run: its name, its config with all overrides, and the run with which it is compared.
 
-    `baseline` is the name of the BF16 run of the same seed and settings; None for that run itself and where the
-    sweep has none.
+    `baseline`: name of the BF16 run with the same seed and settings; None for that run itself, or if there is none.
     """
 
     run: str
@@ -30,27 +29,27 @@ class Trial:
 
     @property
     def pair(self) -> str:
-        """Equal for the runs that one baseline serves."""
+        """A key that is equal for all runs with the same baseline."""
         return Settings(self.config.model_dump(), self.intervention).pair
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it is what the others are compared with, see `Settings.is_baseline`."""
+        """Whether other runs are compared with this one, see `Settings.is_baseline`."""
         return Settings(self.config.model_dump(), self.intervention).is_baseline
 
     @property
     def may_end_early(self) -> bool:
-        """Whether it is of the kind that collapses more often: no FP32 masters, or no scaling."""
+        """Whether it has no FP32 master weights or no scaling: such runs collapse more often."""
         return not self.config.master_weights or self.config.scaling == "none"
 
     def to_json(self) -> dict[str, Any]:
-        """For `sweep.json` and for Tune: plain values, from which `from_json` makes the same trial."""
+        """Plain values for `sweep.json` and for Tune, from which `from_json` makes the same trial."""
         config = self.config.model_dump()
         return {"run": self.run, "intervention": self.intervention, "baseline": self.baseline, "config": config}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any], source: str) -> Trial:
-        """The trial of `to_json`; `source` names its origin in errors.  Raises ConfigError."""
+        """The trial from the values of `to_json`; `source` names their origin in errors.  Raises ConfigError."""
         baseline = fields.get("baseline")
         for name in (fields["run"], baseline):
             if name is not None and not _RUN.fullmatch(name):  # it becomes a folder's name
@@ -63,9 +62,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """The trials in the order in which they start, and what was decided on the way, one sentence each.
+    """The trials in the order in which they start; `notes`: one sentence per decision of the planning.
 
-    `expected` is what they will take, None where that was not measured.
+    `expected`: the expected seconds of the trials; None if they were not measured.
     """
 
     trials: tuple[Trial, ...]
@@ -73,7 +72,8 @@ class SweepPlan:
     expected: Expected | None = None
 
     def timed(self, expected: Expected | None, note: str | None = None) -> SweepPlan:
-        """This plan with what its trials take, the longest first behind the baselines, and one more note."""
+        """This plan with the expected seconds, sorted by them (baselines first, then longest), and one more note.
+        """
         notes = self.notes if note is None else (*self.notes, note)
         if expected is None:
             return replace(self, notes=notes)

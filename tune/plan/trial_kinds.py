@@ -1,4 +1,4 @@
-"""Which trials are alike: to a compiler, and to a clock."""
+"""Groups trials that share a compiled graph, or whose steps take equally long."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ _TIMELESS_FIELDS = set(TrainConfig.where(lambda field: not field.timed))  # inte
 
 
 def runs_alike(trials: Sequence[Trial], processes: int) -> list[int]:
-    """For each trial how many of its kind, as far as a compiler sees, one of the sweep's processes will run."""
+    """For each trial, how many trials with the same compiled graph each of the sweep's processes will run on average.
+
+    10 trials of one kind on 4 processes: 2 each.
+    """
     kinds = [trial.config.model_dump_json(include=_COMPILED_FIELDS) for trial in trials]
     counts = Counter(kinds)
     return [max(1, counts[kind] // processes) for kind in kinds]
 
 
 def timed_kind(config: TrainConfig) -> str:
-    """Equal for trials whose steps take equally long; whether `compile: auto` compiles depends on their number too."""
+    """A key that is equal for trials whose steps take equally long.
+
+    It contains `max_steps` for `compile: auto`, which compiles only runs that are long enough.
+    """
     timeless = _TIMELESS_FIELDS if config.compile == "auto" else _TIMELESS_FIELDS | {"max_steps"}
     return config.model_dump_json(exclude=timeless)

@@ -1,7 +1,7 @@
-"""From options to trials: which runs a sweep consists of, under which names, in which order.
+"""Derives the trials of a sweep from its options: configs, names and order.
 
-Ray and torch are not needed to say what would run, so they are not imported: `--dry-run` answers at once and
-a wrong option is refused before anything is created.
+Neither Ray nor torch is imported, so that `--dry-run` answers at once and a wrong option is refused before anything is
+created.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from tune.plan.options import SweepError, SweepOptions
 from tune.plan.placement import work
 from tune.plan.trial import SweepPlan, Trial
 
-_MOST_TRIALS = 10_000  # more are no sweep but a typing error, which would take hours to plan
-TEMPLATE = "bf16_baseline.yaml"  # what --recipes and --formats start from
+_MOST_TRIALS = 10_000  # a larger number is taken as a typing error; planning it would take hours
+TEMPLATE = "bf16_baseline.yaml"  # the config that --recipes and --formats alter
 _NUMERIC_DEFAULTS = TrainConfig(format=BASELINE_FORMAT).model_dump(include=set(NUMERICS | RESCUE))
 
 
@@ -53,7 +53,7 @@ def plan_sweep(options: SweepOptions, machine: Machine) -> SweepPlan:
     trials = _distinct(trials, notes)
     if not options.no_baseline:
         trials = _with_baselines(trials)
-    # The longest first, so that no core waits for one at the end; baselines before them, for others are compared.
+    # The longest first, so that no core is idle at the end; baselines before all, since the others are judged by them.
     trials.sort(key=lambda trial: (not trial.is_baseline, -work(trial.config), trial.may_end_early))
     return SweepPlan(tuple(_paired(_uniquely_named(trials))), tuple(notes))
 
@@ -104,7 +104,7 @@ def _of_default_sweep(file: Path, overrides: dict[str, Any], notes: list[str]) -
 def _from_recipes(
     recipes: Sequence[str], formats: Sequence[str] | None, files: Sequence[Path], overrides: dict[str, Any]
 ) -> Iterator[tuple[str, TrainConfig]]:
-    """Each recipe, in each format where some were given, in place of what the files say of numerics."""
+    """One config per file and recipe, and per format if any is given; the recipe replaces the file's numeric fields."""
     for recipe in recipes:
         try:
             published(recipe)
@@ -126,7 +126,7 @@ def _from_recipes(
 
 
 def _known_format(name: str) -> str:
-    """The format's own spelling, whatever case it was typed in."""
+    """The format's registered spelling, for a name in any case.  Raises SweepError for an unknown one."""
     reason: ValueError | None = None
     for spelling in (name, name.upper(), name.lower()):
         try:
@@ -137,7 +137,7 @@ def _known_format(name: str) -> str:
 
 
 def _overrides(options: SweepOptions) -> dict[str, Any]:
-    """Config fields that hold for every trial.  Raises SweepError where two options set the same field."""
+    """Config fields that apply to every trial.  Raises SweepError if two options set the same field."""
     settings = dict(options.settings or {})
     check_fields(settings, source="--set")  # before they get mixed up with a file's
     own = {"--model": ("model", options.model), "--max-steps": ("max_steps", options.max_steps)}
@@ -158,7 +158,7 @@ def _overrides(options: SweepOptions) -> dict[str, Any]:
 
 
 def _config_files(options: SweepOptions) -> list[Path]:
-    """The files named, and those in the folders named, each once."""
+    """The given files, and the YAML files in the given folders, without repetition."""
     if options.configs is None:
         paths = [CONFIGS / TEMPLATE] if options.formats or options.recipes else [CONFIGS]
     else:
@@ -180,7 +180,7 @@ def _config_files(options: SweepOptions) -> list[Path]:
 def _with_model(
     sources: Sequence[tuple[str, TrainConfig]], options: SweepOptions, machine: Machine, notes: list[str]
 ) -> list[tuple[str, TrainConfig]]:
-    """The configs with the model preset that fits the machine, where neither file nor option names one."""
+    """The configs; those without a model, in file or options, get the preset that fits the machine."""
     chosen = "small" if machine.gpus else "tiny"
     result = []
     for name, config in sources:
@@ -192,15 +192,15 @@ def _with_model(
 
 
 def _absolute(data: str) -> dict[str, str]:
-    """The data path as trials, which run in other folders, must see it; a built-in corpus keeps its name."""
+    """The data field with an absolute path, because trials run in other folders; empty for a built-in corpus."""
     path = os.path.abspath(os.path.expanduser(data))
     return {"data": path} if os.path.exists(path) or glob.glob(path) else {}
 
 
 def _variants(name: str, config: TrainConfig, intervention: str, options: SweepOptions) -> Iterator[Trial]:
-    """A config's trials under one intervention: one per learning rate and seed.
+    """A config's trials with one intervention: one per learning rate and seed.
 
-    None for a baseline under an intervention: there is nothing to rescue, and BF16 does nothing different.
+    A baseline yields none with an intervention, which would change nothing in BF16.
     """
     fields = intervention_fields(intervention)
     if intervention != "none" and Trial(name, config).is_baseline:
@@ -215,7 +215,7 @@ def _variants(name: str, config: TrainConfig, intervention: str, options: SweepO
 
 
 def _distinct(trials: Sequence[Trial], notes: list[str]) -> list[Trial]:
-    """The trials without those that would repeat another one exactly."""
+    """The trials without exact repetitions; a note names each trial that is left out."""
     kept: dict[str, Trial] = {}
     for trial in trials:
         first = kept.setdefault(trial.config.model_dump_json(exclude=_without_effect(trial.config)), trial)
@@ -225,19 +225,19 @@ def _distinct(trials: Sequence[Trial], notes: list[str]) -> list[Trial]:
 
 
 def _without_effect(config: TrainConfig) -> set[str]:
-    """Fields of a config that no run reads while its other fields are what they are."""
+    """Fields of a config that a run with its other fields does not read."""
     return set(config.without_effect() | TrainConfig.of_kind("planning"))
 
 
 def _why_alike(config: TrainConfig, first: TrainConfig) -> str:
-    """Which fields differ all the same."""
+    """The differing fields, none of which has an effect, in parentheses; "" if all are equal."""
     other = first.model_dump()
     differing = [name for name, value in config.model_dump().items() if other[name] != value]
     return f" ({', '.join(differing)} has no effect here)" if differing else ""
 
 
 def _with_baselines(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials and a BF16 run for each pair key that has none."""
+    """The trials, with an added BF16 run for each pair key without a baseline."""
     served = {trial.pair for trial in trials if trial.is_baseline}
     added: list[Trial] = []
     for trial in trials:
@@ -250,7 +250,7 @@ def _with_baselines(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _uniquely_named(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials; of equal names the later ones get -2, -3, ..."""
+    """The trials with unique names: repeated names get the suffix -2, -3, ..."""
     taken = {trial.run for trial in trials}
     used: set[str] = set()
     result = []
@@ -265,7 +265,7 @@ def _uniquely_named(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _paired(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials, each knowing the run name of its baseline."""
+    """The trials, each with the run name of its baseline."""
     baselines: dict[str, str] = {}
     for trial in trials:
         if trial.is_baseline:

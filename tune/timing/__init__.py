@@ -1,1 +1,1 @@
-"""How long trials take on this machine: a few real steps of each kind, measured once and kept."""
+"""Measures how long trials take on this machine, by a few real steps of each kind, and stores the times."""

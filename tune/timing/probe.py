@@ -1,9 +1,14 @@
-"""How long a trial will take on this machine: a few real steps of each kind of trial, measured once and kept.
+"""Measures the time of trials on this machine (`--probe`), and predicts that of a plan from stored measurements.
 
-Trials that run beside each other share memory and caches, so as many processes as the sweep will have at a time train
-the same kind at once.  A probe takes a minute or two per kind, much more than a plan may; so it is run only when asked
-for (`--probe`), and kept in the user's cache folder for every later plan of the same kinds on the same machine.
-No torch here: it is imported by the processes that measure (`tune/timing/probe_steps.py`).
+A probe trains a few real steps of each kind of trial.  Concurrent trials share memory bandwidth and caches, so that a
+probe runs as many processes of a kind at once as the sweep will run trials.
+
+Example: 500 steps of 0.1 s, a diagnosis every 50 steps (0.4 s), a validation every 100 (0.5 s) and a checkpoint every
+100 (0.2 s) take 490 x 0.1 + 10 x 0.4 + 5 x 0.5 + 5 x 0.2 = 56.5 s after the set-up.
+
+A probe takes a minute or two per kind, which is too long for every plan.  It runs only on request, and its result is
+kept in the user's cache folder for later plans of the same kinds on the same machine.  No torch is imported here, only
+by the processes that measure (`tune/timing/probe_steps.py`).
 """
 
 from __future__ import annotations
@@ -30,14 +35,15 @@ from tune.plan.trial import Trial
 from tune.plan.trial_kinds import runs_alike, timed_kind
 
 _ROOT = Path(__file__).resolve().parents[2]
-_RAY_SECONDS = 6.0  # from the command to its first worker's start, on a machine that does nothing else
+_RAY_SECONDS = 6.0  # from the command to the start of its first worker, on an idle machine
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds of a trial's parts: its set-up, a plain step, one that is diagnosed, a validation, a checkpoint.
+    """Seconds of a trial's parts: set-up, a plain step, a step with diagnostics, a validation, a checkpoint.
 
-    `start` is that of its process, up to the first step; `setup` that of a further trial in the same process.
+    `start`: from the start of a process to the end of its first step; `setup`: the same for a further trial in a
+    process that is already running.
     """
 
     start: float
@@ -48,7 +54,7 @@ class StepTimes:
     checkpoint: float
 
     def seconds(self, config: TrainConfig) -> float:
-        """A whole trial; what an interval does is also done at the last step."""
+        """Seconds of a whole trial; diagnosis, validation and checkpoint are also done at the last step."""
         diagnosed, validated, kept = (
             -(-config.max_steps // interval)
             for interval in (config.diagnostic_interval, config.eval_interval, config.checkpoint_interval)
@@ -59,7 +65,7 @@ class StepTimes:
 
 
 class TimesStore:
-    """Measured times by key, in a JSON file of the user's cache folder.  A file that cannot be read holds none."""
+    """Measured times by key, in a JSON file in the user's cache folder; an unreadable file counts as empty."""
 
     def __init__(self, file: Path | None = None) -> None:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -72,7 +78,7 @@ class TimesStore:
             return {}
 
     def add(self, key: str, times: StepTimes) -> None:
-        """Keep one more entry.  Raises OSError where the folder cannot be written."""
+        """Store one more entry.  Raises OSError if the folder cannot be written."""
         entries = {known: asdict(kept) for known, kept in (self.read() | {key: times}).items()}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         fresh = self.file.with_suffix(f".{os.getpid()}")
@@ -81,7 +87,7 @@ class TimesStore:
 
 
 def expected(trials: Sequence[Trial], resources: Resources, store: TimesStore) -> Expected | None:
-    """What the trials will take; None where the kind of any of them was never measured here."""
+    """Expected seconds of the trials; None if the kind of any of them was never measured on this machine."""
     known, machine = store.read(), _machine()
     times = [known.get(_key(trial.config, resources, machine)) for trial in trials]
     found = [entry for entry in times if entry is not None]
@@ -99,9 +105,9 @@ def measure(
     say: Callable[[str], None],
     window: float = 2.0,
 ) -> None:
-    """Measure every kind of trial, each sort of step for `window` seconds, and store it.
+    """Measure every kind of trial, each part for at least `window` seconds, and store the times.
 
-    Raises SweepError where a kind cannot train or nothing can be kept.
+    Raises SweepError if a kind cannot train or the times cannot be stored.
     """
     machine = _machine()
     kinds: dict[str, tuple[Trial, int]] = {}
@@ -117,11 +123,11 @@ def measure(
 
 
 def _times_of(trial: Trial, resources: Resources, devices: Sequence[str], how: dict[str, float]) -> StepTimes:
-    """Train the trial's first steps in as many processes as the sweep will have; their mean times."""
+    """Train the trial's first steps in as many processes at once as the sweep will have; return their mean times."""
     job = {"config": trial.config.model_dump(), "threads": resources.threads, **how}
     with _processes() as start:
         running = [start(devices[0], job)]
-        _answer(running[0], trial)  # what it compiled, the others find on disk
+        _answer(running[0], trial)  # it compiles first; the others load its graphs from the cache on disk
         running += [start(device, job) for device in devices[1:]]
         for process in running[1:]:
             _answer(process, trial)
@@ -129,11 +135,13 @@ def _times_of(trial: Trial, resources: Resources, devices: Sequence[str], how: d
             _tell(process, "go")
         found = [json.loads(_answer(process, trial)) for process in running]
     mean = {name: sum(times[name] for times in found) / len(found) for name in found[0]}
-    return StepTimes(**(mean | {"start": found[-1]["start"]}))  # the last one compiled nothing, unless it was alone
+    return StepTimes(
+        **(mean | {"start": found[-1]["start"]})
+    )  # `start` of the last process, which found all graphs in the cache, unless it is the only one
 
 
 def _devices(resources: Resources, gpus: int) -> list[str]:
-    """CUDA_VISIBLE_DEVICES of each process, as Ray would share them out."""
+    """CUDA_VISIBLE_DEVICES of each process, with the GPUs assigned as by Ray."""
     if not resources.gpus:
         return [""] * resources.concurrent
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -147,7 +155,7 @@ def _devices(resources: Resources, gpus: int) -> list[str]:
 
 @contextmanager
 def _processes() -> Iterator[Callable[[str, dict[str, object]], subprocess.Popen[str]]]:
-    """Starts processes that measure; none of them outlives the block."""
+    """Context that yields a function to start measuring processes; they are killed on exit."""
     started: list[subprocess.Popen[str]] = []
 
     def start(device: str, job: dict[str, object]) -> subprocess.Popen[str]:
@@ -175,11 +183,14 @@ def _tell(process: subprocess.Popen[str], line: str) -> None:
         process.stdin.write(line + "\n")
         process.stdin.flush()
     except BrokenPipeError:
-        pass  # it has ended, and said why
+        pass  # the process has ended; `_answer` reads the reason
 
 
 def _answer(process: subprocess.Popen[str], trial: Trial) -> str:
-    """The process's next answer, marked by `= `; whatever libraries print in between is not ours."""
+    """The process's next answer, a line that begins with `= `; lines that libraries print are skipped.
+
+    Raises SweepError, with its last line of output, if the process ends without an answer.
+    """
     assert process.stdout is not None
     last = "no output"
     for line in process.stdout:
@@ -190,12 +201,12 @@ def _answer(process: subprocess.Popen[str], trial: Trial) -> str:
 
 
 def _key(config: TrainConfig, resources: Resources, machine: str) -> str:
-    """What decides how long a trial's steps take: its kind, the machine, and how much of it each trial gets."""
+    """Hash of all that determines the time of a trial's steps: its kind, its resources and the machine."""
     return hashlib.sha256(f"{timed_kind(config)} {resources} {machine}".encode()).hexdigest()[:16]
 
 
 def _machine() -> str:
-    """This machine as far as speed goes: processor, GPUs and torch."""
+    """The properties of this machine that determine speed: processor, GPUs, number of cores, torch version."""
     gpus = ",".join(gpu.name for gpu in nvml.gpus())
     return f"{_processor()} {gpus} {os.cpu_count()} {metadata.version('torch')}"
 

@@ -1,7 +1,7 @@
-"""One process of a probe: trains a few steps of a trial as its worker would, and says how long they took.
+"""One process of a probe: trains a few steps of a trial in the way of a sweep's worker, and prints their times.
 
-stdin:  a JSON line (config, threads, runs_alike, seconds to time each sort of step for, when this process was started),
-        and later `go`
+stdin:  a JSON line (config, threads, runs_alike, window: seconds per measurement, spawned: time at which this process
+        was started), and later the line `go`
 stdout: `= ready` when everything is compiled, and after `go` a JSON line with the fields of `StepTimes`
 """
 
@@ -24,11 +24,11 @@ from altgrad.storage.folder import Folder
 from altgrad.training.compile.policy import How
 from altgrad.training.trainer import Trainer
 
-_LEAST = 3  # steps of one sort to time, however long they take
+_LEAST = 3  # repetitions of each measurement, also if they take longer than the window
 
 
 def main() -> None:
-    """Measure the trial that stdin describes.  What goes wrong is one line and exit code 1."""
+    """Measure the trial that stdin describes.  An error is printed as one line, with exit code 1."""
     job = json.loads(sys.stdin.readline())
     config = make_config(job["config"], source="probe")
     torch.set_num_threads(job["threads"])
@@ -45,9 +45,9 @@ def main() -> None:
 
 
 def _times(config: TrainConfig, compiled: How, window: float) -> dict[str, float]:
-    """Seconds of each part; those of a second trial in the same process, which is what most of a sweep's are."""
+    """Seconds of each part, for a second trial in this process, because most trials of a sweep are not the first."""
     diagnosed = config.diagnostic_interval
-    # apart from its last step a run diagnoses at multiples of the interval only; validation is timed by itself
+    # max_steps is raised so that step 1 is not the last one, which is always diagnosed; validation is timed separately
     steady = config.altered(max_steps=max(config.max_steps, 2 * diagnosed), eval_interval=10**9)
     started = _now()
     trainer = Trainer(steady, compiled_before=compiled)
@@ -70,7 +70,7 @@ def _times(config: TrainConfig, compiled: How, window: float) -> dict[str, float
 
 
 def _median(act: Callable[[], Any], window: float) -> float:
-    """Seconds that something takes, in the median; a GPU is waited for."""
+    """Median seconds of calling `act`, repeated for `window` seconds; includes the GPU's work."""
     taken: list[float] = []
     until = _now() + window
     while len(taken) < _LEAST or _now() < until:

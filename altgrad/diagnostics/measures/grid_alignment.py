@@ -13,7 +13,7 @@ from altgrad.quantization.kernel.round import ulp
 
 
 class GridAlignment(Diagnostic):
-    """|w - Q(w)| before the step: in ULPs of the scaled weight, relative to |w|, and the share of weights where it is 0.
+    """|w - Q(w)| before the step: in ULPs of the scaled weight, relative to |w|, and the share of weights with 0.
 
     Rounding to nearest errs by at most half a ULP; a larger error means a weight beyond the largest finite value.
     """

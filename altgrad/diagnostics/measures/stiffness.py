@@ -18,7 +18,7 @@ _EXPONENT = 0x7F800000  # exponent bits of float32
 
 
 def stiffness_of(step: LayerStep) -> Tensor:
-    """2^(floor(log2 |w|) - M) of each scaled weight w, in fixed point 2^-M; (out, in).  At w = 0, where it is undefined, 0.
+    """2^(floor(log2 |w|) - M) of each scaled weight w, in fixed point 2^-M; (out, in).  Undefined at w = 0: here 0.
 
     E4M3, w = 5: 2^(2 - 3) = 0.5.  Weights below 2^-126, which are subnormal in float32, count as zero.
     """

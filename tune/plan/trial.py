@@ -72,8 +72,7 @@ class SweepPlan:
     expected: Expected | None = None
 
     def timed(self, expected: Expected | None, note: str | None = None) -> SweepPlan:
-        """This plan with the expected seconds, sorted by them (baselines first, then longest), and one more note.
-        """
+        """This plan with the expected seconds, sorted by them (baselines first, then longest), and one more note."""
         notes = self.notes if note is None else (*self.notes, note)
         if expected is None:
             return replace(self, notes=notes)

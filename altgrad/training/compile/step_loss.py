@@ -185,8 +185,7 @@ def _obstacle(device: torch.device) -> str | None:
 
 
 def _signature(model: nn.Module, layers: Mapping[str, QuantizedLinear], config: TrainConfig, ranks: int) -> str:
-    """Hash of all that a compiled graph depends on: model structure, rounding modes, batch shape, torch.
-    """
+    """Hash of all that a compiled graph depends on: model structure, rounding modes, batch shape, torch."""
     shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
     modes = [(name, site.mode) for layer in layers.values() for name, site in layer.sites.items()]
     products = [layer.multiplies_bfloat16 for layer in layers.values()]

@@ -2,9 +2,9 @@
 
     python tune/submit.py [--address http://HEAD:8265] [--no-wait] --results /shared/results [options of sweep.py]
 
-The job is the plain `python tune/sweep.py ...`, so `ray job submit --working-dir . -- python tune/sweep.py ...` does
-the same.  It runs in a copy of the tree that is gone afterwards: results go to shared storage.  An installed package is
-packed laid out like a clone (see `sent_code`).
+The job is `python tune/sweep.py ...`, so that `ray job submit --working-dir . -- python tune/sweep.py ...` does the
+same.  It runs in a temporary copy of the tree; results must go to shared storage.  An installed package is sent in the
+layout of a clone (see `sent_code`).
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from tune.plan.options import NOTIFY, SweepError, SweepOptions, parse_options
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-_ANSWER_SECONDS = 10  # for the cluster to answer at all
-_ACCEPT_SECONDS = 120  # for a cluster that answers to take a job: a head that has just started refuses in many ways
+_ANSWER_SECONDS = 10  # limit for an answer of the cluster
+_ACCEPT_SECONDS = 120  # limit for a cluster that answers to accept a job: a head that has just started refuses at first
 _LONGEST_ANSWER = 65536  # bytes
 _EXIT_CODES = {"SUCCEEDED": 0, "STOPPED": 130}  # FAILED: 1
 
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check_sweep(options: SweepOptions) -> None:
-    """Refuse what cannot work in a job, which sees a copy of this tree and nothing else.  Raises SweepError."""
+    """Raise SweepError for paths that do not exist in a job, which has only a copy of this tree."""
     try:
         check_location(options.results)
     except ValueError as error:
@@ -100,7 +100,7 @@ def check_sweep(options: SweepOptions) -> None:
 
 
 def check_cluster(address: str) -> None:
-    """Whether a cluster answers there, accepts our token and runs our Ray.  Raises SweepError within 10 s."""
+    """Raise SweepError, within 10 s, if no cluster answers, it refuses our token, or its version of Ray differs."""
     if not address.startswith(("http://", "https://")):
         raise SweepError(f"--address {address}: expected the job server, such as http://HEAD:8265")
     from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
@@ -130,7 +130,7 @@ def check_cluster(address: str) -> None:
 
 
 def _expect_token() -> None:
-    """Let Ray send its token where there is one: $RAY_AUTH_TOKEN, $RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token."""
+    """Let Ray send its token, if there is one: $RAY_AUTH_TOKEN, $RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token."""
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
@@ -170,10 +170,10 @@ def _submit(address: str, sweep_arguments: Sequence[str], notify: str | None, *,
 
 
 def _accepted(address: str, command: str, environment: Mapping[str, Any]) -> tuple[JobSubmissionClient, str]:
-    """The job server's client and the id of the submitted job.
+    """(the job server's client, the id of the submitted job).
 
-    A head that has just started has no agent yet, answers 5xx or nothing: that is waited for.  SweepError for a refusal
-    that no waiting changes (4xx, a redirect), and when time is up.
+    A head that has just started answers 5xx or not at all; the submission is then repeated.  Raises SweepError for a
+    refusal that is final (4xx, a redirect), and when the time is up.
     """
     end = time.monotonic() + _ACCEPT_SECONDS
     while True:
@@ -188,7 +188,7 @@ def _accepted(address: str, command: str, environment: Mapping[str, Any]) -> tup
 
 
 def _direct_client(address: str) -> JobSubmissionClient:
-    """A client that sends its token to this address and follows no redirect to another."""
+    """A client that sends its token only to this address, because it follows no redirect."""
     from ray.job_submission import JobSubmissionClient
 
     class Direct(JobSubmissionClient):
@@ -199,7 +199,7 @@ def _direct_client(address: str) -> JobSubmissionClient:
 
 
 def _is_final(reason: str) -> bool:
-    """Whether Ray's text of a refusal names a status below 500: a redirect, or a request that stays wrong."""
+    """Whether Ray's text of a refusal names a status of 3xx or 4xx, or the authentication: repeating is useless."""
     return re.search(r"status code [34]\d\d\b", reason) is not None or "uthentication" in reason
 
 

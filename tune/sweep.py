@@ -2,7 +2,7 @@
 
     python tune/sweep.py [--formats E4M3 E7M0 ...] [--dry-run] [--resume] ...
 
-This file decides the order of events; planning knows no Ray, so wrong options and `--dry-run` answer at once.
+This file determines the order of events.  Planning imports no Ray, so that errors and `--dry-run` answer at once.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ _LOG_WIDTH = 200  # columns of tables in a log, where there is no terminal to as
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the sweep that the command line describes; the process's exit code.
+    """Run the sweep that the command line describes; return the exit code of the process.
 
-    0: every trial completed, collapsed or was stopped; 1: a trial failed; 2: it cannot start; 3: Ray did not start, or
-    died; 128 + n: signal n.
+    0: every trial completed, collapsed or was stopped; 1: a trial failed; 2: the sweep cannot start; 3: Ray did not
+    start, or died; 128 + n: signal n.
     """
     journal = Journal()
     with unstoppable_output(journal.output_lost):
@@ -112,7 +112,7 @@ def _sweep(options: SweepOptions, console: Console, journal: Journal, stack: Exi
 
 @dataclass(frozen=True)
 class _Course:
-    """A sweep that has a folder: from here on every end that is not its own says how to go on."""
+    """A sweep that has a folder; if it ends early, it prints the command that resumes it."""
 
     sweep: PlannedSweep
     options: SweepOptions
@@ -120,7 +120,7 @@ class _Course:
     journal: Journal
 
     def run(self, trials: Sequence[Trial], resources: Resources, machine: Machine, stack: ExitStack) -> int:
-        """Train what is to be trained and say what came out; the exit code."""
+        """Train the trials and show the results; return the exit code."""
         self.journal.keep_in(self.sweep.folder.patient(0))
         interrupts = stack.enter_context(Interrupts())
         try:
@@ -133,7 +133,7 @@ class _Course:
         except RayFailed as error:
             self._say_how_to_go_on(str(error))
             return EXIT_CODE
-        except KeyboardInterrupt:  # libraries make a plain one of `Interrupted`
+        except KeyboardInterrupt:  # not `Interrupted`: libraries convert that to a plain KeyboardInterrupt
             signal = interrupts.asked or Signals.SIGINT
             self._say_how_to_go_on(f"stopped by {signal.name}; everything is kept")
             return 128 + signal
@@ -146,7 +146,7 @@ class _Course:
         interrupts: Interrupts,
         stack: ExitStack,
     ) -> None:
-        """Train on a Ray of our own or on the cluster.  Raises Interrupted where a signal ended it."""
+        """Train on a private Ray or on the cluster.  Raises Interrupted if a signal ended the training."""
         mode, notes = chosen_mode(self.options.wandb, os.environ)
         for note in notes:
             say(self.console, note)
@@ -172,7 +172,7 @@ class _Course:
         say(self.console, f"{what}.  Go on with:\n  {self.options.resume_command(self.sweep.name)}")
 
     def _ray_died(self, which: str) -> None:
-        """The last words of a process that ends at once."""
+        """Print the last lines of this process, which ends at once."""
         self.journal.note(f"{which}; the sweep ended with exit code {EXIT_CODE}")
         self.console.show_cursor(True)
         self._say_how_to_go_on(f"{which}; everything is kept")
@@ -182,7 +182,7 @@ class _Course:
 
 
 def _plan(options: SweepOptions, stored: PlannedSweep | None, machine: Machine) -> SweepPlan:
-    """What is to be trained: all that the options ask for, or what a stored sweep still lacks."""
+    """The trials to train: those of the options, or the unfinished ones of a stored sweep."""
     if stored is None:
         return plan_sweep(options, machine)
     notes: tuple[str, ...] = ()
@@ -197,7 +197,7 @@ def _plan(options: SweepOptions, stored: PlannedSweep | None, machine: Machine) 
 def _resources(
     options: SweepOptions, machine: Machine, trials: Sequence[Trial], stored: PlannedSweep | None
 ) -> Resources:
-    """What each trial holds: of a stored sweep what was decided when it was made, however few trials are left."""
+    """The resources of each trial; those of a stored sweep stay as they were fixed when it was created."""
     if stored is None:
         return share_out(options, machine, trials)
     shares = stored.shares or Shares.of(share_out(options, machine, stored.trials), stored.trials)
@@ -205,7 +205,7 @@ def _resources(
 
 
 def _show_results(sweep: PlannedSweep, options: SweepOptions, console: Console) -> int:
-    """The comparison, on the terminal and in the sweep's folder, and where to read on; the exit code."""
+    """Write the comparison to the terminal and the sweep's folder, with failures and paths; return the exit code."""
     folder = sweep.folder.patient()
     runs, broken = list_runs(folder)
     rows = comparison(runs)

@@ -1,1 +1,1 @@
-"""Ray itself: a private one or a cluster's, its folders, its death, and trials as Tune holds them."""
+"""Ray sessions, private or on a cluster: their folders, their failures, and access to Tune's trials."""

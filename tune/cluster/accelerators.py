@@ -1,7 +1,7 @@
-"""Memory of a Ray cluster's GPUs, which a driver that may see none of them can only know by their type.
+"""Memory of a Ray cluster's GPUs by their type, because the sweep's process may have no GPU itself.
 
-Ray puts `accelerator_type:H100` among a node's resources, after the name that the driver gives the GPU.  Of a type
-that was sold in several sizes the smallest counts; a type that is not listed is not known.
+Ray derives a resource such as `accelerator_type:H100` of a node from the GPU driver's name.  For a type that was sold
+in several sizes the smallest counts; the memory of an unlisted type is unknown.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MEMORY: Mapping[str, int] = {
 
 
 def smallest_gpu(nodes: Iterable[Mapping[str, float]]) -> int | None:
-    """Bytes of the smallest GPU, from each node's resources; None where the type of any GPU node is not known."""
+    """Bytes of the smallest GPU, from each node's resources; None if there is none or a type is unknown."""
     sizes = []
     for resources in nodes:
         if resources.get("GPU"):

@@ -1,8 +1,8 @@
-"""Temporary folders of a sweep that nobody else can read, gone afterwards, at the latest with the next sweep.
+"""Temporary folders of a sweep that other users cannot read, removed at its end or, after a kill, by the next sweep.
 
-Ray's session folder holds logs and what Ray was told, and Ray opens it to everybody; so it lies inside a folder that
-is closed (0700).  A lock that its process holds tells a living sweep's folder from one whose process was killed: the
-kernel drops a lock with its process, whereas a process id can be somebody else's by now.
+Ray makes its session folder, with logs and environment variables, readable for everybody; therefore it lies inside a
+folder with mode 0700.  A file lock distinguishes the folder of a living sweep from that of a killed one: the kernel
+releases a lock when its process ends, whereas a process id may be reused.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _LONGEST = 107 - 64
 
 
 def temporary_root(variables: tuple[str, ...] = ("RAY_TMPDIR", "TMPDIR")) -> tuple[str, str | None]:
-    """The folder for temporary files: the first of these variables that Ray's sockets fit under, else /tmp.
+    """(folder for temporary files, a sentence about an unusable variable or None).
 
-    With one sentence about a variable that could not be followed.
+    The folder is that of the first variable that is writable and short enough for Ray's sockets, else /tmp.
     """
     note = None
     for name in variables:
@@ -43,13 +43,15 @@ def temporary_root(variables: tuple[str, ...] = ("RAY_TMPDIR", "TMPDIR")) -> tup
 
 @contextmanager
 def private_folder(place: str) -> Iterator[Path]:
-    """A new folder below `place` for the length of the context.  Those that dead sweeps left there are removed."""
+    """Context with a new folder below `place`; folders that killed sweeps left there are removed first."""
     remove_dead(place)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))  # 0700
     lock = os.open(folder / f"{_LOCK}.new", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        os.rename(folder / f"{_LOCK}.new", folder / _LOCK)  # under this name it is never seen unlocked while in use
+        os.rename(
+            folder / f"{_LOCK}.new", folder / _LOCK
+        )  # renamed after locking, so that nobody finds an unlocked lock of a living sweep
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -57,7 +59,7 @@ def private_folder(place: str) -> Iterator[Path]:
 
 
 def remove_dead(place: str) -> None:
-    """Remove the folders whose process is gone."""
+    """Remove the folders of sweeps whose process has ended."""
     with suppress(OSError):
         for folder in Path(place).glob(f"{_PREFIX}*"):
             if not folder.is_symlink() and _is_dead(folder / _LOCK):
@@ -65,7 +67,7 @@ def remove_dead(place: str) -> None:
 
 
 def _is_dead(lock: Path) -> bool:
-    """Whether the lock is ours and nobody holds it."""
+    """Whether the lock belongs to this user and no process holds it."""
     try:
         descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:

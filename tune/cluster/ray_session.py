@@ -1,4 +1,4 @@
-"""Ray for the length of a sweep: a private one on this machine, or a connection to a cluster that is already there."""
+"""Ray during a sweep: a private Ray on this machine, or a connection to a running cluster."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from tune.plan.machine import Machine
 from tune.plan.options import SweepError
 
 _OBJECT_STORE_BYTES = 100 * 1024**2  # trials exchange records only
-# Read by Ray's processes.  A reused worker waits for the previous trial's thread to end, e.g. its last upload, before
-# it takes the next trial; with Ray's 2 s the next, innocent trial fails.
+# Read by Ray's processes.  Before a reused worker starts the next trial, it waits for the thread of the previous one to
+# end, for example its last upload; if Ray's default of 2 s is exceeded, the next trial fails.
 _WORKER_ENVIRONMENT = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "60", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
-# How soon the end or the death of a trial's workers is noticed; Ray looks every 2 s.
+# Seconds between checks that a trial's workers are alive; Ray's default is 2 s.
 _WORKER_ENVIRONMENT |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
-# Read by Tune in this process: no loggers of its own (the results folder is ours), no console output, no handler
-# that makes an interrupted sweep look finished.
+# Read by Tune in this process: switches off its loggers (we write the results), its console output, and its signal
+# handler, after which an interrupted sweep looks finished.
 _DRIVER_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
 }
-# Ray's switch for "no cluster", whose name comes from where it is the default: its processes then listen on 127.0.0.1
-# instead of on every interface.
+# Ray's switch against clusters, named after the systems on which it is the default: Ray's processes then listen on
+# 127.0.0.1 only, instead of on every interface.
 _LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _GIVE_UP_SOON = {"RAY_NUM_REDIS_GET_RETRIES": "5"}  # Ray tries 20 times to connect, a second each
 _ANSWER_SECONDS = 5.0
@@ -47,12 +47,12 @@ _ANSWER_SECONDS = 5.0
 def local_ray(
     machine: Machine, on_death: Callable[[str], None] = print, tell: Callable[[str], None] = print
 ) -> Iterator[Path]:
-    """A Ray of our own with the machine's cores and GPUs, whatever cluster may be running here; gone afterwards.
+    """Context with a private Ray that has the machine's cores and GPUs, also if a cluster is running here.
 
-    Yields a private folder for temporary files, in which Ray's own are.
+    Yields a private folder for temporary files, which contains Ray's own.
 
-    Where one of its processes dies, `on_death` is told which, and this process ends (see `watched_ray`).  `tell` gets
-    a line about a temporary folder that cannot be used.  Raises RayFailed where Ray does not start.
+    If one of Ray's processes dies, `on_death` is called with its name and this process ends (see `watched_ray`).
+    `tell` is called with one line about an unusable temporary folder.  Raises RayFailed if Ray does not start.
     """
     os.environ.update(_DRIVER_ENVIRONMENT | _LOOPBACK_ONLY)
     import ray  # reads its environment when imported
@@ -86,7 +86,7 @@ def local_ray(
                 shutil.rmtree(folder, ignore_errors=True)
 
             worker: Any = ray._private.worker
-            # Ray tells a death in twenty lines of its log; whoever watches here tells it in one.
+            # Ray prints a death as twenty lines of its log; `watched_ray` reports it in one.
             worker.print_to_stdstream = lambda *arguments, **options: None
             with watched_ray(worker._global_node.all_processes, gone):
                 yield folder
@@ -96,9 +96,10 @@ def local_ray(
 
 @contextmanager
 def connected_ray(address: str) -> Iterator[Machine]:
-    """A running cluster; yields what it has.  Raises SweepError where it cannot be reached.
+    """Context with a connection to a running cluster; yields its CPUs and GPUs.
 
-    Inside a Ray job the cluster already has this code; from elsewhere it is sent along.
+    Inside a Ray job the cluster already has this code; otherwise it is sent.  Raises SweepError if the cluster cannot
+    be reached.
     """
     _check_reachable(address)
     os.environ.update(_DRIVER_ENVIRONMENT | _GIVE_UP_SOON)
@@ -122,15 +123,17 @@ def connected_ray(address: str) -> Iterator[Machine]:
 
 
 def _keep_secrets() -> None:
-    """Tune copies the cloud's keys into what it tells Ray, which writes that to its logs.  Ours are inherited by the
-    processes of a Ray of our own; those of a cluster have the keys of their nodes."""
+    """Stop Tune from copying cloud keys into Ray's runtime environment, which Ray writes to its logs.
+
+    Processes of a private Ray inherit our keys anyway; those of a cluster have the keys of their nodes.
+    """
     from ray.tune.execution import class_cache
 
     class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 
 
 def _why_not(error: Exception) -> str:
-    """Ray's reason for a refused connection and what to do, in one line."""
+    """Ray's reason for a refused connection, with advice, in one line."""
     lines = str(error).strip().splitlines() or ["no answer"]
     if "version mismatch" in lines[0].lower():  # the versions of both sides follow
         return f"{' '.join(' '.join(lines).split())}; use the cluster's versions here, or `altgrad submit`"
@@ -138,14 +141,14 @@ def _why_not(error: Exception) -> str:
 
 
 def _check_reachable(address: str) -> None:
-    """Refuse a HOST:PORT or ray://HOST:PORT where nothing listens; Ray itself would look for minutes."""
+    """Raise SweepError if nothing listens at HOST:PORT or ray://HOST:PORT; Ray itself would try for minutes."""
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise SweepError(f"--address {address}: expected HOST:PORT, ray://HOST:PORT or auto") from error
     if host is None or port is None:
-        return  # a name such as auto: Ray knows at once
+        return  # a name such as auto, about which Ray decides at once
     try:
         socket.create_connection((host, port), timeout=_ANSWER_SECONDS).close()
     except OSError as error:
@@ -153,6 +156,6 @@ def _check_reachable(address: str) -> None:
 
 
 def _use_own_token() -> None:
-    """Ray's processes authenticate with a token: one for this sweep alone, instead of a file in the home folder."""
+    """Let Ray's processes authenticate with a token for this sweep alone, instead of a file in the home folder."""
     if not os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"}:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -1,7 +1,7 @@
-"""Of a trial as Tune holds it: whose run it is, why it failed, and whether that is worth another try.
+"""Reads Tune's trials: their run, the reason of a failure, and whether a retry may succeed.
 
-A death is, or storage that refused, or a device or memory that was not there.  An exception of the trial's own code is
-not: the same weights on the same batches raise it again.
+A retry may succeed after the death of a process, a refusal of storage, or a lack of memory or of a device.  An
+exception of the trial's own code would be raised again, because a retry uses the same weights and batches.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LOCAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryEr
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether an exception that a trial raised came from outside of it, so that another attempt may succeed."""
+    """Whether the cause of a trial's exception lies outside the trial, so that another attempt may succeed."""
     if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         return may_pass(error.cause)
     rays = type(error).__module__.split(".")[0] == "ray"
@@ -42,19 +42,21 @@ def described(error: BaseException) -> str:
 
 
 def why_failed(trial: TuneTrial) -> str:
-    """One line: the exception that the trial raised, or that its process died."""
+    """The reason of a trial's failure in one line: its exception, or the death of its process."""
     error = _error_of(trial)
     if isinstance(error, RayTaskError):
         return described(error.cause if isinstance(error.cause, BaseException) else error)
     if isinstance(error, RayActorError):
-        if "low on memory" in str(error):  # Ray's memory monitor; of any SIGKILL Ray says that memory *may* be why
+        if "low on memory" in str(
+            error
+        ):  # text of Ray's memory monitor; for any other SIGKILL Ray only suspects memory
             return "the trial's process was killed: its node ran low on memory"
         return "the trial's process died"
     return "unknown" if error is None else described(error)
 
 
 def once_more(trial: TuneTrial) -> bool:
-    """Whether a dead trial is worth one more try only: it found no memory or no storage, and would go on so."""
+    """Whether a failed trial is retried only once: it lacked memory or storage, which will probably stay so."""
     reason = why_failed(trial)
     return bool(_MEMORY.search(reason)) or reason.startswith(StorageRefused.__name__)
 
@@ -64,17 +66,17 @@ def _error_of(trial: TuneTrial) -> BaseException | None:
     file = trial.pickled_error_file
     if file is None or not Path(file).exists():
         return None
-    # Not a results folder: Tune wrote the file a moment ago, in this process, beside Ray's session on this machine.
-    # Whoever made the exception had it unpickled here by Ray already.
+    # Unpickling is safe here: Tune wrote the file in this process a moment ago, into a private folder and not a results
+    # folder, and Ray had already unpickled the exception in this process.
     error = cloudpickle.loads(Path(file).read_bytes())
     return error if isinstance(error, BaseException) else None
 
 
 def run_of(trial: TuneTrial) -> str:
-    """The run's name; Ray's own names of trials are not ours."""
+    """The name of the trial's run; Ray's own names of trials are not used."""
     return str(trial.config["job"]["trial"]["run"])
 
 
 def plan_of(trial: TuneTrial) -> Trial:
-    """Our plan of the trial, as it was given to Tune."""
+    """The planned trial that was given to Tune."""
     return Trial.from_json(trial.config["job"]["trial"], "trial")

@@ -1,7 +1,7 @@
-"""Watches the processes of our own Ray, for Ray does not.
+"""Watches the processes of a private Ray, which Ray itself does not do.
 
-Without its raylet the driver waits for ever; without its GCS it is aborted by Ray's core a minute later, without a word
-about the sweep.
+If its raylet dies, the driver waits without end; if its GCS dies, Ray's core aborts the driver a minute later, without
+a message about the sweep.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any
 
 import psutil
 
-EXIT_CODE = 3  # of a sweep whose Ray could not be started, or died
-_SECONDS = 0.1  # between two looks: what is left of Ray says the same in twenty lines, if it has the time
+EXIT_CODE = 3  # of a sweep whose Ray did not start, or died
+_SECONDS = 0.1  # between two checks; it must be short, or the rest of Ray prints twenty lines about the death first
 _WATCHED = {"raylet": "raylet", "gcs_server": "control service (GCS)"}
 
 
 class RayFailed(RuntimeError):
-    """A Ray of our own that did not start; the message is one line."""
+    """The private Ray did not start; the message is one line."""
 
 
 @contextmanager
 def watched_ray(processes: Mapping[str, list[Any]], on_death: Callable[[str], None]) -> Iterator[None]:
-    """For its length, end this process with `EXIT_CODE` when a process of Ray dies, after `on_death(which)`.
+    """Context in which the death of a Ray process calls `on_death(which)` and ends this process with `EXIT_CODE`.
 
     `processes`: lists of Ray's `ProcessInfo` by kind.  The end is abrupt, because every call to a dead Ray hangs or
-    aborts; the results folder is always in a state to go on from.
+    aborts; the sweep can always be resumed from its results folder.
     """
     over = threading.Event()
 
@@ -38,7 +38,7 @@ def watched_ray(processes: Mapping[str, list[Any]], on_death: Callable[[str], No
                 dead = [info.process.pid for info in processes.get(kind, []) if info.process.poll() is not None]
                 if dead and not over.is_set():
                     _kill_children()
-                    with suppress(BaseException):  # the process ends, whatever the last words meet
+                    with suppress(BaseException):  # an error in the callback must not prevent the exit
                         on_death(f"Ray's {name} died (process {dead[0]})")
                     os._exit(EXIT_CODE)
 
@@ -51,7 +51,7 @@ def watched_ray(processes: Mapping[str, list[Any]], on_death: Callable[[str], No
 
 
 def _kill_children() -> None:
-    """What Ray has started and has not lost yet."""
+    """Kill all processes that Ray has started here."""
     with suppress(psutil.Error):
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):

@@ -1,6 +1,6 @@
-"""The code that a cluster's nodes run, as Ray packs it: a clone as it is, or an installed package laid out like one.
+"""The code that Ray sends to a cluster's nodes: a clone unchanged, or an installed package in the layout of a clone.
 
-Either way the nodes need only the packages that altgrad depends on, and run the same files as this machine.
+In both cases the nodes run the same files as this machine, and need only the packages on which altgrad depends.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import altgrad
 from altgrad.config.shipped_configs import ROOT
 from tune.cluster.private_folders import private_folder, temporary_root
 
-# What a cluster does not need of a working tree; what git ignores is not sent either.
+# Parts of a working tree that a cluster does not need; files that git ignores are not sent either.
 _NOT_SENT = (
     "/.git/",
     "/.venv/",
@@ -32,7 +32,7 @@ _PACKAGE = Path(altgrad.__file__).resolve().parent
 
 @contextmanager
 def sent_code() -> Iterator[dict[str, Any]]:
-    """The entries of a Ray runtime environment that send the code; what they name lives as long as the context."""
+    """Context with the entries of a Ray runtime environment that send the code; their folder exists inside it only."""
     if _PACKAGE.parent == ROOT:
         yield {"working_dir": str(ROOT), "excludes": list(_NOT_SENT)}
         return

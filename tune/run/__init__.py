@@ -1,1 +1,1 @@
-"""Trials as Tune runs them: started, stopped, restarted, and given their end records."""
+"""Runs trials through Ray Tune: starts, stops and restarts them, and writes their end records."""

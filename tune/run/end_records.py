@@ -1,7 +1,7 @@
-"""End records of runs that could not write their own: stopped from outside, or dead for good.
+"""Writes the end records of runs that could not write their own: stopped from outside, or dead without a retry left.
 
-A trial that Tune stops gets no chance to write anything, and a process that was killed never does.  The driver
-knows why, so it writes `end.json`; a run that already has one is left alone.
+A trial that Tune stops, or whose process is killed, cannot write anything.  The driver knows the reason and writes
+`end.json`, unless the run already has one.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 
 class EndRecords(tune.Callback):
-    """Writes the end record of each run that ended without one.  Goes before callbacks that show how runs ended.
+    """Writes the end record of each run that ended without one; must precede the callbacks that read end records.
 
-    `refused`: the error that ended the sweep, where storage did not take a record.
+    `refused`: the error that ended the sweep, if storage accepted no record; else None.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class EndRecords(tune.Callback):
         return {}  # Tune pickles callbacks with its own state, which a resumed sweep does not read
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """The trial returned, or the stopper or the scheduler ended it (the worker still waits in its report)."""
+        """The trial returned, or the stopper or the scheduler ended it (its worker is still waiting in its report)."""
         run = run_of(trial)
         with self._recording(run):
             folder = self._sweep / run
@@ -62,7 +62,7 @@ class EndRecords(tune.Callback):
             self._store_gaps(run)
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """The trial died and starts again; once only where it would for ever."""
+        """The trial died and starts again; after a lack of memory or storage it is retried only once."""
         if once_more(trial):
             trial.max_failures = min(trial.max_failures, trial.run_metadata.num_failures)
 
@@ -79,7 +79,7 @@ class EndRecords(tune.Callback):
             self._store_gaps(run)
 
     def _store_gaps(self, run: str) -> None:
-        """The gap of every pair that is complete now; what it is worth is not worth a sweep."""
+        """Store the gap of every pair of runs that is complete now; an error here never ends the sweep."""
         with suppress(OSError, RecordError):
             folder = self._sweep.patient(0)
             for trial in self._stopper.pairs_over(run):
@@ -88,9 +88,9 @@ class EndRecords(tune.Callback):
 
     @contextmanager
     def _recording(self, run: str) -> Iterator[None]:
-        """A run whose folder takes no record fails alone; only storage that takes nothing at all ends the sweep.
+        """Context that reports an error of one run's folder, and raises only if storage accepts no file at all.
 
-        That is kept in `refused`: Tune makes a text of an exception in a callback.
+        That error is kept in `refused`, because Tune converts an exception of a callback to text.
         """
         try:
             yield
@@ -120,7 +120,7 @@ def _steps(trial: TuneTrial) -> int | None:
 
 
 def _add_verdict(folder: Folder, verdict: Verdict) -> None:
-    """A run that did not stop at its collapse gets the verdict that only the driver could reach."""
+    """Add the driver's verdict (gap to the baseline) to the end record of a run that has none."""
     end = read_end(folder)
     if end is not None and end["verdict"] is None and end["status"] in ("completed", "stopped"):
         write_end(folder, end["status"], verdict, end["summary"])

@@ -1,7 +1,7 @@
-"""Runs planned trials through Ray Tune and says how that ended.
+"""Runs the planned trials through Ray Tune.
 
-Tune schedules, restarts and stops; it keeps no checkpoint and no result of ours, so its own state is scratch that no
-other node needs: a folder of this process.
+Tune schedules, restarts and stops trials.  It keeps none of our checkpoints and results, so that its own state is
+temporary, is needed on no other node, and lies in a private folder of this process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _GRACE_PERIOD = 100  # steps before asha may stop a trial
 
 
 class BaselineSparingASHA(AsyncHyperBandScheduler):
-    """ASHA on the training loss that lets every baseline run to its end: the others are compared with it."""
+    """ASHA on the training loss, which never stops a baseline, because the other runs are compared with it."""
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         decision = super().on_trial_result(tune_controller, trial, result)
@@ -99,7 +99,8 @@ def run_trials(
             tune_config=tune.TuneConfig(
                 scheduler=_scheduler(options, trials),
                 max_concurrent_trials=resources.concurrent,
-                reuse_actors=resources.workers == 1,  # the workers of a stopped trial go with its process
+                reuse_actors=resources.workers
+                == 1,  # with several workers a stopped trial's process must end, to end its workers
                 trial_name_creator=run_of,
                 trial_dirname_creator=run_of,
             ),
@@ -123,9 +124,9 @@ def run_trials(
 
 
 def _bundle(resources: Resources) -> dict[str, float]:
-    """What Tune reserves for a trial.  One of several workers only waits for them; they reserve their own."""
+    """The resources that Tune reserves for a trial's process.  With several workers each reserves its own."""
     if resources.workers > 1:
-        return {"memory": 1}  # a byte: Tune knows no trial that needs nothing
+        return {"memory": 1}  # one byte, because Tune accepts no empty reservation
     return {"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal from the moment a sweep has a folder to go on from."""
+"""Handles Ctrl-C, SIGTERM and a closed terminal, from the time at which a sweep has a folder and can be resumed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """For the length of its context SIGINT and SIGTERM end the sweep: in order where that is possible.
+    """Context in which SIGINT and SIGTERM end the sweep.
 
-    While trials train, the first signal asks them to stop.  Before that, and for the second signal, `Interrupted` is
-    raised.  SIGHUP, which a closed terminal sends, is ignored: nobody asked the sweep to stop.  Ray's processes,
-    started within, inherit that.
+    While trials train (`orderly`), the first signal asks them to stop; a second one, or one outside, raises
+    `Interrupted`.  SIGHUP, which a closed terminal sends, is ignored, because it is no request to stop; Ray's
+    processes, which are started inside, inherit that.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Interrupts:
 
     @contextmanager
     def orderly(self, stop: Callable[[signal.Signals], None]) -> Iterator[None]:
-        """Within, the first signal is handed to `stop`, one that a library kept to itself before that too."""
+        """Context in which the first signal calls `stop`, also one that came earlier and that a library swallowed."""
         self._stop = stop
         if self.asked is not None:
             stop(self.asked)

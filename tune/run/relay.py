@@ -1,4 +1,4 @@
-"""The actor between a trial's first rank and its function.  Apart, because its process then needs no torch."""
+"""The Ray actor between a trial's first rank and its function; a module of its own, so that it imports no torch."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ ReportedResult = dict[str, Any]
 
 
 class Relay:
-    """Takes a report of the first rank, gives it to the trial's function, and lets the rank go on when that says so."""
+    """Passes reports of the first rank to the trial's function; the rank waits until that has answered."""
 
     def __init__(self) -> None:
         self._reports: asyncio.Queue[ReportedResult] = asyncio.Queue()
         self._answers: asyncio.Queue[None] = asyncio.Queue()
 
     async def report(self, result: ReportedResult) -> None:
-        """Returns when the report was answered."""
+        """Pass on a report; return when it has been answered."""
         await self._reports.put(result)
         await self._answers.get()
 
     async def next(self, seconds: float) -> ReportedResult | None:
-        """The next report, None where there is none within some seconds."""
+        """The next report; None if there is none within `seconds`."""
         try:
             return await asyncio.wait_for(self._reports.get(), seconds)
         except TimeoutError:

@@ -1,8 +1,8 @@
-"""Kills trials that hang.  A process that is stuck in a kernel, a lock or a dead network reports nothing and raises
-nothing; Tune would wait for ever.  A killed one is restarted from its last checkpoint like any that died.
+"""Kills trials that hang, so that they are restarted from their last checkpoint.
 
-Before its first report a trial imports, reads its text and compiles, which says nothing about the pace of its steps:
-for that it has an allowance of its own.
+A process that hangs in a kernel, a lock or a dead network connection neither reports nor raises, and Tune would wait
+without end.  Before its first report a trial imports, reads its text and compiles, which takes longer than the steps
+between two reports; it has `START_SECONDS` more for that.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ START_SECONDS = 600.0  # a cold compile on a busy machine takes minutes
 
 
 class StallWatch(tune.Callback):
-    """Kills the worker of a trial that has reported nothing for `seconds`, at its start `START_SECONDS` longer."""
+    """Kills the worker of a trial without a report for `seconds`, or before the first one `START_SECONDS` more."""
 
     def __init__(self, seconds: float, console: Console) -> None:
         self._seconds = seconds
@@ -36,7 +36,7 @@ class StallWatch(tune.Callback):
         return {}  # Tune pickles callbacks with its own state, which a resumed sweep does not read
 
     def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        """Tune's loop comes by here several times a second, whether or not anything was reported."""
+        """Check all trials; Tune's loop calls this several times a second, also without reports."""
         now = time.monotonic()
         for trial in trials:
             run, actor = run_of(trial), trial.temporary_state.ray_actor

@@ -1,8 +1,8 @@
-"""Stops collapsed trials, with the one view that a trial lacks: all the others.
+"""Stops trials that have collapsed relative to their baseline, which only the driver can see.
 
-Each trial's runner judges itself at every step and ends by itself.  The stopper sees the same records in the
-driver and adds the gap to the baseline run of the same seed, which may be training at the same time.  It is pure
-bookkeeping by step, so that records reported twice (a restarted trial) change nothing.
+Each trial's runner judges its own records at every step and ends by itself.  The stopper gets the same records in the
+driver, and adds the gap to the baseline run of the same seed, which may be training at the same time.  It keeps
+records by step, so that a record that is reported twice (by a restarted trial) has no effect.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ StepRecord = Mapping[str, float]
 
 
 class CollapseStopper(tune.Stopper):
-    """Judges every trial by its records and by its baseline; Tune asks it at every report.
+    """Judges every trial by its records and its baseline; Tune calls it at every report.
 
-    `interrupted` is the signal that asked the whole sweep to stop, None while none did.
+    `interrupted`: the signal that asked the whole sweep to stop; None if there was none.
     """
 
     def __init__(self, trials: Sequence[Trial], sweep: Folder) -> None:
@@ -39,17 +39,17 @@ class CollapseStopper(tune.Stopper):
         self._watches: dict[str, _Watch] = {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Take a report's records; true where a verdict must end a trial that does not end by itself.
+        """Judge the records of a report; return whether a verdict must end the trial, which has not ended by itself.
 
-        The records are taken out of the report (Tune would store them with its state); the smoothed gap to the
-        baseline and the verdict's sentence are put in, for what reads the report next.
+        The records are removed from the report, because Tune would store them with its state.  The smoothed gap to the
+        baseline and the verdict's sentence are added, for later readers of the report.
         """
         records = result.pop("rows", None)
         if records is None:  # Tune repeats the last report when a trial returns
             return False
         try:
             watch = self._watch(result["run"], records)
-        except (OSError, RecordError):  # storage out of reach: the next report finds these records there
+        except (OSError, RecordError):  # storage cannot be read now; at the next report these records are read from it
             return False
         watch.take(records, self._over)
         if result["status"] != "running":
@@ -67,27 +67,27 @@ class CollapseStopper(tune.Stopper):
         self.interrupted = number
 
     def stop_all(self) -> bool:
-        """True once the sweep was interrupted."""
+        """Whether the sweep was interrupted."""
         return self.interrupted is not None
 
     def verdict(self, run: str) -> Verdict | None:
-        """The verdict on a run, if its records brought one."""
+        """The verdict on a run; None if there is none."""
         watch = self._watches.get(run)
         return None if watch is None else watch.detector.verdict
 
     def ended(self, run: str) -> None:
-        """No more records of this run will come: who compares with it need not wait."""
+        """Note that a run sends no more records, so that runs compared with it need not wait for them."""
         if run in self._curves:
             self._over.add(run)
 
     def pairs_over(self, run: str) -> list[Trial]:
-        """The trials whose curve and whose baseline's are both complete now that `run` is over."""
+        """The trials whose own curve and whose baseline's curve are complete, now that `run` has ended."""
         over = {name for name in self._trials if name == run or (self._sweep / name).has("end.json")}
         pairs = [trial for trial in self._trials.values() if run in (trial.run, trial.baseline)]
         return [trial for trial in pairs if trial.baseline in over and trial.run in over]
 
     def _watch(self, run: str, records: Sequence[StepRecord]) -> _Watch:
-        """The run's watch; a new one first sees what an earlier sweep process left on disk."""
+        """The run's watch; a new one first gets the records that an earlier attempt left on disk."""
         if run not in self._watches:
             trial = self._trials[run]
             folder = self._sweep / run
@@ -99,7 +99,7 @@ class CollapseStopper(tune.Stopper):
 
 
 class _Watch:
-    """One trial as the driver sees it: its detector, fed with the gap to the baseline as soon as that is known."""
+    """One trial in the driver, with a detector that gets a record once its gap to the baseline is known."""
 
     def __init__(self, trial: Trial, vocabulary: int | None, curves: dict[str, dict[int, float]]) -> None:
         self.trial = trial
@@ -112,7 +112,7 @@ class _Watch:
         self._last = -1
 
     def take(self, records: Sequence[StepRecord], over: set[str]) -> None:
-        """Judge new records; those for which the baseline has no loss yet wait until it has, or is over."""
+        """Judge new records; a record waits until the baseline has a loss at its step, or has ended."""
         for record in records:
             if record["step"] > self._last:
                 self._last = int(record["step"])
@@ -135,6 +135,6 @@ class _Watch:
 
 
 def _stored(folder: Folder, columns: Sequence[str] | None = None) -> list[dict[str, float]]:
-    """A run's records on disk; what was not measured is absent."""
+    """A run's records on disk; metrics that were not measured are absent."""
     rows = read_table(folder, "steps", columns).to_pylist()
     return [{name: value for name, value in row.items() if value is not None} for row in rows]

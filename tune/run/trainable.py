@@ -1,9 +1,7 @@
-"""A trial as Ray runs it: the experiment runner, told where to report, here or on several workers.
+"""The function that Ray runs for a trial: it calls the experiment runner, in this process or on several workers.
 
-Nothing is decided here.
-
-The run folder is the only state.  A trial that Ray starts again after its process died, or that a resumed sweep
-starts again, finds its own checkpoints there; Ray is given none.
+The run folder is the only state.  A trial that is started again, after its process died or by a resumed sweep, finds
+its checkpoints there; Ray gets none.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ REPORT_INTERVAL = 10
 
 @dataclass(frozen=True)
 class Job:
-    """What a trial needs to know: its plan, where its sweep lies, its workers, how to track, and its kin.
+    """The parameters of a trial's process: the planned run, the sweep's location, the resources and the W&B mode.
 
     cpus, gpus, threads: of each worker.
     """
@@ -45,11 +43,13 @@ class Job:
     sweep: str
     threads: int
     wandb: WandbMode
-    runs_alike: int = 1  # of this trial's process: they share what is compiled
+    runs_alike: int = 1  # runs in this trial's process that share compiled graphs
     workers: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
-    owner: str | None = None  # of the sweep: its trials succeed their own earlier processes at once
+    owner: str | None = (
+        None  # the sweep's owner id: a restarted trial takes over the lease of its earlier process at once
+    )
 
     def to_parameters(self) -> dict[str, Any]:
         """Plain values for Tune."""
@@ -85,7 +85,7 @@ def train_trial(parameters: dict[str, Any]) -> None:
 
 
 def _record_failure(trial: Trial, sweep: Folder, error: Exception) -> None:
-    """The end of a run that its own code ended: it returns, for Tune would try every exception again."""
+    """Record a failure and return, instead of raising: Tune would retry after any exception."""
     folder = sweep / trial.run
     if not folder.has("run.json"):
         write_never_started(folder, trial, sweep.name)
@@ -94,7 +94,7 @@ def _record_failure(trial: Trial, sweep: Folder, error: Exception) -> None:
 
 
 def _train(parameters: dict[str, Any], send: Reporter) -> None:
-    """The trial in this process, or this process's part of it; `send` is for the first rank."""
+    """Train the trial in this process, or as one rank of it; only the first rank calls `send`."""
     job = Job.from_parameters(parameters)
     trial, first = job.trial, Ranks.joined().first
     sweep = (Folder.at(job.results) / job.sweep).patient()
@@ -128,7 +128,7 @@ def _train(parameters: dict[str, Any], send: Reporter) -> None:
 
 
 def _result(trial: Trial, news: Report) -> dict[str, Any]:
-    """A report as Tune's result: the records for the stopper, and the newest value of each metric."""
+    """A report in the form of a Tune result: the records, for the stopper, and the newest value of each metric."""
     newest = {name: value for row in news.rows for name, value in row.items()}
     reason = {} if news.verdict is None else {"reason": news.verdict.sentence()}
     return {
@@ -143,7 +143,7 @@ def _result(trial: Trial, news: Report) -> dict[str, Any]:
 
 
 def _finished_baseline(trial: Trial, sweep: Folder) -> dict[str, Any]:
-    """What the runner wants to know of a baseline that is over; one that still trains is the stopper's business."""
+    """The runner's arguments about a baseline that has ended; empty if it still trains, for the stopper judges then."""
     if trial.baseline is None or ended_as(sweep / trial.baseline) is None:
         return {}
     table = read_table(sweep / trial.baseline, "steps", ["loss"])

@@ -1,9 +1,8 @@
-"""A trial on several processes: workers of Ray Train, started by the trial's own function, one rank each.
+"""Runs a trial on several processes: workers of Ray Train, one rank each, started by the trial's own function.
 
-The trial itself holds no CPU and no GPU; its workers hold theirs beside it, so that `share_out` limits how many trials
-run at a time.  Reports do not go the way of `ray.train.report`, which runs ahead of what Tune has seen: the first rank
-hands each one to a small actor and waits until Tune has answered.  A stop thus takes effect at the very row it was
-decided on, as it does in a trial of one process.
+The trial itself reserves no CPU and no GPU, but each of its workers does.  Reports do not use `ray.train.report`, which
+returns before Tune has seen the report.  Instead the first rank sends each report to a small actor and waits until Tune
+has answered, so that a stop takes effect at the very row at which it was decided, as in a trial of one process.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from altgrad.quantization.kernel.ranks import lost_another_rank
 from tune.run.relay import Relay, ReportedResult
 
-_POLL_SECONDS = 0.5  # between two looks whether the workers are still there
+_POLL_SECONDS = 0.5  # between two checks that the workers are alive
 _BACKENDS = {"cpu": "gloo", "gpu": "cpu:gloo,cuda:nccl"}
 
 Reporter = Callable[[ReportedResult], None]
 
 
 class RankDied(RuntimeError):
-    """A process of a trial has gone without an exception; the trial starts again from its checkpoint."""
+    """A process of a trial ended without an exception; the trial starts again from its checkpoint."""
 
 
 def train_on_workers(train: Callable[[Any, Reporter], None], job: Any, workers: int, cpus: float, gpus: float) -> None:
-    """Run `train(job, report)` on every rank of `workers` processes, each with some CPUs and GPUs.
+    """Run `train(job, report)` on `workers` processes, each with `cpus` CPUs and `gpus` GPUs.
 
-    What the first rank reports goes to Tune.  Raises what a rank raised, RankDied where one died.
+    Reports of the first rank go to Tune.  Raises the exception that a rank raised, or RankDied if a rank died.
     """
     relay: Any = ray.remote(num_cpus=0)(Relay).remote()  # Ray adds `.remote` to each method, which no type says
     resources = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
@@ -45,7 +44,7 @@ def train_on_workers(train: Callable[[Any, Reporter], None], job: Any, workers: 
         train_loop_config={"train": train, "job": job, "relay": relay},
         torch_config=TorchConfig(backend=_BACKENDS["gpu" if gpus else "cpu"]),
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker=resources),
-        # nothing of ours is kept there; the folder goes with Ray's session
+        # a temporary folder of Ray's session, in which nothing of ours is kept
         run_config=ray.train.RunConfig(
             name="workers",
             storage_path=os.path.join(tune.get_context().get_trial_dir(), "train"),
@@ -56,14 +55,14 @@ def train_on_workers(train: Callable[[Any, Reporter], None], job: Any, workers: 
     while fitting.is_alive():
         result: ReportedResult | None = ray.get(relay.next.remote(_POLL_SECONDS))
         if result is not None:
-            tune.report(result)  # does not return where Tune stops the trial; the workers go with this process
+            tune.report(result)  # does not return if Tune stops the trial; the workers end with this process
             relay.answer.remote()
     if fitting.error is not None:
         raise _reason(fitting.error)
 
 
 class _Fit(threading.Thread):
-    """`TorchTrainer.fit` beside the function that serves its reports."""
+    """A thread for `TorchTrainer.fit`, while the trial's own thread passes on the reports."""
 
     def __init__(self, trainer: TorchTrainer) -> None:
         super().__init__(name="fit", daemon=True)
@@ -73,25 +72,25 @@ class _Fit(threading.Thread):
     def run(self) -> None:
         try:
             self._trainer.fit()
-        except BaseException as error:  # for the trial's own thread, which raises it
+        except BaseException as error:  # the trial's own thread raises it
             self.error = error
 
 
 def _rank(parameters: dict[str, Any]) -> None:
-    """One rank, in a process of its own that has joined the process group."""
+    """One rank, in a process that Ray Train has joined to the process group."""
     relay = parameters["relay"]
 
     def report(result: ReportedResult) -> None:
         try:
             ray.get(relay.report.remote(result))
-        except RayActorError as error:  # the trial was stopped or lost: whoever did that writes how it ended
+        except RayActorError as error:  # the trial was stopped or lost, and the driver writes its end record
             raise SystemExit from error
 
     parameters["train"](parameters["job"], report)
 
 
 def _reason(error: BaseException) -> BaseException:
-    """The exception that explains why the workers failed: not that of a rank that only lost its peers."""
+    """The exception that caused the failure of the workers, not that of a rank that only lost its peers."""
     if isinstance(error, ray.train.ControllerError):
         return error.controller_failure
     if not isinstance(error, ray.train.WorkerGroupError):
@@ -102,11 +101,13 @@ def _reason(error: BaseException) -> BaseException:
         return raised[0]
     ranks = [str(rank) for rank, failure in failures.items() if _died(failure)]
     which = f"the process of rank {', '.join(ranks)}" if ranks else "the process of a rank"
-    if any("running low on memory" in str(failure) for failure in failures.values()):  # so says Ray's memory monitor
+    if any(
+        "running low on memory" in str(failure) for failure in failures.values()
+    ):  # the text of Ray's memory monitor
         return RankDied(f"{which} was killed: its node ran low on memory")
     return RankDied(f"{which} died")
 
 
 def _died(failure: BaseException) -> bool:
-    """Whether a worker's failure is not an exception of its own but Ray's word that it does not answer."""
+    """Whether a worker's failure is Ray's error that it does not answer, and not an exception that it raised."""
     return isinstance(failure, (RayActorError, WorkerHealthCheckFailedError))

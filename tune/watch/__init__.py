@@ -1,1 +1,1 @@
-"""What only shows or copies: the live table, the webhook, the copy for W&B.  It can never end or delay a trial."""
+"""Watchers of a sweep: live table, webhook, copy for W&B.  They only show or copy, and never end or delay a trial."""

@@ -1,6 +1,6 @@
-"""What a sweep cannot tell anybody else: that nobody can read its output any more, or that a watcher was lost.
+"""`sweep.log` in the sweep's folder: messages that cannot be printed, such as the loss of the output or of a watcher.
 
-It is written to `sweep.log` in the sweep's folder, and never in the way of anything: storage that refuses costs a line.
+If storage refuses a line, it is lost, and the sweep goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LOG = "sweep.log"
 
 
 class Journal:
-    """Keeps lines until the sweep has a folder, then writes them there, after those of earlier attempts."""
+    """Collects lines until the sweep has a folder, then writes them there, after the lines of earlier attempts."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -34,8 +34,8 @@ class Journal:
             self._write()
 
     def keep_in(self, folder: Folder) -> None:
-        """From now on the lines are kept in the sweep's folder."""
-        with self._lock, suppress(Exception):  # what an object store's library raises has no common class
+        """Write the lines to the sweep's folder from now on."""
+        with self._lock, suppress(Exception):  # the exceptions of object stores' libraries have no common class
             earlier = folder.read_bytes(LOG).decode(errors="replace") if folder.has(LOG) else ""
             self._lines[:0] = earlier.splitlines(keepends=True)
         with self._lock:
@@ -48,5 +48,5 @@ class Journal:
                 self._folder.write_bytes(LOG, "".join(self._lines).encode())
 
     def output_lost(self, reason: str) -> None:
-        """For `unstoppable_output`."""
+        """Note that the output is lost; a callback for `unstoppable_output`."""
         self.note(f"the output cannot be written any more ({reason}); the sweep goes on without it")

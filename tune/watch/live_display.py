@@ -1,4 +1,4 @@
-"""What the sweep shows while it runs: a live table on a terminal, plain lines in a log."""
+"""The display of a running sweep: a live table on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HEADS = ("Trial", "Format", "Step", "Loss", "Training vs BF16", "Stalled", "Ove
 
 @dataclass
 class TrialState:
-    """The newest that is known of a trial; None = not measured yet."""
+    """The newest values of a trial; None: not measured yet."""
 
     trial: Trial
     status: Status | str = "waiting"
@@ -39,7 +39,7 @@ class TrialState:
     stall_rate: float | None = None
     overflow_rate: float | None = None
     reason: str = ""
-    note: str = ""  # what the trial's process had to say besides
+    note: str = ""  # a further message of the trial's process
     started: tuple[float, int] | None = None  # monotonic time and step of the first report of this attempt
     updated: float = 0.0
 
@@ -58,7 +58,7 @@ class TrialState:
 
     @property
     def eta(self) -> float | None:
-        """Seconds to the last step at the pace of this attempt; None before there is a pace."""
+        """Seconds to the last step at the pace of this attempt; None if the pace is not known yet."""
         if self.status != "running" or self.started is None:
             return None
         since, first = self.started
@@ -122,7 +122,7 @@ class LiveDisplay(tune.Callback):
     """
 
     def __init__(self, trials: Sequence[Trial], sweep: Folder, console: Console) -> None:
-        self._sweep = sweep.patient(0)  # what cannot be read now is not shown
+        self._sweep = sweep.patient(0)  # the display never waits for storage
         self._console = console
         self._board = _Board({trial.run: TrialState(trial) for trial in trials})
         self._lines: dict[str, float] = {}
@@ -178,7 +178,7 @@ class LiveDisplay(tune.Callback):
         self._say(state, f"{state.status} at step {state.step}" + (f": {state.reason}" if state.reason else ""))
 
     def _take_end(self, state: TrialState) -> None:
-        """Status and reason as the run's end record has them."""
+        """Take status and reason from the run's end record, if it can be read."""
         try:
             end = read_end(self._sweep / state.trial.run)
         except RecordError as error:
@@ -201,7 +201,7 @@ class LiveDisplay(tune.Callback):
         return self._board.table(rows=self._console.height - 6)
 
     def _say(self, state: TrialState, what: str, *, beside_table: bool = False) -> None:
-        """A line in a log; on a terminal only what the table does not show."""
+        """Print a line in a log; on a terminal only with `beside_table`, for messages that the table does not show."""
         if self._live is None or beside_table:
             say(self._console, f"{time.strftime('%H:%M:%S')}  {state.trial.run}  {what}")
 

@@ -1,8 +1,7 @@
 """Weights & Biases: one run per trial, grouped by sweep.  Offline by default, so that no account is needed.
 
-The results folder stays the source of truth; this is a copy for those who watch there.  A thread of its own makes it,
-so that nothing W&B raises, and no time it takes, reaches the run: what was lost is said in one line, and training goes
-on.
+It is only a copy of the results folder, for people who watch runs in W&B.  A separate thread makes it, so that neither
+an exception nor a delay of W&B affects the run; if records are lost, one line says so, and training goes on.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
     import wandb
 
 REPORT = "failure_report.md"  # in the run's folder, where the run collapsed
-_FINISH_SECONDS = 30.0  # that a finished run waits for its copy
-_WAITING = 10_000  # batches of records that wait for W&B
+_FINISH_SECONDS = 30.0  # the time that a finished run waits for its copy
+_WAITING = 10_000  # most batches of records that wait for W&B
 _MODES: Mapping[str, WandbMode] = {
     "offline": "offline",
     "dryrun": "offline",
@@ -41,9 +40,9 @@ _TRUE = ("1", "true", "yes", "on")
 
 
 def chosen_mode(option: WandbMode | None, environment: Mapping[str, str]) -> tuple[WandbMode, list[str]]:
-    """The mode that `--wandb`, else `WANDB_DISABLED`, else `WANDB_MODE` asks for, else offline.
+    """(mode, notes): the mode that `--wandb`, else `WANDB_DISABLED`, else `WANDB_MODE` sets, else offline.
 
-    Also one sentence for each variable that was not followed, and for a W&B that is not installed.
+    notes: a sentence for each variable that is overridden, and one if W&B is not installed.
     """
     wishes: list[tuple[str, WandbMode | None]] = []
     if environment.get("WANDB_DISABLED", "").lower() in _TRUE:
@@ -60,7 +59,7 @@ def chosen_mode(option: WandbMode | None, environment: Mapping[str, str]) -> tup
 
 
 def check_installed(option: WandbMode | None) -> None:
-    """Raises SweepError where `--wandb` asks for a W&B that is not installed."""
+    """Raise SweepError if `--wandb` needs W&B and it is not installed."""
     if option not in (None, "disabled"):
         try:
             require("wandb")
@@ -69,7 +68,7 @@ def check_installed(option: WandbMode | None) -> None:
 
 
 def check_account() -> None:
-    """Raises SweepError where `--wandb online` has no key to log in with."""
+    """Raise SweepError if there is no key with which `--wandb online` can log in."""
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("://")[-1].strip("/")
     try:
         known = netrc.netrc().authenticators(host) is not None
@@ -80,10 +79,10 @@ def check_account() -> None:
 
 
 class Tracker:
-    """A trial's W&B run; does nothing where the mode is disabled.
+    """A trial's W&B run; does nothing if the mode is "disabled".
 
-    Files go to WANDB_DIR, else into the run's folder where that is local, else into a temporary one.  A restarted
-    trial continues its run.  `lost` says in one line that, and why, the copy is incomplete; None while it is not.
+    Files go to WANDB_DIR, else into the run's folder if that is local, else into a temporary one.  A restarted trial
+    continues its W&B run.  `lost`: one line with the reason if the copy is incomplete, else None.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class Tracker:
         self._put(list(records))
 
     def finish(self) -> None:
-        """Let W&B upload or store what is left, but do not wait for ever.  Once only."""
+        """Let W&B upload or store the remaining records, for a limited time; further calls do nothing."""
         if self._thread is None:
             return
         self._put(None)
@@ -124,7 +123,7 @@ class Tracker:
         self.lost = self.lost or f"its W&B run is incomplete: {reason}"
 
     def _work(self) -> None:
-        """All that touches W&B, in the thread."""
+        """The thread: all calls of W&B."""
         try:
             run = self._begin()
             while (records := self._records.get()) is not None:
@@ -132,14 +131,14 @@ class Tracker:
                     metrics = {name: value for name, value in record.items() if name != "step"}
                     run.log(metrics, step=int(record["step"]))
             self._end(run)
-        except BaseException as error:  # W&B has exception classes of its own, and exits
+        except BaseException as error:  # W&B raises its own exception classes, and SystemExit
             self._lose(f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__)
 
     def _begin(self) -> wandb.Run:
         import wandb  # 0.6 s, once per worker process
 
         entity, project = labels.project(os.environ)
-        # W&B reads these by itself too, and refuses a project with an entity in front
+        # W&B also reads these variables, and refuses a project in the form ENTITY/NAME
         os.environ |= {"WANDB_MODE": self._mode, "WANDB_PROJECT": project}
         if entity is not None:
             os.environ["WANDB_ENTITY"] = entity
@@ -167,7 +166,7 @@ class Tracker:
         return place
 
     def _end(self, run: wandb.Run) -> None:
-        """Close the run, with the failure report as artifact where there is one."""
+        """Close the W&B run, with the failure report as an artifact if there is one."""
         import wandb
 
         if self._folder.has(REPORT):

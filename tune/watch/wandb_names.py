@@ -1,7 +1,7 @@
-"""Names as Weights & Biases takes them: its rules are narrower than ours, and it raises where one is broken.
+"""Converts names to those that Weights & Biases accepts; it raises for any other name.
 
-Our run names hold `+`, are as long as a file name may be, and a sweep may be called anything.  A name that had to be
-changed ends in a hash of the original, so that two runs never become one.
+Our run names may contain `+` and be as long as a file name, and a sweep's name is free.  A name that had to be changed
+ends in a hash of the original, so that two runs never get one name.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ import hashlib
 import re
 from collections.abc import Mapping
 
-PROJECT = "altgrad"  # where WANDB_PROJECT names none
+PROJECT = "altgrad"  # the default without WANDB_PROJECT
 _PLAIN = re.compile(r"[^A-Za-z0-9_.-]")
 _NO_URL = re.compile(r"[/\\#?%:\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LONGEST_ID, _LONGEST = 64, 128
-_REGISTRY = "wandb-registry-"  # a project of that name alone is none
+_REGISTRY = "wandb-registry-"  # W&B refuses this name alone for a project
 
 
 def run_id(sweep: str, run: str) -> str:
-    """The id by which a restarted trial finds its run again."""
+    """The id by which a restarted trial continues its W&B run."""
     return _fitted(f"{sweep}-{run}", _PLAIN, _LONGEST_ID)
 
 
 def artifact(sweep: str, run: str, what: str) -> str:
-    """The name of a file of a run."""
+    """The name of an artifact of a run."""
     return _fitted(f"{sweep}-{run}-{what}", _PLAIN, _LONGEST)
 
 
 def title(name: str) -> str:
-    """A run's or a group's name, as it is shown."""
+    """The displayed name of a run or a group."""
     return _fitted(name, _NO_TEXT, _LONGEST)
 
 
@@ -43,7 +43,7 @@ def project(environment: Mapping[str, str]) -> tuple[str | None, str]:
 
 
 def _fitted(name: str, forbidden: re.Pattern[str], longest: int) -> str:
-    """The name where it breaks no rule, else its allowed characters and a hash."""
+    """The name if it follows the rules, else its allowed characters and a hash."""
     allowed = forbidden.sub("-", name).strip()
     if allowed == name and 0 < len(name) <= longest:
         return name

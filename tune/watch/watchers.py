@@ -1,7 +1,7 @@
-"""Callbacks that only show or copy, kept away from what trains.
+"""Isolates callbacks that only show or copy from the trials.
 
-A screen, a webhook or a store of copies may raise anything and may hang.  Each such callback is called in a thread of
-its own, in order; Tune's loop only puts the events into a queue.
+A terminal, a webhook or a copy may raise any exception and may hang.  Each such callback therefore runs in a separate
+thread, which calls it in order; Tune's loop only puts events into a queue.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from altgrad.text.terminal_output import one_line
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial
 
-_WAITING = 100_000  # events; beyond that the newest are dropped
-_CLOSE_SECONDS = 30.0  # that a finished sweep waits for what still has to be shown
+_WAITING = 100_000  # most waiting events; further ones are dropped
+_CLOSE_SECONDS = 30.0  # the time that a finished sweep waits for the remaining events
 
 
 class Watching(Protocol):
-    """What is called: a callback of Tune's that is a context too."""
+    """The wrapped callback: a callback of Tune that is also a context manager."""
 
     def __enter__(self) -> object: ...
     def __exit__(self, *error: object) -> None: ...
 
 
 class Watcher(tune.Callback):
-    """Calls a `Watching` callback for the length of a context, whatever it does.
+    """Context in which a `Watching` callback is called in a thread; its exceptions and delays have no effect outside.
 
-    `tell` gets one line, once, when the first call fails: which watcher (`name`) and why.  Later calls are still tried.
+    At the first failure `tell` is called, once, with a line that contains `name` and the reason.  Later events are
+    still passed on.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Watcher(tune.Callback):
                 while (event := self._events.get()) is not None:
                     try:
                         getattr(self._callback, event[0])(iteration=0, trials=[], **event[1])
-                    except BaseException as error:  # rich, for one, raises SystemExit where nobody reads
+                    except BaseException as error:  # rich, for example, raises SystemExit on a broken pipe
                         self._lost(_reason(error))
         except BaseException as error:
             self._lost(_reason(error))

@@ -1,4 +1,4 @@
-"""Tells a webhook what the sweep's driver sees: collapses, failures, the end."""
+"""Posts collapses, failures and the end of a sweep to a webhook."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 class Notices(tune.Callback):
-    """Posts as trials end; on leaving, how many ended how.  Goes after `EndRecords`, whose end records it reads."""
+    """Posts each collapse and failure, and on exit the number of runs by status; must follow `EndRecords`, which writes
+    the end records that it reads.
+    """
 
     def __init__(self, address: str, sweep: Folder) -> None:
         self._webhook = Webhook(address)

@@ -1,1 +1,1 @@
-"""The dashboard: shows running and finished sweeps.  Reads the results schema and nothing else; no torch, no ray."""
+"""The dashboard shows running and finished sweeps.  It reads nothing but results folders; no torch, no ray."""

@@ -1,4 +1,4 @@
-"""What every page is given: the sweep, its comparison, and how to go to another page."""
+"""The context of every page: the sweep, its comparison, and links to the other pages."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from dashboard.data.watched_sweep import WatchedSweep
 
 @dataclass(frozen=True)
 class PageContext:
-    """The sweep on show and the pages by URL path."""
+    """The displayed sweep, and the pages by URL path."""
 
     sweep: WatchedSweep
     pages: Mapping[str, Any]
 
     @property
     def rows(self) -> list[Row]:
-        """The comparison of all runs; pages filter the rows, never the runs.  Only changed runs are read again."""
+        """The rows of the comparison of all runs; pages filter these rows.  Only changed runs are read again."""
         return self.sweep.derived("rows", lambda: _rows(self.sweep))
 
     @property
     def row(self) -> dict[str, Row]:
-        """The comparison's rows by run name."""
+        """Run name -> its row in the comparison."""
         return self.sweep.derived("row by name", lambda: {row.run: row for row in self.rows})
 
     def open(self, page: str, **state: str | Sequence[str]) -> None:
-        """Go to a page with some state; the sweep stays."""
+        """Go to a page of the same sweep, with `state` in its URL."""
         st.switch_page(self.pages[page], query_params={"sweep": self.sweep.folder.name, **state})
 
     def link(self, page: str, label: str, **state: str | Sequence[str]) -> None:
-        """A link to a page with some state."""
+        """Show a link to a page of the same sweep, with `state` in its URL."""
         st.page_link(
             self.pages[page], label=as_markdown(label), query_params={"sweep": self.sweep.folder.name, **state}
         )

@@ -1,7 +1,7 @@
-"""`streamlit run dashboard [-- ROOT]`: chooses the sweep, follows it, and shows one of the pages.
+"""`streamlit run dashboard [-- ROOT]`: selects a sweep, follows its folder, and shows one of the pages.
 
-ROOT is a results folder, a single sweep folder, or a URI such as s3://bucket/results; otherwise ALTGRAD_RESULTS,
-otherwise `results`.
+ROOT is a results folder, a single sweep folder, or a URI such as s3://bucket/results.  The default is the environment
+variable ALTGRAD_RESULTS, or `results` if that is not set.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ VIEWS: dict[str, tuple[str, Callable[[PageContext], None]]] = {
 
 
 def main() -> None:
-    """One run of the script: everything that a viewer sees."""
+    """Draw the whole page; Streamlit calls this for each interaction."""
     st.set_page_config(page_title="altgrad", layout="wide")
     location = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("ALTGRAD_RESULTS", "results")
     chosen = _choose_sweep(location)
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _choose_sweep(location: str) -> Folder | None:
-    """The sweep that the sidebar names; None where there is none, which the page then says."""
+    """The sweep selected in the sidebar; None, with a message on the page, if there is no sweep."""
     try:
         check_location(location)
     except ValueError as error:
@@ -96,17 +96,17 @@ def _open(location: str) -> WatchedSweep:
 
 @st.fragment(run_every=LOOK_SECONDS)
 def _follow(current: WatchedSweep, shown_version: int) -> None:
-    """Look for new rows; draw the page again only if there are any."""
+    """Look for new results; draw the page again only if there are any."""
     if _look(current) != shown_version:
         st.rerun()
 
 
 def _look(current: WatchedSweep) -> int:
-    """Refresh; storage that does not answer leaves what is known on the screen."""
+    """Refresh the sweep and return its version; if storage does not answer, warn and keep the data read before."""
     try:
         return current.refresh()
     except OSError as error:
-        st.sidebar.warning(as_markdown(f"{current.folder} does not answer: {error}. Shown is what was read before."))
+        st.sidebar.warning(as_markdown(f"{current.folder} does not answer: {error}. The page shows earlier data."))
         return current.version
 
 

@@ -1,7 +1,7 @@
-"""Controls and tables as every page uses them.
+"""Controls and tables shared by all pages.
 
-A view's state lives in the URL, so a link reproduces what is on the screen.  There it is named as the data names it,
-never by a label.  Widgets whose options are such names are bound to query parameters by Streamlit.
+The state of a page is in its URL, so that a link reproduces the screen.  The URL contains names from the data, never
+labels.  A widget whose options are such names is bound to a query parameter by Streamlit.
 """
 
 from __future__ import annotations
@@ -19,23 +19,26 @@ from dashboard.data.watched_sweep import WatchedRun
 _ROWS_WITHOUT_SCROLLING = 12
 _SCROLLED_HEIGHT = 420
 _SHORT = 34
-_NOTHING = ""  # in the URL: nothing of several is chosen, and that is not the default
+_NOTHING = ""  # in the URL: the viewer has chosen no option, although the default has some
 
 
 def choose(title: str, options: Sequence[str], key: str, default: str | None = None, **more: Any) -> str:
-    """One of some options, bound to the URL under `key`."""
+    """Let the viewer choose one option; the choice is bound to the URL parameter `key`."""
     index = list(options).index(default) if default is not None and default in options else 0
     return str(st.selectbox(title, options, index=index, key=key, bind="query-params", **more))
 
 
 def choose_many(title: str, options: Sequence[str], key: str, default: Sequence[str] = (), **more: Any) -> list[str]:
-    """Some of some options, bound to the URL under `key`."""
+    """Let the viewer choose any number of options; the choice is bound to the URL parameter `key`."""
     kept = [option for option in default if option in options]
     return list(st.multiselect(title, options, default=kept, key=key, bind="query-params", **more))
 
 
 def choose_one(title: str, options: Mapping[str, str], key: str, **more: Any) -> str:
-    """One of a few options shown side by side; `options`: name in the URL -> label.  The first is the default."""
+    """Let the viewer choose one of a few options shown side by side; `options`: name in the URL -> label.
+
+    The first option is the default.
+    """
     default = next(iter(options))
     widget = _follow_url(key, options, [default], many=False)
     chosen = str(
@@ -48,7 +51,7 @@ def choose_one(title: str, options: Mapping[str, str], key: str, **more: Any) ->
 def choose_named(
     title: str, options: Mapping[str, str], key: str, default: Sequence[str] = (), **more: Any
 ) -> list[str]:
-    """Some of some options; `options`: name in the URL -> label."""
+    """Let the viewer choose any number of options; `options`: name in the URL -> label."""
     kept = [name for name in default if name in options]
     widget = _follow_url(key, options, kept, many=True)
     chosen = list(st.multiselect(title, list(options), format_func=options.__getitem__, key=widget, **more))
@@ -57,9 +60,10 @@ def choose_named(
 
 
 def _follow_url(key: str, options: Mapping[str, str], default: list[str], many: bool) -> str:
-    """Put what the URL names into the widget, whose key is returned; once, so that the viewer's choice stays.
+    """Set a widget to the options in the URL when the URL has changed, and return the widget's key.
 
-    A widget bound to the URL by Streamlit would write its labels there, and a link would break with a better label.
+    Later choices of the viewer are kept.  The widget is not bound by Streamlit, because that would write its labels
+    into the URL, and a link would break when a label is reworded.
     """
     widget, wanted = f"{key} widget", st.query_params.get_all(key)
     if wanted != st.session_state.get(f"{key} told") or widget not in st.session_state:
@@ -78,11 +82,11 @@ def _follow_url(key: str, options: Mapping[str, str], default: list[str], many: 
 
 
 def _not_there(key: str, value: str) -> str:
-    return f"The link asks for {as_code(f'{key}={value}')}, which there is not (any more)."
+    return f"The link asks for {as_code(f'{key}={value}')}, which does not exist (any more)."
 
 
 def _tell_url(key: str, chosen: list[str], default: list[str]) -> None:
-    """Name the choice in the URL, unless it is the default."""
+    """Write the choice into the URL, unless it is the default."""
     told = [] if chosen == default else chosen or [_NOTHING]
     if told != st.query_params.get_all(key):
         if told:
@@ -93,15 +97,16 @@ def _tell_url(key: str, chosen: list[str], default: list[str]) -> None:
 
 
 def switch(title: str, key: str, value: bool = False, **more: Any) -> bool:
-    """On or off, bound to the URL under `key`."""
+    """A switch whose state is bound to the URL parameter `key`."""
     return bool(st.toggle(title, value=value, key=key, bind="query-params", **more))
 
 
 def choose_kept(title: str, options: Sequence[str], key: str, default: str | None = None, **more: Any) -> str:
-    """One of some options, always named in the URL, and kept when the viewer goes to another page and back.
+    """Let the viewer choose one option, which is always in the URL and is kept when the viewer changes the page.
 
-    For options that come and go, as runs do (a bound widget leaves its default out of the URL, and tomorrow's
-    first option may be another one), and for options shown under a label (a bound widget puts that into the URL).
+    It is used for options that may change, such as runs: a widget bound by Streamlit leaves its default out of the URL,
+    and the first option may be another one tomorrow.  It is also used for options with labels, which a bound widget
+    would write into the URL.
     """
     widget, last = f"{key} widget", st.session_state.get(f"{key} shown")
     wanted = st.query_params.get(key)
@@ -120,22 +125,22 @@ def choose_kept(title: str, options: Sequence[str], key: str, default: str | Non
 
 
 def choose_run(runs: Sequence[WatchedRun], key: str = "run") -> WatchedRun:
-    """One of some runs, named in the URL."""
+    """Let the viewer choose a run, which is always in the URL."""
     names = [run.name for run in runs]
     return runs[names.index(choose_kept("Run", names, key))]
 
 
 def metric_label(name: str) -> str:
-    """Sentence-case label with unit."""
+    """The label of a metric with its unit."""
     return METRICS[name].axis
 
 
 def shortened(name: str) -> str:
-    """A run's name where there is little room: its beginning says what it is, its end which seed."""
+    """A run's name in at most 34 characters: its beginning, which has the format, and its end, which has the seed."""
     return name if len(name) <= _SHORT else f"{name[: _SHORT - 10]}…{name[-9:]}"
 
 
 def show_table(frame: pd.DataFrame, alt: str, **more: Any) -> Any:
-    """A table as high as its rows, up to a dozen; a dash where there is no value."""
+    """Show a table that scrolls if it has more than a dozen rows; absent values are dashes."""
     height: int | Literal["content"] = "content" if len(frame) <= _ROWS_WITHOUT_SCROLLING else _SCROLLED_HEIGHT
     return st.dataframe(frame, hide_index=True, height=height, placeholder="–", alt=alt, **more)

@@ -145,7 +145,7 @@ def _seeds(rows: Sequence[Row]) -> Html:
     ]
     head = ["Group", "Learning rate", "Runs", "Gap to BF16, paired by seed"]
     said = "Paired by seed: both runs saw the same batches from the same initial weights. 95 % t intervals."
-    return join([table(head, body, "Gap of each group to BF16, and what it proves", "lrrl"), element("p", said)])
+    return join([table(head, body, "Gap of each group to BF16, and the claim it supports", "lrrl"), element("p", said)])
 
 
 def _collapses(contents: Contents, links: Links) -> list[Html]:

@@ -1,1 +1,1 @@
-"""Sweeps as the dashboard holds them: read once, shared by all viewers, followed while they grow."""
+"""Sweeps in the dashboard's memory: read once, shared by all viewers, and updated while they grow."""

@@ -1,7 +1,6 @@
-"""One run's tables in memory: every part and every column is read once, and only when somebody asks for it.
+"""The tables of one run in memory: every column of every part is read once, when a page first needs it.
 
-Parts never change, so following a running sweep costs the new parts alone; Arrow tables are shared between
-viewers without copies.
+Parts never change, so only new parts are read while a sweep runs.  Viewers share the Arrow tables without copies.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from altgrad.storage.folder import Folder
 
 @dataclass
 class _Held:
-    """What has been read of one table: some columns of each part (or why it cannot be read), and the rows they make."""
+    """One table in memory.  `parts`: some columns of each part, or why it cannot be read; `rows`: their joined rows."""
 
     parts: dict[str, pa.Table | str] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
@@ -38,13 +37,13 @@ class RunTables:
         self._lock = threading.Lock()
 
     def expect_more(self) -> None:
-        """Look for new parts at the next read."""
+        """Let the next read look for new parts."""
         with self._lock:
             for held in self._held.values():
                 held.is_current = False
 
     def read(self, name: TableName, columns: Sequence[str] | None = None) -> pa.Table:
-        """As `altgrad.results.read_table`: rows in order of step, the latest attempt of each."""
+        """As `altgrad.results.read_table`: rows in order of step, with the latest attempt of each step."""
         wanted = wanted_columns(name, columns)
         with self._lock:
             held = self._held[name]
@@ -55,17 +54,17 @@ class RunTables:
             return held.rows.select(wanted)
 
     def holds(self, name: TableName, columns: Sequence[str]) -> bool:
-        """Whether `read` would find everything in memory."""
+        """Whether these columns are in memory, so that `read` opens no file."""
         held = self._held[name]
         return held.is_current and set(columns) <= set(held.columns)
 
     def broken_parts(self) -> dict[str, str]:
-        """Parts met so far that cannot be read, and why."""
+        """Part -> reason, for the parts read so far that cannot be read."""
         held = [(name, part, rows) for name, table in self._held.items() for part, rows in table.parts.items()]
         return {f"{name}/{part}": rows for name, part, rows in held if isinstance(rows, str)}
 
     def _catch_up(self, held: _Held, name: TableName, missing: list[str]) -> None:
-        """Read new parts whole and the missing columns of known ones."""
+        """Read all held columns of new parts, and the missing columns of known parts."""
         columns = [*held.columns, *missing]
 
         def look() -> dict[str, pa.Table | str]:

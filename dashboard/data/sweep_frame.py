@@ -1,4 +1,4 @@
-"""The sweep page's table as data: what is on the screen and in the exported CSV."""
+"""The table of the sweep page as data, for the screen and the exported CSV."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dashboard.data.watched_sweep import WatchedRun, WatchedSweep
 CELL_COLUMNS = ("loss", "validation_loss", "ulps_moved_mean")  # besides those of the comparison
 _SPARK_BUCKETS = 20
 _NUMBER = st.column_config.NumberColumn
-# Name in links -> head, on the screen and in the CSV
+# Name in links -> heading on the screen and in the CSV
 HEADS: Mapping[str, str] = {
     "run": "Run",
     "group": "Group",
@@ -42,7 +42,7 @@ HEADS: Mapping[str, str] = {
     "gap_low": "Interval low",
     "gap_high": "Interval high",
     "n": "n",
-    "said": "What can be said",
+    "said": "Gap with claim",
     "gap_step": "At step",
     "pairing": "Pairing",
     "collapse_step": "Collapse step",
@@ -61,7 +61,7 @@ COLUMNS: Mapping[str, Any] = {
     "loss_curve": st.column_config.LineChartColumn(width="small", help="training loss; non-finite values left out"),
     "loss": _NUMBER(format="%.4f", help="of the last step"),
     "validation_loss": _NUMBER(
-        format="%.4f", help="the last; of a group the mean over its runs alive that came furthest"
+        format="%.4f", help="the last; of a group the mean over its runs alive with the latest validation step"
     ),
     "best_validation_loss": _NUMBER(format="%.4f", help="the smallest; of a group over its runs alive"),
     "best_step": _NUMBER(format="%d"),
@@ -89,16 +89,16 @@ def run_frame(rows: Sequence[Row], sweep: WatchedSweep, sparklines: bool = True)
 
 
 def frame_of(cells: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Records as a frame that tells NaN, which was measured, from None, which was not.
+    """Records as a frame that distinguishes NaN, which was measured, from None, which was not.
 
-    NumPy's columns hold both as NaN, which tables show as a dash and CSV files as nothing.  Arrow's keep them apart.
+    NumPy columns would hold both as NaN, which tables show as a dash and CSV files as nothing; Arrow columns do not.
     """
     names = dict.fromkeys(name for one in cells for name in one)
     return frame_of_columns({name: [one.get(name) for one in cells] for name in names})
 
 
 def frame_of_columns(columns: Mapping[str, Any]) -> pd.DataFrame:
-    """`frame_of` for columns: lists, or arrays in which nothing is absent."""
+    """`frame_of` for columns: lists, in which None is absent, or arrays without absent values."""
     return pd.DataFrame({name: _column(values) for name, values in columns.items()})
 
 
@@ -113,12 +113,12 @@ def _column(values: Any) -> Any:
 
 
 def csv_of(frame: pd.DataFrame) -> str:
-    """A frame of `frame_of` as CSV: empty = absent, `nan` and `inf` as Python and pandas read them."""
+    """A frame of `frame_of` as CSV: an absent value is empty; `nan` and `inf` as Python and pandas read them."""
     return str(frame.to_csv(index=False))
 
 
 def _measured_cells(run: WatchedRun, with_sparkline: bool) -> dict[str, Any]:
-    """What takes reading whole curves, so that it is done once per run."""
+    """The cells of a run that need whole curves; the caller remembers them, so that they are computed once."""
     loss, validation, ulps = (_curve(run, name) for name in CELL_COLUMNS)
     finite = validation.finite()
     return {
@@ -159,12 +159,12 @@ def _run_cells(row: Row, measured_cells: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def group_name(members: Sequence[Row]) -> str:
-    """A group's name in links: its first run's.  Labels may change, and several groups may share one."""
+    """A group's name in links: the name of its first run.  Its label may change, and several groups may share one."""
     return min(row.run for row in members)
 
 
 def group_frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """One row per group of runs that differ in nothing but the seed; every statistic is the group's own."""
+    """One row per group of runs that differ in nothing but the seed."""
     return frame_of([_group_cells(members) for members in by_group(rows).values()])
 
 
@@ -196,7 +196,7 @@ def _group_cells(members: Sequence[Row]) -> dict[str, Any]:
 
 
 def sparkline(loss: Curve) -> list[float]:
-    """The loss in few points; finite ones only, since a cell with NaN in it shows nothing at all."""
+    """The finite losses, thinned to a few points; a cell with a NaN would show nothing."""
     finite = loss.finite()
     return [float(number(value)) for value in buckets(*finite, _SPARK_BUCKETS).values]
 

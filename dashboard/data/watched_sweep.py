@@ -1,7 +1,7 @@
-"""A sweep as the dashboard holds it: shared by all viewers, cheap to look at again, read only as far as needed.
+"""A sweep in the dashboard's memory: shared by all viewers, cheap to refresh, and read only as far as pages need it.
 
-The runs handed out are `altgrad.results.Run`s whose tables come from memory, so comparisons and reports that are
-written against `Run` work on them unchanged.
+Its runs are `altgrad.results.Run`s whose tables come from memory, so comparisons and reports, which take `Run`s, work
+on them unchanged.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from altgrad.storage.folder import Folder
 from dashboard.data.run_tables import RunTables
 
 Result = TypeVar("Result")
-_LOOK_AGAIN_SECONDS = 0.5  # several viewers share one look at the folder
-_STATUS_SECONDS = 5.0  # how often to ask whether a silent run has been killed
-_READERS_OF_REMOTE = 16  # an object store answers slowly but many at a time; a disk feeds as many as there are cores
+_LOOK_AGAIN_SECONDS = 0.5  # between two looks at the folder, which all viewers share
+_STATUS_SECONDS = 5.0  # between two checks whether running runs have been killed
+_READERS_OF_REMOTE = 16  # threads: an object store answers slowly, but many at a time; a disk gets one per core
 _MOST_REMEMBERED = 5000
 
 
 @dataclass(frozen=True)
 class WatchedRun(Run):
-    """A run whose tables are kept in memory and whose status is that of the last look at its folder."""
+    """A run whose tables are kept in memory, with the status at the last look at its folder."""
 
     tables: RunTables
     observed_status: Status
@@ -46,7 +46,7 @@ class WatchedRun(Run):
 
 
 class WatchedSweep:
-    """The runs of one sweep folder.  `refresh` looks for what is new; `version` rises when something was."""
+    """The runs of one sweep folder.  `refresh` looks for changes; `version` increases when there were any."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
@@ -68,15 +68,15 @@ class WatchedSweep:
 
     @property
     def planned(self) -> int | None:
-        """How many runs the sweep was started with, where it says so."""
+        """The number of runs in the sweep's plan; None if its `sweep.json` is missing or unusable."""
         return planned_runs(self.folder)
 
     def run(self, name: str) -> WatchedRun | None:
-        """The run with that name."""
+        """The run with that name; None if there is none."""
         return next((run for run in self._runs.values() if run.name == name), None)
 
     def refresh(self) -> int:
-        """Take in new and changed runs; returns the version."""
+        """Read new and changed runs; returns the version.  Raises OSError if storage refuses."""
         with self._lock:
             if time.monotonic() - self._looked < _LOOK_AGAIN_SECONDS:
                 return self.version
@@ -93,7 +93,7 @@ class WatchedSweep:
             return self.version
 
     def derived(self, key: object, compute: Callable[[], Result]) -> Result:
-        """`compute()`, remembered under `key` until something changes."""
+        """`compute()`, remembered under `key` until the version changes."""
         with self._lock:
             held = self._derived.get(key)
             if held is None or held[0] != self.version:
@@ -102,7 +102,10 @@ class WatchedSweep:
             return held[1]
 
     def remembered(self, run: WatchedRun, key: object, compute: Callable[[], Result]) -> Result:
-        """`compute()` for one run, remembered under `key` until that run changes; the longest unused are forgotten."""
+        """`compute()` for one run, remembered under `key` until that run changes.
+
+        Of more than 5000 results, the least recently used are forgotten.
+        """
         with self._lock:
             held = self._remembered.get((run.name, key))
             if held is not None and held[0] is run:
@@ -116,14 +119,14 @@ class WatchedSweep:
         return result
 
     def prefetch(self, runs: Iterable[WatchedRun], name: TableName, columns: Sequence[str]) -> None:
-        """Read columns of many runs at once, so that reading them one by one afterwards is quick."""
+        """Read columns of many runs in parallel, so that later reads find them in memory."""
         missing = [run for run in runs if not run.tables.holds(name, columns)]
         if missing:
             with ThreadPoolExecutor(self._readers) as pool:
                 list(pool.map(lambda run: run.table(name, columns), missing))
 
     def _look(self) -> dict[str, object]:
-        """Run folder -> what changes when the run does: end record, attempt, new parts."""
+        """Run folder -> a signature that changes with the run: with its end record, its attempt, and new parts."""
         found = {
             info.base_name: info.mtime_ns
             for info in self.folder.list()
@@ -145,7 +148,7 @@ class WatchedSweep:
         }
 
     def _load(self, name: str) -> WatchedRun | str | None:
-        """The run, or a sentence saying why it cannot be read, or None for a folder that holds no run."""
+        """The run in a folder, or a sentence why it cannot be read; None if the folder has no run.json."""
         try:
             run = read_run(self.folder / name)
             known = self._runs.get(name)
@@ -173,7 +176,7 @@ class WatchedSweep:
             self.broken.pop(name, None)
 
     def _status_changed(self) -> bool:
-        """Whether a run that counted as running has fallen silent."""
+        """Whether a run that counted as running has been killed or has ended since the last check."""
         if time.monotonic() - self._asked_status < _STATUS_SECONDS:
             return False
         self._asked_status = time.monotonic()

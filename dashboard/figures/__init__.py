@@ -1,1 +1,1 @@
-"""Figures as data for Plotly; what they draw is computed elsewhere."""
+"""Figures as data for Plotly; the drawn values are computed in other packages."""

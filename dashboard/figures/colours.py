@@ -1,13 +1,13 @@
-"""What only Plotly's figures need beside the colours of `altgrad.show.palette`."""
+"""Colours of Plotly figures besides those of `altgrad.show.palette`."""
 
 from __future__ import annotations
 
 FAINT = "rgba(134, 134, 134, 0.25)"
-SEQUENTIAL = "Cividis"  # readable with every colour blindness and in grey
+SEQUENTIAL = "Cividis"  # readable with colour blindness and in grey
 
 
 def with_alpha(colour: str, alpha: float) -> str:
-    """A `#rrggbb` colour as `rgba(...)`; colours given otherwise are returned as they are."""
+    """A `#rrggbb` colour as `rgba(...)`; any other colour is returned unchanged."""
     if not colour.startswith("#"):
         return colour
     red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))

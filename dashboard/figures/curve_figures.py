@@ -1,6 +1,6 @@
-"""Figures of curves.  What they draw comes from `lines`; here is only how it looks.
+"""Figures of curves.  The values come from `altgrad.show.drawn_curves`; this module decides only how they look.
 
-Plotly traces are built as plain dicts: validating 60 lines of points property by property takes longer than
+Plotly traces are built as plain dicts, because Plotly's validation of 60 lines, property by property, takes longer than
 everything else on the page.
 """
 
@@ -29,7 +29,7 @@ _FEW_STEPS = 8
 
 
 def curves_figure(lines: Sequence[Line], view: View, log_x: bool = False, log_y: bool = False) -> go.Figure:
-    """Lines over each other: raw faint under smoothed, non-finite spans shaded, off-scale values marked."""
+    """One chart with all lines: raw values faint under smoothed ones, NaN and inf shaded, off-scale values marked."""
     limits = _limits(lines, log_y)
     variants = list(dict.fromkeys(line.row.treatment for line in lines))
     named: set[str] = set()
@@ -47,7 +47,7 @@ def curves_figure(lines: Sequence[Line], view: View, log_x: bool = False, log_y:
 
 
 def bands_figure(bands: Sequence[Band], lines: Sequence[Line], view: View, log_x: bool, log_y: bool) -> go.Figure:
-    """Mean over seeds per group between its lowest and highest seed; the number of seeds is in the legend."""
+    """The mean over seeds of each group, in a band from its lowest to its highest seed; the legend has their number."""
     traces: list[dict[str, Any]] = []
     for band in bands:
         colour = format_colour(band.row.format)
@@ -78,7 +78,7 @@ def bands_figure(bands: Sequence[Band], lines: Sequence[Line], view: View, log_x
 
 
 def add_moments(figure: go.Figure, one: Line, events: Iterable[Event], verdict_step: int | None) -> None:
-    """Draw a run's events on its curve and its verdict as a line through the chart."""
+    """Draw a run's events on its curve, and its verdict as a vertical line."""
     by_kind: dict[str, list[int]] = {}
     for event in events:
         if kind_of(event.kind).on_curve:
@@ -111,12 +111,12 @@ def add_moments(figure: go.Figure, one: Line, events: Iterable[Event], verdict_s
 
 
 def in_lines(label: str) -> str:
-    """A label for a legend or an axis, broken where it is long: the chart keeps the width."""
+    """A label for a legend or an axis, broken into lines of at most 32 characters to save width for the chart."""
     return "<br>".join(as_label(line) for line in textwrap.wrap(label, _LABEL_WIDTH, break_on_hyphens=False))
 
 
 def vertical(x: float, colour: str = ALARM) -> dict[str, Any]:
-    """A dashed line through the whole height."""
+    """A dashed vertical line through the whole height of the chart."""
     return {
         "type": "line",
         "x0": x,
@@ -165,7 +165,7 @@ def _line_traces(one: Line, in_legend: bool, variants: list[str]) -> list[dict[s
 
 
 def _finite_or_gap(values: np.ndarray) -> np.ndarray:
-    """inf would stretch the axis and NaN breaks the line, which is what both should do."""
+    """The values with inf replaced by NaN: both leave a gap in the line, and inf would extend the axis."""
     return np.where(np.isfinite(values), values, np.nan)
 
 
@@ -250,7 +250,7 @@ def _figure(
         y["range"] = list(limits)
     x: dict[str, Any] = {"title": {"text": AXES[view.axis]}, "type": "log" if log_x else "linear", "automargin": True}
     if view.axis == "step" and not log_x and _few_steps(traces):
-        x |= {"tick0": 0, "dtick": 1}  # there is no step 59.5
+        x |= {"tick0": 0, "dtick": 1}  # no tick at step 59.5
     layout = {
         "height": min(max(_HEIGHT, 110 + _LEGEND_ROW * sum(t.get("showlegend", True) for t in traces)), _MOST_HEIGHT),
         "margin": {"l": 10, "r": 10, "t": 30, "b": 10},
@@ -264,7 +264,7 @@ def _figure(
 
 
 def y_title(view: View) -> str:
-    """What the y-axis shows, with its unit."""
+    """The title of the y-axis, with its unit."""
     metric = METRICS[view.metric]
     title = f"{metric.label}, difference to BF16" if view.difference else metric.label
     return f"{title} ({metric.unit})" if metric.unit else title
@@ -275,7 +275,7 @@ def _limits(lines: Sequence[Line], log_y: bool) -> tuple[float, float] | None:
 
 
 def _bottom(figure: go.Figure) -> float | None:
-    """The lowest value on the y-axis, where what has no place on a line is marked; None where it is not known."""
+    """The lowest value on the y-axis, for marks at steps where no line is drawn; None if Plotly chooses the range."""
     axis = figure.layout.yaxis
     if axis.range is None:
         return None
@@ -283,6 +283,6 @@ def _bottom(figure: go.Figure) -> float | None:
 
 
 def _few_steps(traces: list[dict[str, Any]]) -> bool:
-    """Whether an axis of steps would be so short that Plotly puts ticks between steps."""
+    """Whether the axis has so few steps that Plotly would put ticks between them."""
     steps = np.concatenate([np.asarray(trace["x"], np.float64) for trace in traces] or [np.empty(0)])
     return len(steps) > 0 and float(np.ptp(steps)) < _FEW_STEPS

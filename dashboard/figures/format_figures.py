@@ -17,7 +17,7 @@ _LISTED_BITS = 8  # wider formats have too many values to draw one by one
 
 
 def facts(fmt: NumberFormat) -> dict[str, Any]:
-    """A format's derived properties as a table row."""
+    """The properties of a format as a table row."""
     return {
         "Format": fmt.name,
         "Bits": fmt.bits,
@@ -37,7 +37,7 @@ def facts(fmt: NumberFormat) -> dict[str, Any]:
 
 
 def equivalences(formats: Mapping[str, NumberFormat]) -> list[str]:
-    """A sentence for each pair of formats whose grids are equal up to a factor."""
+    """A sentence for each pair of formats whose values are equal up to a constant factor."""
     return [
         f"{second} is {first} times {number(factor)}: under max-abs scaling the two round every tensor alike, so a "
         "difference between their runs is no effect of the format."
@@ -46,7 +46,7 @@ def equivalences(formats: Mapping[str, NumberFormat]) -> list[str]:
 
 
 def codes(fmt: NumberFormat) -> list[dict[str, Any]]:
-    """Every finite magnitude: its index, its code with the sign bit 0, its value and the distance to the next one."""
+    """For every finite value from zero up: its index, its code, its value and the distance to the next value."""
     values = grid(fmt)
     width = fmt.exponent_bits + fmt.mantissa_bits
     return [
@@ -67,7 +67,7 @@ def codes(fmt: NumberFormat) -> list[dict[str, Any]]:
 
 
 def grid_figure(formats: Sequence[NumberFormat]) -> go.Figure:
-    """Each format's positive values on a log2 axis; wider formats only as the range they span."""
+    """The positive values of each format on a log2 axis; for formats of more than 8 bits only the range."""
     traces: list[dict[str, Any]] = []
     for fmt in formats:
         ends = [np.log2(fmt.min_subnormal), np.log2(fmt.max)]
@@ -118,7 +118,7 @@ def grid_figure(formats: Sequence[NumberFormat]) -> go.Figure:
 
 
 def ulp_figure(formats: Sequence[NumberFormat]) -> go.Figure:
-    """Relative distance between neighbouring values over the range of each format."""
+    """ULP divided by the value over the range of each format."""
     traces: list[dict[str, Any]] = []
     low = min(max(np.log2(fmt.min_subnormal), -40.0) for fmt in formats)
     high = max(min(np.log2(fmt.max), 40.0) for fmt in formats)
@@ -147,7 +147,7 @@ def ulp_figure(formats: Sequence[NumberFormat]) -> go.Figure:
 
 
 def fits(formats: Sequence[NumberFormat], data: Mapping[str, Weighted], scaled: bool) -> dict[str, dict[str, Fit]]:
-    """Distribution name -> format name -> what rounding does to it."""
+    """Distribution name -> format name -> rounding error and losses."""
     return {name: {fmt.name: fit(weighted, fmt, scaled=scaled) for fmt in formats} for name, weighted in data.items()}
 
 
@@ -181,7 +181,7 @@ def sqnr_figure(results: Mapping[str, Mapping[str, Fit]]) -> go.Figure:
 
 
 def sample_figure(sample: np.ndarray, fmt: NumberFormat, scaled: bool) -> go.Figure:
-    """A stored sample in order of size: the values as trained, and as the format would hold them."""
+    """A stored sample in order of size: the values as trained, and the same values rounded to the format."""
     finite = np.sort(sample[np.isfinite(sample)])
     scale = power_of_two_scale(float(np.abs(finite).max(initial=0.0)), fmt) if scaled else 1.0
     held = rounded(finite / scale, fmt) * scale

@@ -18,13 +18,13 @@ from dashboard.figures.curve_figures import in_lines
 
 
 def cell_text(cell: RescueCell) -> str:
-    """What a cell says, for a Plotly text."""
+    """The lines of a cell of the rescue matrix as a Plotly text."""
     first, *others = cell.lines
     return "<br>".join([f"<b>{as_label(first)}</b>", *map(as_label, others)])
 
 
 def matrix_figure(cells: Mapping[Key, RescueCell]) -> go.Figure:
-    """Bars of equal height as cells, because bars can be hatched (fewer than three seeds) and clicked."""
+    """The rescue matrix.  Its cells are bars, which can be clicked, and hatched if fewer than three runs ended."""
     rows, interventions = matrix_axes(cells)
     places = [(key, rows.index(key[:2]), interventions.index(key[2])) for key in cells]
     bars = {
@@ -82,9 +82,10 @@ def _hover(key: Key, cell: RescueCell) -> str:
 
 
 def pareto(rows: Sequence[Row]) -> list[tuple[Row, int, float, bool]]:
-    """(row, bits, mean gap, whether no group with at most as many bits has a smaller gap) per group with a gap.
+    """For each group with a gap: (row, bits, mean gap, whether no group with at most as many bits has a smaller gap).
 
-    A group with a collapse is never the best of its bits and takes that from nobody; the baseline's gap is 0.
+    The last is false for a group with a collapse, and such a group is ignored when others are judged.  The baseline has
+    the gap 0.
     """
     found: list[tuple[Row, int, float, bool]] = []
     for members in by_group(rows).values():
@@ -112,7 +113,7 @@ def _with_unit(label: str, rows: Sequence[Row]) -> str:
 
 
 def pareto_figure(rows: Sequence[Row]) -> go.Figure:
-    """Mean gap to the baseline against storage bits; groups that nobody beats on both are filled and named."""
+    """Mean gap to the baseline against bits; the groups on the Pareto front are filled and named."""
     points = pareto(rows)
     groups = by_group(rows)
     traces = [
@@ -143,10 +144,10 @@ def _hover_of_group(row: Row, members: Sequence[Row]) -> str:
 
 
 def learning_rate_figure(rows: Sequence[Row]) -> go.Figure:
-    """Last validation loss against learning rate, a line per group of whatever rate; every run a mark.
+    """Last validation loss against learning rate: a mark per run, a line per set of runs that differ in rate and seed.
 
-    A line leads through the means of the rates at which all runs completed: losses of one step.  A run that ended
-    early is a cross, one under way a ring.
+    A line connects the means at the rates at which all runs completed, so that its losses are of one step.  A run that
+    ended early is a cross, a running one a ring.
     """
     lines: dict[str, list[Row]] = {}
     for row in rows:
@@ -184,11 +185,11 @@ def _mark(row: Row) -> str:
 
 
 def survival_figure(rows: Sequence[Row]) -> go.Figure:
-    """Kaplan-Meier share of runs alive by step, per group of seeds; ticks are censored runs."""
+    """Kaplan-Meier estimate of the share of runs alive by step, per group of seeds; ticks mark censored runs."""
     traces: list[dict[str, Any]] = []
     for name, members in _by_label(rows):
         curve = survival(members)
-        if len(curve.steps) < 2:  # nobody collapsed: a line at 1, which would hide under the others
+        if len(curve.steps) < 2:  # no collapse: a line at 1 that others would hide
             continue
         colour = format_colour(members[0].format)
         last, collapsed = max(row.step for row in members), sum(row.collapsed for row in members)

@@ -1,4 +1,4 @@
-"""Heat maps layer x step, from a run's layers table."""
+"""Heat maps of layers by steps, from a run's layers table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SMALL_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Heat:
-    """values[i, j] of layer i at step j; NaN = not measured, inf and NaN measurements are in `non_finite`."""
+    """`values[i, j]`: value of layer i at step j, NaN if not measured; `non_finite`: mask of measured NaN and inf."""
 
     layers: list[str]
     steps: NDArray[np.int64]
@@ -31,7 +31,7 @@ class Heat:
 
 
 def heat(table: pa.Table, metric: str, site: str) -> Heat | None:
-    """One metric at one site; None where it was not measured.  Beyond 400 steps, every k-th and the last."""
+    """The heat map of a metric at a site; None if it was not measured.  It has at most 400 evenly spaced steps."""
     rows = table.filter(pc.equal(table["site"], site)).select(["step", "layer", metric]).drop_null()
     if not rows.num_rows:
         return None
@@ -50,7 +50,7 @@ def heat(table: pa.Table, metric: str, site: str) -> Heat | None:
 
 
 def heat_figure(data: Heat, metric: str, collapse_step: int | None) -> go.Figure:
-    """Layers downwards in order, steps to the right, the collapse step drawn through, non-finite values crossed."""
+    """Layers from top to bottom, steps to the right, a line at the collapse step, crosses at non-finite values."""
     title = METRICS[metric]
     finite = data.values[np.isfinite(data.values)]
     trace: dict[str, Any] = {
@@ -64,7 +64,7 @@ def heat_figure(data: Heat, metric: str, collapse_step: int | None) -> go.Figure
         "hoverongaps": False,
     }
     if title.unit in ("share", "cos") and len(finite) and finite.min() >= 0:
-        # shares are compared from 0; small ones up to their largest, or nothing would be seen
+        # colours of shares start at 0; they end at 1, or at the largest if that is small, to show differences
         trace |= {"zmin": 0, "zmax": finite.max() if 0 < finite.max() <= _SMALL_SHARE else 1}
     traces = [trace]
     rows, columns = np.nonzero(data.non_finite)

@@ -1,4 +1,4 @@
-"""One collapsed run's signals, in the order in which they left their own early level."""
+"""The signals of a collapsed run as strips, in the order in which they left their own early level."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def signals_of(evidence: Evidence) -> Signals:
 
 
 def first_layers(evidence: Evidence) -> list[tuple[str, SiteName, Departure]]:
-    """(layer, site, departure) of the layers that left their early level first, each with its first signal."""
+    """(layer, site, departure) of the first layers that left their early level, each with its first signal."""
     found: dict[tuple[str, SiteName], Departure] = {}
     for metric in columns("layer"):
         for site in SITES:
@@ -43,14 +43,14 @@ def first_layers(evidence: Evidence) -> list[tuple[str, SiteName, Departure]]:
 
 
 def alike(row: Row, collapsed: Sequence[Row]) -> list[Row]:
-    """Other runs that collapsed by the same rule: same format first, then by nearness of the step."""
+    """Other runs that collapsed by the same rule: those of the same format first, then by distance in steps."""
     same = [other for other in collapsed if other.collapse_rule == row.collapse_rule and other.run != row.run]
     at = row.collapse_step or 0
     return sorted(same, key=lambda other: (other.format != row.format, abs((other.collapse_step or 0) - at), other.run))
 
 
 def strips(evidence: Evidence, signals: Signals) -> list[str]:
-    """Metrics of the strips from top to bottom: who moved first, as in the report; the verdict's own is among them."""
+    """Metrics of the strips from top to bottom, in the order of the report; the verdict's metric is always included."""
     moved = [departure.metric for departure in signals.moved]
     own = evidence.verdict.metric
     if own not in METRICS or own in moved[:_MOST_STRIPS]:
@@ -86,7 +86,7 @@ def strips_figure(evidence: Evidence, signals: Signals) -> go.Figure:
 
 
 def bands(count: int) -> list[tuple[float, float]]:
-    """Bottom and top of each strip in the figure, from the top down; within 0 and 1 to the last bit."""
+    """(bottom, top) of each strip as shares of the figure's height, from the top down; exactly within 0 and 1."""
     edges = [1 - position / count for position in range(count + 1)]
     return list(zip(edges[1:], edges[:-1], strict=True))
 
@@ -158,5 +158,5 @@ def _strip_shapes(evidence: Evidence, metric: str, axis: str, departure: Departu
 
 
 def _is_a_level(evidence: Evidence) -> bool:
-    """Whether the limit is a value of the metric itself; for `non_finite` it is a number of steps."""
+    """Whether the verdict's limit is a value of its metric that can be drawn; that of `non_finite` is not."""
     return evidence.verdict.rule != "non_finite"

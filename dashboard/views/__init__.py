@@ -1,1 +1,1 @@
-"""The pages, one module each; each has `show(context)`."""
+"""The pages, one module each; `show(context)` draws the page."""

@@ -1,4 +1,4 @@
-"""Compare: who rescues whom, at what cost in bits and loss, and in which settings runs differ."""
+"""Compare: survival by format and intervention, loss against bits and learning rate, settings, and significance."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _matrix(context: PageContext, rows: Sequence[Row]) -> None:
     unit = f" in {loss_unit(rows)}" if loss_unit(rows) else ""
     st.caption(
         f"Survived of ended runs; gap to the BF16 run of the same seed{unit} with 95 % interval and its step; median "
-        "collapse step. Hatched: fewer than three ended runs. Click a cell, or choose it below, for its runs."
+        "collapse step. Hatched: fewer than three ended runs. To see the runs of a cell, click it or choose it below."
     )
     alt = "Rescue matrix: formats by interventions, the share of runs that did not collapse."
     picked: Any = st.plotly_chart(
@@ -70,8 +70,8 @@ def _pareto(rows: Sequence[Row]) -> None:
     alt = "Mean gap to BF16 against bits per value, one point per group."
     st.plotly_chart(pareto_figure(rows), key="pareto", config=CONFIG, alt=alt)
     st.caption(
-        "Filled: no group with at most as many bits comes closer to BF16. A group with a collapse is never filled and "
-        "takes that from nobody. Bits are those of the run's format."
+        "Filled: no group with at most as many bits comes closer to BF16. A group with a collapse is never filled, and "
+        "the other groups are judged without it. Bits are those of the run's format."
     )
 
 
@@ -83,11 +83,12 @@ def _learning_rate(rows: Sequence[Row]) -> None:
     alt = "Final validation loss against learning rate, one line per format and intervention."
     st.plotly_chart(learning_rate_figure(rows), key="learning rate", config=CONFIG, alt=alt)
     if len(rates) == 1:
-        st.caption(f"All runs have the learning rate {rates.pop():.3g}: nothing can be said about others.")
+        st.caption(f"All runs have the learning rate {rates.pop():.3g}, so this sweep cannot compare learning rates.")
     else:
         st.caption(
-            "Lines: mean over seeds, at the rates at which all runs completed. Dots: runs; rings: runs under way; "
-            "crosses: runs that ended early, at their last loss. Runs without a finite validation loss are left out."
+            "Lines: mean over seeds, at the rates at which all runs completed. Dots: completed runs; rings: running "
+            "ones; crosses: runs that ended early, at their last loss. Runs without a finite validation loss are left "
+            "out."
         )
 
 
@@ -97,7 +98,7 @@ def _survival(rows: Sequence[Row]) -> None:
         return
     alt = "Share of runs that have not collapsed, by step."
     st.plotly_chart(survival_figure(rows), key="survival", config=CONFIG, alt=alt)
-    st.caption("Kaplan-Meier. Ticks: runs that ended or stand there without collapse. Groups without any are left out.")
+    st.caption("Kaplan-Meier estimate. Ticks: last steps of runs without a collapse. Groups without one are left out.")
 
 
 def _settings(context: PageContext, rows: Sequence[Row]) -> None:
@@ -140,5 +141,5 @@ def _significance(rows: Sequence[Row]) -> None:
     )
     widths = {"Group": 220, "Learning rate": 110, "Runs": 70}  # the rest is for the sentence
     columns = {name: st.column_config.Column(width=width) for name, width in widths.items()}
-    show_table(frame, alt="What may be said about each group's gap to BF16.", column_config=columns)
+    show_table(frame, alt="The gap of each group to BF16, and the claim it supports.", column_config=columns)
     st.caption("Paired by seed: both runs saw the same batches from the same initial weights. 95 % t intervals.")

@@ -1,4 +1,4 @@
-"""Curves: any metric of any runs over step, tokens or time."""
+"""Curves: a metric of some runs over step, tokens or time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dashboard.widgets import choose_kept, choose_many, choose_named, choose_one
 
 _LAYOUTS = {"overlay": "overlay", "multiples": "small multiples", "bands": "seed bands"}
 _MOST_LINES = 100
-_MANY_LINES = 20  # from which on a line gets fewer buckets: its extremes stay, the chart draws faster
+_MANY_LINES = 20  # with more lines, each gets fewer buckets: the extremes stay, and the chart draws faster
 _FEW_BUCKETS = 150
 _MOST_WITH_EVENTS = 4
 
@@ -69,7 +69,7 @@ def show(context: PageContext) -> None:
 
 
 def lines_of(context: PageContext, rows: Sequence[Row], view: View) -> list[Line]:
-    """The lines of some rows; runs in which the metric was not measured have none."""
+    """The lines of some rows; a run in which the metric was not measured has none."""
     runs = {run.name: run for run in context.sweep.runs}
     wanted = [view.metric] if view.axis == "step" else [view.metric, view.axis]
     context.sweep.prefetch([runs[row.run] for row in rows], "steps", wanted)
@@ -101,7 +101,11 @@ def _chosen_rows(context: PageContext) -> list[Row]:
 
 
 def _chosen_groups(rows: Sequence[Row]) -> set[str]:
-    """`Row.group` of the groups chosen; each is known by any of its runs, for an earlier one may appear later."""
+    """`Row.group` of the chosen groups.
+
+    The URL names a group by one of its runs.  Any run of the group is accepted, because its first run, which names it
+    by default, may change while the sweep grows.
+    """
     groups = {group_name(members): members for members in by_group(rows).values()}
     name_of = {row.run: name for name, members in groups.items() for row in members}
     named = st.query_params.get_all("group")
@@ -169,11 +173,11 @@ def _say_non_finite(lines: Sequence[Line]) -> None:
 def _say_not_on_log(lines: Sequence[Line], log_y: bool) -> None:
     missing = not_on_log(lines) if log_y else 0
     if missing:
-        st.caption(f"{missing} points are zero or negative and not drawn: a logarithmic axis has no place for them.")
+        st.caption(f"{missing} points are zero or negative, so the logarithmic axis cannot show them.")
 
 
 def _multiples(lines: Sequence[Line], view: View, log_x: bool, log_y: bool) -> None:
-    """A chart per format on the same scale, the other formats faint behind it."""
+    """Draw a chart per format, all on the same scale, with the lines of the other formats faint behind."""
     by_format: dict[str, list[Line]] = {}
     for one in lines:
         by_format.setdefault(one.row.format, []).append(one)
@@ -214,7 +218,7 @@ def _multiples(lines: Sequence[Line], view: View, log_x: bool, log_y: bool) -> N
 
 
 def _as_table(lines: Sequence[Line], view: View) -> None:
-    """The drawn points for reading aloud and for export: the same numbers as on the chart."""
+    """Show the drawn points as a table, for screen readers and for export."""
     if switch("Show the drawn values as a table", "values"):
         frame = drawn_values(lines, view)
         show_table(frame, alt="The drawn points: run, step and value.")
@@ -222,7 +226,7 @@ def _as_table(lines: Sequence[Line], view: View) -> None:
 
 
 def drawn_values(lines: Sequence[Line], view: View) -> pd.DataFrame:
-    """Run, step, x and value of every drawn point; a NaN that was measured is one."""
+    """Run, step, x and value of every drawn point, including measured NaN values."""
     drawn: dict[str, Any] = {
         "run": [one.row.run for one in lines for _ in one.smoothed.steps],
         "step": np.concatenate([one.smoothed.steps for one in lines]),

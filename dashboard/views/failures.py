@@ -1,4 +1,4 @@
-"""Failures: which runs collapsed, and for one of them what moved first, where, and what to try."""
+"""Failures: the collapsed runs, and for one of them the signals and layers that moved first, and its report."""
 
 from __future__ import annotations
 
@@ -73,14 +73,15 @@ def _forensics(context: PageContext, run: WatchedRun, collapsed: Sequence[Row]) 
         return
     st.error(as_markdown(f"{run.name}: {evidence.verdict.sentence()}"))
     signals = signals_of(evidence)
-    st.subheader("Who moved first")
+    st.subheader("What moved first")
     if signals.moved:
         alt = (
             f"One strip per signal of {run.name} up to the verdict, in the order in which they left their early level."
         )
         st.plotly_chart(strips_figure(evidence, signals), key="strips", config=CONFIG, alt=alt)
         st.caption(
-            "Band: the signal's own early level. Dot: where it left it. Dashed: the verdict. Dotted: the rule's limit."
+            "Band: the signal's own early level. Dot: the step at which the signal left it. Dashed: the verdict. "
+            "Dotted: the rule's limit."
         )
     else:
         st.caption("No signal left its own early level before the verdict.")
@@ -101,7 +102,7 @@ def _forensics(context: PageContext, run: WatchedRun, collapsed: Sequence[Row]) 
 
 
 def _layers(evidence: Evidence) -> None:
-    st.subheader("Layers that went first")
+    st.subheader("Layers that moved first")
     found = first_layers(evidence)
     if not found:
         st.caption("No layer left its own early level before the verdict, or no layer was measured.")
@@ -122,7 +123,7 @@ def _layers(evidence: Evidence) -> None:
 
 
 def _alike(context: PageContext, run: WatchedRun, collapsed: Sequence[Row]) -> None:
-    st.subheader("Runs that failed alike")
+    st.subheader("Runs with the same verdict")
     found = alike(context.row[run.name], collapsed)
     if not found:
         st.caption("No other run collapsed by the same rule.")

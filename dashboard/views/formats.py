@@ -1,4 +1,4 @@
-"""Formats: what each format can hold, what it costs in precision, and what this run's tensors would be in it."""
+"""Formats: range and values of each format, its precision, and its rounding error on the tensors of a run."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _chosen_formats() -> list[NumberFormat]:
 def _grids(formats: Sequence[NumberFormat]) -> None:
     alt = f"Positive values of {', '.join(fmt.name for fmt in formats)} on a log2 axis."
     st.plotly_chart(grid_figure(formats), key="grids", config=CONFIG, alt=alt)
-    st.caption("A tick per value; formats of more than 8 bits only as their range.")
+    st.caption("Each tick is a value; for formats of more than 8 bits only the range is drawn.")
     frame = pd.DataFrame([facts(fmt) for fmt in formats])
     show_table(frame, alt="Range, precision and special codes of each format.")
     for sentence in equivalences({fmt.name: fmt for fmt in formats}):
@@ -83,7 +83,9 @@ def _precision(formats: Sequence[NumberFormat]) -> None:
     scaled = switch("Scaled: largest value to the top of the format", "scaled", True)
     data = {name: from_distribution(name) for name in DISTRIBUTIONS}
     _fits(formats, data, scaled)
-    st.caption("Unit variance; the largest value is the one that occurs once in 4096. Scales are powers of two.")
+    st.caption(
+        "The values have unit variance; the largest is the one that occurs once in 4096. Scales are powers of two."
+    )
 
 
 def _fits(formats: Sequence[NumberFormat], data: Mapping[str, Weighted], scaled: bool) -> None:
@@ -112,14 +114,14 @@ def _codes(formats: Sequence[NumberFormat]) -> None:
     exact = {name: st.column_config.NumberColumn(format="%.8g") for name in ("Value", "Distance to the next")}
     show_table(pd.DataFrame(codes(fmt)), alt=f"Codes of {name}.", column_config=exact)
     special = f"{fmt.reserved_codes} codes of each sign at the top are inf or NaN." if fmt.reserved_codes else ""
-    st.caption(f"Positive half; the sign is the first bit of the code. {special}")
+    st.caption(f"Only values from zero up are listed; the first bit of a code is the sign. {special}")
 
 
 def _tensors(context: PageContext, formats: Sequence[NumberFormat]) -> None:
     run = choose_run(sorted(context.sweep.runs, key=lambda run: run.name))
     table = run.table("tensors").to_pylist()
     if not table:
-        st.info("This run has stored no tensors: they are written at each diagnostic step, and none has come yet.")
+        st.info("This run has stored no tensors yet: they are written at each diagnostic step.")
         return
     cells = st.columns(3)
     with cells[0]:
@@ -128,13 +130,13 @@ def _tensors(context: PageContext, formats: Sequence[NumberFormat]) -> None:
         site = choose("Site", list(dict.fromkeys(row["site"] for row in table)), "site")
     chosen = [row for row in table if row["layer"] == layer and row["site"] == site]
     if not chosen:
-        st.info(as_markdown(f"Nothing was stored of the {site} of {layer}."))
+        st.info(as_markdown(f"No values of the {site} of {layer} were stored."))
         return
     with cells[2]:
         step = choose("Step", [str(row["step"]) for row in reversed(chosen)], "at")
     row = next(row for row in chosen if str(row["step"]) == step)
     if row["non_finite"]:
-        st.warning(f"{row['non_finite']} values are NaN or inf; what follows is about the others.")
+        st.warning(f"{row['non_finite']} values are NaN or inf; the figures below are about the other values.")
     _one_tensor(row, formats)
 
 
@@ -145,7 +147,7 @@ def _one_tensor(row: Mapping[str, Any], formats: Sequence[NumberFormat]) -> None
     scaled = switch("Scaled: largest value to the top of the format", "scaled", True)
     name = f"{row['site']} of {row['layer']}"
     _fits(formats, {name: from_histogram(row["first_exponent"], row["exponents"], row["zeros"])}, scaled)
-    st.caption("From the stored histogram: within a power of two, values count as evenly spread.")
+    st.caption("From the stored histogram; between two powers of two, values are assumed to be uniformly distributed.")
     st.subheader("Single values in another format")
     chosen = choose("In format", [fmt.name for fmt in formats], "in")
     fmt = next(fmt for fmt in formats if fmt.name == chosen)

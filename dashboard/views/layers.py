@@ -1,4 +1,4 @@
-"""Layers: where in the model, and when: a heat map layer x step per metric and site."""
+"""Layers: a heat map of layers by steps for each chosen metric, at one site."""
 
 from __future__ import annotations
 
@@ -52,6 +52,6 @@ def show(context: PageContext) -> None:
 
 
 def measured_metrics(table: pa.Table, site: str) -> list[str]:
-    """Metrics of the layers table that were measured at a site, in the order of `METRICS`."""
+    """The metrics of a layers table that were measured at a site, in the order of `METRICS`."""
     rows = table.filter(pc.equal(table["site"], site))
     return [name for name in metric_columns("layer") if rows[name].null_count < rows.num_rows]

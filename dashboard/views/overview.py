@@ -1,4 +1,4 @@
-"""Overview: how far the sweep is, what it has cost and saved, who is best, and what happened last."""
+"""Overview: progress of the sweep, compute spent and saved, the best group, the newest collapses and events."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def _work(state: SweepProgress) -> None:
     left = (
         "finished" if state.is_over else duration(state.seconds_left) if state.seconds_left is not None else "unknown"
     )
-    columns[1].metric("Time left", left, help="from the steps that all runs together made since the sweep began")
+    columns[1].metric("Time left", left, help="from the pace of all runs together since the sweep began")
     columns[2].metric("Compute spent", duration(state.spent), help="training time, summed over runs")
     columns[3].metric(
         "Saved by early stopping",
         duration(state.saved),
-        help="the steps that collapsed and stopped runs did not train any more, at each run's own pace",
+        help="time for the remaining steps of collapsed and stopped runs, at each run's own pace",
     )
 
 
@@ -86,4 +86,4 @@ def _events(context: PageContext) -> None:
         return
     frame = pd.DataFrame(events)
     frame["Run"] = frame["Run"].map(shortened)
-    show_table(frame, alt="The newest events of all runs: run, kind, how often, last step, particulars.")
+    show_table(frame, alt="The newest events of all runs: run, kind, number of times, last step, particulars.")

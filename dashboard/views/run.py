@@ -1,4 +1,4 @@
-"""Run: everything of one run, and the command that makes it again."""
+"""Run: state, curves, config, events and checkpoints of one run, and the commands that train it again."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def show(context: PageContext) -> None:
         _facts(run)
         _events(run)
         _checkpoints(run)
-    st.subheader("Make it again")
+    st.subheader("Train it again")
     st.code(reproduce(run), language="bash")
     _report(run)
 
@@ -62,7 +62,7 @@ def _state(context: PageContext, run: WatchedRun, row: Row) -> None:
     cells[3].metric(f"Gap to BF16{at}", ABSENT if row.gap is None and not row.is_baseline else gap_text(row))
     cells[4].metric("Time", duration(row.seconds))
     if row.status == "killed":
-        st.warning("The run ended without an end record: it was killed. All that it had written until then is shown.")
+        st.warning("The run was killed: it has no end record. The page shows everything that it wrote until then.")
     if row.pairing:
         st.caption(f"Gap to BF16: {as_markdown(row.pairing)}.")
     if row.reason is not None:
@@ -110,12 +110,12 @@ def _config(run: WatchedRun) -> None:
 
 
 def changed_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Config fields whose value is not the default, or that have none."""
+    """Config fields whose value is not the default, and unknown fields, which have no default."""
     return {name: value for name, value in config.items() if name not in DEFAULTS or DEFAULTS[name] != value}
 
 
 def _facts(run: WatchedRun) -> None:
-    st.subheader("Where and with what")
+    st.subheader("Machine and versions")
     facts = {name.replace("_", " ").capitalize(): _text(run.info[name]) for name in _FACTS if name in run.info}
     versions = run.info.get("versions")
     if isinstance(versions, dict):
@@ -128,14 +128,14 @@ def _events(run: WatchedRun) -> None:
     st.subheader("Events")
     events = read_events(run)
     if not events:
-        st.caption("Nothing happened in this run that is recorded as an event.")
+        st.caption("No event has been recorded.")
         return
     frame = pd.DataFrame([event_row(event) for event in events])
     show_table(frame, alt="Events of the run by step.")
 
 
 def reproduce(run: WatchedRun) -> str:
-    """The shell commands that train this run again, its config included."""
+    """Shell commands that train this run again; they include its config."""
     config = to_yaml(changed_fields(run.config))
     commit = run.info.get("git_commit")
     name = as_file_name(run.name)
@@ -150,10 +150,10 @@ def _checkpoints(run: WatchedRun) -> None:
     try:
         found = (run.folder / "checkpoints").list()
     except OSError as error:
-        st.caption(f"Cannot be listed: {as_markdown(str(error))}")
+        st.caption(f"The checkpoints cannot be listed: {as_markdown(str(error))}")
         return
     if not found:
-        st.caption("None has been written.")
+        st.caption("No checkpoint has been written.")
         return
     frame = pd.DataFrame([{"File": info.base_name, "Size (MB)": (info.size or 0) / 1e6} for info in found])
     size = {"Size (MB)": st.column_config.NumberColumn(format="%.2f")}
@@ -171,7 +171,7 @@ def _report(run: WatchedRun) -> None:
     try:
         text = stored_report(run)
     except (ValueError, OSError) as error:
-        st.caption(f"Cannot be made: {as_markdown(str(error))}")
+        st.caption(f"The report cannot be written: {as_markdown(str(error))}")
         return
     with st.container(border=True):
         st.markdown(without_pictures(text))

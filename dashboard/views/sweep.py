@@ -1,4 +1,4 @@
-"""Sweep: one row per run or per group of seeds, to be sorted, filtered, exported and opened."""
+"""Sweep: a table with one row per run or per group of seeds, which can be sorted, filtered, exported and opened."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dashboard.data.sweep_frame import CELL_COLUMNS, COLUMNS, HEADS, csv_of, gro
 from dashboard.page_context import PageContext
 from dashboard.widgets import choose_kept, choose_many, choose_named, choose_one, show_table, switch
 
-_HIDDEN = ("learning_rate", "loss", "best_step")  # until asked for
-_WHERE_THERE_IS_ANY = ("setting", "pairing")
+_HIDDEN = ("learning_rate", "loss", "best_step")  # columns that the viewer must choose to see
+_WHERE_THERE_IS_ANY = ("setting", "pairing")  # columns that are shown if a row has a value in them
 _BETTER_IF_LOWER = ("loss", "validation_loss", "best_validation_loss", "gap", "gap_low", "gap_high")
-_MANY = 200  # rows from which on the small loss curves would take longer than the rest of the page
+_MANY = 200  # with more rows there are no small loss curves: they would take longer than the rest of the page
 
 
 def show(context: PageContext) -> None:
@@ -41,7 +41,7 @@ def show(context: PageContext) -> None:
         default = [name for name in frame.columns if _is_shown(frame, name, per_group)]
         shown = choose_named("Columns", {name: HEADS[name] for name in frame.columns}, "columns", default)
     frame = frame.sort_values(by, ascending=not descending, na_position="last", kind="stable")
-    if by in _BETTER_IF_LOWER and not descending:  # who collapsed early is not the best
+    if by in _BETTER_IF_LOWER and not descending:  # a run that collapsed early is not the best
         lasted = pd.Series([_lasted(members[at]) for at in frame.index], index=frame.index)
         frame = frame.loc[lasted.sort_values(ascending=False, kind="stable").index]
     frame = frame[[name for name in frame.columns if name in shown]]
@@ -59,23 +59,23 @@ def show(context: PageContext) -> None:
 
 
 def _is_shown(frame: pd.DataFrame, name: str, per_group: bool) -> bool:
-    """Whether a column is shown until somebody chooses otherwise; one that says nothing of any row is not."""
+    """Whether a column is shown by default; some columns are not, or only if a row has a value in them."""
     if name in _WHERE_THERE_IS_ANY:
         return bool(frame[name].astype(bool).any())
     return per_group or name not in _HIDDEN
 
 
 def _lasted(members: Sequence[Row]) -> bool:
-    """Whether all runs of a row are alive; also a group with one collapse is no winner."""
+    """Whether all runs of a row are alive; a group with one collapse must not be sorted to the top."""
     return all(row.alive for row in members)
 
 
 def filtered(context: PageContext) -> list[Row]:
-    """The rows that the filter widgets of the page let through."""
+    """Draw the filters of the page and return the rows that pass them."""
     rows = context.rows
     columns = st.columns(4)
     kept: list[Row] = rows
-    fields: Sequence[tuple[str, str, str]] = (  # title, name in the URL, what of a row
+    fields: Sequence[tuple[str, str, str]] = (  # title, name in the URL, attribute of a row
         ("Format", "format", "format"),
         ("Variant", "variant", "treatment"),
         ("Intervention", "intervention", "intervention"),
@@ -91,7 +91,7 @@ def filtered(context: PageContext) -> list[Row]:
 
 
 def _table(context: PageContext, frame: pd.DataFrame, members: Sequence[list[Row]], per_group: bool) -> None:
-    """The frame, whose index is the place in `members` of what a row shows."""
+    """Show the frame and open the row that the viewer selects; its index is the position of a row in `members`."""
     what = "group of seeds" if per_group else "run"
     picked = show_table(
         frame.rename(columns=HEADS),

@@ -156,6 +156,9 @@ def test_counts_of_an_optimizer_that_are_no_tensors_and_whole_numbers_come_back_
         weight.fill_(NAN)
     guard.on_gradients(state_of(4, NAN))
     assert optimizer.state[weight] == {"steps": 3, "seen": torch.tensor([2])}
+    restored = NonFiniteGuard(optimizer, 5)
+    restored.load_state_dict(guard.state_dict())
+    assert restored.state_dict()["moments"] == [{"steps": 3, "seen": torch.tensor([2])}]
 
 
 def test_a_restored_guard_goes_back_to_where_the_first_would_have() -> None:
@@ -169,3 +172,14 @@ def test_a_restored_guard_goes_back_to_where_the_first_would_have() -> None:
     restored.at = 6
     state = restored.step(loss=NAN)
     assert equal(restored.seen(), kept) and state.events[1].detail == {"to_step": 2}
+
+
+def test_what_is_restored_lies_where_the_model_lies() -> None:
+    """The snapshot comes from a checkpoint on the CPU; the meta device stands for a GPU."""
+    weight, history = nn.Parameter(torch.ones(2, device="meta")), torch.ones(3)
+    guard = NonFiniteGuard(torch.optim.SGD([weight], lr=1.0), 1, [history])
+    kept = {"step": 5, "parameters": [torch.ones(2)], "companions": [torch.ones(3)], "moments": [{"m": torch.ones(2)}]}
+    guard.load_state_dict(kept)
+    state = guard.state_dict()
+    assert state["step"] == 5 and state["moments"][0]["m"].device.type == "meta"
+    assert state["parameters"][0].device.type == "meta" and state["companions"][0].device.type == "cpu"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # the first step of an optimizer does, for seconds: in each process that is forked before it
 from torch import Tensor, nn
 
 from altgrad.results import Run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch._dynamo  # the first step of an optimizer does, for seconds: in each process that is forked before it
 from torch import nn
 
 from altgrad.stability.protocol import StepState

@@ -77,6 +77,18 @@ def test_data_and_model_draw_the_same_numbers_in_every_run_of_a_seed_and_others_
     assert not set(data + model) & {number for drawn in stepped(3, seed=7) for number in drawn}
 
 
+def test_what_the_model_draws_is_the_same_however_much_the_data_drew() -> None:
+    class More(Data):
+        def training(self, step: int) -> tuple[Tensor, Tensor]:
+            torch.rand(step)
+            return super().training(step)
+
+    net = Net()
+    trainer = Trainer(CONFIG, net, More())
+    trainer.step(), trainer.step()
+    assert net.drawn == stepped(2)[1]
+
+
 def test_a_model_that_draws_in_evaluation_draws_the_same_at_every_validation() -> None:
     trainer, net, _ = trainer_of()
     trainer.validation_loss()

@@ -89,6 +89,18 @@ def test_what_is_imported_lies_in_the_installation(installed: Installed) -> None
     assert str(ROOT) not in path
 
 
+def test_the_dashboard_that_is_shown_is_that_of_the_installation(installed: Installed) -> None:
+    program = (
+        "import sys; from altgrad.config.shipped_configs import ROOT; sys.path.insert(0, str(ROOT));"
+        "from streamlit.testing.v1 import AppTest;"
+        "app = AppTest.from_file(str(ROOT / 'dashboard' / 'streamlit_app.py'), default_timeout=60).run();"
+        "print(len(app.exception), app.title[0].value, sys.modules['dashboard'].__file__)"
+    )
+    done = installed.run("-c", program, ALTGRAD_RESULTS=str(installed.home))
+    place = installed.site / "altgrad" / "_apps" / "dashboard" / "__init__.py"
+    assert done.stdout.splitlines()[-1:] == [f"0 No sweep yet {place}"], done.stdout + done.stderr
+
+
 def test_a_cluster_gets_a_tree_that_runs_like_a_clone(installed: Installed) -> None:
     program = (
         "import sys, subprocess; from altgrad.config.shipped_configs import ROOT; sys.path.insert(0, str(ROOT));"

@@ -1,8 +1,8 @@
-"""The commands whose code is no part of the library: `sweep` and `submit`, which know Ray, and `dashboard`.
+"""The commands whose code is not part of the library: `sweep` and `submit`, which use Ray, and `dashboard`.
 
-In a clone their folders lie beside the library.  A wheel carries them, and the configs, below the library: so no
-package called `tune` or `dashboard` lies in site-packages, where it could hide somebody else's.  Either way their root
-comes first on the path of their own process.  The library imports neither.
+In a clone their folders are beside the library.  A wheel has them, and the configs, below the library, so that no
+packages called `tune` and `dashboard` are in site-packages, where they could hide others with these names.  In both
+cases the command puts their root first on the module path of its own process.  The library imports neither of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from altgrad.config.shipped_configs import ROOT
 
 @dataclass(frozen=True)
 class Application:
-    """A command that gets its words as they are: what it does, the extra that it needs, how it starts."""
+    """A command that parses its own words: its help line, the extra that it needs, and the function that runs it."""
 
     help: str
     extra: str
@@ -43,8 +43,8 @@ def _main_of(module: str) -> Callable[[Sequence[str]], int]:
 
 
 def _dashboard(words: Sequence[str]) -> NoReturn:
-    """Replace this process by Streamlit, which finds the dashboard's packages by PYTHONPATH."""
-    from altgrad.commands.option_parser import OneLineParser, location  # not before the extra is known to be there
+    """Replace this process by Streamlit, which finds the dashboard's packages through PYTHONPATH."""
+    from altgrad.commands.option_parser import OneLineParser, location  # the extra was checked before
 
     parser = OneLineParser(
         prog=program_command(),

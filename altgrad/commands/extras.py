@@ -1,6 +1,7 @@
-"""What an installation can do depends on its extras: `pip install altgrad` brings what rounding needs, no more.
+"""The extras of an installation: `pip install altgrad` alone installs only the packages that rounding needs.
 
-This table says which modules each extra brings, so that what is missing is said in one line instead of a traceback.
+The table `EXTRAS` lists the modules of each extra, so that a missing module is reported in one line with the extra to
+install, instead of a traceback.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ EXTRAS = {
 
 
 class MissingExtra(ValueError):
-    """An extra is not installed; the message is one line that says which, and how to get it."""
+    """An extra is not installed; the message is one line with its name and the command that installs it."""
 
 
 def require(extra: str) -> None:
-    """Raises MissingExtra where a module of the extra is not installed."""
+    """Raises MissingExtra if a module of the extra is not installed."""
     missing = [module for module in EXTRAS[extra] if find_spec(module) is None]
     if missing:
         raise MissingExtra(_sentence(missing[0], extra))
 
 
 def exit_without(extra: str) -> None:
-    """End a script, before it imports anything of the extra, with one line where that is not installed."""
+    """Exit with code 2 and one line if the extra is not installed; call it before importing its modules."""
     try:
         require(extra)
     except MissingExtra as error:
@@ -40,7 +41,7 @@ def exit_without(extra: str) -> None:
 
 
 def missing_extra(error: ModuleNotFoundError) -> str | None:
-    """What to install where an import failed for want of an extra, in one line; None where no extra would help."""
+    """The extra to install after a failed import, in one line; None if the module is not part of any extra."""
     module = (error.name or "").split(".")[0]
     return next((_sentence(module, extra) for extra, modules in EXTRAS.items() if module in modules), None)
 

@@ -1,4 +1,4 @@
-"""`altgrad report`, `status` and `stop`: what is known of runs and sweeps, and asked of them, from their folders."""
+"""`altgrad report`, `status` and `stop`: commands that read and write nothing but the folder of a run or a sweep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from altgrad.commands.typed_command import program
 from altgrad.storage.folder import Folder
 from altgrad.text.terminal_output import harmless, say
 
-_TABLE_WIDTH = 100  # a cut-off number is a wrong number: better let a narrow terminal wrap
+_TABLE_WIDTH = 100  # columns at least, because a number that is cut off is wrong; a narrow terminal wraps the lines
 
 
 def add(commands: Commands) -> None:
@@ -90,7 +90,7 @@ def _stop(options: argparse.Namespace) -> int:
 
 
 def expect(folder: Folder, *records: str) -> str:
-    """Which of the records lies in a folder.  Raises FileNotFoundError with what lies there instead."""
+    """The first of these records that a folder contains.  Raises FileNotFoundError with a suggestion if it has none."""
     for record in records:
         if folder.has(record):
             return record

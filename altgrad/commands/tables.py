@@ -1,4 +1,4 @@
-"""`altgrad formats`, `recipes` and `config`: the tables of what can be asked for; none waits for torch."""
+"""`altgrad formats`, `recipes` and `config`: tables of the known names.  They do not import torch, which is slow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from altgrad.formats import GROUPS, NumberFormat, equal_up_to_scale, find_format
 from altgrad.show import recipe_tables
 from altgrad.text.terminal_output import cell
 
-_TABLE_WIDTH = 100  # a cut-off number is a wrong number: better let a narrow terminal wrap
+_TABLE_WIDTH = 100  # columns at least, because a number that is cut off is wrong; a narrow terminal wraps the lines
 
 
 def add(commands: Commands) -> None:
@@ -42,7 +42,7 @@ def add(commands: Commands) -> None:
     config.set_defaults(command=_config)
 
 
-# Heading and width; with a space between columns 99 characters.
+# Heading and width of each column; together with the spaces between them 99 characters.
 _FORMAT_COLUMNS = (
     *(("format", 18), ("bits", 4), ("bias", 4), ("largest", 13), ("smallest normal", 11), ("smallest", 12)),
     *(("values", 9), ("not finite", 14), ("beyond", 6)),
@@ -65,7 +65,7 @@ def _formats(options: argparse.Namespace) -> int:
         console.print(f"never scaled: {', '.join(scaleless)}")
     said: set[str] = set()
     for first, second, factor in equal_up_to_scale({fmt.name: fmt for formats in groups.values() for fmt in formats}):
-        if first not in said:  # it has been said with which earlier one both agree
+        if first not in said:  # `first` was printed as a multiple of an earlier format, and so is `second`
             console.print(f"{second} is {first} x {factor:g}: under max-abs scaling they round alike, bit for bit")
             said.add(second)
     return 0
@@ -95,7 +95,7 @@ def _recipes(options: argparse.Namespace) -> int:
         print(*recipe_tables.write_markdown(Path(options.markdown)), sep="\n")
         return 0
     for name in options.names:
-        published(name)  # before anything is printed
+        published(name)  # an unknown name raises before anything is printed
     console = Console()
     for number, name in enumerate(options.names):
         if number:

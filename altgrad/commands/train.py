@@ -1,4 +1,4 @@
-"""`altgrad train`: one config, without Ray."""
+"""`altgrad train`: trains one config without Ray."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    with unstoppable_output():  # a reader that goes ends no run
+    with unstoppable_output():  # a closed pipe or terminal does not end the run
         return _trained(options)
 
 
@@ -80,7 +80,7 @@ def _trained(options: argparse.Namespace) -> int:
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """The fields of `--set`, whose errors say so.  Raises ValueError."""
+    """The fields given by `--set`.  Raises ValueError, whose message begins with `--set`."""
     try:
         fields = assignments(pairs)
     except NotYaml as error:

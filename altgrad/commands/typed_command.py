@@ -1,6 +1,7 @@
-"""How this process was started, in the words that a person would type to start it again.
+"""The words of the command line that started this process, for messages with a command that a user can type.
 
-`altgrad sweep` and `python -m altgrad sweep` are a command and its name; `python tune/sweep.py` is a script.
+The process is either a command of altgrad (`altgrad sweep`, `python -m altgrad sweep`) or a script
+(`python tune/sweep.py`).
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ def typed_command() -> list[str]:
 
 
 def typed_arguments() -> list[str]:
-    """The words after those of `typed_command`."""
+    """The words after those of `typed_command`: the options and other arguments."""
     return sys.argv[_arguments_from() :]
 
 
 def program() -> str:
-    """What help and error lines call this program: `altgrad`, `python -m altgrad`; for a script its file's name."""
+    """The name of this program in help and error lines: `altgrad`, `python -m altgrad`, or a script's file name."""
     if not _is_altgrad():
         return Path(sys.argv[0]).name
     return "python -m altgrad" if _is_module() else "altgrad"
 
 
 def program_command() -> str:
-    """What they call it where it has commands: `altgrad sweep`; for a script its file's name."""
+    """The name of this program with its sub-command, such as `altgrad sweep`; for a script its file name."""
     return " ".join([program(), *sys.argv[1 : _arguments_from()]])
 
 
 def dashboard_command(results: str) -> str:
-    """The command line that shows a results root, in the way in which this process was started."""
+    """The command line that opens the dashboard on a results root, spelled as this process was started."""
     words = [*_start(), "dashboard"] if _is_altgrad() else ["streamlit", "run", "dashboard", "--"]
     return shlex.join([*words, results])
 

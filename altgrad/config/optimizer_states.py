@@ -1,4 +1,4 @@
-"""How the optimizer's moments are kept: a cast of the flattened tensor, and whether its range is expanded before.
+"""How the optimizer's moments are stored: a cast of the flattened tensor, and an optional expansion of its range.
 
     first_moment: {format: E4M3, block: 1x128, scale_rule: real, scale_format: FP32, range_expansion: true}
 
@@ -26,8 +26,8 @@ _FIELDS = (*_OF_CAST, "range_expansion")
 class MomentCast:
     """How one moment is rounded after every optimizer step.
 
-    `range_expansion`: each group of values that shares a scale is raised to a power before it is rounded, and to its
-    inverse afterwards, so that it spans the range of the format (see `kernel.expansion`).
+    `range_expansion`: the values that share a scale are raised to a power before they are rounded, so that they use the
+    whole range of the format, and to the inverse power afterwards (see `kernel.expansion`).
     """
 
     cast: Cast
@@ -38,7 +38,7 @@ class MomentCast:
 
 
 def moment_cast(moment: Moment, fields: Mapping[str, Any]) -> MomentCast:
-    """The cast that the fields of `first_moment` or `second_moment` describe.  Raises ValueError for others."""
+    """The cast described by the fields of `first_moment` or `second_moment`.  Raises ValueError for invalid fields."""
     for name in fields:
         if name not in _FIELDS:
             raise ValueError(f"{moment}.{name}: known fields: {', '.join(_FIELDS)}{did_you_mean(name, _FIELDS)}")

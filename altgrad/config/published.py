@@ -1,12 +1,12 @@
-"""The published recipes: one YAML file each in `recipes/`, which `recipe: NAME` brings into a config by its name.
+"""The published recipes: each is a YAML file in `recipes/`, and `recipe: NAME` in a config selects it.
 
-The fields of a recipe are defaults that a config's own fields override; of `gemms` single leaves are overridden:
+The fields of a recipe are defaults, which the config's own fields override.  In `gemms` single leaves are overridden:
 
     recipe: nvfp4                                            # everything numeric as in nvfp4.yaml, but
     gemms: {wgrad: {gradient: {rounding: nearest}}}          # this one operand rounded to nearest
 
-A config that is written out holds the name and every field, and is read back as it is: a run is repeated by its
-`run.json` alone, whatever becomes of the file.
+A config that was written out has the recipe's name and every field, and is read without the recipe's file: `run.json`
+is enough to repeat a run, even if the file has changed.
 
 No torch: see `train_config`.
 """
@@ -25,12 +25,12 @@ from altgrad.formats import find_format
 from altgrad.text.error_hints import did_you_mean, shown
 from altgrad.text.yaml_text import NotYaml, read_yaml
 
-ELEMENT_BITS = 8  # a wider format is what a recipe calls high precision
+ELEMENT_BITS = 8  # a recipe calls wider formats high precision
 _FOLDER = Path(__file__).parent / "recipes"
 
 
 class Published(BaseModel):
-    """A recipe as it was published.  `exact` and `differs` say in sentences what of it is simulated and what is not."""
+    """A published recipe.  `exact` and `differs`: sentences on what is simulated exactly and what is different here."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -50,7 +50,7 @@ def published_names() -> tuple[str, ...]:
 
 @cache
 def published(name: str) -> Published:
-    """The published recipe of that name.  Raises ValueError, one line with the nearest name, for an unknown one."""
+    """The published recipe with this name.  Raises ValueError, with the nearest known name, for an unknown one."""
     if name not in published_names():
         near = did_you_mean(name, published_names()) or "; `python -m altgrad recipes` lists them"
         raise ValueError(f"no published recipe {shown(name)}{near}")
@@ -58,7 +58,7 @@ def published(name: str) -> Published:
 
 
 def read_published(file: Path) -> Published:
-    """The recipe in a file.  Raises ValueError, one line, for a file that is none."""
+    """Read a recipe from a file.  Raises ValueError, one line, for an invalid one."""
     try:
         return Published.model_validate(read_yaml(file))
     except NotYaml as error:
@@ -71,14 +71,14 @@ def read_published(file: Path) -> Published:
 
 
 def published_fields(name: str | None) -> Mapping[str, Any]:
-    """The fields that a recipe's name stands for; none where there is no name, or one that is not known (any more)."""
+    """The fields of the recipe with this name; empty for None and for an unknown name, as in an old `run.json`."""
     return published(name).fields if name in published_names() else {}
 
 
 def with_published(fields: Mapping[str, Any], every: Collection[str]) -> dict[str, Any]:
-    """A config's fields on top of those of the recipe that it names.
+    """The fields of a config, completed by those of the recipe that it names.
 
-    every: the names of all fields of a recipe; a config that has all of them was written out and stands as it is.
+    `every`: the names of all fields of a recipe.  A config that has all of them was written out and is not changed.
     """
     name = fields.get("recipe")
     if not isinstance(name, str) or set(every) <= fields.keys():
@@ -91,7 +91,10 @@ def with_published(fields: Mapping[str, Any], every: Collection[str]) -> dict[st
 
 
 def merged_gemms(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Two trees of mappings as one, in which the leaves of `above` count."""
+    """Merge two trees of mappings; a leaf of `above` replaces that of `below`.
+
+    Example: {wgrad: {hadamard: 16, axis: last}} and {wgrad: {hadamard: 0}} give {wgrad: {hadamard: 0, axis: last}}.
+    """
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, Mapping) and isinstance(below.get(key), Mapping)
@@ -100,7 +103,7 @@ def merged_gemms(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str
 
 
 def own_gemms(gemms: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of a tree that are not the same in the one below: what `merged_gemms` needs to make it again."""
+    """The leaves of a tree that differ from those of `below`: `merged_gemms` of both is the whole tree again."""
     own: dict[str, Any] = {}
     for key, value in gemms.items():
         if isinstance(value, Mapping) and isinstance(below.get(key), Mapping):
@@ -112,7 +115,7 @@ def own_gemms(gemms: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, A
 
 
 def own_fields(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a written-out config its author said: the fields that are otherwise than the recipe's, or the default."""
+    """The fields of a written-out config that differ from those of its recipe or, without one, from the defaults."""
     theirs = {**defaults, **published_fields(fields.get("recipe"))}
     own = {name: value for name, value in fields.items() if name not in theirs or theirs[name] != value}
     if "gemms" in own:
@@ -121,9 +124,9 @@ def own_fields(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
 
 
 def check_shorthand(recipe: Any, given: Collection[str], defaults: Mapping[str, Any]) -> None:
-    """Refuse a flat field that was given and changes nothing because `gemms` sets the same of every operand.
+    """Raises ValueError for a flat field that was given but has no effect, because `gemms` sets it for every operand.
 
-    Raises ValueError.  What has the recipe's value (the default where none is named) is not taken for given.
+    A field with the recipe's value, or without a recipe the default, does not count as given.
     """
     theirs = {**defaults, **published_fields(recipe.recipe)}
     whose = f"gemms of recipe={recipe.recipe!r}" if recipe.recipe else "gemms"
@@ -135,9 +138,9 @@ def check_shorthand(recipe: Any, given: Collection[str], defaults: Mapping[str, 
 
 
 def in_format(recipe: Any, name: str) -> dict[str, Any]:
-    """Fields that give a recipe's rounded operands another format; those of more than 8 bits are left alone.
+    """The field changes that give a recipe's rounded operands another format; formats over 8 bits stay.
 
-    Raises ValueError where the recipe rounds nothing to 8 bits or fewer.
+    Raises ValueError if the recipe rounds no operand to 8 bits or fewer.
     """
 
     def other(old: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The configs that come with altgrad: `configs/` in a clone, carried below the library by a wheel."""
+"""The configs that ship with altgrad: `configs/` in a clone, `altgrad/_apps/configs/` in a wheel."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ CONFIGS = ROOT / "configs"
 
 
 def config_file(path: str) -> Path:
-    """The file that a path names; a bare name that no file here has, such as `e7m0_uniform`, is a shipped config.
+    """The file that a path names, or the shipped config for a bare name without such a file, such as `e7m0_uniform`.
 
-    A path that is neither stays as it is, for the reader to refuse.
+    A path that is neither is returned unchanged; reading it then raises an error.
     """
     shipped = os.path.join(CONFIGS, f"{path.removesuffix('.yaml')}.yaml")
     is_name = os.path.basename(path) == path and not os.path.exists(path)

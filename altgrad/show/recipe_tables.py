@@ -1,6 +1,6 @@
-"""The published recipes as a reader sees them: on a terminal, in the README and in docs/recipes.md, from one source.
+"""The published recipes as text, for a terminal, the README and docs/recipes.md, all from the recipes' YAML files.
 
-No torch: a table must not wait for it.
+No torch: importing it would delay the tables.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def formats_of(recipe: Recipe) -> str:
 
 
 def stays_high(recipe: Recipe) -> str:
-    """In words, what the recipe does not round to 8 bits or fewer."""
+    """The operands, layers and blocks that the recipe does not round to 8 bits or fewer, in words."""
     casts = recipe.casts_at()
     wide = [str(operand) for operand in ALL_OPERANDS if casts[operand].number_format.bits > ELEMENT_BITS]
     said = [f"all six operands in {formats_of(recipe)}"] if len(wide) == len(ALL_OPERANDS) else wide
@@ -44,7 +44,7 @@ def stays_high(recipe: Recipe) -> str:
 
 
 def weights_and_optimizer(recipe: Recipe) -> str:
-    """In words, how weights live between steps, and the optimizer's moments."""
+    """How the weights and the optimizer's moments are stored between steps, in words."""
     if recipe.master_weights:
         weights = "FP32 master weights"
     else:
@@ -56,13 +56,13 @@ def weights_and_optimizer(recipe: Recipe) -> str:
 
 
 def idle_fields(recipe: Published) -> list[str]:
-    """The fields of a recipe without which it would be the same, such as `gemms.fprop.block`: they say nothing."""
+    """The fields of a recipe that have no effect, such as `gemms.fprop.block`: without them it would be the same."""
     effect = _effect(recipe.fields)
     return [".".join(path) for path in _leaves(recipe.fields) if _effect(_without(recipe.fields, path)) == effect]
 
 
 def show_overview(console: Console) -> None:
-    """Print one line or more per recipe."""
+    """Print a table of all recipes."""
     shown = Table(box=None, padding=(0, 2, 0, 0))
     for head in ("name", "recipe", "formats", "source"):
         shown.add_column(head, overflow="fold", no_wrap=head == "name")
@@ -101,7 +101,7 @@ def readme_table() -> str:
 
 
 def page() -> str:
-    """docs/recipes.md."""
+    """The content of docs/recipes.md."""
     parts = [
         "# Published recipes",
         "Each is a file in `altgrad/config/recipes/`; `recipe: NAME` in a config or `--recipes NAME` of a sweep uses "
@@ -120,9 +120,9 @@ def page() -> str:
 
 
 def write_markdown(folder: Path) -> list[Path]:
-    """Rewrite the README's table and docs/recipes.md in a working tree; returns what was written.
+    """Rewrite the README's table and docs/recipes.md in a working tree; returns the written files.
 
-    Raises ValueError where the README has no marks, before anything is written.
+    Raises ValueError, before anything is written, if the README lacks the marks around the table.
     """
     readme = folder / README
     text = readme.read_text(encoding="utf-8")
@@ -148,7 +148,7 @@ def _bullets(sentences: Iterable[str]) -> str:
 
 
 def _effect(fields: Mapping[str, Any]) -> Any:
-    """What a recipe of these fields does: its casts, and what the casts do not show.  None where it is not valid."""
+    """The effect of a recipe with these fields: its casts, and the fields that casts do not show.  None if invalid."""
     try:
         recipe = Recipe(**fields)
     except ValueError:

@@ -1,1 +1,1 @@
-"""Speed: what was promised, measured as ratios within one run."""
+"""Benchmarks: speed against its goals, measured as ratios within one run."""

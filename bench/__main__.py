@@ -1,6 +1,6 @@
 """`python -m bench [NAME ...]`: measure the rows (all, or those whose name contains a NAME) and print the table.
 
-The rows stand in `bench/rows.py`.  With `--write` the table goes to bench/README.md and results.json.
+The rows are declared in `bench/rows.py`.  `--write` writes the table to bench/README.md and results.json.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def main() -> None:
         "--write", action="store_true", help="write bench/results.json and the table in bench/README.md"
     )
     options = parser.parse_args()
-    if "GLIBC_TUNABLES" not in os.environ:  # read by the loader alone: start again with it
+    if (
+        "GLIBC_TUNABLES" not in os.environ
+    ):  # only the program loader reads it, so this process is replaced by one with the variable
         environment = os.environ | {"GLIBC_TUNABLES": MALLOC, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         os.execve(sys.executable, [sys.executable, "-m", "bench", *sys.argv[1:]], environment)
 
@@ -36,7 +38,7 @@ def main() -> None:
     for row in rows:
         measured.append(Measured.of(row))
         print_row(measured[-1])
-        if options.write:  # after each: an interrupted measurement keeps what it has
+        if options.write:  # after each row, so that an interrupted measurement keeps the finished ones
             write_results(measured, _HERE)
 
 

@@ -1,10 +1,10 @@
-"""How fast the dashboard is, server side, on generated results, which stay in build/ for the next time.
+"""Measures the server side of the dashboard on generated results, which are kept in build/ for later measurements.
 
     python -m bench.dashboard [RUNS] [STEPS]
 
 Cold: a server that has imported everything opens the sweep.  Warm: a viewer clicks.  Goals for 500 runs x 10,000 steps:
-cold 3 s, warm 0.3 s, a look that finds nothing new 10 ms, 60 curves on one chart 1.5 s; 10,000 runs still list.
-The rows of `make bench` count processor seconds of all threads, so they say the same on a busy machine.
+cold 3 s, warm 0.3 s, a refresh without new data 10 ms, 60 curves on one chart 1.5 s; 10,000 runs can still be listed.
+The rows of `make bench` count processor seconds of all threads, so that a busy machine gives the same numbers.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _KEPT = Path(__file__).parent.parent / "build" / "bench-dashboard"
 
 
 def results(runs: int = RUNS, steps: int = STEPS) -> Folder:
-    """A generated sweep, made once; again where the schema has changed since or the making was cut short."""
+    """A generated sweep; it is generated again only if the schema has changed or the generation was interrupted."""
     columns = hashlib.sha256(str(SCHEMAS["steps"]).encode()).hexdigest()[:8]
     name = f"{runs}x{steps}-{columns}"
     if not (_KEPT / name / "complete").exists():
@@ -60,7 +60,7 @@ class Stopwatch:
             column.justify = "right"
 
     def time(self, what: str, action: Callable[[], Result], goal: float | None = None) -> Result:
-        """Run it once and note how long it took."""
+        """Run `action` once, add its times to the table, and return its result."""
         begun, busy = time.perf_counter(), time.process_time()
         result = action()
         took, worked = time.perf_counter() - begun, time.process_time() - busy
@@ -69,7 +69,7 @@ class Stopwatch:
 
 
 def processor_seconds(action: Callable[[], object], times: int) -> list[float]:
-    """Processor time of this process, over all its threads, each time."""
+    """Processor seconds of this process, over all its threads, for each of `times` calls."""
     taken = []
     for _ in range(times):
         begun = time.process_time()
@@ -98,25 +98,25 @@ def warm_table(times: int) -> list[float]:
 
 
 def nothing_new(times: int) -> list[float]:
-    """A look at the folder that finds nothing new."""
+    """A refresh that finds no new data in the folder."""
     sweep, _ = opened()
     return processor_seconds(lambda: look_again(sweep), times)
 
 
 def sixty_curves(times: int) -> list[float]:
-    """What 60 curves of 10,000 steps on one chart take beyond the page."""
-    sweep, rows = open_sweep(results())  # of its own: only the first time counts
+    """60 curves of 10,000 steps on one chart, without the rest of the page."""
+    sweep, rows = open_sweep(results())  # opened anew, because only the first drawing reads the files
     return processor_seconds(lambda: curves(sweep, rows), 1)
 
 
 @cache
 def opened() -> tuple[WatchedSweep, list[Row]]:
-    """The sweep of the rows, open."""
+    """The sweep of the rows, opened once per process."""
     return open_sweep(results())
 
 
 def open_sweep(folder: Folder) -> tuple[WatchedSweep, list[Row]]:
-    """What the first viewer of a server waits for: the overview."""
+    """Open the overview, as for the first viewer of a server."""
     sweep = WatchedSweep(folder)
     sweep.refresh()
     rows = PageContext(sweep, pages={}).rows
@@ -126,7 +126,7 @@ def open_sweep(folder: Folder) -> tuple[WatchedSweep, list[Row]]:
 
 
 def open_table(folder: Folder) -> None:
-    """What the first viewer waits for who opens the sweep page."""
+    """Open the sweep page, as for the first viewer of a server."""
     sweep = WatchedSweep(folder)
     sweep.refresh()
     sweep.prefetch(sweep.runs, "steps", [*STEP_COLUMNS, *CELL_COLUMNS])
@@ -134,20 +134,20 @@ def open_table(folder: Folder) -> None:
 
 
 def look_again(sweep: WatchedSweep) -> None:
-    """What every viewer asks for every two seconds."""
-    sweep._looked = -math.inf  # or one look would serve several viewers
+    """Refresh the sweep, which every viewer's page does every two seconds."""
+    sweep._looked = -math.inf  # otherwise the sweep would reuse a refresh of the last second
     sweep.refresh()
 
 
 def curves(sweep: WatchedSweep, rows: list[Row]) -> str:
-    """A chart as it is sent to the browser."""
+    """A chart in the form that is sent to the browser."""
     runs, view = {run.name: run for run in sweep.runs}, View("loss", buckets=150)
     lines = [line(row, runs[row.run], view) for row in rows[:_CURVES]]
     return str(curves_figure([one for one in lines if one is not None], view).to_json())
 
 
 def main(runs: int = RUNS, steps: int = STEPS) -> None:
-    """Generate, measure, print."""
+    """Generate the results if needed, measure, and print the table."""
     console, watch = Console(), Stopwatch()
     console.print(f"{runs} runs of {steps} steps and {_MANY_RUNS} short ones, in {_KEPT} ...")
     large, many = results(runs, steps), results(_MANY_RUNS, 2)

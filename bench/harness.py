@@ -1,8 +1,8 @@
-"""How everything here is timed: two things in turn, and the median of their ratios.
+"""The timing of all rows: two functions are run alternately, and the median of the ratios of their times is taken.
 
-A shared or throttled machine slows both halves of a pair alike; absolute times would compare two states of the machine.
-Processor time of this process counts, not the clock on the wall, which includes whatever else the machine was doing;
-on a GPU the time between two events on the device.
+A shared or throttled machine slows both halves of a pair alike, whereas absolute times would depend on its state.  The
+processor time of this process is measured, because wall time includes the load of other processes; on a GPU the time
+between two events on the device.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import torch
 
 _WARM_UP = 3
 
-# glibc maps large tensors afresh at every allocation and takes their pages back at every release.
+# By default glibc maps new pages for every large tensor, and returns them when it is freed.
 MALLOC = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
 
 
 class NotMeasured(Exception):
-    """A row that cannot be measured on this machine; the message says why."""
+    """The row cannot be measured on this machine; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: what is compared with what, and how large the ratio may be.
+    """One line of the table: `name` describes the comparison, `goal` is the largest allowed ratio.
 
-    `measure` takes the number of pairs and returns what each of them gave; it raises NotMeasured where the machine
-    lacks what it takes.  `minutes`: takes so long that it runs only where it is named.
+    `measure` takes the number of pairs and returns the ratio of each; it raises NotMeasured if the machine lacks a
+    requirement.  `minutes`: takes minutes, and therefore runs only if it is named on the command line.
     """
 
     name: str
@@ -43,9 +43,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Measured:
-    """A row's result: the median of its pairs, and the quartiles, between which half of them lie.
+    """A row's result: the median of its ratios, and their quartiles `low` and `high`.
 
-    `note` where it could not be measured; then the numbers are None.
+    `note`: the reason if the row could not be measured; the numbers are then None.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Measured:
 def ratio(
     ours: Callable[[], object], reference: Callable[[], object], pairs: int, warm_up: int = _WARM_UP
 ) -> list[float]:
-    """(Time of `ours`) / (time of `reference`) of each pair, run in turn after `warm_up` runs of each."""
+    """(Time of `ours`) / (time of `reference`) of each pair; both run alternately, after `warm_up` runs of each."""
     return _ratio(ours, reference, pairs, _seconds, warm_up)
 
 
@@ -84,7 +84,7 @@ def cuda_ratio(ours: Callable[[], object], reference: Callable[[], object], pair
 
 
 def cuda_device() -> torch.device:
-    """The GPU that a row is measured on.  Raises NotMeasured without one."""
+    """The GPU on which a row is measured.  Raises NotMeasured without one."""
     if not torch.cuda.is_available():
         raise NotMeasured("no CUDA device")
     return torch.device("cuda")
@@ -108,7 +108,7 @@ def _ratio(
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """CPU seconds divided by the threads that share the work: what it takes on processors of its own."""
+    """CPU seconds divided by the number of torch threads: the time on otherwise idle processors."""
     started = time.process_time()
     run()
     return (time.process_time() - started) / torch.get_num_threads()
@@ -126,7 +126,7 @@ def _device_milliseconds(run: Callable[[], object]) -> float:
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Within, torch uses this many threads."""
+    """Context in which torch uses this number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -136,5 +136,5 @@ def threads(number: int) -> Iterator[None]:
 
 
 def malloc_setting() -> str:
-    """The allocator setting of this process, for the record."""
+    """The allocator setting of this process, which the results record."""
     return os.environ.get("GLIBC_TUNABLES", "glibc's defaults")

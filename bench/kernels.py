@@ -1,4 +1,4 @@
-"""What the kernel rows share: the tensor, and a ratio to a copy of it."""
+"""The measurement of the kernel rows: the time of rounding a tensor, relative to copying it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHAPE = (4096, SIZE // 4096)
 def against_clone(
     number_of_threads: int = 1, round_with: Callable[..., Any] = compiled_round, **options: Any
 ) -> Callable[[int], list[float]]:
-    """A row's measurement: rounding 2^24 normal float32 values to E4M3, by the time of `torch.clone`."""
+    """A row's measurement: rounding 2^24 normal float32 values to E4M3, divided by the time of `torch.clone`."""
 
     def measure(pairs: int) -> list[float]:
         x = torch.randn(_SHAPE)

@@ -1,7 +1,7 @@
-"""`make bench-peers`: what other libraries take to round 2^24 float32 values to E4M3, by the time of `torch.clone`.
+"""`make bench-peers`: time of other libraries to round 2^24 float32 values to E4M3, divided by that of `torch.clone`.
 
-Peers come from the package index; one that is not installed or does not load here is named with its reason.
-With `--write` the table goes to bench/README.md and peers.json.
+A library that is not installed, or cannot be loaded here, is listed with the reason.  `--write` writes the table to
+bench/README.md and peers.json.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _unit_scaling() -> Rounding:
     return FPFormat(4, 3).quantise
 
 
-# name: (package, how to round)
+# name: (package, function that imports it and returns the rounding)
 PEERS: dict[str, tuple[str, Callable[[], Rounding]]] = {
     "altgrad, compiled": ("altgrad", _altgrad_compiled),
     "altgrad, compiled, blocks of 32": ("altgrad", _altgrad_blocks),

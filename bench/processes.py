@@ -1,4 +1,4 @@
-"""Rows that time or weigh whole processes: the sweep, its start, the memory of a trial."""
+"""Rows that measure whole processes: time of the sweep and of its start, memory of a trial."""
 
 from __future__ import annotations
 
@@ -47,25 +47,25 @@ for fields, steps in runs:
 
 
 def peak_memory(pairs: int) -> list[float]:
-    """Peak memory of a trial, compiled, by that of the bare loop without rounding; each in a process of its own.
+    """Peak memory of a compiled trial divided by that of the bare loop without rounding, each in a separate process.
 
-    At the model's own batch.  What a trial adds is mostly the guard's copy of the last good weights and moments, three
-    times the parameters whatever the batch, so that at a batch of a few tokens it weighs more.
+    The batch is the model's default.  A trial adds mainly the guard's snapshot of weights and moments, three times the
+    parameters for any batch, so that a smaller batch would give a larger ratio.
     """
     ratios = [_peak("trial") / _peak("bare") for _ in range(pairs + 1)]  # the first ones may compile
     return ratios[1:]
 
 
 def dry_run(pairs: int) -> list[float]:
-    """Processor seconds until `python tune/sweep.py --dry-run` has said what it would do."""
+    """Processor seconds of `python tune/sweep.py --dry-run`."""
     return [_processor_seconds([sys.executable, str(_SWEEP), "--dry-run"]) for _ in range(pairs)]
 
 
 def default_sweep(pairs: int) -> list[float]:
-    """The default sweep's wall clock, by the same runs bare, one after another with one thread, over the cores.
+    """Wall time of the default sweep, divided by (wall time of its runs bare / number of cores).
 
-    Bare is the trainer's loop alone, for as many steps as the sweep trained each run; both find the step in the compile
-    cache.  Minutes long, and on the clock on the wall: nothing else may run on the machine.
+    Bare: the trainer's loop alone, one run after another with one thread, for as many steps as the sweep trained; both
+    find compiled steps in the cache.  It takes minutes and measures wall time, so that the machine must be idle.
     """
     return [_sweep_against_bare() for _ in range(pairs)]
 
@@ -100,7 +100,7 @@ def _peak(which: str) -> int:
 
 
 def _processor_seconds(command: list[str]) -> float:
-    """Of a child, which waits for nothing."""
+    """Processor seconds of a child process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

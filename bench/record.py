@@ -1,4 +1,4 @@
-"""The table of a measurement: on the terminal, as JSON, and in bench/README.md with machine, versions and date."""
+"""Writes the table of a measurement to the terminal, as JSON, and to bench/README.md with machine and versions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from bench.harness import Measured, malloc_setting
 
-_BEGIN, _END = "<!-- {} -->", "<!-- end of {} -->"  # around what is written into README.md
+_BEGIN, _END = "<!-- {} -->", "<!-- end of {} -->"  # marks around a generated part of README.md
 
 
 def print_row(row: Measured) -> None:
@@ -49,7 +49,7 @@ def write_peers(rows: Sequence[dict[str, object]], folder: Path) -> None:
 
 
 def machine() -> dict[str, object]:
-    """The processor, versions and settings that a figure was measured with."""
+    """Processor, versions and settings of the measurement."""
     return {
         "processor": _processor(),
         "torch": torch.__version__,
@@ -61,7 +61,7 @@ def machine() -> dict[str, object]:
 
 
 def _insert(folder: Path, what: str, text: str) -> None:
-    """Put a text between its two marks in README.md."""
+    """Replace the text between the two marks of `what` in README.md."""
     readme, begin, end = folder / "README.md", _BEGIN.format(what), _END.format(what)
     head, _, rest = readme.read_text().partition(begin)
     _, _, tail = rest.partition(end)
@@ -77,10 +77,10 @@ def _table(machine: dict[str, object], rows: Sequence[dict[str, object]]) -> str
 
 
 def _measured(row: Mapping[str, Any]) -> str:
-    """The median, and between which values half of the pairs lay: 1.12 (1.10 to 1.15)."""
+    """Median and quartiles as text: 1.12 (1.10 to 1.15)."""
     if row["ratio"] is None:
         return ""
-    low, high = row.get("low"), row.get("high")  # a row measured before the spread was kept has none
+    low, high = row.get("low"), row.get("high")  # rows of older files have no quartiles
     spread = "" if low is None or high is None or low == high else f" ({_digits(low)} to {_digits(high)})"
     return f"{_digits(row['ratio'])}{spread}"
 

@@ -1,6 +1,6 @@
-"""Every row of the benchmark: its short name, what it compares, its goal and its number of pairs.
+"""Every row of the benchmark: its short name, its comparison, its goal and its number of pairs.
 
-A name says how to run it alone: `python -m bench nearest`.  What takes minutes runs only where it is named.
+The short name runs a row alone: `python -m bench nearest`.  Rows that take minutes run only if they are named.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _50M = {"model": "medium", "n_layer": 16, "batch_size": 16}
 
 # fmt: off
 ROWS: Mapping[str, Row] = {
-    # the kernel, by torch.clone
+    # the kernel, relative to torch.clone
     "nearest": Row("round 2^24 float32, nearest (x clone)", 1.2, against_clone()),
     "nearest_two_threads": Row("round 2^24 float32, nearest, 2 threads (x clone)", 1.2, against_clone(number_of_threads=2)),
     "counts": Row("round with all counts and amax, nearest (x clone)", 1.4, _COUNTING),
     "stochastic": Row("round 2^24 float32, stochastic (x clone)", 1.5, against_clone(rounding="stochastic")),
     "rows_scaled": Row("round with one scale per row (x clone)", 1.8, against_clone(granularity="row")),
     "blocks_scaled": Row("round with one scale per 32 values (x clone)", 1.8, against_clone(granularity="1x32")),
-    # the step, by the plain compiled step
+    # the step, relative to the plain compiled step
     "step_tiny": Row("training step, tiny, rounded (x plain)", 1.10, rounded_step_against_plain(**TINY)),
     "step_medium": Row("training step, 26M parameters, rounded (x plain)", 1.10, rounded_step_against_plain(**MEDIUM), 7),
     "step_statistics_tiny": Row("training step with statistics of every site, tiny (x plain)", 1.20, trainer_step_against_plain(**TINY)),

@@ -1,8 +1,8 @@
-"""What the sweep itself costs per trial: 1,000 trials of a stub that trains nothing, interrupted half-way and resumed.
+"""Measures the overhead of a sweep per trial: 1,000 trials of a stub that trains nothing, interrupted and resumed.
 
     python -m bench.scale [TRIALS] [CONCURRENT]
 
-Everything but the training is real: the plan, Ray Tune, the stopper, run folders with their parts and end records.
+All but the training is real: the plan, Ray Tune, the stopper, run folders with their parts and end records.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REPORT_INTERVAL = 10
 
 
 def stub_trial(parameters: dict[str, Any]) -> None:
-    """A trial's files and reports without a model: a loss that falls."""
+    """Write a trial's files and reports without a model, with a falling loss."""
     from ray import tune
 
     from tune.run.trainable import Job
@@ -59,14 +59,14 @@ def stub_trial(parameters: dict[str, Any]) -> None:
 
 @contextmanager
 def timed(what: str) -> Iterator[None]:
-    """Print how long it took."""
+    """Context that prints `what` and its seconds."""
     started = time.monotonic()
     yield
     print(f"{what}: {time.monotonic() - started:.1f} s", flush=True)
 
 
 def main(trials: int = 1000, concurrent: int = 2) -> None:
-    """Run, interrupt, resume, read; prints one line per measurement."""
+    """Run, interrupt, resume and read a sweep; print one line per measurement."""
     from tune import execution
     from tune.cluster.ray_session import local_ray
     from tune.plan.machine import Machine, Resources

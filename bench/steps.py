@@ -1,4 +1,4 @@
-"""What the step rows share: the same model, batches and optimizer, rounded and plain, both compiled."""
+"""The measurements of the step rows: the same model, batches and optimizer, rounded and plain, both compiled."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from altgrad.training.optim import build_optimizer
 from altgrad.training.trainer import Trainer
 from bench.harness import cuda_device, cuda_ratio, ratio
 
-# 26M parameters at a batch that one thread does in a second
 _CPU = torch.device("cpu")
+# 26M parameters, at a batch that takes one thread a second per step
 MEDIUM: dict[str, Any] = {"model": "medium", "block_size": 64, "batch_size": 2}
 TINY: dict[str, Any] = {"model": "tiny"}
 _INTERVAL = 25  # steps between diagnostics, as in the sweep
@@ -33,7 +33,7 @@ _RUN_STEPS = 500  # of a run of the default sweep
 
 
 def config(**fields: Any) -> TrainConfig:
-    """E4M3 at every site, nothing evaluated or diagnosed unless `fields` say so."""
+    """E4M3 for all tensors, without validation and diagnostics unless `fields` set their intervals."""
     never = {"eval_interval": 10**9, "diagnostic_interval": 10**9, "checkpoint_interval": 10**9, "max_steps": 10**8}
     return TrainConfig(**({"format": "E4M3", "compile": True, "threads": 1, "device": "cpu"} | never | fields))
 
@@ -41,7 +41,7 @@ def config(**fields: Any) -> TrainConfig:
 def bare_step(
     settings: TrainConfig, batches: Batches, quantised: bool, device: torch.device = _CPU
 ) -> Callable[[], object]:
-    """A plain training loop's step: forward, backward, fused AdamW, one reading; on a GPU in bfloat16 autocast."""
+    """The step of a plain training loop: forward, backward, fused AdamW, reading the loss; on a GPU in autocast."""
     assert batches.vocabulary is not None
     model: nn.Module = build_gpt(settings, batches.vocabulary).to(device)
     layers = quantize_model(model, settings, counting=False).layers if quantised else {}
@@ -64,7 +64,7 @@ def bare_step(
 
 
 def rounded_step_against_plain(**fields: Any) -> Callable[[int], list[float]]:
-    """The bare loop with rounded GEMMs, by the bare loop without."""
+    """The bare loop with rounded GEMMs, divided by the bare loop without rounding."""
 
     def measure(pairs: int) -> list[float]:
         settings = config(**fields)
@@ -76,7 +76,7 @@ def rounded_step_against_plain(**fields: Any) -> Callable[[int], list[float]]:
 
 
 def trainer_step_against_plain(**fields: Any) -> Callable[[int], list[float]]:
-    """`Trainer.step`, which collects every site's statistics, by the bare loop without rounding."""
+    """`Trainer.step`, which collects every site's counts, divided by the bare loop without rounding."""
 
     def measure(pairs: int) -> list[float]:
         trainer = Trainer(config(**fields))
@@ -86,7 +86,7 @@ def trainer_step_against_plain(**fields: Any) -> Callable[[int], list[float]]:
 
 
 def rounded_step_against_bfloat16(**fields: Any) -> Callable[[int], list[float]]:
-    """On a GPU: the bare loop with rounded GEMMs, by the bare loop of the plain model, both in bfloat16 autocast."""
+    """On a GPU, in bfloat16 autocast: the bare loop with rounded GEMMs, divided by that of the plain model."""
 
     def measure(pairs: int) -> list[float]:
         device = cuda_device()
@@ -99,7 +99,7 @@ def rounded_step_against_bfloat16(**fields: Any) -> Callable[[int], list[float]]
 
 
 def diagnosed_step_against_step(pairs: int) -> list[float]:
-    """All diagnostics and the shadow at the sweep's interval, on top of the trainer's step."""
+    """The trainer's step with all diagnostics and the shadow at the sweep's interval, divided by that without."""
     without = Trainer(config(**TINY))
     measured = Trainer(config(**TINY, **_DIAGNOSTICS, diagnostic_interval=_INTERVAL))
 
@@ -111,7 +111,7 @@ def diagnosed_step_against_step(pairs: int) -> list[float]:
 
 
 def run_against_steps(pairs: int) -> list[float]:
-    """A run with its results folder, collapse detection and last checkpoint, by its bare steps."""
+    """A run with results folder, collapse detection and checkpoint, divided by the trainer's steps alone."""
     settings = config(**TINY, max_steps=_RUN_STEPS)
     with tempfile.TemporaryDirectory() as folder:
         names = itertools.count()
@@ -125,8 +125,8 @@ def run_against_steps(pairs: int) -> list[float]:
 
 
 def second_trial(pairs: int) -> list[float]:
-    """Processor seconds until a second trial of a process, of another format and seed, has done its first step."""
-    Trainer(config(**TINY)).step()  # compiles, or finds what was compiled on this machine
+    """Processor seconds to the end of the first step of a further trial, with another format, in a running process."""
+    Trainer(config(**TINY)).step()  # compiles, or loads compiled code from the cache
     formats, taken = itertools.cycle(["E5M2", "E3M4", "BF16"]), []
     for seed in range(2, 2 + pairs):
         started = time.process_time()
@@ -136,6 +136,6 @@ def second_trial(pairs: int) -> list[float]:
 
 
 def _ratio(ours: Callable[[], object], reference: Callable[[], object], pairs: int) -> list[float]:
-    """One model after the other would hold two in memory anyway; garbage of the last row must not count here."""
+    """`ratio` after a garbage collection, so that the models of the last row do not affect the times."""
     gc.collect()
     return ratio(ours, reference, pairs)

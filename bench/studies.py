@@ -1,4 +1,4 @@
-"""Studies that answer one question each by training, and write what came out into docs/results/.
+"""Studies: each answers one question by training, and writes its results into docs/results/.
 
     python -m bench.studies axis        along which dimension do blocks of 32 have to run?
     python -m bench.studies gemms       which of the three GEMMs does the harm in FP4?
@@ -33,7 +33,7 @@ _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 
 
 
 def axis_arms() -> Arms:
-    """Blocks of 32 along what each GEMM contracts, as hardware needs them, and along each tensor's last dimension."""
+    """Blocks of 32 along the contraction dimension of each GEMM, as on hardware, and along the last dimension."""
     return {
         f"{fmt}, {axis}": {"format": fmt, "scale_granularity": "1x32", "block_axis": axis}
         for fmt in ("E0M7", "E2M5", "E2M3", "E2M1", "E4M3")

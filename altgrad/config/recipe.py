@@ -59,7 +59,7 @@ class Recipe(Declared):
     update_rounding: UpdateRounding = field("nearest", "numeric", "rounding mode of the stored weight after each optimizer step, without master weights; kahan: to nearest, the error kept in BF16 and added to the next update; eco, eco_stochastic: to nearest or stochastically, the error fed into the optimizer's momentum", moves_baseline=False, only_with=("master_weights", False))
     # optimizer
     first_moment: dict[str, Any] | None = field(None, "numeric", "rounding of Adam's first moment of every matrix after each step: fields of a cast (format, block: tensor or 1xB, rounding, scaling, scale_rule, scale_format) and range_expansion; None: FP32")
-    second_moment: dict[str, Any] | None = field(None, "numeric", "the same for the second moment")
+    second_moment: dict[str, Any] | None = field(None, "numeric", "rounding of Adam's second moment of every matrix after each step: fields of a cast and range_expansion, as for first_moment; None: FP32")
     # products
     gemm_dtype: Literal["auto", "float32", "bfloat16"] = field("auto", "numeric", "dtype of the operands that the GEMMs multiply; sums are float32; auto: bfloat16 on CUDA in layers whose rounded values bfloat16 holds exactly, else float32", in_graph=True, moves_baseline=False)
     native_fp8: bool = field(False, "numeric", "multiply E4M3 and E5M2 codes on FP8 tensor cores; with scale_granularity=row, rows then run along the contraction dimension of each GEMM", in_graph=True)

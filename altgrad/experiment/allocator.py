@@ -15,9 +15,9 @@ _LARGEST = 2**31 - 1  # bytes; mallopt takes an int
 
 
 def keep_freed_memory() -> None:
-    """From now on this process reuses what it frees.  For commands, whose process is theirs: nothing undoes it.
+    """Make this process keep and reuse the memory that it frees.  It cannot be undone, so only commands may call it.
 
-    Does nothing where the C library is not glibc, or where GLIBC_TUNABLES already says what is wanted.
+    Does nothing if the C library is not glibc, or if GLIBC_TUNABLES already sets malloc's behaviour.
     """
     if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return

@@ -1,12 +1,13 @@
-"""ECO: the rounding error of a write-back is fed into the optimizer's momentum, which gives it back later.
+"""ECO: adds the rounding error of a write-back to the optimizer's momentum, which returns it in later steps.
 
-ECO (arXiv 2601.22101), algorithms 2 (SGD with momentum) and 3 (Adam).  With w the weight as the optimizer left it, Q(w)
-what is stored, e = w - Q(w), learning rate h and t steps so far:
+ECO (arXiv 2601.22101), algorithms 2 (SGD with momentum) and 3 (Adam).  With w the weight after the optimizer step, Q(w)
+the stored weight, e = w - Q(w), learning rate h and t steps so far:
 
     Adam: m += (1 - b1^t) / h x (1 - 1/b1) x (sqrt(v / (1 - b2^t)) + eps) x e        SGD: m += 1/h x (1 - 1/b) x e
 
-An exact compensation would need the last step's error as well (m += (e_last - e/b) / h); the rule takes it for equal to
-this one's, so that no memory is needed.  What is added moves the weight by e in all over the steps to come.
+Over all later steps the added momentum moves the weight by e.  SGD with h = 0.1, b = 0.9, e = 0.01: m changes by
+-0.0111, and the weight by 0.1 x 0.0111 x (0.9 + 0.9^2 + ...) = 0.01.  An exact compensation would also need the error
+of the last step (m += (e_last - e/b) / h); the rule assumes that it equals this one, and so needs no memory.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 
 class Feedback:
-    """The momenta of an optimizer's parameters, to be fed errors.  Raises ValueError for an optimizer that has none."""
+    """Adds errors to the momenta of an optimizer.  Raises ValueError for an optimizer without momentum."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
@@ -29,12 +30,12 @@ class Feedback:
             _check(optimizer, group)
 
     def add(self, parameter: Tensor, error: Tensor) -> None:
-        """Feed the error of one parameter; one that has not moved yet has no momentum and no error."""
+        """Add the error (shaped like the parameter) to its momentum; nothing, if it has not been updated yet."""
         group, state = self._groups.get(parameter), self._optimizer.state.get(parameter)
         if group is None or not state:
             return
         rate = group["lr"]
-        if not torch.is_tensor(rate) and rate == 0:  # nothing has moved
+        if not torch.is_tensor(rate) and rate == 0:  # the optimizer step changed nothing
             return
         if "exp_avg" in state:
             (beta1, beta2), step = group["betas"], state["step"]

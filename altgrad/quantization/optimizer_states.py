@@ -1,9 +1,8 @@
-"""Optimizer moments in few bits: after every optimizer step they are rounded in place, as if they were stored so.
+"""Optimizer moments in few bits: after every optimizer step they are rounded in place, as if stored in the format.
 
-The tensors stay float32 and hold values of the format's grid under its scales; the optimizer reads them as they are, as
-one does that unpacks its moments before a step and packs them after it.  The moments of matrices are rounded, whatever
-the parameter is for (weights of linear layers, embeddings); those of vectors (norms, biases), which are few and
-sensitive, stay in FP32.
+The tensors stay float32 but hold only values of the scaled grid, so that the result equals that of an optimizer which
+packs its moments after a step and unpacks them before the next.  Moments of all matrices are rounded (weights of linear
+layers, embeddings); those of vectors (norms, biases), which are few and sensitive, stay in FP32.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from altgrad.quantization.kernel.expansion import expanded
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.scaled_rounding import mode_of, rounded_values, spec_for
 
-_ORIGIN = 0x4D  # tells the keys of moments from those of weights and operands
-# Under which names torch's optimizers keep them: Adam and its kin, SGD with momentum.
+_ORIGIN = 0x4D  # separates the keys of moments from those of weights and operands
+# Names of the moments in the state of torch's optimizers: Adam and its variants, SGD with momentum.
 _NAMES: Mapping[Moment, tuple[str, ...]] = {
     "first_moment": ("exp_avg", "momentum_buffer"),
     "second_moment": ("exp_avg_sq",),
@@ -28,9 +27,9 @@ _NAMES: Mapping[Moment, tuple[str, ...]] = {
 
 
 class OptimizerStates:
-    """Rounds the moments that a recipe keeps in few bits.  Has no state of its own: the moments are the optimizer's.
+    """Rounds the moments for which a recipe has casts.  It needs no checkpoint: the optimizer holds the moments.
 
-    Stochastic rounding draws for each (seed, step, parameter, moment) numbers of its own.
+    Stochastic rounding draws independent numbers for each (seed, step, parameter, moment).
     """
 
     def __init__(self, casts: Mapping[Moment, MomentCast]) -> None:
@@ -44,14 +43,14 @@ class OptimizerStates:
         return any(moment.cast.rounding == "stochastic" for moment in self._casts.values())
 
     def begin_step(self, seed: int, step: int) -> None:
-        """From now on draw the random numbers of a step."""
+        """Draw the random numbers of this step from now on."""
         self._words = derived_words(seed, step, _ORIGIN)
 
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer) -> None:
-        """Round all moments of matrices in place.  Raises ValueError where the optimizer keeps no such moment.
+        """Round the moments of all matrices in place; a parameter that has had no gradient yet has none.
 
-        A parameter without a gradient so far has none yet.
+        Raises ValueError if the optimizer has no such moment.
         """
         matrices = [p for group in optimizer.param_groups for p in group["params"] if p.ndim >= 2]
         filled: set[torch.device] = set()

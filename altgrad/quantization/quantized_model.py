@@ -124,7 +124,7 @@ class QuantizedModel:
         return {f"{name}.{site}": part.history for (name, site), part in self._sites.items() if part.delayed}
 
     def compensations(self) -> dict[str, Tensor]:
-        """What the stored weights lack, by layer; empty unless `update_rounding` is kahan."""
+        """Intended minus stored weights, by layer; empty unless `update_rounding` is kahan."""
         return {} if self.write_back is None else self.write_back.compensations
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Training without master weights: the stored weight is rounded back to its grid after every optimizer step.
 
-The rounding error is dropped (nearest; stochastic, with mean zero), kept beside the weight and added to the next update
-(kahan), or fed into the optimizer's momentum (eco, see `error_feedback`).  Kahan's compensation is kept in BF16, two
-bytes for each weight: it is at most half an ULP of the weight, so that BF16's 8 significant bits follow the weight's
-(Zamirai et al., arXiv 2010.06192, who keep weights in BF16 too).
+The rounding error is dropped (nearest; stochastic, where its mean is zero), stored beside the weight and added to the
+next update (kahan), or added to the optimizer's momentum (eco, see `error_feedback`).  Kahan's compensation is stored
+in BF16, two bytes per weight: it is at most half a ULP of the weight, so that the 8 significant bits of BF16 extend the
+precision of the weight (Zamirai et al., arXiv 2010.06192, who also store the weights in BF16).
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class WriteBack:
 
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer | None = None) -> None:
-        """Round all weights in place; with eco, feed what that takes away into the momentum of an `optimizer`.
+        """Round all weights in place; with eco, add the rounding errors to the momentum of `optimizer`.
 
-        A rounding without one is no optimizer's doing (the initial weights, a change of formats).
+        optimizer: None if the rounding does not follow an optimizer step (initial weights, a change of formats).
         """
         feedback = Feedback(optimizer) if self.feeds_back and optimizer is not None else None
         words = self._step if self._done == 0 else derived_words(*self._step, _ORIGIN, self._done)
@@ -97,7 +97,7 @@ class WriteBack:
 
 
 def _on(device: torch.device, tensors: dict[str, Tensor], name: str) -> Tensor:
-    """One of the tensors, on the device to which the model may have moved."""
+    """The tensor of that name, moved to `device` if the model has moved."""
     kept = tensors[name]
     if kept.device != device:
         tensors[name] = torch.zeros_like(kept, device=device) if kept.is_meta else kept.to(device)

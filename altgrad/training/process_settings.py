@@ -1,8 +1,8 @@
-"""Settings that the whole process shares: borrowed for as long as a step lasts, and given back as they were.
+"""Context managers for settings of the whole process, which are restored after each step.
 
-altgrad is called from programs that train other things too.  A library call that left TF32 switched off, another number
-of threads or Dynamo's limits changed would alter what they compute, so each setting is a context manager here.  What
-cannot be given back (how the C library keeps freed memory) is set by the commands alone, see `allocator`.
+altgrad is also called from programs that train other models.  A library call that left TF32, the number of threads or
+Dynamo's limits changed would alter their results.  A setting that cannot be restored (how the C library keeps freed
+memory) is made only by the commands, see `allocator`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 
 import torch
 
-# Graphs that a process may hold per piece of code: a sweep's trials may differ in rounding, scaling and shape.
+# Dynamo's limit of graphs per code object in a process; trials of a sweep may differ in rounding, scaling and shape.
 _GRAPHS_PER_CODE = 64
 
 
 @contextmanager
 def full_precision_sums() -> Iterator[None]:
-    """Within, nothing makes products of float32 or sums of bfloat16 products inexact, on CUDA or on a CPU.
+    """Context without TF32, bfloat16 products of float32 operands and reduced-precision sums, on CUDA and on CPUs.
 
-    TF32 keeps 10 mantissa bits of a float32 operand, bfloat16 (which `set_float32_matmul_precision("medium")` asks for
-    on a CPU) keeps 7; reduced-precision reductions add partial sums in bfloat16.  torch has an old and a new interface
-    for this and refuses to read through one what was set through the other, so both are set, and both restored.
+    TF32 keeps 10 mantissa bits of a float32 operand; bfloat16, which `set_float32_matmul_precision("medium")` selects
+    on a CPU, keeps 7; reduced-precision reductions add partial sums in bfloat16.  torch has an old and a new interface for
+    these settings, and raises on reading one that was set through the other; both are set and restored.
     """
     backends: Any = torch.backends
     cuda, cpu = backends.cuda.matmul, backends.mkldnn.matmul
@@ -48,12 +48,12 @@ def full_precision_sums() -> Iterator[None]:
 
 @contextmanager
 def room_for_graphs() -> Iterator[None]:
-    """Within, Dynamo compiles as many variants of a step as a sweep has, and graphs with our functions go to disk.
+    """Context with a higher recompilation limit of Dynamo, and with our autograd functions allowed in its disk cache.
 
-    Beyond its own limit of 8 Dynamo would run eagerly without a word.  Our autograd functions are pure functions of
-    their arguments, which is what keeping a graph on disk asks of them.
+    Beyond its default limit of 8 graphs Dynamo silently runs eagerly.  Graphs that contain custom autograd functions
+    are cached only if these are pure functions of their arguments, which ours are.
     """
-    import torch._functorch.config  # not before it is needed: half a second
+    import torch._functorch.config  # imported only if needed: it takes half a second
 
     dynamo, functorch = torch._dynamo.config, torch._functorch.config
     limit, allowed = dynamo.recompile_limit, functorch.autograd_cache_allow_custom_autograd_functions
@@ -68,7 +68,7 @@ def room_for_graphs() -> Iterator[None]:
 
 @contextmanager
 def threads(number: int | None) -> Iterator[None]:
-    """Within, torch computes on so many CPU threads; None leaves their number alone."""
+    """Context in which torch uses `number` CPU threads; None: the number stays."""
     before = torch.get_num_threads()
     if number is not None:
         torch.set_num_threads(number)

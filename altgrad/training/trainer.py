@@ -123,10 +123,10 @@ class Trainer:
         return chosen
 
     def step(self) -> StepOutcome:
-        """Train one step and say what was measured.
+        """Train one step and return its measurements.
 
-        torch's global random numbers are seeded for the step and given back afterwards as they were, and so are the
-        settings of the process (see `process_settings`).
+        torch's global random generators are seeded for the step; their states and the settings of the process (see
+        `process_settings`) are restored afterwards.
         """
         started = time.perf_counter()
         self.step_number += 1

@@ -57,13 +57,12 @@ def run_trials(
     interrupts: Interrupts,
     tell: Callable[[str], None],
 ) -> signal.Signals | None:
-    """Run the trials of a sweep to their ends.  Returns the signal that interrupted them, None where none did.
+    """Run the trials of a sweep to their ends; return the signal that interrupted them, or None.
 
-    `wandb`: how the trials are tracked.  `place`: a private folder for Tune.  `tell` gets a line about a watcher that
-    was lost.
-    Raises StorageRefused where storage does not even take the end records.
+    `wandb`: mode of the W&B copy.  `place`: a private folder for Tune.  `tell`: called with one line about a failed
+    watcher.  Raises StorageRefused if storage does not even accept the end records.
     """
-    # A trial's death is told in one line by `LiveDisplay`; its traceback is in its end record.
+    # Silenced, because `LiveDisplay` reports a trial's death in one line, and the end record has its traceback.
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     folder = sweep.folder.patient()
     stopper = CollapseStopper(sweep.trials, folder)

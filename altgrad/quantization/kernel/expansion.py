@@ -1,11 +1,12 @@
-"""Dynamic range expansion: optimizer moments use few of a format's binades; a power spreads them over all.
+"""Dynamic range expansion: spreads the values of an optimizer moment over all binades of a format, by a power.
 
-COAT (arXiv 2410.19313, section 4): a group x that shares a scale has the range R = max|x| / min|x|, and becomes
-sign(x) |x|^k with k = log(range of the format) / log(R), so that its range is the format's.  It is rounded, and what
-comes back is raised to 1/k.  E4M3 reaches from 2^-9 to 448, a range of 2^17.8; a group from 1e-6 to 1e-4 has 2^6.6,
-hence k = 2.7, and its smallest value lands on the smallest of the format instead of seven binades above it.
+COAT (arXiv 2410.19313, section 4): the values x of a group with one scale have the range R = max|x| / min|x|.  They are
+replaced by sign(x) |x|^k with k = log(range of the format) / log(R), which have the range of the format, and rounded;
+the rounded values are raised to 1/k.  Example: E4M3 reaches from 2^-9 to 448, a range of 2^17.8.  A group from 1e-6 to
+1e-4 has the range 2^6.6, so that k = 2.7: its smallest value becomes the smallest of the format.  Without expansion it
+would lie 11 binades above that, and these would be unused.
 
-Zeros stay zero and count for no range.  A group whose values all have one magnitude has none: k = 1.
+Zeros stay zero and do not count for the range.  If all values of a group have one magnitude, k = 1.
 """
 
 from __future__ import annotations
@@ -21,31 +22,31 @@ from altgrad.quantization.kernel.tiles import join, split
 
 
 def range_log2(fmt: NumberFormat) -> float:
-    """log2 of the largest over the smallest positive value of a format."""
+    """log2 of the ratio of a format's largest to its smallest positive value."""
     return math.log2(fmt.max) - math.log2(fmt.value(1))
 
 
 class Expanded(NamedTuple):
-    """A tensor raised to a power, group by group, with 1 for each group's largest magnitude."""
+    """A tensor raised to a power group by group, so that the largest magnitude of each group is 1."""
 
-    values: Tensor  # in the shape of what was expanded
+    values: Tensor  # in the shape of the original tensor
     exponent: Tensor  # k of each group, in the shape of `split` with groups of size 1
-    middle: Tensor  # sqrt(max|x| min|x|) of each group, likewise
-    shift: Tensor  # what the power makes of max|x| / middle, likewise
+    middle: Tensor  # sqrt(max|x| min|x|) of each group, in the same shape
+    shift: Tensor  # (max|x| / middle)^k of each group, in the same shape
     granularity: str
 
     def contracted(self, rounded: Tensor) -> Tensor:
-        """Undo the power in what was made of `values`."""
+        """Undo the power, for the rounded `values`."""
         groups = split(rounded, self.granularity, True)
         magnitude = (groups.abs() * self.shift).pow(1 / self.exponent).mul_(self.middle)
         return join(magnitude.copysign(groups), rounded, self.granularity, True)
 
 
 def expanded(x: Tensor, fmt: NumberFormat, granularity: str) -> Expanded:
-    """x (1-d float32) with the range of each group, the whole or a 1xB tile, that of the format.
+    """x (1-d float32), expanded so that each group (the whole tensor or a 1xB tile) has the range of the format.
 
-    The power is taken of x / sqrt(max|x| min|x|), which neither overflows nor underflows; that changes a group's scale
-    and nothing else.  NaN stays NaN, and inf inf.
+    The power is taken of x / sqrt(max|x| min|x|), which neither overflows nor underflows; the factor only changes the
+    scale of the group.  NaN stays NaN, and inf stays inf.
     """
     groups = split(x, granularity, True)
     magnitude = groups.abs()
@@ -53,7 +54,7 @@ def expanded(x: Tensor, fmt: NumberFormat, granularity: str) -> Expanded:
     largest = torch.where(there, magnitude, 0.0).amax(-1, keepdim=True)
     smallest = torch.where(there, magnitude, torch.inf).amin(-1, keepdim=True)
     octaves = largest.log2() - smallest.log2()
-    has_range = (largest > smallest) & (octaves > 0)  # neither is so in a group of zeros
+    has_range = (largest > smallest) & (octaves > 0)  # both are false in a group of zeros
     whole = range_log2(fmt)
     exponent = torch.where(has_range, whole / octaves, 1.0)
     one_size = torch.where(largest > 0, largest, 1.0)

@@ -91,7 +91,7 @@ def mode_of(cast: Cast, dimension: Dimension | None) -> Mode:
 
 
 def spec_for(cast: Cast, fmt: NumberFormat, salt: int, device: torch.device) -> Tensor:
-    """The `spec` of a cast to a format, which is the cast's own unless it was changed during a run."""
+    """The `spec` of a cast; `fmt` is the cast's own format unless it was changed during a run."""
     rule = "ceil" if cast.scale_rule == "real" else cast.scale_rule
     spec = spec_of(fmt, salt, device, rule)
     return torch.cat([spec, spec_of(FORMATS["E4M3"], 0, device)]) if cast.scale_format == "E4M3" else spec
@@ -191,7 +191,7 @@ def rounded_and_scale(
 
 
 def rounded_values(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode) -> Tensor:
-    """Q(x), in the shape of x; nothing is counted, and nothing is rotated."""
+    """Q(x), in the shape of x, without counts and without the rotation of the mode."""
     if x.numel() == 0:
         return x
     codes, (scale, _), _ = _code(x, spec, history, key, mode, in_bits=False, counting=False)

@@ -22,8 +22,8 @@ def full_precision_sums() -> Iterator[None]:
     """Context without TF32, bfloat16 products of float32 operands and reduced-precision sums, on CUDA and on CPUs.
 
     TF32 keeps 10 mantissa bits of a float32 operand; bfloat16, which `set_float32_matmul_precision("medium")` selects
-    on a CPU, keeps 7; reduced-precision reductions add partial sums in bfloat16.  torch has an old and a new interface for
-    these settings, and raises on reading one that was set through the other; both are set and restored.
+    on a CPU, keeps 7; reduced-precision reductions add partial sums in bfloat16.  torch has an old and a new interface
+    for these settings, and raises on reading one that was set through the other; both are set and restored.
     """
     backends: Any = torch.backends
     cuda, cpu = backends.cuda.matmul, backends.mkldnn.matmul

@@ -8,6 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
+import tomllib
 import warnings
 from pathlib import Path
 
@@ -104,6 +105,18 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert all((tmp_path / page.relative_to(DOCS).with_suffix("")).exists() or page.stem == "index" for page in PAGES)
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    cells = re.findall(r"^\| [^|]*\| ([^|]*) \|", (DOCS / "dependencies.md").read_text(), re.MULTILINE)
+    said = {re.split(r"[\[ ]", name)[0] for cell in cells for name in re.split(r", (?![a-z]+\])", cell)}
+    names = {re.split(r"[\[<>= ]", name)[0] for name in required} - {"altgrad"}
+    assert names - said == set()
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:

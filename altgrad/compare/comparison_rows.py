@@ -73,6 +73,7 @@ def read_row(run: Run) -> Unpaired:
         cpus=held.get("cpus"),
         gpus=held.get("gpus"),
         rounded_share=run.rounded_share,
+        bytes_per_parameter=run.bytes_per_parameter,
         loss_unit=run.loss_unit,
     )
     return Unpaired(row, settings, Origin.of(run.info), loss)

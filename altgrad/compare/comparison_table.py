@@ -89,6 +89,7 @@ COLUMNS: Sequence[Column] = (
     Column("stall_rate", "Stall rate", lambda row: row.stall_rate, lambda row: _percent(row.stall_rate)),
     Column("overflow_rate", "Overflow rate", lambda row: row.overflow_rate, lambda row: _percent(row.overflow_rate)),
     Column("rounded_share", "Rounded GEMMs", lambda row: row.rounded_share, lambda row: _percent(row.rounded_share)),
+    _number("bytes_per_parameter", "Bytes per parameter", lambda row: row.bytes_per_parameter, 3),
     _number("tokens_per_second", "Tokens/s", lambda row: row.tokens_per_second, 3),
     _number("step", "Step", lambda row: row.step),
     _number("max_steps", "of", lambda row: row.max_steps),
@@ -120,6 +121,7 @@ _TERMINAL: Sequence[Column] = (
     _NAMED["stall_rate"],
     _NAMED["overflow_rate"],
     _NAMED["rounded_share"],
+    _NAMED["bytes_per_parameter"],
     _NAMED["device_hours"],
     _NAMED["device_hours_saved"],
 )

@@ -21,7 +21,8 @@ class Row:
     all runs alive are compared.  `pairing`: why the run cannot be compared, or that its hashes were not recorded.
     `validation_loss`: the last one, measured at `validation_step`.  `acts`: number of acts per kind of intervention.
     `cpus`, `gpus`: what the sweep assigned to the run.  `rounded_share`: share of the FLOPs of the model's matrix
-    products that is rounded.  `loss_unit`: `nats`, or "" if it is unknown.  `seconds`: training time.
+    products that is rounded.  `bytes_per_parameter`: see `Run`.  `loss_unit`: `nats`, or "" if it is unknown.
+    `seconds`: training time.
     """
 
     run: str
@@ -51,6 +52,7 @@ class Row:
     cpus: float | None = None
     gpus: float | None = None
     rounded_share: float | None = None
+    bytes_per_parameter: float | None = None
     loss_unit: str = "nats"
     differs: tuple[str, ...] = ()
     baseline: str | None = None

@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from altgrad.collapse import BaselineGap, CollapseDetector, gap_to_baseline
+from altgrad.config.memory import bytes_per_parameter
 from altgrad.config.train_config import TrainConfig
 from altgrad.experiment.attempts import AnotherRunError, another_start, next_attempt
 from altgrad.experiment.checkpoint import load_checkpoint, save_checkpoint
@@ -287,6 +288,7 @@ class FormatExperimentRunner:
             "config": self.config.model_dump(mode="json"),
             "resources": self._resources,
             "coverage": None if covered is None else covered.record(),
+            "bytes_per_parameter": bytes_per_parameter(self.config),
             **provenance(trainer),
         }
 

@@ -33,6 +33,8 @@ class Run:
       skipped; null if the user passed batches instead;
     - `coverage`: {"share", "total_flops", "rounded_flops", "modules", "note"}: the share of the FLOPs of the model's
       matrix products that is rounded, and the modules that are not; null for a model on the `meta` device.
+    - `bytes_per_parameter`: what a weight of a rounded layer and its optimizer state would take on hardware, see
+      `config.memory`; absent in folders of older versions.
     `end` is end.json, or None if there is none.  Both were checked when they were read, see `records`.
     `damage`: part -> reason, for the parts that could not be read so far.
     """
@@ -54,8 +56,12 @@ class Run:
     def rounded_share(self) -> float | None:
         """Share of the FLOPs of the model's matrix products that is rounded; None if it was not measured."""
         coverage = self.info.get("coverage")
-        share = coverage.get("share") if isinstance(coverage, dict) else None
-        return float(share) if isinstance(share, int | float) and not isinstance(share, bool) else None
+        return _number(coverage.get("share") if isinstance(coverage, dict) else None)
+
+    @property
+    def bytes_per_parameter(self) -> float | None:
+        """Bytes that a weight of a rounded layer and its optimizer state take on hardware; None in old folders."""
+        return _number(self.info.get("bytes_per_parameter"))
 
     @property
     def loss_unit(self) -> str:
@@ -138,3 +144,8 @@ def list_sweeps(root: Folder) -> list[Folder]:
         if mark.type == pafs.FileType.File
     ]
     return [root / name for _, name in sorted(found, reverse=True)]
+
+
+def _number(value: Any) -> float | None:
+    """The value if it is a number, which a foreign or damaged run.json may lack."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

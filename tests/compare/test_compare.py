@@ -311,3 +311,14 @@ def test_a_run_that_failed_or_was_stopped_says_why(tmp_path: Path) -> None:
     rows = {row.run: row for row in comparison(list_runs(Folder.at(tmp_path))[0])}
     assert (rows["a"].reason, rows["b"].reason) == ("OSError: full", "asked to")
     assert rows["a"].collapse_rule is None
+
+
+def test_bytes_per_parameter_are_those_of_run_json_and_absent_where_it_has_none(sweep: Folder) -> None:
+    write_run(sweep, "new", {}, config={"format": "E4M3"}, info={"bytes_per_parameter": 13.0})
+    write_run(sweep, "odd", {}, config={"format": "E3M4"}, info={"bytes_per_parameter": "many"})
+    write_run(sweep, "old", {}, config={"format": "E2M5"})
+    rows = rows_of(sweep)
+    assert [rows[name].bytes_per_parameter for name in ("new", "odd", "old")] == [13.0, None, None]
+    text = comparison_csv(list(rows.values())).splitlines()
+    place = text[0].split(",").index("bytes_per_parameter")
+    assert {line.split(",")[0]: line.split(",")[place] for line in text[1:]} == {"new": "13.0", "odd": "", "old": ""}

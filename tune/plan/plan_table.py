@@ -5,13 +5,25 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from altgrad.config.memory import bytes_per_parameter
 from altgrad.text.number_text import duration
 from altgrad.text.terminal_output import cell, say
 from tune.plan.machine import Resources
 from tune.plan.placement import place, work
 from tune.plan.trial import SweepPlan
 
-_HEADS = ("Trial", "Format", "Weights at rest", "Scaling", "Intervention", "Steps", "Learning rate", "Model", "Wave")
+_HEADS = (
+    "Trial",
+    "Format",
+    "Weights at rest",
+    "Bytes/parameter",
+    "Scaling",
+    "Intervention",
+    "Steps",
+    "Learning rate",
+    "Model",
+    "Wave",
+)
 
 
 def show_plan(console: Console, plan: SweepPlan, resources: Resources, elsewhere: bool = False) -> None:
@@ -32,7 +44,8 @@ def show_plan(console: Console, plan: SweepPlan, resources: Resources, elsewhere
         at_rest = "FP32 master" if config.master_weights else f"on the grid, {config.update_rounding}"
         rate = f"{config.learning_rate:g}"
         fmt = config.format if config.recipe is None else f"{config.format} ({config.recipe})"
-        words = (trial.run, fmt, at_rest, config.scaling, trial.intervention, str(config.max_steps), rate)
+        size = f"{bytes_per_parameter(config):.3g}"
+        words = (trial.run, fmt, at_rest, size, config.scaling, trial.intervention, str(config.max_steps), rate)
         times = (duration(round(placed.start)), duration(round(placed.end - placed.start))) if timed else ()
         table.add_row(*map(cell, (*words, config.model, str(placed.wave + 1), *times)))
     console.print(table)

@@ -1,0 +1,47 @@
+"""How much memory a recipe's weights and optimizer states would take on hardware that stores them as the recipe says.
+
+Counted for each weight of a rounded layer, in bytes, between two steps: its FP32 master, one rounded copy for each way
+in which the GEMMs see it (MX formats need one along each dimension; without masters the first copy is the weight
+itself), Adam's two moments, and Kahan's compensation, each with the scales of its blocks.  Not counted: gradients,
+activations, scales of whole tensors and rows, layers that the recipe leaves in high precision, and all that is no
+matrix of a linear layer.
+
+No torch: see `train_config`.
+"""
+
+from __future__ import annotations
+
+from altgrad.config.cast import Cast
+from altgrad.config.operands import roundings
+from altgrad.config.optimizer_states import MOMENTS
+from altgrad.config.recipe import Recipe
+
+_FP32, _BF16 = 4.0, 2.0
+_SCALE_BYTES = {"E8M0": 1.0, "E4M3": 1.0, "FP32": 4.0}
+_EXPONENT = 4.0  # an FP32 number beside the scale of a group whose range is expanded
+
+
+def bytes_per_parameter(recipe: Recipe) -> float:
+    """Bytes that a weight of a rounded layer takes.
+
+    E4M3 with one scale per tensor, FP32 masters and moments: 4 + 1 + 8 = 13; without masters 9, with Kahan 11.
+    """
+    copies = [rounded.cast for rounded in roundings(recipe.casts_at())["weight"]]
+    if recipe.master_weights:
+        copies = [cast for cast in copies if cast.format != "FP32"]  # the master itself
+    found = _FP32 * recipe.master_weights + sum(_stored(cast) for cast in copies)
+    if not recipe.master_weights and recipe.update_rounding == "kahan":
+        found += _BF16
+    moments = recipe.moment_casts()
+    for moment in MOMENTS:
+        how = moments.get(moment)
+        found += _FP32 if how is None else _stored(how.cast, _EXPONENT if how.range_expansion else 0.0)
+    return found
+
+
+def _stored(cast: Cast, beside_scale: float = 0.0) -> float:
+    """Bytes of a value of a cast, with its share of its block's scale."""
+    found, tile = cast.number_format.bits / 8, cast.tile
+    if tile is not None and cast.number_format.scaled and cast.scaling != "none":
+        found += (_SCALE_BYTES[cast.scale_format] + beside_scale) / (tile[0] * tile[1])
+    return found

@@ -1,8 +1,8 @@
-"""How well a format fits a distribution or a stored tensor, without torch: rounding in NumPy, and what it costs (SQNR).
+"""Measures how well a format fits a distribution or a stored tensor (SQNR), by rounding in NumPy, without torch.
 
-Training rounds with `altgrad.quantization.kernel.round`, in float32 and on any device.  This is the one other owner of
-rounding: slow, in float64, to nearest only, for whoever looks at formats without training.  A test holds the two
-against each other bit by bit for every registered format.
+Training rounds with `altgrad.quantization.kernel.round`, in float32 and on any device.  This is the only other
+implementation of rounding: slow, in float64, to nearest only, for the explorer and other uses without training.  A test
+compares the two bit by bit for every registered format.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ def indices(x: ArrayLike, fmt: NumberFormat) -> NDArray[np.int64]:
 
 
 def rounded(x: ArrayLike, fmt: NumberFormat) -> Floats:
-    """x rounded to nearest, ties to the even code; NaN stays NaN.
+    """x rounded to the nearest grid value, ties to the even code; NaN stays NaN.
 
-    Beyond the largest finite value (`lowest` below zero: -128 for INT8) x becomes that value or infinity, as the format
-    says.  Zero keeps its sign where the format has a negative zero.
+    A value beyond the largest finite one (below zero beyond `lowest`: -128 for INT8) becomes that value or infinity,
+    by the `overflow` of the format.  Zero keeps its sign if the format has a negative zero.
     """
     x = np.asarray(x, np.float64)
     magnitude = np.where(np.isfinite(x), np.abs(x), 0.0)
@@ -84,7 +84,7 @@ def rounded(x: ArrayLike, fmt: NumberFormat) -> Floats:
 def _nearest(magnitude: Floats, fmt: NumberFormat) -> Floats:
     """Finite magnitudes rounded as if the format had no largest value.
 
-    With M = 0 the neighbours of 1.5 * 2^e are 2^e and 2^(e+1); the one whose exponent field is even is taken.
+    With M = 0, 1.5 x 2^e lies halfway between 2^e and 2^(e+1); the neighbour with the even exponent field is taken.
     """
     exponent = np.full(magnitude.shape, fmt.min_exponent)
     if fmt.exponent_bits:

@@ -74,7 +74,7 @@ _TABLE = (
     Metric("gpu_memory", "GPU memory", "MiB", "memory in use on the run's GPU by all processes together; absent without NVML", every="report", is_signal=False),
     # on the held-out data
     Metric("validation_loss", "Validation loss", "nats", "mean loss over the held-out batches, which are the same for every run", better="lower", every="eval_interval"),
-    # only where a baseline curve was given
+    # only if a baseline curve was given
     Metric("gap_to_baseline", "Training loss behind baseline", "nats", "smoothed training loss minus that of the baseline run of the same seed; the collapse rule gap_to_baseline judges it (the gap in a comparison is one of validation losses)", better="lower", needs_baseline=True),
     # around the real optimizer step
     Metric("stall_rate", "Stall rate", "share", "share of the weights with a non-zero update whose stored value on the grid did not change", _BOTH, "lower", every="diagnostic_interval"),

@@ -122,7 +122,7 @@ def check_cluster(address: str) -> None:
                 words = f"no answer ({one_line(reason)}); is it the head's dashboard port?"
                 raise SweepError(f"--address {address}: {words}") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise SweepError(f"--address {address}: what answers there is no Ray cluster") from error
+            raise SweepError(f"--address {address}: the server that answers there is not a Ray cluster") from error
         time.sleep(0.5)
     ours = metadata.version("ray")
     if theirs.split(".")[:2] != ours.split(".")[:2]:

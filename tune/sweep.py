@@ -128,7 +128,7 @@ class _Course:
                 self._train(trials, resources, machine, interrupts, stack)
             return _show_results(self.sweep, self.options, self.console)
         except StorageRefused as error:
-            self._say_how_to_go_on(f"{error}; what was written is kept")
+            self._say_how_to_go_on(f"{error}; all written results are kept")
             return 1
         except RayFailed as error:
             self._say_how_to_go_on(str(error))

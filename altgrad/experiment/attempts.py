@@ -45,4 +45,6 @@ def another_start(folder: Folder, started: Mapping[str, Any]) -> str | None:
     difference = other_beginning(read_start(folder), started)
     if difference is None:
         return None
-    return f"{folder}: holds a run that started with {difference}; restore what it began with, or choose another folder"
+    return (
+        f"{folder}: holds a run that started with {difference}; restore its weights and data, or choose another folder"
+    )

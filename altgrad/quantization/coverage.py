@@ -99,7 +99,7 @@ def measure_coverage(model: nn.Module, loss: Callable[[], Tensor]) -> Coverage |
             part = "backward"
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
             torch.autograd.grad(value, parameters, allow_unused=True)
-        except Exception as error:  # the model's own code: what it raises in training is training's to report
+        except Exception as error:  # from the model's own code; if training raises it too, it is reported there
             message = " ".join(str(error).split())[:200]
             note = f"the {part} pass could not be run on one batch alone: {type(error).__name__}: {message}"
     return counter.coverage(note)

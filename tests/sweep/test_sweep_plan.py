@@ -216,7 +216,9 @@ def test_a_machine_with_less_than_the_trials_had_is_refused_with_the_way_on(tmp_
         _resources(SweepOptions(), CPU_BOX, plan.trials, sweep)
     options = SweepOptions(results=str(tmp_path), name="two", formats=("E4M3",), no_baseline=True)
     wide = create_sweep(options, plan, share_out(options, Machine(16, 0, "none"), plan.trials))
-    with pytest.raises(SweepError, match=r"hold 16 CPU cores each, here are 2; .*--cpus-per-trial 2, which changes"):
+    with pytest.raises(
+        SweepError, match=r"hold 16 CPU cores each, this machine has 2; .*--cpus-per-trial 2, which changes"
+    ):
         _resources(SweepOptions(), CPU_BOX, plan.trials, wide)
 
 

@@ -62,7 +62,7 @@ class Resources:
         holder = "each worker of the largest trial" if self.workers > 1 else "the largest trial"
         sentence = f"GPU memory: about {sizes[0][0] / GIB:.3g} GiB for {holder} ({sizes[0][1]})"
         if machine.gpu_bytes is None:
-            return f"{sentence}; what a GPU has is not known, so nothing was checked"
+            return f"{sentence}; the memory of a GPU is not known, so it was not checked"
         return f"{sentence}, a GPU has {machine.gpu_bytes / GIB:.3g} GiB"
 
 
@@ -88,9 +88,9 @@ class Shares:
 
     def kept(self, options: SweepOptions, machine: Machine) -> SweepOptions:
         """The options, with these shares for those not given.  Raises SweepError if this machine has too little."""
-        advice = "go on where there are, or give {}, which changes numbers in their last digits"
+        advice = "resume on a machine that has them, or give {}, which changes numbers in their last digits"
         if options.cpus_per_trial is None and self.cpus > machine.cpus:
-            have = f"its trials hold {self.cpus:g} CPU cores each, here are {machine.cpus}"
+            have = f"its trials hold {self.cpus:g} CPU cores each, this machine has {machine.cpus}"
             raise SweepError(f"--resume: {have}; {advice.format(f'--cpus-per-trial {machine.cpus}')}")
         if options.gpus_per_trial is None and self.gpus > machine.gpus:
             have = f"its trials hold {self.gpus:g} GPU each, {machine.gpu_note}"

@@ -166,7 +166,7 @@ def _storage_errors(options: SweepOptions) -> Iterator[None]:
         raise SweepError(f"--results {options.results}: {reason}") from error
     except SweepError:
         raise
-    except ValueError as error:  # names what it may of the location
+    except ValueError as error:  # its message already names the location, without credentials
         raise SweepError(f"--results: {error}") from error
 
 

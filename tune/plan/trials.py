@@ -84,9 +84,9 @@ def _loaded(file: Path, overrides: dict[str, Any], notes: list[str]) -> TrainCon
 
 
 def _of_default_sweep(file: Path, overrides: dict[str, Any], notes: list[str]) -> TrainConfig | None:
-    """A config with the overrides where it is part of the default sweep, else None.
+    """A config with the overrides; None if it is not part of the default sweep.
 
-    A published recipe that an override contradicts is left out with a note: nobody asked for it by name.
+    A published recipe that an override contradicts is left out with a note, because it was not requested by name.
     """
     plain = load_config(file)
     if not plain.default_sweep and "default_sweep" not in overrides:

@@ -91,7 +91,7 @@ def run_trials(
             notices = Notices(options.notify, folder)
             callbacks.append(stack.enter_context(Watcher(notices, "--notify", tell)))
         progress = LiveDisplay(sweep.trials, folder, console)
-        callbacks.append(stack.enter_context(Watcher(progress, "what is shown here", tell)))
+        callbacks.append(stack.enter_context(Watcher(progress, "the display on this terminal", tell)))
         tuner = tune.Tuner(
             tune.with_resources(train_trial, PlacementGroupFactory([_bundle(resources)])),
             param_space={"job": tune.grid_search([job.to_parameters() for job in jobs])},

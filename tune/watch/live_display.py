@@ -184,7 +184,7 @@ class LiveDisplay(tune.Callback):
         except RecordError as error:
             state.status, state.reason = "unreadable", str(error)
             return
-        except OSError:  # out of reach: the table shows what the trial reported
+        except OSError:  # storage cannot be read now: the table keeps the reported values
             return
         if end is None:
             return

@@ -62,7 +62,7 @@ class NonFinite:
         if self.memory.length >= self._patience:
             detail = f"at {self.memory.length} steps in a row since step {self.memory.since}"
         elif self.memory.share.settled and share > MOSTLY:
-            detail = f"at {share:.0%} of the steps of late, which did not move the weights"
+            detail = f"at {share:.0%} of the recent steps, which did not move the weights"
         else:
             return None
         detail = f"{metric} {value:.4g}; loss or gradients not finite {detail}"

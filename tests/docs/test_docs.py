@@ -53,7 +53,7 @@ def test_the_figures_in_the_prose_of_the_method_are_those_of_the_code() -> None:
         f"half-life of {smoothing.HALF_LIFE} ticks",
         f"at most {smoothing.REACH:g} nats above the average",
         f"a run of up to {smoothing.USUAL_STEPS} steps",
-        f"more than {loss_rules.MOSTLY:.0%} of the steps of late".replace("%", " %"),
+        f"more than {loss_rules.MOSTLY:.0%} of the recent steps".replace("%", " %"),
         f"losing {rule.RECOVERY:.0%} of the height".replace("%", " %"),
         f"at least {loss_rules.LEARNING_STEPS} steps of full learning rate",
         f"{statistics.CONFIDENCE:.0%} Student t intervals".replace("%", " %"),

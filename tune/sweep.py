@@ -46,7 +46,7 @@ from tune.watch.journal import Journal
 from tune.watch.wandb_copy import REPORT, check_account, check_installed, chosen_mode
 
 _LAST_WORDS_SECONDS = 5.0  # for the last lines of a sweep whose Ray has died
-_LOG_WIDTH = 200  # columns of tables in a log, where there is no terminal to ask
+_LOG_WIDTH = 200  # columns of tables if the output is not a terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

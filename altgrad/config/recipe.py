@@ -120,7 +120,7 @@ class Recipe(Declared):
     def _consistent(self) -> Self:
         check_gemms(self.gemms)
         self.moment_casts()
-        if not Recipe.model_fields.keys() <= self.model_fields_set:  # else it was written out: nobody wrote it by hand
+        if not Recipe.model_fields.keys() <= self.model_fields_set:  # a config with all fields was written by a program
             check_shorthand(self, self.model_fields_set, recipe_defaults())
         if self.scaling == "delayed" and self.scale_granularity != "tensor":
             raise ValueError(

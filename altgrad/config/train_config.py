@@ -109,7 +109,7 @@ class TrainConfig(Recipe):
             )
         if self.cuda_graphs and self.compile in (False, "blocks"):
             raise ValueError(
-                f"cuda_graphs=True with compile={self.compile!r}: what is recorded is a step compiled as one graph; use "
+                f"cuda_graphs=True with compile={self.compile!r}: CUDA graphs record a step compiled as one graph; use "
                 "compile=auto or true"
             )
         if self.native_fp8 and self.enable_emergency_shift:
@@ -131,9 +131,9 @@ class TrainConfig(Recipe):
         return dataclasses.replace(PRESETS[self.model], **{k: v for k, v in given.items() if v is not None})
 
     def altered(self, **changes: Any) -> TrainConfig:
-        """A validated copy with some fields changed; another `recipe` replaces what the present one says.
+        """A validated copy with some fields changed; a new `recipe` replaces all fields that come from the present one.
 
-        `gemms` is put on top of the recipe's, as in a config.
+        `gemms` is merged with the recipe's, as in a config.
         """
         fields = self.model_dump()
         if changes.get("recipe", self.recipe) != self.recipe:

@@ -1,4 +1,4 @@
-"""The Ray actor between a trial's first rank and its function; a module of its own, so that it imports no torch."""
+"""The Ray actor between a trial's first rank and its function, in a separate module so that it imports no torch."""
 
 from __future__ import annotations
 

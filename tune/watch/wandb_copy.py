@@ -26,7 +26,7 @@ from tune.watch import wandb_names as labels
 if TYPE_CHECKING:
     import wandb
 
-REPORT = "failure_report.md"  # in the run's folder, where the run collapsed
+REPORT = "failure_report.md"  # in the folder of a collapsed run
 _FINISH_SECONDS = 30.0  # the time that a finished run waits for its copy
 _WAITING = 10_000  # most batches of records that wait for W&B
 _MODES: Mapping[str, WandbMode] = {

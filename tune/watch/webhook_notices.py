@@ -46,7 +46,7 @@ class Notices(tune.Callback):
             return
         if end["status"] == "collapsed":
             self._webhook.post("collapsed", sweep=self._sweep.name, run=run, verdict=end["verdict"])
-        elif end["status"] == "failed":  # by an exception of its own
+        elif end["status"] == "failed":  # its own code raised an exception
             self._webhook.post("failed", sweep=self._sweep.name, run=run, error=end["summary"]["error"])
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:

@@ -60,7 +60,7 @@ def uniform(key: Tensor, like: Tensor, salt: int | Tensor = 0, shared: bool = Fa
     row = row.view(*like.shape[:-1], 1) if like.ndim > 1 else row.view(like.shape)
     within = torch.arange(columns, dtype=torch.int32, device=like.device)
     column = _mixed(_spread(key, salt, use, _INNER) + within, _SECOND, _FIRST)
-    # Stored first: Inductor would inline both hashes and compute them anew for every element.
+    # Stored first: otherwise Inductor inlines both hashes and computes them for every element.
     word = materialised(row) + materialised(column)
     word = (word ^ _logical_shift(word, 15)) * _SECOND
     word = word ^ _logical_shift(word, 16)

@@ -18,17 +18,9 @@ from altgrad.formats import FALLBACKS, find_format
 from altgrad.metrics import SITES, SiteName
 from altgrad.report.alternatives import more_exponent, more_mantissa
 from altgrad.report.evidence import Evidence, Finding
+from altgrad.report.thresholds import BOUNDS, CONCENTRATED, GROWTH, RISE, RISE_SHARE
 from altgrad.text.foreign_text import as_code
 from altgrad.text.number_text import number
-
-_OVERFLOW = 0.01  # an overflow rate from this share on is evidence
-_UNDERFLOW = 0.5  # an underflow rate from this share on is evidence
-_COSINE = 0.5  # below this cosine similarity, the rounded gradient has another direction
-_DISPLACEMENT = 0.25  # below this realised displacement, most of the intended update is lost
-_RISE = 0.2  # nats by which the last training loss must exceed its best
-_RISE_SHARE = 1 / 15  # the same as a share of the progress if the unit is unknown: 0.2 of 3 nats
-_GROWTH = 10.0  # largest gradient norm divided by its median
-_CONCENTRATED = 10.0  # a layer this many times worse than the median layer may be exempted by itself
 
 
 @dataclass(frozen=True)
@@ -48,7 +40,9 @@ def frozen(evidence: Evidence) -> Iterator[Advice]:
     displacement = evidence.last("realised_displacement")
     if displacement is None and evidence.verdict.metric == "realised_displacement":
         displacement = _from_verdict(evidence)
-    if displacement is None or not displacement.value < max(config.stalled_displacement, _DISPLACEMENT):
+    if displacement is None or not displacement.value < max(
+        config.stalled_displacement, BOUNDS["realised_displacement"].limit
+    ):
         return
     stall = evidence.worst("stall_rate", "weight") or evidence.last("stall_rate")
     seen = str(displacement) + (f"; {stall}" if stall is not None else "")
@@ -75,7 +69,7 @@ def frozen(evidence: Evidence) -> Iterator[Advice]:
 def overflow(evidence: Evidence) -> Iterator[Advice]:
     """Values exceed the largest finite value of the scaled format."""
     config = evidence.config
-    for finding in _by_site(evidence, "overflow_rate", _OVERFLOW):
+    for finding in _by_site(evidence, "overflow_rate", BOUNDS["overflow_rate"].limit):
         if config.scaling == "none":
             yield Advice({"scaling": "dynamic"}, f"nothing fits the values to the format's range ({finding})")
         if config.scaling == "delayed":
@@ -90,7 +84,7 @@ def overflow(evidence: Evidence) -> Iterator[Advice]:
 def underflow(evidence: Evidence) -> Iterator[Advice]:
     """Non-zero values are rounded to zero."""
     config = evidence.config
-    for finding in _by_site(evidence, "underflow_rate", _UNDERFLOW):
+    for finding in _by_site(evidence, "underflow_rate", BOUNDS["underflow_rate"].limit):
         if config.scaling == "none":
             yield Advice({"scaling": "dynamic"}, f"moves the values up into the format's range ({finding})")
         elif config.scale_granularity == "tensor":
@@ -133,7 +127,7 @@ def smaller_steps(evidence: Evidence) -> Iterator[Advice]:
             f"training loss {number(loss.values[at])} at step {loss.steps[at]}, "
             f"{number(loss.values[-1])} at step {loss.steps[-1]}"
         )
-    if len(norm.values) and norm.values.max() > _GROWTH * np.median(norm.values):
+    if len(norm.values) and norm.values.max() > GROWTH * np.median(norm.values):
         at = int(norm.values.argmax())
         grown.append(
             f"gradient norm {number(norm.values[at])} at step {norm.steps[at]}, median {number(np.median(norm.values))}"
@@ -148,13 +142,13 @@ def smaller_steps(evidence: Evidence) -> Iterator[Advice]:
 
 def _rise(evidence: Evidence, losses: NDArray[np.float64]) -> float:
     """The amount above its best from which on a loss counts as grown, in units of the loss."""
-    return _RISE if evidence.run.loss_unit == "nats" else _RISE_SHARE * float(losses[0] - losses.min())
+    return RISE if evidence.run.loss_unit == "nats" else RISE_SHARE * float(losses[0] - losses.min())
 
 
 def noisy_gradient(evidence: Evidence) -> Iterator[Advice]:
     """The direction of the rounded gradient differs from that of the unrounded one."""
     cosine = evidence.last("gradient_cosine_similarity")
-    if cosine is None or not cosine.value < _COSINE:
+    if cosine is None or not cosine.value < BOUNDS["gradient_cosine_similarity"].limit:
         return
     worst = evidence.worst("gradient_cosine_similarity", "weight", lowest=True)
     seen = str(cosine) + (f"; lowest: {worst}" if worst is not None else "")
@@ -184,7 +178,7 @@ def never_moved(evidence: Evidence) -> Iterator[Advice]:
     loss, displacement = evidence.curve("loss").finite(), evidence.last("realised_displacement")
     if evidence.verdict.rule != "never_learned" or not len(loss.values):
         return
-    if displacement is not None and not displacement.value >= _DISPLACEMENT:
+    if displacement is not None and not displacement.value >= BOUNDS["realised_displacement"].limit:
         return
     seen = f"training loss {number(loss.values[0])} at step {loss.steps[0]}, best {number(loss.values.min())}"
     arrives = "" if displacement is None else f"; {displacement}"
@@ -232,7 +226,7 @@ def _is_alone(evidence: Evidence, finding: Finding, site: SiteName) -> bool:
         for c in (c.finite() for c in evidence.layer_curves(finding.metric, site).values())
         if len(c.values)
     ]
-    return len(peaks) >= 3 and finding.value > _CONCENTRATED * float(np.median(peaks))
+    return len(peaks) >= 3 and finding.value > CONCENTRATED * float(np.median(peaks))
 
 
 def _exempt(evidence: Evidence, finding: Finding) -> Advice:

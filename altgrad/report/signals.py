@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from altgrad.metrics import METRICS
+from altgrad.report.thresholds import is_out_of_bounds
 from altgrad.results.curves import Curve
 from altgrad.text.number_text import number
 
@@ -33,15 +34,6 @@ _RELATIVE_FLOOR = 0.1
 # Largest scale of a bounded signal whose baseline has fewer than `_FEW` values, which cannot separate noise from trend.
 _CEILINGS: Mapping[str, float] = {"share": 0.03, "ratio": 0.05, "cos": 0.03, "r": 0.05}
 _FEW = 5
-# Limits beyond which a signal is bad, whatever it was before: (limit, whether values above it are the bad ones).
-_BOUNDS: Mapping[str, tuple[float, bool]] = {
-    "non_finite_gradients": (0.0, True),
-    "overflow_rate": (0.01, True),
-    "underflow_rate": (0.5, True),
-    "realised_displacement": (0.25, False),
-    "gradient_sparsity": (0.9, True),
-    "gradient_cosine_similarity": (0.5, False),
-}
 HowItLeft = Literal["rose", "fell", "became NaN or inf", "out of bounds from the start"]
 
 
@@ -170,7 +162,7 @@ def _departure(metric: str, curve: Curve, loss_unit: str) -> Departure | None:
 
 def _first_out(metric: str, values: NDArray[np.float64], baseline: _Baseline) -> tuple[int, HowItLeft] | None:
     """Index of the first measurement outside the baseline, and the kind of departure; None if there is none."""
-    if not np.isfinite(values[0]) or _out_of_bounds(metric, baseline.center):
+    if not np.isfinite(values[0]) or is_out_of_bounds(metric, baseline.center):
         return 0, "out of bounds from the start"
     with np.errstate(invalid="ignore"):
         deviation = values - baseline.reference
@@ -207,10 +199,3 @@ def _floor(metric: str, center: float, loss_unit: str) -> float:
     if absolute is not None:
         return absolute
     return max(_RELATIVE_FLOOR * abs(center), 1e-12) if np.isfinite(center) else 1e-12
-
-
-def _out_of_bounds(metric: str, center: float) -> bool:
-    if metric not in _BOUNDS:
-        return False
-    limit, above = _BOUNDS[metric]
-    return center > limit if above else center < limit

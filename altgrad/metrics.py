@@ -40,13 +40,8 @@ class Metric:
     needs_baseline: bool = False
     is_signal: bool = True
 
-    @property
-    def axis(self) -> str:
-        """Label with unit, for an axis or a column head."""
-        return self.axis_in("nats")
-
     def axis_in(self, loss_unit: str) -> str:
-        """The `axis` for runs whose losses have this unit (`Run.loss_unit`); "": no unit is shown."""
+        """Label with unit, for an axis or a column head; `loss_unit`: that of the runs' losses, "" where unknown."""
         unit = loss_unit if self.unit == "nats" else self.unit
         return f"{self.label} ({unit})" if unit else self.label
 

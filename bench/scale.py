@@ -67,32 +67,35 @@ def timed(what: str) -> Iterator[None]:
 
 def main(trials: int = 1000, concurrent: int = 2) -> None:
     """Run, interrupt, resume and read a sweep; print one line per measurement."""
-    from tune import execution
     from tune.cluster.ray_session import local_ray
     from tune.plan.machine import Machine, Resources
+    from tune.run import execution
+    from tune.run.interrupts import Interrupts
 
     execution.train_trial = stub_trial
     machine = Machine(concurrent, 0, "")
     with tempfile.TemporaryDirectory(prefix="altgrad-scale-") as results:
-        options = SweepOptions(results=results, name="scale", wandb="disabled")
+        options = SweepOptions(results=results, name="scale")
         config = TrainConfig(model="micro", max_steps=STEPS)
         plan = SweepPlan(tuple(Trial(f"t{seed:05d}", config.altered(seed=seed)) for seed in range(trials)))
         with timed("plan and sweep.json"):
             sweep = create_sweep(options, plan)
         resources = Resources(cpus=1.0, gpus=0.0, concurrent=concurrent)
         quiet = Console(quiet=True)
-        with local_ray(machine):
+        with local_ray(machine) as place, Interrupts() as interrupts:
             threading.Thread(target=_interrupt_half_way, args=(sweep, trials), daemon=True).start()
             with timed("first half, until interrupted"):
-                execution.run_trials(sweep, sweep.trials, options, resources, quiet)
+                execution.run_trials(
+                    sweep, sweep.trials, options, resources, "disabled", quiet, place, interrupts, print
+                )
         done = trials - len(sweep.unfinished())
-        with local_ray(machine):
+        with local_ray(machine) as place, Interrupts() as interrupts:
             started = time.monotonic()
             again = sweep.unfinished()
             print(f"resume: {done} of {trials} are done, known after {time.monotonic() - started:.1f} s")
             watch = threading.Thread(target=_first_new, args=(sweep, again, started), daemon=True)
             watch.start()
-            execution.run_trials(sweep, again, options, resources, quiet)
+            execution.run_trials(sweep, again, options, resources, "disabled", quiet, place, interrupts, print)
             seconds = time.monotonic() - started
             print(
                 f"second half: {len(again)} trials in {seconds:.0f} s, {seconds / max(1, len(again)):.2f} s per trial"

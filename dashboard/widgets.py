@@ -130,9 +130,9 @@ def choose_run(runs: Sequence[WatchedRun], key: str = "run") -> WatchedRun:
     return runs[names.index(choose_kept("Run", names, key))]
 
 
-def metric_label(name: str) -> str:
-    """The label of a metric with its unit."""
-    return METRICS[name].axis
+def metric_label(name: str, loss_unit: str) -> str:
+    """The label of a metric with its unit; `loss_unit`: see `Run.loss_unit`."""
+    return METRICS[name].axis_in(loss_unit)
 
 
 def shortened(name: str) -> str:

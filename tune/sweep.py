@@ -86,7 +86,7 @@ def _sweep(options: SweepOptions, console: Console, journal: Journal, stack: Exi
         check_account()
     if options.probe and options.cluster is not None:
         raise SweepError(f"--probe measures this machine, but the trials run on {options.cluster}; leave it out")
-    if options.probe and options.workers_per_trial > 1:
+    if options.probe and (options.workers_per_trial or 1) > 1:
         raise SweepError("--probe measures trials of one process; leave it or --workers-per-trial out")
     machine = this_machine()
     if options.cluster is not None:

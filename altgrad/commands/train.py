@@ -11,7 +11,7 @@ from rich.console import Console
 from altgrad.commands.folders import expect
 from altgrad.commands.option_parser import Commands, location, path
 from altgrad.config.shipped_configs import config_file
-from altgrad.config.train_config import check_fields, load_config
+from altgrad.config.train_config import TrainConfig, check_fields, load_config
 from altgrad.storage.folder import Folder
 from altgrad.text.terminal_output import say, unstoppable_output
 from altgrad.text.yaml_text import NotYaml, assignments
@@ -47,8 +47,9 @@ def _trained(options: argparse.Namespace) -> int:
     config = load_config(config_file(options.config), **settings)
     from altgrad.experiment.allocator import keep_freed_memory
     from altgrad.experiment.runner import FormatExperimentRunner
-    from altgrad.experiment.training_progress import (
-        TrainingProgress,  # torch and the runner only once the input is known to be good
+    from altgrad.experiment.training_progress import (  # torch and the runner only once the input is known to be good
+        TrainingProgress,
+        without_hangups,
     )
     from altgrad.training.data import TextBatches, load_corpus
 
@@ -57,18 +58,18 @@ def _trained(options: argparse.Namespace) -> int:
     folder = Folder.at(options.out)
     if folder.has("sweep.json"):
         raise ValueError(f"{folder}: holds a sweep; give the run a folder of its own")
-    baseline = _loss_curve(Folder.at(options.baseline)) if options.baseline else None
+    baseline = _finished_baseline(Folder.at(options.baseline), config) if options.baseline else {}
     batches = TextBatches(load_corpus(config), config, config.shape.block_size)
     say(console, batches.source.sentence())
-    with TrainingProgress(console, config.max_steps) as progress:
+    with without_hangups(), TrainingProgress(console, config.max_steps) as progress:
         runner = FormatExperimentRunner(
             config,
             folder,
             run=folder.name,
             report=progress.report,
             announce=progress.announce,
-            baseline=baseline,
             batches=batches,
+            **baseline,
         )
         try:
             result = runner.run()
@@ -89,9 +90,21 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
     return fields
 
 
-def _loss_curve(folder: Folder) -> dict[int, float]:
+def _finished_baseline(folder: Folder, config: TrainConfig) -> dict[str, Any]:
+    """The runner's arguments for `--baseline`.  Raises ValueError where the run is no baseline of the config."""
+    from altgrad.compare import Settings, settings_of
     from altgrad.results import read_run
 
     expect(folder, "run.json")
-    table = read_run(folder).table("steps", ["loss"])
-    return dict(zip(table["step"].to_pylist(), table["loss"].to_pylist(), strict=True))
+    run = read_run(folder)
+    theirs = settings_of(run)
+    wanted = "give a BF16 run that has completed, of the same model, data, seed and schedule"
+    if run.status != "completed":
+        raise ValueError(f"--baseline {folder}: its status is {run.status}; {wanted}")
+    if not theirs.is_baseline:
+        raise ValueError(f"--baseline {folder}: a run in {theirs.config['format']}, or with other rescues; {wanted}")
+    if theirs.pair != Settings(config.model_dump(mode="json"), "none").pair:
+        raise ValueError(f"--baseline {folder}: a run of another model, data, seed or schedule; {wanted}")
+    table = run.table("steps", ["loss"])
+    losses = dict(zip(table["step"].to_pylist(), table["loss"].to_pylist(), strict=True))
+    return {"baseline": losses, "baseline_start": run.info}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,8 +15,9 @@ from altgrad.compare.baselines import paired
 from altgrad.compare.groups import with_settings
 from altgrad.compare.origin import Origin
 from altgrad.compare.pairing import settings_of
-from altgrad.compare.row import Row, Unpaired
+from altgrad.compare.row import Attempt, Row, Unpaired
 from altgrad.results import Run, acts, format_shifts, read_events
+from altgrad.results.attempt_time import seconds_of_attempt
 from altgrad.results.curves import Curve, measured
 
 STEP_COLUMNS = ["validation_loss", "tokens_per_second", "stall_rate", "overflow_rate", "elapsed_seconds"]
@@ -72,11 +73,18 @@ def read_row(run: Run) -> Unpaired:
         validation_step=int(loss.steps[-1]) if len(loss.steps) else None,
         cpus=held.get("cpus"),
         gpus=held.get("gpus"),
+        earlier=tuple(_attempt(one) for one in run.info.get("earlier", [])),
+        seconds_now=seconds_of_attempt(steps, run.info.get("attempt", 0)) if "earlier" in run.info else None,
         rounded_share=run.rounded_share,
         bytes_per_parameter=run.bytes_per_parameter,
         loss_unit=run.loss_unit,
     )
     return Unpaired(row, settings, Origin.of(run.info), loss)
+
+
+def _attempt(record: Mapping[str, Any]) -> Attempt:
+    held = record.get("resources") or {}
+    return Attempt(record["seconds"], held.get("cpus"), held.get("gpus"))
 
 
 def _reason(run: Run) -> str | None:

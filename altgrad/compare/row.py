@@ -12,6 +12,26 @@ from altgrad.results.curves import Curve
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """One attempt at a run: its seconds of training, and what it held meanwhile (None: nobody said)."""
+
+    seconds: float | None
+    cpus: float | None
+    gpus: float | None
+
+    @property
+    def device(self) -> str | None:
+        """What its hours are counted in: GPUs where it held any, else CPU cores; None where it does not say."""
+        return "GPU" if self.gpus else None if self.cpus is None else "CPU-core"
+
+    @property
+    def hours(self) -> float | None:
+        """Training time times the devices held meanwhile."""
+        devices = self.gpus or self.cpus
+        return None if self.seconds is None or devices is None else self.seconds * devices / 3600
+
+
+@dataclass(frozen=True)
 class Row:
     """One run of a comparison.  None means not measured or not applicable; NaN and inf are measurements.
 
@@ -20,9 +40,10 @@ class Row:
     `loss_unit`, at `gap_step` (see `gap`); a baseline names itself and has no gap.  `common_step`: the step at which
     all runs alive are compared.  `pairing`: why the run cannot be compared, or that its hashes were not recorded.
     `validation_loss`: the last one, measured at `validation_step`.  `acts`: number of acts per kind of intervention.
-    `cpus`, `gpus`: what the sweep assigned to the run.  `rounded_share`: share of the FLOPs of the model's matrix
-    products that is rounded.  `bytes_per_parameter`: see `Run`.  `loss_unit`: `nats`, or "" if it is unknown.
-    `seconds`: training time.
+    `cpus`, `gpus`: what the sweep assigned to the run in its last attempt, which has trained for `seconds_now` (None:
+    written by a version that did not tell attempts apart); `earlier`: the attempts before.  `rounded_share`: share of
+    the FLOPs of the model's matrix products that is rounded.  `bytes_per_parameter`: see `Run`.  `loss_unit`: `nats`,
+    or "" if it is unknown.  `seconds`: training time.
     """
 
     run: str
@@ -51,6 +72,8 @@ class Row:
     seconds: float | None
     cpus: float | None = None
     gpus: float | None = None
+    earlier: tuple[Attempt, ...] = ()
+    seconds_now: float | None = None
     rounded_share: float | None = None
     bytes_per_parameter: float | None = None
     loss_unit: str = "nats"
@@ -84,21 +107,32 @@ class Row:
 
     @property
     def device(self) -> str | None:
-        """The unit of the run's device-hours: `GPU` if it had one, else `CPU-core`; None without a record of CPUs."""
-        return "GPU" if self.gpus else None if self.cpus is None else "CPU-core"
+        """What the run's hours are counted in, that of its last attempt; see `Attempt`."""
+        return self.attempts[-1].device
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """All attempts, the last one too."""
+        now = self.seconds_now if self.earlier else self.seconds
+        return (*self.earlier, Attempt(now, self.cpus, self.gpus))
+
+    @property
+    def hours(self) -> dict[str, float]:
+        """Device-hours by kind of device: each attempt at what it held; empty where none is known."""
+        found: dict[str, float] = {}
+        for attempt in self.attempts:
+            if attempt.device is not None and attempt.hours is not None:
+                found[attempt.device] = found.get(attempt.device, 0.0) + attempt.hours
+        return found
 
     @property
     def device_hours(self) -> float | None:
-        """Training time in hours times the number of GPUs, or of CPU cores without a GPU; None if not recorded."""
-        return self._in_device_hours(self.seconds)
+        """The hours in the kind of device of the last attempt."""
+        return None if self.device is None else self.hours.get(self.device)
 
     @property
     def device_hours_saved(self) -> float | None:
-        return self._in_device_hours(self.seconds_saved)
-
-    def _in_device_hours(self, seconds: float | None) -> float | None:
-        devices = self.gpus or self.cpus
-        return None if seconds is None or devices is None else seconds * devices / 3600
+        return Attempt(self.seconds_saved, self.cpus, self.gpus).hours
 
     @property
     def setting(self) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from altgrad.config.train_config import ConfigError, TrainConfig
-from altgrad.results import RecordError, ended_as, read_start
+from altgrad.results import RecordError, ended_as, read_start, read_table
+from altgrad.results.attempt_time import seconds_of_attempt
 from altgrad.results.common_start import other_beginning
 from altgrad.storage.folder import Folder
 from altgrad.training.compile.policy import How
@@ -35,6 +36,18 @@ def next_attempt(folder: Folder, config: TrainConfig) -> tuple[int, How | None]:
         raise ConfigError(f"{folder}: holds a run with another config ({', '.join(changed)}); choose another folder")
     compiled = info.get("compiled")
     return info.get("attempt", 0) + 1, compiled if compiled in get_args(How) else None
+
+
+def earlier_attempts(folder: Folder) -> list[dict[str, Any]]:
+    """What each attempt so far held and for how long it trained, seconds; for `run.json` of the one that starts now.
+
+    Steps that a later attempt trains again cost time twice, which the rows do not tell any more once they are replaced:
+    so it is read before.  An attempt that recorded no step is left out.
+    """
+    info = read_start(folder)
+    seconds = seconds_of_attempt(read_table(folder, "steps", ["elapsed_seconds"]), info.get("attempt", 0))
+    last = {"attempt": info.get("attempt", 0), "resources": info.get("resources"), "seconds": seconds}
+    return [*info.get("earlier", []), *([last] if seconds is not None else [])]
 
 
 def another_start(folder: Folder, started: Mapping[str, Any]) -> str | None:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,6 +19,7 @@ from altgrad.storage.folder import Folder
 
 _NAME = re.compile(r"step-(\d{9})-([0-9a-f]{12})\.pt")
 KEPT = 2
+_GROWING = {"optimizer", "moments", "detector", "gap"}  # entries whose own entries come with the steps
 
 
 def save_checkpoint(folder: Folder, step: int, state: dict[str, Any]) -> str:
@@ -30,6 +34,36 @@ def save_checkpoint(folder: Folder, step: int, state: dict[str, Any]) -> str:
     return name
 
 
+class CheckpointError(ValueError):
+    """A checkpoint that is whole, but not of this version, config or model; the message is one line."""
+
+
+def check_content(found: Any, expected: Any, where: str = "checkpoint") -> None:
+    """Raise CheckpointError where a state lacks an entry that this version needs, or has one that it does not know.
+
+    `expected`: the state of the same run before its first step.  Moments, which the optimizer makes later, and what the
+    detector has seen are not compared.
+    """
+    if isinstance(expected, Mapping):
+        if not isinstance(found, Mapping):
+            raise CheckpointError(f"{where}: expected entries by name, found {type(found).__name__}")
+        lacking, unknown = ([str(k) for k in a.keys() - b.keys()] for a, b in ((expected, found), (found, expected)))
+        if lacking or unknown:
+            said = [
+                f"{what} {', '.join(sorted(keys)[:3])}" for what, keys in (("lacks", lacking), ("has", unknown)) if keys
+            ]
+            raise CheckpointError(f"{where}: {' and '.join(said)}")
+        for key in expected.keys() - _GROWING:
+            check_content(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, list | tuple):
+        if not isinstance(found, list | tuple) or len(found) != len(expected):
+            raise CheckpointError(f"{where}: expected {len(expected)} entries")
+        for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+            check_content(one, other, f"{where}.{number}")
+    elif isinstance(expected, torch.Tensor) and getattr(found, "shape", None) != expected.shape:
+        raise CheckpointError(f"{where}: expected a tensor of shape {tuple(expected.shape)}")
+
+
 def load_checkpoint(folder: Folder) -> tuple[dict[str, Any] | None, list[str]]:
     """(newest state whose digest is right, or None; names of newer checkpoints that are corrupt)."""
     corrupt: list[str] = []
@@ -37,7 +71,8 @@ def load_checkpoint(folder: Folder) -> tuple[dict[str, Any] | None, list[str]]:
         content = folder.read_bytes(name)
         match = _NAME.fullmatch(name)
         if match is not None and hashlib.sha256(content).hexdigest()[:12] == match[2]:
-            return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"), corrupt
+            with suppress(pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError):  # no state of ours
+                return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"), corrupt
         corrupt.append(name)
     return None, corrupt
 

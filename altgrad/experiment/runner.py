@@ -21,8 +21,8 @@ from torch import nn
 from altgrad.collapse import BaselineGap, CollapseDetector, gap_to_baseline
 from altgrad.config.memory import bytes_per_parameter
 from altgrad.config.train_config import TrainConfig
-from altgrad.experiment.attempts import AnotherRunError, another_start, next_attempt
-from altgrad.experiment.checkpoint import load_checkpoint, save_checkpoint
+from altgrad.experiment.attempts import AnotherRunError, another_start, earlier_attempts, next_attempt
+from altgrad.experiment.checkpoint import CheckpointError, check_content, load_checkpoint, save_checkpoint
 from altgrad.experiment.outcome import ExperimentResult, LossSummary, Report
 from altgrad.experiment.process_load import ProcessUsage
 from altgrad.experiment.provenance import coverage, provenance
@@ -33,6 +33,7 @@ from altgrad.results.common_start import other_beginning
 from altgrad.results.stop_request import stop_request, stop_sentence
 from altgrad.storage.folder import Folder
 from altgrad.storage.patience import Outage
+from altgrad.text.error_hints import cut
 from altgrad.training.compile.policy import How
 from altgrad.training.data import Batches
 from altgrad.training.process_settings import threads
@@ -107,6 +108,7 @@ class FormatExperimentRunner:
 
     def _train(self) -> ExperimentResult:
         attempt, self._compiled_before = self._ranks.from_first(lambda: next_attempt(self.folder, self.config))
+        self._earlier = self._ranks.from_first(lambda: earlier_attempts(self.folder) if attempt else [])
         baseline = self._ranks.from_first(lambda: self._baseline)
         owner = "" if self._lease is None else self._lease.owner
         writer = (RunWriter if self._ranks.first else NoWriter)(self.folder, attempt, owner=owner)
@@ -149,17 +151,38 @@ class FormatExperimentRunner:
 
     def _resume(self, trainer: Trainer, detector: CollapseDetector, writer: RunWriter) -> None:
         state, corrupt = self._ranks.from_first(lambda: load_checkpoint(self._checkpoints))
-        for name in corrupt:
-            step = state["trainer"]["step"] if state is not None else 0
-            writer.event(step, "checkpoint_fallback", corrupt=name, resumed_from_step=step)
         if state is not None:
+            self._take_over(state, trainer, detector)
+        for name in corrupt:
+            writer.event(
+                trainer.step_number, "checkpoint_fallback", corrupt=name, resumed_from_step=trainer.step_number
+            )
+        if writer.attempt:
+            writer.event(trainer.step_number, "restore", from_step=trainer.step_number, attempt=writer.attempt)
+
+    def _take_over(self, state: dict[str, Any], trainer: Trainer, detector: CollapseDetector) -> None:
+        """Be where a checkpoint was taken.  Raises CheckpointError for one that is not this version's or model's."""
+        try:
+            check_content(state, self._state(trainer, detector))
             trainer.load_state_dict(state["trainer"])
             detector.load_state_dict(state["detector"])
             self._losses.load_state_dict(state["losses"])
             if self._gap is not None and state["gap"] is not None:
                 self._gap.load_state_dict(state["gap"])
-        if writer.attempt:
-            writer.event(trainer.step_number, "restore", from_step=trainer.step_number, attempt=writer.attempt)
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split()) if isinstance(error, ValueError) else repr(error)
+            raise CheckpointError(
+                f"{self._checkpoints}: {cut(reason, 200)}; the checkpoint is another version's or model's: go on with "
+                "that version, or remove the run's folder"
+            ) from error
+
+    def _state(self, trainer: Trainer, detector: CollapseDetector) -> dict[str, Any]:
+        return {
+            "trainer": trainer.state_dict(),
+            "detector": detector.state_dict(),
+            "losses": self._losses.state_dict(),
+            "gap": self._gap.state_dict() if self._gap is not None else None,
+        }
 
     def _one_step(self, trainer: Trainer, detector: CollapseDetector, writer: RunWriter) -> None:
         outcome = trainer.step()
@@ -200,12 +223,7 @@ class FormatExperimentRunner:
 
         If storage refuses the write, this checkpoint is skipped; if it keeps refusing, the run fails.
         """
-        state = {
-            "trainer": trainer.state_dict(),
-            "detector": detector.state_dict(),
-            "losses": self._losses.state_dict(),
-            "gap": self._gap.state_dict() if self._gap is not None else None,
-        }
+        state = self._state(trainer, detector)
         if not (self._ranks.first and writer.flush(durable=True)):
             return
         try:
@@ -287,6 +305,7 @@ class FormatExperimentRunner:
             "intervention": self._intervention,
             "config": self.config.model_dump(mode="json"),
             "resources": self._resources,
+            "earlier": self._earlier,
             "coverage": None if covered is None else covered.record(),
             "bytes_per_parameter": bytes_per_parameter(self.config),
             **provenance(trainer),

@@ -35,7 +35,7 @@ from altgrad.quantization.write_back import WriteBack
 
 SiteKey = tuple[str, str]  # layer and rounding: weight, or wgrad.activation where GEMMs differ
 _MICRO_BATCH, _VALIDATION = 0x3B, 0x7D  # tell derived keys apart
-_AMAX, _USES = COUNTERS.index("amax"), COUNTERS.index("uses")
+_AMAX, _USES, _OVERFLOW = (COUNTERS.index(name) for name in ("amax", "uses", "overflow"))
 
 
 class QuantizedModel:
@@ -114,6 +114,18 @@ class QuantizedModel:
         self._forget_counts()
         self._reminder.written()
 
+    def after_skipped_step(self, counts: Mapping[SiteKey, Tensor] | None = None) -> None:
+        """Instead of `after_optimizer` where the optimizer did not move, because a gradient was NaN or inf.
+
+        A site of delayed scaling that rounded to inf remembers its amax all the same: with `overflow: inf` its scale
+        would else stay too small, and every step to come would be skipped.  The gradients of the layers below it are
+        inf or NaN in that step, and have no amax: of several such layers one is widened per step.  All other histories
+        stay as they are: the amaxes of a broken batch are none of this training's.  counts: as for `after_optimizer`.
+        """
+        counts = self.counts() if counts is None else counts
+        self._remember({key: count for key, count in counts.items() if self._sites[key].format.overflow == "inf"}, True)
+        self._forget_counts()
+
     def counts(self) -> dict[SiteKey, Tensor]:
         """The counts of each site since the step began, (len(COUNTERS),); a site that was not used is absent."""
         found = ((key, site.counted()) for key, site in self._sites.items())
@@ -180,15 +192,21 @@ class QuantizedModel:
         for site in self._sites.values():
             site.take_counts()
 
-    def _remember(self, counts: Mapping[SiteKey, Tensor]) -> None:
-        """Put amaxes at the front of the histories of delayed scaling; that of an unused site does not change."""
+    def _remember(self, counts: Mapping[SiteKey, Tensor], only_wider: bool = False) -> None:
+        """Put amaxes at the front of the histories of delayed scaling; that of an unused site does not change.
+
+        only_wider: nor does that of a site without overflow, or whose amax is not above all that it remembers.
+        """
         delayed = [key for key in counts if self._sites[key].delayed]
         for device in {counts[key].device for key in delayed}:
             keys = [key for key in delayed if counts[key].device == device]
             found = torch.stack([counts[key] for key in keys])
             kept = torch.stack([self._sites[key].history for key in keys])
             moved = torch.cat([found[:, _AMAX : _AMAX + 1], kept[:, :-1]], dim=1)
-            new = torch.where(found[:, _USES : _USES + 1] > 0, moved, kept)
+            moves = found[:, _USES] > 0
+            if only_wider:
+                moves = moves & (found[:, _OVERFLOW] > 0) & (found[:, _AMAX] > kept.amax(dim=1))
+            new = torch.where(moves[:, None], moved, kept)
             torch._foreach_copy_([self._sites[key].history for key in keys], list(new.unbind()))
 
 

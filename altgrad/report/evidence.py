@@ -6,6 +6,7 @@ the analysis ends at the verdict's step; only the loss curve shows all steps.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -133,7 +134,8 @@ class Evidence:
         fmt = self.config.format_at(layer or "", gemm)
         for shift in format_shifts(self.events):
             if shift.step <= self.verdict.step and shift.detail["from"] == fmt.name:
-                fmt = replace(find_format(str(shift.detail["to"])), overflow=fmt.overflow)
+                with suppress(ValueError):  # a format that only another version knows
+                    fmt = replace(find_format(shift.detail["to"]), overflow=fmt.overflow)
         return fmt
 
     @cached_property

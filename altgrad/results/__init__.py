@@ -19,7 +19,7 @@ trains, its many small parts are merged into one, see `parts`.
 No torch, no ray: the dashboard reads results through this package alone.
 """
 
-from altgrad.results.events import acts, format_shifts, read_events
+from altgrad.results.events import acts, format_shifts, particulars_of, read_events
 from altgrad.results.lease import Lease, LeaseHeld, life_of, read_lease
 from altgrad.results.parts import read_rows, read_table
 from altgrad.results.records import RecordError, ended_as, read_end, read_plan, read_start
@@ -45,6 +45,7 @@ __all__ = [
     "life_of",
     "list_runs",
     "list_sweeps",
+    "particulars_of",
     "read_end",
     "read_events",
     "read_lease",

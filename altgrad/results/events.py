@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pyarrow as pa
 
 from altgrad.events import Event, kind_of
 from altgrad.results.run import Run
+
+_SHOWN = 40  # characters of a detail that is no JSON
 
 
 def read_events(run: Run, steps: pa.Table | None = None) -> list[Event]:
@@ -26,10 +29,28 @@ def read_events(run: Run, steps: pa.Table | None = None) -> list[Event]:
         return []
     superseded = _superseded(run.table("steps", []) if steps is None else steps) if run.info.get("attempt") else {}
     return [
-        Event(row["step"], row["kind"], json.loads(row["detail"] or "{}"))
+        Event(row["step"], row["kind"], particulars_of(row["kind"], row["detail"]))
         for row in table.to_pylist()
         if all(row["attempt"] >= attempt or row["step"] < first for attempt, first in superseded.items())
     ]
+
+
+def particulars_of(kind: str, detail: str | None) -> dict[str, Any]:
+    """What an event's row says of it; `{"unreadable": why}` where that cannot be used: the event itself has happened.
+
+    A shift without the formats that it is about has "?" for them.
+    """
+    found: Mapping[str, Any]
+    try:
+        found = json.loads(detail or "{}", parse_constant=str)
+    except (ValueError, RecursionError) as error:
+        found = {"unreadable": f"{type(error).__name__} in {(detail or '')[:_SHOWN]}"}
+    if not isinstance(found, dict):
+        found = {"unreadable": f"expected a JSON object, found {type(found).__name__}"}
+    if kind == "format_shift":
+        formats = {end: found.get(end) for end in ("from", "to")}
+        found = {**found, **{end: name if isinstance(name, str) else "?" for end, name in formats.items()}}
+    return dict(found)
 
 
 def acts(events: Iterable[Event]) -> dict[str, int]:

@@ -54,6 +54,12 @@ class _Held(Record):
     gpus: Finite | None = None
 
 
+class _Attempt(Record):
+    attempt: Count
+    seconds: Finite
+    resources: _Held | None = None
+
+
 class StartRecord(Record):
     """`run.json`."""
 
@@ -66,6 +72,7 @@ class StartRecord(Record):
     sweep: str | None = None
     intervention: str | None = None
     resources: _Held | None = None
+    earlier: list[_Attempt] = []
     versions: dict[str, Any] | None = None
     host: str | None = None
     device: str | None = None

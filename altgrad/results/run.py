@@ -29,6 +29,7 @@ class Run:
     `git_commit`, `host`, `device`, `workers` (processes that train it together), `parameters`, `vocabulary`, `layers`,
     `initial_weights_hash`, `batches_hash`, and
     - `resources`: {"cpus": cores, "gpus": a number or a share of one} that a sweep gave the run; null outside a sweep;
+    - `earlier`: of each attempt before this one {"attempt", "resources", "seconds" of training};
     - `data`: the files, bytes, tokens and id width that were read for the config's `data`, and the files that were
       skipped; null if the user passed batches instead;
     - `coverage`: {"share", "total_flops", "rounded_flops", "modules", "note"}: the share of the FLOPs of the model's

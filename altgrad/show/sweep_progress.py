@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import heapq
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from altgrad.compare import Row, ranking
 from altgrad.events import Event, kind_of
-from altgrad.results import RecordError, Run, read_plan
+from altgrad.results import RecordError, Run, particulars_of, read_plan
 from altgrad.storage.folder import Folder
 from altgrad.text.foreign_text import as_markdown
 from altgrad.text.number_text import number
@@ -64,18 +63,15 @@ def _last_change(runs: Iterable[Run]) -> float:
 
 def compute_sentence(rows: Sequence[Row]) -> str | None:
     """Device-hours of training spent, and saved by early stopping, by kind of device; None if no run has a record."""
-    kinds: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.device is not None:
-            kinds.setdefault(row.device, []).append(row)
+    kinds = {kind for row in rows for kind in (row.device, *row.hours) if kind is not None}
     parts = []
-    for device, members in sorted(kinds.items()):
-        spent = sum(row.device_hours or 0.0 for row in members)
-        saved = sum(row.device_hours_saved or 0.0 for row in members)
+    for device in sorted(kinds):
+        spent = sum(row.hours.get(device, 0.0) for row in rows)
+        saved = sum(row.device_hours_saved or 0.0 for row in rows if row.device == device)
         parts.append(f"{number(spent, 3)} {device}-hours spent, {number(saved, 3)} saved by early stopping")
     if not parts:
         return None
-    unknown = len(rows) - sum(map(len, kinds.values()))
+    unknown = sum(row.device is None for row in rows)
     without = (
         f"{unknown} run has no record of its CPUs" if unknown == 1 else f"{unknown} runs have no record of their CPUs"
     )
@@ -128,7 +124,7 @@ def newest_events(runs: Iterable[Run], n: int) -> list[dict[str, Any]]:
             "Event": kind_of(kind).label,
             "Times": times,
             "Last step": step,
-            "Then": particulars(json.loads(detail)),
+            "Then": particulars(particulars_of(kind, detail)),
         }
         for _, name, step, kind, detail, times in heapq.nlargest(n, found)
     ]

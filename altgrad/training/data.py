@@ -106,13 +106,13 @@ class TextBatches:
         return [self._cut(self._corpus.validation, part) for part in np.array_split(starts, batches)]
 
     def digest(self) -> str:
-        """Hash of all tokens and of the windows of the first steps."""
+        """Hash of all tokens and of the windows of the first steps, however many of them the run trains."""
         digest = hashlib.sha256(self._corpus.digest.encode())
         for tokens in (self._corpus.training, self._corpus.validation):
             digest.update(f"{len(tokens)},".encode())
             if not self._corpus.digest:
                 digest.update(np.ascontiguousarray(tokens).tobytes())
-        for step in range(1, min(self._config.max_steps, _HASHED_BATCHES) + 1):
+        for step in range(1, _HASHED_BATCHES + 1):
             digest.update(self._starts(step).tobytes())
         return digest.hexdigest()[:16]
 

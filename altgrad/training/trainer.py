@@ -163,6 +163,8 @@ class Trainer:
             intervention.on_gradients(state)
         if not state.skip:
             self._update(state, outcome, measuring=measuring and state.finite)
+        else:
+            self.quantized.after_skipped_step(self._counts.of_all_ranks)
         for intervention in self.interventions:
             intervention.after_step(state)
         self._notice_changes()

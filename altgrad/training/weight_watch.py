@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -99,10 +101,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class StepRandom:
-    """torch's random generators of the CPU and of the device in use, seeded by words.
+    """The global random generators of torch (CPU and device in use), numpy and Python, seeded by words.
 
-    Dropout then has the same masks in all runs of one seed, in any format, and after a restart.  Seeding does not
-    synchronise with the device, because the state of a generator lies on the host.
+    Dropout then has the same masks in all runs of one seed, in any format, and after a restart, and so has what a model
+    or data of the user draws from `numpy.random` or `random`.  Seeding does not synchronise with the device, because
+    the state of a generator lies on the host.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -116,9 +119,12 @@ class StepRandom:
     def borrowed(self) -> Iterator[None]:
         """Context in which the generators may be seeded; on exit their states are restored."""
         states = [generator.get_state() for generator in self._generators]
+        others = random.getstate(), np.random.get_state()
         try:
             yield
         finally:
+            random.setstate(others[0])
+            np.random.set_state(others[1])
             for generator, state in zip(self._generators, states, strict=True):
                 generator.set_state(state)
 
@@ -127,3 +133,5 @@ class StepRandom:
         digest = hashlib.blake2b(repr((purpose, *words)).encode(), digest_size=8).digest()
         for generator in self._generators:
             generator.manual_seed(int.from_bytes(digest, "big"))
+        random.seed(digest)
+        np.random.seed(np.frombuffer(digest, np.uint32))

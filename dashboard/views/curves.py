@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from altgrad.compare import Row, by_group
+from altgrad.compare import Row, by_group, loss_unit
 from altgrad.metrics import METRICS, columns
 from altgrad.results import read_events
 from altgrad.show.drawn_curves import AXES, Axis, Line, View, describe, line, non_finite_count, not_on_log, seed_bands
@@ -117,9 +117,10 @@ def _chosen_groups(rows: Sequence[Row]) -> set[str]:
 
 
 def _chosen_view(context: PageContext) -> tuple[View, str, bool, bool]:
+    label = partial(metric_label, loss_unit=loss_unit(context.rows))
     first, second, third, fourth = st.columns([2, 1, 2, 1])
     with first:
-        metric = choose_kept("Metric", columns("step"), "metric", "loss", format_func=metric_label)
+        metric = choose_kept("Metric", columns("step"), "metric", "loss", format_func=label)
     with second:
         axis = choose_kept("Over", list(AXES), "over", "step", format_func=_axis_label)
     with third:

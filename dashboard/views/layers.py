@@ -34,14 +34,14 @@ def show(context: PageContext) -> None:
     site = choose_one("Site", {name: name for name in SITES if name in sites}, "site")
     measured = measured_metrics(table, site)
     first = [name for name in _FIRST if name in measured] or measured[:4]
-    shown = choose_named("Metrics", {name: METRICS[name].axis for name in measured}, "metrics", first)
+    shown = choose_named("Metrics", {name: METRICS[name].axis_in(run.loss_unit) for name in measured}, "metrics", first)
     if not shown:
         st.info("Choose at least one metric.")
     cells = st.columns(2 if len(shown) > 1 else 1)
     for position, metric in enumerate(shown):
         data = heat(table, metric, site)
         with cells[position % len(cells)]:
-            st.markdown(f"**{METRICS[metric].axis}**", help=METRICS[metric].meaning)
+            st.markdown(f"**{METRICS[metric].axis_in(run.loss_unit)}**", help=METRICS[metric].meaning)
             if data is None:
                 st.caption("Not measured.")
                 continue

@@ -1,8 +1,10 @@
 """`python -m altgrad`: what a person types, what they see, and one clear line for a wrong argument."""
 
 import os
+import pty
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,56 @@ def test_bad_input_is_one_line_with_exit_code_2_and_leaves_nothing_behind(tmp_pa
     assert done.returncode == 2 and said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_baseline_is_a_run_that_completed_in_bf16_with_the_same_model_data_and_seed(tmp_path):
+    for name, config, more in (
+        ("bf16", "bf16_baseline", []),
+        ("e4m3", "e4m3_uniform", []),
+        ("stored", "bf16_baseline", ["master_weights=false"]),
+        ("other_seed", "bf16_baseline", ["seed=7"]),
+        ("longer", "bf16_baseline", ["max_steps=7"]),
+    ):
+        done = altgrad("train", CONFIGS / f"{config}.yaml", "--out", tmp_path / name, *MICRO, *more)
+        assert done.returncode == 0, done.stderr
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished/run.json").write_bytes((tmp_path / "bf16/run.json").read_bytes())
+    command = ["train", CONFIGS / "e7m0_uniform.yaml", "--out", tmp_path / "out", *MICRO, "--baseline"]
+    for name, said in {
+        "e4m3": "E4M3",
+        "stored": "other rescues",
+        "other_seed": "another model, data, seed",
+        "longer": "another model, data, seed or schedule",
+        "unfinished": "its status is killed",
+    }.items():
+        refused = altgrad(*command, tmp_path / name)
+        assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
+        assert f"--baseline {tmp_path / name}: " in refused.stderr and said in refused.stderr
+    assert altgrad(*command, tmp_path / "bf16").returncode == 0
+
+
+def test_a_run_whose_terminal_is_closed_goes_on_to_its_end(tmp_path):
+    terminal, its_end = pty.openpty()
+    command = [
+        sys.executable,
+        "-m",
+        "altgrad",
+        "train",
+        CONFIGS / "e7m0_uniform.yaml",
+        "--out",
+        tmp_path / "run",
+        *MICRO,
+    ]
+    command += ["max_steps=400", "eval_interval=400", "checkpoint_interval=400"]
+    process = subprocess.Popen(
+        list(map(str, command)), stdin=its_end, stdout=its_end, stderr=its_end, start_new_session=True,
+        preexec_fn=lambda: __import__("fcntl").ioctl(0, 0x540E, 0),  # TIOCSCTTY: its controlling terminal
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    os.close(its_end)
+    steps, until = tmp_path / "run" / "steps", time.monotonic() + 60
+    while not (steps.exists() and any(steps.iterdir())) and time.monotonic() < until:
+        time.sleep(0.05)
+    os.close(terminal)  # sends SIGHUP, and every write fails from here on
+    assert process.wait(120) == 0
+    assert '"completed"' in (tmp_path / "run" / "end.json").read_text()

@@ -165,6 +165,17 @@ def test_the_digest_sees_every_token(tmp_path: Path) -> None:
     assert len(digests) == 2
 
 
+def test_the_digest_is_the_same_for_runs_of_any_length(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("abcdefgh" * 100)
+    configs = [TrainConfig(data=str(tmp_path / "text.txt"), max_steps=steps) for steps in (1, 20, 64, 5000)]
+    assert len({TextBatches(load_corpus(config), config, 8).digest() for config in configs}) == 1
+    other = configs[0].altered(seed=7)
+    assert (
+        TextBatches(load_corpus(other), other, 8).digest()
+        != TextBatches(load_corpus(configs[0]), configs[0], 8).digest()
+    )
+
+
 # text
 
 

@@ -210,7 +210,7 @@ def test_strips_are_in_the_order_in_which_the_report_says_that_the_signals_moved
     names = strips(found, signals)
     listed = failure_report(found.run).partition("## What moved first")[2].partition("\n\nStayed")[0]
     cells = [line.split("|") for line in listed.splitlines() if line.startswith("| ") and line[2].isdigit()]
-    assert [METRICS[name].axis for name in names] == [cell[2].strip() for cell in cells][: len(names)]
+    assert [METRICS[name].axis_in("nats") for name in names] == [cell[2].strip() for cell in cells][: len(names)]
     assert "realised_displacement" in names, "the verdict's own metric"
     figure = strips_figure(found, signals)
     assert figure.layout.shapes[0].x0 == 80

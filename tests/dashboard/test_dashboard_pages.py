@@ -177,3 +177,17 @@ def test_results_are_only_read(roots: dict[str, Path]) -> None:
     for page in PAGES:
         show(roots["collapsed"], page)
     assert {path: path.stat().st_mtime_ns for path in roots["collapsed"].rglob("*")} == before
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_says_nats_of_a_loss_whose_unit_nobody_knows(page: str, tmp_path: Path) -> None:
+    sweep = generated.new_sweep(tmp_path, "s")
+    for format in ("BF16", "E4M3"):
+        run = generated.InventedRun(format, **SHORT)
+        generated.write_run(sweep, run)
+        info = (sweep / run.name).read_json("run.json")
+        (sweep / run.name).write_json("run.json", info | {"vocabulary": None})
+    app = show(tmp_path, page)
+    assert not app.exception
+    options = [str(option) for box in (*app.selectbox, *app.multiselect) for option in box.options]
+    assert "nats" not in "\n".join([words(app), *options])

@@ -11,14 +11,19 @@ import plotly.graph_objects as go
 import pyarrow as pa
 import pytest
 
+from altgrad.compare import comparison
 from altgrad.config.train_config import TrainConfig
 from altgrad.events import EVENTS, Event, check_kind, kind_of
+from altgrad.html import write_html_report
 from altgrad.html.chart_marks import EVENT_GLYPHS
+from altgrad.report import write_failure_report
 from altgrad.results import SCHEMAS, NoWriter, RunWriter, acts, read_events, read_run, read_table
 from altgrad.results.part_file import encoded
 from altgrad.results.parts import part_name
 from altgrad.show.palette import NEUTRAL, event_colour
+from altgrad.show.sweep_progress import newest_events
 from altgrad.storage.folder import Folder
+from tests.support import generated_results as generated
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,6 +95,27 @@ def test_an_older_folder_with_a_kind_nobody_knows_stays_readable(tmp_path: Path)
     assert acts(events) == {"clip": 1}
     assert (kind_of("gear_shift").label, kind_of("gear_shift").is_act) == ("gear_shift", False)
     assert EVENT_GLYPHS[kind_of("gear_shift").symbol]
+
+
+@pytest.mark.parametrize("kind", ["clip", "format_shift", "verdict"])
+@pytest.mark.parametrize(
+    "detail", ["", None, "{", "[1, 2]", "null", "7", '"x"', "{}", '{"to": 3, "sentence": []}', '{"from": null}',
+               "[" * 9999, '{"from": "E4M3", "to": "E99M99"}', '{"limit": NaN}', "\x00"],
+    ids=repr,
+)  # fmt: skip
+def test_whatever_a_detail_holds_no_reader_ends_in_a_traceback(tmp_path: Path, kind: str, detail: str | None) -> None:
+    sweep = generated.new_sweep(tmp_path, "s")
+    run = generated.InventedRun("E4M3", steps=20, eval_interval=10, diagnostic_interval=10)
+    generated.write_run(sweep, run, "collapsed", verdict=generated.STALLED)
+    row = {"step": 5, "attempt": 0, "time": 1.0, "kind": kind, "detail": detail}
+    part = encoded("events", pa.Table.from_pylist([row], schema=SCHEMAS["events"]))
+    (sweep / run.name).write_bytes(f"events/{part_name(0, 9)}", part)
+    found = read_run(sweep / run.name)
+    assert kind in {event.kind for event in read_events(found)}
+    assert all(isinstance(one["Then"], str) for one in newest_events([found], 9))
+    assert len(comparison([found])) == 1
+    write_failure_report(sweep / run.name)
+    write_html_report(sweep, str(tmp_path / "page.html"))
 
 
 def test_no_module_switches_on_kinds_with_a_list_of_its_own() -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from altgrad.compare import write_comparison
 from altgrad.config.train_config import TrainConfig
-from altgrad.results import RunWriter, Status
+from altgrad.experiment.attempts import earlier_attempts
+from altgrad.experiment.outcome import Report
+from altgrad.results import RunWriter, Status, read_run
 from altgrad.show.sweep_progress import compute_sentence
 from altgrad.storage.folder import Folder
+from altgrad.training import FormatExperimentRunner
+from tests.support.small_runs import SMALL
 from tests.support.written_runs import rows_of
 
 
@@ -76,3 +81,53 @@ def test_the_comparison_files_have_hours_by_run_and_in_total(sweep: Folder) -> N
     exact = {line["run"]: line for line in csv.DictReader(sweep.read_bytes("comparison.csv").decode().splitlines())}
     assert (exact["whole"]["device_hours"], exact["whole"]["device_hours_saved"]) == ("0.5", "")
     assert float(exact["collapsed"]["device_hours_saved"]) == pytest.approx(0.375)
+
+
+def test_each_attempt_counts_at_what_it_held_and_time_that_was_trained_twice_counts_twice(tmp_path: Path) -> None:
+    """Steps 1 to 20 in 3600 s on half a GPU, killed; from 11 on again, on 2 cores, 10 steps in 1800 s."""
+    folder = Folder.at(tmp_path / "s" / "run")
+    config = TrainConfig(max_steps=20)
+    info = {"run": "run", "config": config.model_dump(mode="json")}
+    first = RunWriter(folder, flush_seconds=1e9)
+    first.start({**info, "resources": {"cpus": 1.0, "gpus": 0.5}, "earlier": []})
+    for step in range(1, 21):
+        first.step({"step": step, "elapsed_seconds": step * 180.0})
+    first.flush()
+    earlier = earlier_attempts(folder)
+    assert earlier == [{"attempt": 0, "resources": {"cpus": 1.0, "gpus": 0.5}, "seconds": 3600.0}]
+    second = RunWriter(folder, attempt=1, flush_seconds=1e9)
+    second.start({**info, "resources": {"cpus": 2.0, "gpus": 0.0}, "earlier": earlier})
+    for step in range(11, 21):
+        second.step({"step": step, "elapsed_seconds": 1800.0 + (step - 10) * 180.0})
+    second.end("completed", None, {})
+    row = rows_of(folder.parent)["run"]
+    assert row.hours == {"GPU": 0.5, "CPU-core": 1.0}
+    assert (row.device, row.device_hours) == ("CPU-core", 1.0)
+    assert compute_sentence([row]) == (
+        "Compute: 1 CPU-core-hours spent, 0 saved by early stopping; 0.5 GPU-hours spent, 0 saved by early stopping"
+    )
+    assert [one["seconds"] for one in earlier_attempts(folder)] == [3600.0, 1800.0]
+
+
+def test_a_run_that_goes_on_writes_what_its_earlier_attempts_held(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path / "s" / "run")
+
+    def killed(report: Report) -> None:
+        raise KeyboardInterrupt
+
+    def train(report: Callable[[Report], None] | None, cpus: float) -> None:
+        runner = FormatExperimentRunner(SMALL, folder, report=report, resources={"cpus": cpus, "gpus": 0.0})
+        runner.run()
+
+    with pytest.raises(KeyboardInterrupt):
+        train(killed, 1.0)
+    table = read_run(folder).table("steps", ["elapsed_seconds"])
+    assert table["step"].to_pylist()[-1] == 10
+    train(None, 2.0)
+    info = read_run(folder).info
+    assert info["earlier"] == [
+        {"attempt": 0, "resources": {"cpus": 1.0, "gpus": 0.0}, "seconds": table["elapsed_seconds"][-1].as_py()}
+    ]
+    row = rows_of(folder.parent)["run"]
+    assert row.seconds is not None and row.device_hours is not None
+    assert row.device_hours > row.seconds / 3600

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +201,23 @@ def test_a_resumed_sweep_gives_each_trial_what_it_had_however_few_are_left(tmp_p
     assert not _plan(resume, found, box).notes
 
 
+@pytest.mark.parametrize(
+    ("asked", "workers"), [([], 2), (["--workers-per-trial", "1"], 1), (["--workers-per-trial", "2"], 2)]
+)
+def test_one_worker_that_was_asked_for_is_no_default(asked: list[str], workers: int, tmp_path: Path) -> None:
+    box = Machine(cpus=16, gpus=0, gpu_note="no CUDA GPU found")
+    options = parse_options(
+        ["--results", str(tmp_path), "--name", "one", "--formats", "E4M3", "--workers-per-trial", "2"]
+    )
+    plan = plan_sweep(options, box)
+    create_sweep(options, plan, share_out(options, box, plan.trials))
+    resume = parse_options(["--results", str(tmp_path), "--resume", "one", *asked])
+    found = open_sweep(resume)
+    assert _resources(resume, box, found.unfinished(), found).workers == workers
+    assert ("--workers-per-trial 1 for 2" in str(_plan(resume, found, box).notes)) == (workers == 1)
+    assert ("--workers-per-trial" in resume.resume_command("one")) == bool(asked)
+
+
 def test_an_old_plan_is_shared_out_among_all_its_trials_again(tmp_path: Path) -> None:
     options = SweepOptions(results=str(tmp_path), name="one", formats=("E4M3", "E5M2"), no_baseline=True)
     plan = plan_sweep(options, CPU_BOX)
@@ -284,6 +303,25 @@ def test_a_results_root_that_cannot_be_written_is_named(tmp_path: Path, capsys: 
     assert main(["--results", str(tmp_path / "file"), "--formats", "E4M3"]) == 2
     error = capsys.readouterr().err
     assert len(error.strip().splitlines()) == 1 and str(tmp_path / "file") in error
+
+
+def test_a_read_only_results_root_is_one_line_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path))
+
+    def started(*_: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("altgrad.storage.folder.os.makedirs", refuse)
+    monkeypatch.setattr("altgrad.storage.folder.open", refuse, raising=False)
+    monkeypatch.setattr("tune.cluster.ray_session.local_ray", started)
+    for root in (tmp_path, tmp_path / "new" / "root"):
+        assert main(["--results", str(root), "--formats", "E4M3", "--max-steps", "2"]) == 2
+        error = capsys.readouterr().err
+        assert len(error.strip().splitlines()) == 1 and "Read-only file system" in error and str(root) in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_error_in_a_config_file_names_the_file(tmp_path: Path) -> None:

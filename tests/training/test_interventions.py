@@ -9,7 +9,7 @@ from altgrad.config.recipe import GEMM_SITES
 from altgrad.config.train_config import TrainConfig
 from altgrad.formats import FALLBACKS, FORMATS, find_format
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import MICRO, SMALL, train
+from tests.support.small_runs import MICRO, SMALL, multiply_loss, train
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
@@ -345,3 +345,27 @@ def test_parts_frozen_in_evaluation_mode_stay_frozen_and_running_statistics_are_
     assert not model.frozen.training and model.norm.training and model.training
     assert model.frozen.num_batches_tracked == 0
     assert Trainer(MICRO.altered(batch_size=8), Net().eval(), Data()).model.norm.training  # nobody trains like that
+
+
+@pytest.mark.parametrize("overflow", ["saturate", "inf"])
+def test_a_delayed_scale_that_overflowed_to_inf_is_wider_at_the_next_step(overflow):
+    """Gradients a million times as large from step 6 on: with inf steps are lost, but not all that follow.
+
+    An inf reaches the layers below as inf or NaN, of which no amax can be told: a step widens one layer of five.
+    """
+    config = SMALL.altered(format="E5M2", overflow=overflow, scaling="delayed", amax_history=64)
+    trainer, outcomes = train(config, dict.fromkeys(range(6, 13), 1e6))
+    skipped = [event.step for outcome in outcomes for event in outcome.events if event.kind == "skip"]
+    assert (
+        skipped == (list(range(6, 6 + len(trainer.layers))) if overflow == "inf" else []) and len(trainer.layers) == 5
+    )
+
+
+def test_a_step_skipped_for_a_broken_batch_leaves_the_histories_as_they_were():
+    trainer = Trainer(SMALL.altered(format="E5M2", overflow="inf", scaling="delayed"))
+    multiply_loss(trainer, {4: math.nan})
+    for _ in range(3):
+        trainer.step()
+    before = {name: history.clone() for name, history in trainer.quantized.histories().items()}
+    assert trainer.step().events[0].kind == "skip"
+    assert all(torch.equal(history, before[name]) for name, history in trainer.quantized.histories().items())

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import math
+import pickle
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from altgrad.experiment import runner as format_runner
+from altgrad.experiment.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from altgrad.experiment.outcome import ExperimentResult
 from altgrad.results import read_run
 from altgrad.storage.folder import Folder
@@ -274,6 +279,56 @@ def test_each_entry_of_a_checkpoint_is_needed(entry, straight, tmp_path, monkeyp
     assert shown(runner(tmp_path / "run").run()) != straight
 
 
+OLDER = [
+    ("trainer", "interventions", 0, "companions"),
+    ("trainer", "quantized"),
+    ("trainer", "tokens"),
+    ("trainer",),
+    ("losses", "best"),
+    ("detector",),
+    ("gap",),
+    ("trainer", "interventions", 1),
+    ("trainer", "diagnostics"),
+]
+
+
+@pytest.mark.parametrize("change", ["lacks", "renamed"])
+@pytest.mark.parametrize("path", OLDER, ids=str)
+def test_a_checkpoint_of_another_version_is_one_line(path, change, tmp_path, monkeypatch):
+    save = format_runner.save_checkpoint
+
+    def older(folder: Folder, step: int, state: dict[str, Any]) -> str:
+        state = copy.deepcopy(state)
+        place: Any = state
+        for key in path[:-1]:
+            place = place[key]
+        entry = place.pop(path[-1])
+        if change == "renamed" and isinstance(place, dict):
+            place[f"{path[-1]}_of_old"] = entry
+        return save(folder, step, state)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(format_runner, "save_checkpoint", older)
+        die_at(patched, 13)
+        with pytest.raises(Killed):
+            runner(tmp_path / "run").run()
+    with pytest.raises(CheckpointError) as caught:
+        runner(tmp_path / "run").run()
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path / 'run' / 'checkpoints'}: ") and "another version's" in said
+    assert "\n" not in said and len(said) < 500 and ("lacks" in said or "has" in said or "expected" in said)
+    assert read_run(Folder.at(tmp_path / "run")).status == "failed"
+
+
+def test_a_checkpoint_of_another_program_is_passed_over(tmp_path):
+    folder = Folder.at(tmp_path)
+    save_checkpoint(folder, 1, {"step": 1})
+    content = pickle.dumps(Data())
+    folder.write_bytes(f"step-{2:09d}-{hashlib.sha256(content).hexdigest()[:12]}.pt", content)
+    state, corrupt = load_checkpoint(folder)
+    assert state == {"step": 1} and len(corrupt) == 1
+
+
 def test_a_run_killed_right_after_a_checkpoint_has_all_rows_up_to_it(straight, tmp_path, monkeypatch):
     save = format_runner.save_checkpoint
 
@@ -345,6 +400,31 @@ def test_dropout_masks_are_the_same_in_every_run_of_a_seed_and_others_at_every_s
     assert first == masks(format="FP32", gradient_format=None) == masks(format="E7M0", scaling="none")
     assert all(one != other for place, one in enumerate(first) for other in first[:place])
     assert masks(seed=8) != first
+
+
+def test_what_a_model_draws_from_python_and_numpy_repeats_with_seed_and_step_and_the_caller_s_is_left_alone():
+    drawn: list[tuple[float, float]] = []
+
+    class Drawing(Net):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            drawn.append((random.random(), float(np.random.random())))
+            return super().forward(x, y)
+
+    def draws(**changes: Any) -> list[tuple[float, float]]:
+        drawn.clear()
+        trainer = Trainer(MASTERS.altered(use_shadow=False, **changes), model=Drawing(), batches=Data())
+        for _ in range(3):
+            trainer.step()
+        return list(drawn)
+
+    random.seed(5)
+    np.random.seed(5)
+    before = random.getstate(), np.random.get_state()
+    first = draws()
+    assert random.getstate() == before[0] and all(map(np.array_equal, np.random.get_state(), before[1]))
+    random.seed(6)
+    assert draws(format="E5M2") == first and len({one for pair in first for one in pair}) == 6
+    assert draws(seed=8) != first
 
 
 def test_the_shadow_drops_what_the_step_dropped():

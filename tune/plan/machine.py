@@ -99,7 +99,7 @@ class Shares:
             options,
             cpus_per_trial=self.cpus if options.cpus_per_trial is None else options.cpus_per_trial,
             gpus_per_trial=self.gpus if options.gpus_per_trial is None else options.gpus_per_trial,
-            workers_per_trial=self.workers if options.workers_per_trial == 1 else options.workers_per_trial,
+            workers_per_trial=self.workers if options.workers_per_trial is None else options.workers_per_trial,
         )
 
     def note(self, options: SweepOptions) -> str | None:
@@ -107,10 +107,7 @@ class Shares:
         asked = {
             "--cpus-per-trial": (self.cpus, options.cpus_per_trial),
             "--gpus-per-trial": (self.gpus, options.gpus_per_trial),
-            "--workers-per-trial": (
-                self.workers,
-                None if options.workers_per_trial == 1 else options.workers_per_trial,
-            ),
+            "--workers-per-trial": (self.workers, options.workers_per_trial),
         }
         changed = [f"{name} {new:g} for {old:g}" for name, (old, new) in asked.items() if new not in (None, old)]
         if not changed:
@@ -132,7 +129,7 @@ def share_out(options: SweepOptions, machine: Machine, trials: Sequence[Trial]) 
     Example: 8 cores, no GPU, 16 trials: 1 core each, 8 at a time; with 3 trials: 2 cores each, 3 at a time.
     Raises SweepError for options that the machine cannot fulfil.
     """
-    workers, gpus = options.workers_per_trial, options.gpus_per_trial
+    workers, gpus = options.workers_per_trial or 1, options.gpus_per_trial
     parts = _parts(trials, workers)
     if gpus is None:
         large = workers > 1 or any(trial.config.model in _LARGE_MODELS for trial in trials)

@@ -60,7 +60,7 @@ class SweepOptions:
     resume: str | None = option(RESULTS, word, "continue a sweep that was interrupted (default: that of --name, or the newest)", bare=NEWEST, metavar="NAME")
     dry_run: bool = option(RESULTS, bool, "print trials, waves and resources, and run nothing", default=False)
     probe: bool = option(RESULTS, bool, "first measure step times on this machine, from which this and later plans estimate the wall time", default=False)
-    workers_per_trial: int = option(RUNNING, count, "number of processes that train a trial together, each on a part of every batch", default=1, metavar="K")
+    workers_per_trial: int | None = option(RUNNING, count, "number of processes that train a trial together, each on a part of every batch (default: 1)", metavar="K")
     cpus_per_trial: float | None = option(RUNNING, positive, "CPU cores, and threads, of a trial or of each of its workers", metavar="N")
     gpus_per_trial: float | None = option(RUNNING, not_negative, "GPUs of a trial or of each of its workers; a fraction such as 0.25 lets trials share a GPU (default: 0.25, or more if the model needs it)", metavar="X")
     max_concurrent: int | None = option(RUNNING, count, "most trials that run at the same time", metavar="N")

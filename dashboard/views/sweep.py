@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from altgrad.compare import STEP_COLUMNS, Row, by_group
-from altgrad.metrics import METRICS
+from altgrad.compare import STEP_COLUMNS, Row, by_group, loss_unit
 from dashboard.data.sweep_frame import CELL_COLUMNS, COLUMNS, HEADS, csv_of, group_frame, group_name, run_frame
 from dashboard.page_context import PageContext
 from dashboard.widgets import choose_kept, choose_many, choose_named, choose_one, show_table, switch
@@ -103,7 +102,9 @@ def _table(context: PageContext, frame: pd.DataFrame, members: Sequence[list[Row
     )
     chosen = picked.selection.rows if picked else []
     if not chosen:
-        st.caption(f"{len(frame)} rows; select one to open it. Losses and gaps are in {METRICS['loss'].unit}.")
+        unit = loss_unit(row for rows in members for row in rows)
+        said = f" Losses and gaps are in {unit}." if unit else ""
+        st.caption(f"{len(frame)} rows; select one to open it.{said}")
         return
     opened = members[frame.index[chosen[0]]]
     if per_group:

@@ -20,8 +20,8 @@ from tests.servers.polling import PATIENCE
 from tests.support.small_runs import set_words
 from tune.cluster.ray_session import local_ray
 from tune.plan.machine import Machine, share_out
-from tune.plan.options import parse_options
-from tune.plan.sweep_record import create_sweep
+from tune.plan.options import SweepOptions, parse_options
+from tune.plan.sweep_record import create_sweep, open_sweep
 from tune.plan.trials import plan_sweep
 from tune.run import execution
 from tune.run.interrupts import Interrupts
@@ -47,18 +47,20 @@ def train_in_company(parameters: dict[str, Any]) -> None:
     train_trial(parameters)
 
 
-def swept(folder: Path, machine: Machine, *arguments: str) -> dict[str, Run]:
-    """The runs of a sweep on a machine that Ray believes to exist."""
+def swept(folder: Path, machine: Machine, *arguments: str, unwritable: str | None = None) -> dict[str, Run]:
+    """The runs of a sweep on a machine that Ray believes to exist; one of them may be `unwritable`, and is left out."""
     words = [*arguments, "--results", str(folder), "--name", "s", "--set", *FIELDS]
     options = parse_options(words)
     plan = plan_sweep(options, machine)
     resources = share_out(options, machine, plan.trials)
     sweep = create_sweep(options, plan)
+    if unwritable is not None:
+        (folder / "s" / unwritable).write_text("a file where the run's folder should be")
     with local_ray(machine) as place, Interrupts() as interrupts:
         console = Console(quiet=True)
         execution.run_trials(sweep, plan.trials, options, resources, "disabled", console, place, interrupts, print)
     runs, broken = list_runs(sweep.folder)
-    assert not broken and len(runs) == len(plan.trials)
+    assert not broken and len(runs) == len(plan.trials) - (unwritable is not None)
     return {run.name: run for run in runs}
 
 
@@ -113,3 +115,17 @@ def test_asha_stops_a_bad_trial_and_no_baseline_however_bad(tmp_path: Path) -> N
     assert stopped["summary"]["reason"] == "stopped by --scheduler asha"
     saved = {row.run: row.seconds_saved for row in comparison(list(runs.values()))}
     assert saved.pop("e4m3-s42-lr1e-09") and not any(saved.values())
+
+
+@pytest.mark.slow
+def test_a_run_whose_folder_cannot_be_written_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = Machine(cpus=1, gpus=0, gpu_note="")
+    words = ("--formats", "E4M3", "E5M2", "--max-steps", "12", "--retries", "1")
+    runs = swept(tmp_path, machine, *words, unwritable="e4m3-s42")
+    assert {name: run.status for name, run in runs.items()} == {
+        "bf16_baseline-s42": "completed", "e5m2-s42": "completed",
+    }  # fmt: skip
+    assert "e4m3-s42: its end cannot be recorded" in capsys.readouterr().out
+    assert [trial.run for trial in open_sweep(SweepOptions(results=str(tmp_path), resume="s")).unfinished()] == [
+        "e4m3-s42"
+    ]

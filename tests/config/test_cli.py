@@ -98,11 +98,11 @@ def test_a_baseline_is_a_run_that_completed_in_bf16_with_the_same_model_data_and
         ("other_seed", "bf16_baseline", ["seed=7"]),
         ("longer", "bf16_baseline", ["max_steps=7"]),
     ):
-        done = altgrad("train", CONFIGS / f"{config}.yaml", "--out", tmp_path / name, *MICRO, *more)
+        done = altgrad("train", CONFIGS / f"{config}.yaml", "--out", tmp_path / name, *SHORT, *more)
         assert done.returncode == 0, done.stderr
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished/run.json").write_bytes((tmp_path / "bf16/run.json").read_bytes())
-    command = ["train", CONFIGS / "e7m0_uniform.yaml", "--out", tmp_path / "out", *MICRO, "--baseline"]
+    command = ["train", CONFIGS / "e7m0_uniform.yaml", "--out", tmp_path / "out", *SHORT, "--baseline"]
     for name, said in {
         "e4m3": "E4M3",
         "stored": "other rescues",
@@ -126,7 +126,7 @@ def test_a_run_whose_terminal_is_closed_goes_on_to_its_end(tmp_path):
         CONFIGS / "e7m0_uniform.yaml",
         "--out",
         tmp_path / "run",
-        *MICRO,
+        *SHORT,
     ]
     command += ["max_steps=400", "eval_interval=400", "checkpoint_interval=400"]
     process = subprocess.Popen(

@@ -105,6 +105,7 @@ def test_the_learning_rate_of_every_step_is_that_of_the_schedule_by_hand():
         assert learning_rate(BY_HAND, step) == pytest.approx(rate, rel=1e-7)
         assert learning_rate(BY_HAND.altered(schedule="constant"), step) == min(1.0, step / 4)
     assert learning_rate(BY_HAND.altered(warmup_steps=0, min_learning_rate_ratio=0.0), 12) == 0.0
+    assert learning_rate(BY_HAND, 13) == learning_rate(BY_HAND, 20) == pytest.approx(0.1)  # who trains on stays there
     falling = [learning_rate(BY_HAND, step) for step in range(4, 13)]
     assert falling == sorted(falling, reverse=True)
     trainer = Trainer(BY_HAND)

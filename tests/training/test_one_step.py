@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.config.train_config import TrainConfig
+from altgrad.formats import FORMATS
 from altgrad.stability.protocol import StepState
 from altgrad.training.trainer import Trainer
 from tests.support.small_runs import SMALL
@@ -236,3 +237,13 @@ def test_whoever_changes_a_weight_besides_the_optimizer_is_noticed_in_that_step(
             with torch.no_grad():
                 net.first.bias.mul_(2)
     assert seen == noticed
+
+
+def test_another_format_of_a_weight_is_noticed_too_where_no_weight_changes() -> None:
+    trainer, _, _ = trainer_of()
+    seen: list[int] = []
+    trainer._diagnostics.weights_were_changed = lambda: seen.append(trainer.step_number)  # type: ignore[method-assign]
+    trainer.step(), trainer.step()
+    trainer.layers["second"].site("weight").set_format(FORMATS["E5M2"])
+    trainer.step(), trainer.step()
+    assert seen == [3]

@@ -77,6 +77,7 @@ _TABLE = (
     Metric("update_to_weight_ratio", "Update to weight", "ratio", "RMS of the optimizer's intended update divided by RMS of the weight", _BOTH, every="diagnostic_interval"),
     Metric("gradient_sparsity", "Gradient sparsity", "share", "share of the gradient values that are exactly zero", _BOTH, every="diagnostic_interval"),
     Metric("zero_update_fraction", "Zero updates", "share", "share of the weights whose stored value did not change in the step", _BOTH, every="diagnostic_interval"),
+    Metric("decay_lost", "Weight decay lost", "share", "share of the non-zero stored weights that nearest rounding would return to where they were if weight decay (learning rate x weight decay x weight) alone acted; without master weights only", _BOTH, every="diagnostic_interval", is_signal=False),
     Metric("stable_rank", "Stable rank", "", "|W|_F^2 / |W|_2^2 of a weight matrix W: about the number of directions in which it acts; for the whole model the median over layers", _BOTH, every="diagnostic_interval"),
     Metric("stiffness_mean", "Stiffness, mean", "scaled units", "mean stiffness of the non-zero weights: the grid spacing 2^(floor(log2|w|) - M) at the scaled weight w, without the subnormal floor", _BOTH, every="diagnostic_interval", switch="log_stiffness"),
     Metric("stiffness_max", "Stiffness, max", "scaled units", "largest stiffness (grid spacing at the weight, without the subnormal floor) of any weight", _BOTH, every="diagnostic_interval", switch="log_stiffness"),

@@ -13,7 +13,7 @@ from tests.support.small_runs import MICRO
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory):
-    """Three short runs that between them show every metric moving."""
+    """Short runs that between them show every metric moving."""
     folder = tmp_path_factory.mktemp("liveness")
     config = MICRO.altered(max_steps=24, learning_rate=3e-3, eval_interval=8, diagnostic_interval=4)
     first = run_format_experiment(config.altered(format="E4M3", scaling="delayed"), folder / "masters")
@@ -27,7 +27,10 @@ def tables(tmp_path_factory):
         config.altered(format="E2M5", learning_rate=1e30, gradient_clip=0.0, stop_on_collapse=False),
         folder / "explodes",
     )
-    runs = [read_run(result.folder) for result in (first, second, third, fourth)]
+    fifth = run_format_experiment(
+        config.altered(format="E4M3", master_weights=False, learning_rate=0.03, weight_decay=2.0), folder / "decays"
+    )
+    runs = [read_run(result.folder) for result in (first, second, third, fourth, fifth)]
     return {name: [run.table(name).to_pandas() for run in runs] for name in ("steps", "layers")}
 
 

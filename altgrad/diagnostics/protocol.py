@@ -37,6 +37,7 @@ class LayerStep:
     stored_after: Tensor
     scale: Tensor
     inverse_scale: Tensor
+    decay: float = 0.0  # share of the weight that decoupled decay takes: learning rate x weight decay
 
     @property
     def format(self) -> NumberFormat:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from altgrad.config.train_config import TrainConfig
 from altgrad.diagnostics.measures import value_histogram as histogram
+from altgrad.diagnostics.measures.decay import DecayLost
 from altgrad.diagnostics.measures.gradient_norm import LayerGradientNorm
 from altgrad.diagnostics.measures.gradient_stiffness import GradientStiffness
 from altgrad.diagnostics.measures.grid_alignment import GridAlignment
@@ -54,6 +55,8 @@ class Diagnostics:
             LayerGradientNorm(),
             StableRank(),
         ]
+        if not config.master_weights:
+            self._diagnostics.append(DecayLost())
         if config.log_stiffness:
             self._diagnostics += [Stiffness(), GradientStiffness()]
         if config.log_grid_alignment:

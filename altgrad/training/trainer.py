@@ -91,7 +91,7 @@ class Trainer:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._write_back = self.quantized.write_back
         self._counts = SiteCounts(self.quantized, self.ranks)
-        self._watch = WeightWatch(self.layers)
+        self._watch = WeightWatch(self.layers, self.optimizer)
         self._random = StepRandom(self.device)
         self._loss = StepLoss(model, self.layers, config, self.device, runs_alike, compiled_before, self.ranks)
         corrections = None if self._write_back is None else self._write_back.corrections

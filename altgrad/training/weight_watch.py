@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from altgrad.diagnostics.protocol import LayerStep
 from altgrad.formats import NumberFormat
@@ -22,8 +23,9 @@ class WeightWatch:
     A layer whose weight got no gradient in this step is left out.
     """
 
-    def __init__(self, layers: Mapping[str, QuantizedLinear]) -> None:
+    def __init__(self, layers: Mapping[str, QuantizedLinear], optimizer: Optimizer) -> None:
         self._layers = layers
+        self._groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         self._before: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
         self._intended: dict[str, Tensor] = {}
 
@@ -46,9 +48,11 @@ class WeightWatch:
             layer = self._layers[name]
             gradient = layer.weight.grad
             assert gradient is not None
-            after = layer.rounded_weight()
+            after, intended = layer.rounded_weight(), self._intended[name]
+            group = self._groups[id(layer.weight)]
+            decay = group["lr"] * group["weight_decay"]
             found.append(
-                LayerStep(name, layer, gradient.float(), weight, stored, self._intended[name], after, scale, inverse)
+                LayerStep(name, layer, gradient.float(), weight, stored, intended, after, scale, inverse, decay)
             )
         self._before, self._intended = {}, {}
         return found

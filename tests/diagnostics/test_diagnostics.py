@@ -11,11 +11,14 @@ import pytest
 import torch
 from torch import nn
 
+from altgrad.diagnostics.measures.decay import DecayLost
 from altgrad.diagnostics.measures.stable_rank import stable_rank
 from altgrad.diagnostics.protocol import LayerStep
 from altgrad.formats import find_format
 from altgrad.quantization.kernel.round import round_to_format
+from altgrad.training.trainer import Trainer
 from tests.support import slow_diagnostics as slow
+from tests.support.small_runs import SMALL
 from tests.support.stepped_layers import Bench, rows_of
 
 
@@ -228,3 +231,33 @@ def test_correlations_find_a_planted_relation_and_the_control_does_not():
     assert snapshot.values["gradient_stiffness_log_correlation"] == pytest.approx(1.0)
     assert abs(snapshot.values["gradient_stiffness_shuffled"]) < 0.1
     assert snapshot.values["gradient_stiffness_ratio"] == pytest.approx(8.0)  # 2^M
+
+
+@pytest.mark.parametrize(
+    ("decay", "lost"),
+    [
+        (0.03, 1.0),  # 1 -> 0.97, 1.75 -> 1.6975, 2^-9 -> 0.97 x 2^-9: all return
+        (0.033, 2 / 3),  # 1 -> 0.967, nearer to 0.9375: the ULP below a power of two is half as large
+        (0.125, 1 / 3),  # 1.75 -> 1.53, nearer to 1.5; the subnormal returns
+        (0.6, 0.0),  # 0.4 x 2^-9 -> 0
+    ],
+)
+def test_decay_is_lost_where_nearest_rounding_takes_it_back(decay, lost):
+    """E4M3 with weights 1, -1.75, the smallest one and 0, by hand; absent with masters and without decay."""
+    bench = Bench(nn.Sequential(nn.Linear(4, 1, bias=False)), format="E4M3", scaling="none", master_weights=False)
+    layer = bench.layers["0"]
+    weight = torch.tensor([[1.0, -1.75, 2.0**-9, 0.0]])
+    one = torch.ones_like(weight)
+    step = LayerStep("0", layer, one, weight, weight, weight, weight, one, one, decay)
+    found = DecayLost().measure([step])
+    assert float(found.step["decay_lost"]) == pytest.approx(lost) == float(found.layers["0"]["decay_lost"])
+    assert not DecayLost().measure([dataclasses.replace(step, decay=0.0)]).step
+
+
+@pytest.mark.parametrize("master_weights", [True, False])
+def test_decay_lost_is_measured_without_masters_alone(master_weights):
+    trainer = Trainer(SMALL.altered(format="E4M3", master_weights=master_weights, max_steps=4))
+    records = [trainer.step().record for _ in range(4)]
+    assert ("decay_lost" in records[-1]) == (not master_weights)
+    if not master_weights:
+        assert records[-1]["decay_lost"] == 1.0  # 6e-4 x 0.1 at most

@@ -39,6 +39,7 @@ from altgrad.config.shipped_configs import ROOT
 from altgrad.storage.folder import check_location
 from altgrad.text.error_hints import error_text
 from altgrad.text.terminal_output import harmless, one_line, unstoppable_output
+from tune.cluster import ray_private
 from tune.cluster.sent_code import sent_code
 from tune.plan.options import NOTIFY, SweepError, SweepOptions, parse_options
 
@@ -103,10 +104,8 @@ def check_cluster(address: str) -> None:
     """Raise SweepError, within 10 s, if no cluster answers, it refuses our token, or its version of Ray differs."""
     if not address.startswith(("http://", "https://")):
         raise SweepError(f"--address {address}: expected the job server, such as http://HEAD:8265")
-    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
-
-    _expect_token()
-    request = urllib.request.Request(f"{address.rstrip('/')}/api/version", headers=get_auth_headers_if_auth_enabled({}))
+    ray_private.use_token()
+    request = urllib.request.Request(f"{address.rstrip('/')}/api/version", headers=ray_private.token_headers())
     end = time.monotonic() + _ANSWER_SECONDS
     while True:
         try:
@@ -127,13 +126,6 @@ def check_cluster(address: str) -> None:
     ours = metadata.version("ray")
     if theirs.split(".")[:2] != ours.split(".")[:2]:
         raise SweepError(f"--address {address}: the cluster runs Ray {theirs}, this is {ours}; install ray=={theirs}")
-
-
-def _expect_token() -> None:
-    """Let Ray send its token, if there is one: $RAY_AUTH_TOKEN, $RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token."""
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _explain(error: urllib.error.HTTPError) -> str:

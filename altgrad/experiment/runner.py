@@ -312,7 +312,39 @@ class FormatExperimentRunner:
         }
 
 
-def run_format_experiment(config: TrainConfig, folder: str | Path | Folder, **options: Any) -> ExperimentResult:
-    """Run one config into a folder (local path or URI); `options` as for `FormatExperimentRunner`."""
-    place = folder if isinstance(folder, Folder) else Folder.at(folder)
-    return FormatExperimentRunner(config, place, **options).run()
+def run_format_experiment(
+    config: TrainConfig,
+    folder: str | Path | Folder,
+    *,
+    run: str | None = None,
+    sweep: str | None = None,
+    intervention: str = "none",
+    report: Callable[[Report], None] | None = None,
+    report_interval: int = 10,
+    baseline: Mapping[int, float] | None = None,
+    baseline_start: Mapping[str, Any] | None = None,
+    model: nn.Module | None = None,
+    batches: Batches | None = None,
+    runs_alike: int | None = None,
+    resources: Mapping[str, float] | None = None,
+    announce: Callable[[str], None] | None = None,
+    group: str | None = None,
+) -> ExperimentResult:
+    """Run one config into a folder (local path or URI); what each parameter means, `FormatExperimentRunner` says."""
+    return FormatExperimentRunner(
+        config,
+        folder if isinstance(folder, Folder) else Folder.at(folder),
+        run=run,
+        sweep=sweep,
+        intervention=intervention,
+        report=report,
+        report_interval=report_interval,
+        baseline=baseline,
+        baseline_start=baseline_start,
+        model=model,
+        batches=batches,
+        runs_alike=runs_alike,
+        resources=resources,
+        announce=announce,
+        group=group,
+    ).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 import signal
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.quantized_model import quantize_model
-from altgrad.training import run_format_experiment
+from altgrad.training import FormatExperimentRunner, run_format_experiment
 from altgrad.training.process_settings import full_precision_sums
 from altgrad.training.trainer import Trainer
 from tests.support.small_runs import SMALL
@@ -182,3 +183,10 @@ def test_full_precision_can_be_nested() -> None:
             pass
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     assert settings()["precision"] == before
+
+
+def test_the_function_that_runs_an_experiment_shows_the_parameters_of_the_runner() -> None:
+    shown = dict(inspect.signature(run_format_experiment).parameters)
+    taken = dict(inspect.signature(FormatExperimentRunner).parameters)
+    assert shown.keys() == taken.keys()
+    assert {n: p.default for n, p in shown.items()} == {n: p.default for n, p in taken.items()}

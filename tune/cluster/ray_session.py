@@ -10,12 +10,12 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from altgrad.config.shipped_configs import ROOT
 from altgrad.text.terminal_output import one_line
 from tune.cluster import private_folders as scratch
+from tune.cluster import ray_private
 from tune.cluster.accelerators import smallest_gpu
 from tune.cluster.ray_watch import RayFailed, watched_ray
 from tune.cluster.sent_code import sent_code
@@ -57,7 +57,7 @@ def local_ray(
     os.environ.update(_DRIVER_ENVIRONMENT | _LOOPBACK_ONLY)
     import ray  # reads its environment when imported
 
-    _keep_secrets()
+    ray_private.send_no_keys_of_the_cloud()
     _use_own_token()
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # workers do not see this process's sys.path
@@ -85,10 +85,8 @@ def local_ray(
                 on_death(which)
                 shutil.rmtree(folder, ignore_errors=True)
 
-            worker: Any = ray._private.worker
-            # Ray prints a death as twenty lines of its log; `watched_ray` reports it in one.
-            worker.print_to_stdstream = lambda *arguments, **options: None
-            with watched_ray(worker._global_node.all_processes, gone):
+            ray_private.keep_quiet()  # whoever watches here tells a death in one line
+            with watched_ray(ray_private.own_processes(), gone):
                 yield folder
         finally:
             ray.shutdown()
@@ -105,7 +103,7 @@ def connected_ray(address: str) -> Iterator[Machine]:
     os.environ.update(_DRIVER_ENVIRONMENT | _GIVE_UP_SOON)
     import ray  # reads its environment when imported
 
-    _keep_secrets()
+    ray_private.send_no_keys_of_the_cloud()
     with ExitStack() as stack:
         sent = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else stack.enter_context(sent_code())
         environment = {"env_vars": _WORKER_ENVIRONMENT, **sent}
@@ -120,16 +118,6 @@ def connected_ray(address: str) -> Iterator[Machine]:
         yield Machine(int(has.get("CPU", 0)), gpus, note, smallest_gpu(node["Resources"] for node in ray.nodes()))
     finally:
         ray.shutdown()
-
-
-def _keep_secrets() -> None:
-    """Stop Tune from copying cloud keys into Ray's runtime environment, which Ray writes to its logs.
-
-    Processes of a private Ray inherit our keys anyway; those of a cluster have the keys of their nodes.
-    """
-    from ray.tune.execution import class_cache
-
-    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 
 
 def _why_not(error: Exception) -> str:

@@ -17,9 +17,9 @@ import ray.train
 from ray import tune
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from altgrad.quantization.kernel.ranks import lost_another_rank
+from tune.cluster.ray_private import unhealthy_worker
 from tune.run.relay import Relay, ReportedResult
 
 _POLL_SECONDS = 0.5  # between two checks that the workers are alive
@@ -109,5 +109,5 @@ def _reason(error: BaseException) -> BaseException:
 
 
 def _died(failure: BaseException) -> bool:
-    """Whether a worker's failure is Ray's error that it does not answer, and not an exception that it raised."""
-    return isinstance(failure, (RayActorError, WorkerHealthCheckFailedError))
+    """Whether a worker's failure is not an exception of its own but Ray's word that it does not answer."""
+    return isinstance(failure, (RayActorError, unhealthy_worker()))

@@ -1,6 +1,6 @@
-"""altgrad: which number formats train a model, where each collapses, why, and what saves it.
+"""altgrad trains one model per number format: which formats train, where the others collapse, why, and what helps.
 
-The package knows neither Ray nor Streamlit.  Importing it loads nothing: the modules that read results
+The package imports neither Ray nor Streamlit.  `import altgrad` loads no other module; the modules that read results
 (`formats`, `metrics`, `results`, `collapse`, `compare`, `report`) work on a machine without torch.
 """
 

@@ -1,7 +1,7 @@
-"""`altgrad COMMAND` and `python -m altgrad COMMAND`, which are the same: finds the command, says errors in one line.
+"""`altgrad COMMAND` and `python -m altgrad COMMAND`, which are the same: runs a command, reports an error in one line.
 
-Each command imports what it needs when it runs: `formats` and `report` must not wait for torch, and what an
-installation without some extra can do must not fail for what it cannot.
+Each command imports its modules when it runs, so that `formats` and `report` do not wait for torch, and an installation
+without some extra can still run the commands that do not need it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _EXIT_BAD_INPUT = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 done, 1 the run failed, 2 bad input)."""
+    """Run one command; returns the exit code: 0 if it succeeded, 1 if the run failed, 2 for bad input."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(words)

@@ -1,10 +1,10 @@
-"""How much memory a recipe's weights and optimizer states would take on hardware that stores them as the recipe says.
+"""Memory that a recipe's weights and optimizer states would take on hardware that stores them in the recipe's formats.
 
-Counted for each weight of a rounded layer, in bytes, between two steps: its FP32 master, one rounded copy for each way
-in which the GEMMs see it (MX formats need one along each dimension; without masters the first copy is the weight
-itself), Adam's two moments, and Kahan's compensation, each with the scales of its blocks.  Not counted: gradients,
-activations, scales of whole tensors and rows, layers that the recipe leaves in high precision, and all that is no
-matrix of a linear layer.
+For each weight of a rounded layer, these bytes are counted between two steps: its FP32 master, one rounded copy per
+distinct rounding that its GEMMs need (MX formats need one along each dimension; without masters the first copy is the
+weight itself), Adam's two moments, and the Kahan compensation, each with the scales of its blocks.  Gradients,
+activations, scales of whole tensors and rows, layers in high precision, and parameters outside the matrices of linear
+layers are not counted.
 
 No torch: see `train_config`.
 """
@@ -22,9 +22,10 @@ _EXPONENT = 4.0  # an FP32 number beside the scale of a group whose range is exp
 
 
 def bytes_per_parameter(recipe: Recipe) -> float:
-    """Bytes that a weight of a rounded layer takes.
+    """Bytes per weight of a rounded layer.
 
-    E4M3 with one scale per tensor, FP32 masters and moments: 4 + 1 + 8 = 13; without masters 9, with Kahan 11.
+    Example: E4M3 with one scale per tensor, an FP32 master and FP32 moments takes 4 + 1 + 8 = 13 bytes; without masters
+    it takes 1 + 8 = 9, and with the Kahan compensation in BF16 11.
     """
     copies = [rounded.cast for rounded in roundings(recipe.casts_at())["weight"]]
     if recipe.master_weights:
@@ -40,7 +41,7 @@ def bytes_per_parameter(recipe: Recipe) -> float:
 
 
 def _stored(cast: Cast, beside_scale: float = 0.0) -> float:
-    """Bytes of a value of a cast, with its share of its block's scale."""
+    """Bytes of one value of a cast, including its share of the scale of its block."""
     found, tile = cast.number_format.bits / 8, cast.tile
     if tile is not None and cast.number_format.scaled and cast.scaling != "none":
         found += (_SCALE_BYTES[cast.scale_format] + beside_scale) / (tile[0] * tile[1])

@@ -53,9 +53,13 @@ def measure_more(evidence: Evidence) -> list[Advice]:
     found = []
     if not evidence.layers.num_rows and config.diagnostic_interval > verdict.step:
         every = max(1, verdict.step // 10)
-        found.append(Advice({"diagnostic_interval": every}, f"the run collapsed at step {verdict.step}, before any"))
+        found.append(
+            Advice(
+                {"diagnostic_interval": every}, f"the run collapsed at step {verdict.step}, before the first diagnosis"
+            )
+        )
     if not config.use_shadow:
-        found.append(Advice({"use_shadow": True}, "tells a wrong gradient from a lost update"))
+        found.append(Advice({"use_shadow": True}, "distinguishes a wrong gradient from a lost update"))
     if not config.log_ulp:
         found.append(Advice({"log_ulp": True}, "shows how far the weights move on their grid"))
     return [advice for advice in found if _is_new(evidence, advice)]

@@ -47,10 +47,12 @@ def frozen(evidence: Evidence) -> Iterator[Advice]:
     stall = evidence.worst("stall_rate", "weight") or evidence.last("stall_rate")
     seen = str(displacement) + (f"; {stall}" if stall is not None else "")
     if not config.master_weights:
-        yield Advice({"master_weights": True}, f"updates smaller than half an ULP are lost in the store ({seen})")
+        yield Advice(
+            {"master_weights": True}, f"updates smaller than half an ULP do not change the stored weight ({seen})"
+        )
         yield Advice(
             {"update_rounding": "stochastic"},
-            f"rounds up or down by chance, so that updates arrive on average ({seen})",
+            f"rounds up or down by chance, so that stored weights follow the updates on average ({seen})",
         )
     if config.scaling == "none":
         yield Advice({"scaling": "dynamic"}, f"fits the grid to the size of the weights ({seen})")
@@ -62,7 +64,7 @@ def frozen(evidence: Evidence) -> Iterator[Advice]:
         yield Advice({"weight_format": wider}, reason)
     fallback = FALLBACKS.get(fmt.name)
     if fallback is not None and find_format(fallback).mantissa_bits > fmt.mantissa_bits:  # finer, not wider
-        reason = f"gives {fmt} up for {fallback}, whose ULP is smaller, while it runs ({seen})"
+        reason = f"replaces {fmt} during the run by {fallback}, whose ULP is smaller ({seen})"
         yield Advice({"enable_emergency_shift": True}, reason)
 
 
@@ -71,9 +73,11 @@ def overflow(evidence: Evidence) -> Iterator[Advice]:
     config = evidence.config
     for finding in _by_site(evidence, "overflow_rate", BOUNDS["overflow_rate"].limit):
         if config.scaling == "none":
-            yield Advice({"scaling": "dynamic"}, f"nothing fits the values to the format's range ({finding})")
+            yield Advice({"scaling": "dynamic"}, f"a scale fits the values to the format's range ({finding})")
         if config.scaling == "delayed":
-            yield Advice({"scaling": "dynamic"}, f"the scale of the last {config.amax_history} steps lags ({finding})")
+            yield Advice(
+                {"scaling": "dynamic"}, f"the scale of the last {config.amax_history} steps is too small ({finding})"
+            )
             yield Advice({"amax_factor": 2 * config.amax_factor}, f"leaves a binade of headroom ({finding})")
         if config.amax_factor < 1:
             yield Advice({"amax_factor": 1.0}, f"{config.amax_factor:g} lets the largest values overflow ({finding})")
@@ -93,7 +97,7 @@ def underflow(evidence: Evidence) -> Iterator[Advice]:
         elif config.scale_granularity == "row":
             yield Advice({"scale_granularity": "block"}, f"one scale per row leaves small values at zero ({finding})")
         if finding.site == "update":
-            yield Advice({"master_weights": True}, f"the written-back weights vanish ({finding})")
+            yield Advice({"master_weights": True}, f"written-back weights are rounded to zero ({finding})")
         yield from _safer_site(evidence, finding)
 
 
@@ -109,7 +113,7 @@ def non_finite(evidence: Evidence) -> Iterator[Advice]:
     formats = [evidence.format_at(site) for site in GEMM_SITES]
     to_inf = [fmt.name for fmt in formats if fmt.overflow == "inf"]
     if to_inf:
-        yield Advice({"overflow": "saturate"}, f"{to_inf[0]} turns what is too large into infinity ({seen})")
+        yield Advice({"overflow": "saturate"}, f"{to_inf[0]} turns values that are too large into infinity ({seen})")
     if any(fmt.name in FALLBACKS for fmt in formats):
         patience = config.emergency_shift_nan_patience
         yield Advice({"enable_emergency_shift": True}, f"a safer format after {patience} such steps in a row ({seen})")
@@ -155,7 +159,7 @@ def noisy_gradient(evidence: Evidence) -> Iterator[Advice]:
     fmt = evidence.format_at("gradient")
     wider = more_mantissa(fmt)
     if wider is not None:
-        yield Advice({"gradient_format": wider}, f"the rounded gradient points elsewhere ({seen})")
+        yield Advice({"gradient_format": wider}, f"rounding changes the direction of the gradient ({seen})")
     if evidence.config.rounding == "nearest":
         yield Advice({"rounding": "stochastic"}, f"makes the rounding errors of the GEMM operands average out ({seen})")
 
@@ -170,7 +174,7 @@ def rank(evidence: Evidence) -> Iterator[Advice]:
     yield from smaller_steps(evidence)
     if evidence.config.weight_decay > 0 and lowest is not None:
         smaller = _round(evidence.config.weight_decay / 10)
-        yield Advice({"weight_decay": smaller}, f"decay shrinks what no gradient holds up ({lowest})")
+        yield Advice({"weight_decay": smaller}, f"decay shrinks directions that no gradient restores ({lowest})")
 
 
 def never_moved(evidence: Evidence) -> Iterator[Advice]:

@@ -157,8 +157,8 @@ def _moved(evidence: Evidence) -> str:
     if not (signals.moved or signals.still or signals.sparse):
         return "No signal was measured before the verdict."
     parts = [
-        "Each signal against its own early baseline (median ± robust scale; a loss against the best it had reached), "
-        "in the order in which they left it."
+        "Each signal is compared with its own early baseline (median ± robust scale), a loss with its best value so "
+        "far. Signals are listed in the order of the steps at which they left their baseline."
     ]
     if signals.moved:
         head = ["", "Signal", "Left at step", "How", "Value there", "At the verdict", "Baseline", "from steps"]

@@ -1,6 +1,6 @@
-"""From which value on a measurement is bad in itself: one table for the signals' order and for the search of causes.
+"""Limits beyond which a measurement is bad by itself; both the order of the signals and the search for causes use them.
 
-The collapse rules have thresholds of their own, which are config fields (see `TrainConfig`, kind `judging`).
+The collapse rules have other thresholds, which are config fields (see `TrainConfig`, kind `judging`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Bound:
-    """A metric is out of bounds above `limit`, or below it where `above_is_bad` is false; `reason`: why there."""
+    """A metric is out of bounds above `limit` or, if `above_is_bad` is false, below it; `reason`: why it is there."""
 
     limit: float
     above_is_bad: bool
@@ -29,12 +29,12 @@ BOUNDS: Mapping[str, Bound] = {
 
 RISE = 0.2  # nats by which the last training loss must exceed its best: above the scatter of single batches
 RISE_SHARE = 1 / 15  # the same as a share of the progress if the unit is unknown: 0.2 of 3 nats
-GROWTH = 10.0  # largest gradient norm divided by its median: an order of magnitude is no scatter of batches
+GROWTH = 10.0  # largest gradient norm divided by its median: an order of magnitude exceeds the scatter of batches
 CONCENTRATED = 10.0  # a layer this many times worse than the median layer may be exempted by itself
 
 
 def is_out_of_bounds(metric: str, value: float) -> bool:
-    """Whether a value is bad whatever the metric was before; false for a metric without a bound."""
+    """Whether a value is beyond the metric's bound; false for a metric without a bound."""
     bound = BOUNDS.get(metric)
     if bound is None:
         return False

@@ -64,7 +64,7 @@ class Lease:
         self._folder = folder
         self._fields = {"owner": self.owner, "host": socket.gethostname(), "pid": os.getpid(), "group": group}
         self._fields |= {"process": _process(os.getpid()), "since": time.time(), "pace": PACE}
-        self._made: str | None = None  # the topmost local folder that was made for this lease
+        self._made: str | None = None  # the topmost local folder that was created for this lease
         self._over = threading.Event()
         self._successor: str | None = None
         self._thread = threading.Thread(target=self._keep, daemon=True, name="altgrad-lease")
@@ -229,7 +229,7 @@ def _process(pid: int) -> str:
 
 
 def _first_missing(path: str) -> str | None:
-    """The topmost folder of a path that is not there; None where all are."""
+    """The topmost missing folder of a path; None if all of its folders exist."""
     missing = None
     while not os.path.exists(path):
         missing, path = path, os.path.dirname(path)
@@ -250,7 +250,10 @@ def _locked(folder: Folder) -> Iterator[None]:
 
 
 def _locked_descriptor(path: str) -> int:
-    """The locked folder at a path: not one that whoever held it before has removed meanwhile."""
+    """A descriptor of the folder at a path, created and locked.
+
+    The previous owner may remove the folder while this process waits for the lock; then it is created and locked again.
+    """
     import fcntl  # Windows lacks it
 
     while True:

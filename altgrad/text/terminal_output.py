@@ -119,7 +119,7 @@ class Outlet(io.TextIOBase):
                 self._changed.wait_for(lambda: self._texts)
                 text = "".join(self._texts)
                 if self._left_out:
-                    text += f"\n[{self._left_out} characters left out: nobody was reading]\n"
+                    text += f"\n[{self._left_out} characters left out: the output was not read in time]\n"
                 self._texts.clear()
                 self._size = self._left_out = 0
                 self._busy = True

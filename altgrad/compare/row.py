@@ -13,7 +13,7 @@ from altgrad.results.curves import Curve
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a run: its seconds of training, and what it held meanwhile (None: nobody said)."""
+    """One attempt at a run: its seconds of training, and the CPUs and GPUs that it had (None: not recorded)."""
 
     seconds: float | None
     cpus: float | None
@@ -21,12 +21,12 @@ class Attempt:
 
     @property
     def device(self) -> str | None:
-        """What its hours are counted in: GPUs where it held any, else CPU cores; None where it does not say."""
+        """The unit of its device-hours: `GPU` if it had one, else `CPU-core`; None without a record of its CPUs."""
         return "GPU" if self.gpus else None if self.cpus is None else "CPU-core"
 
     @property
     def hours(self) -> float | None:
-        """Training time times the devices held meanwhile."""
+        """Training time in hours times the number of GPUs, or of CPU cores without a GPU; None if not recorded."""
         devices = self.gpus or self.cpus
         return None if self.seconds is None or devices is None else self.seconds * devices / 3600
 
@@ -41,7 +41,7 @@ class Row:
     all runs alive are compared.  `pairing`: why the run cannot be compared, or that its hashes were not recorded.
     `validation_loss`: the last one, measured at `validation_step`.  `acts`: number of acts per kind of intervention.
     `cpus`, `gpus`: what the sweep assigned to the run in its last attempt, which has trained for `seconds_now` (None:
-    written by a version that did not tell attempts apart); `earlier`: the attempts before.  `rounded_share`: share of
+    not recorded, as by older versions); `earlier`: the attempts before.  `rounded_share`: share of
     the FLOPs of the model's matrix products that is rounded.  `bytes_per_parameter`: see `Run`.  `loss_unit`: `nats`,
     or "" if it is unknown.  `seconds`: training time.
     """
@@ -107,18 +107,18 @@ class Row:
 
     @property
     def device(self) -> str | None:
-        """What the run's hours are counted in, that of its last attempt; see `Attempt`."""
+        """The unit of the device-hours of the last attempt, see `Attempt`."""
         return self.attempts[-1].device
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
-        """All attempts, the last one too."""
+        """All attempts in order, including the last one."""
         now = self.seconds_now if self.earlier else self.seconds
         return (*self.earlier, Attempt(now, self.cpus, self.gpus))
 
     @property
     def hours(self) -> dict[str, float]:
-        """Device-hours by kind of device: each attempt at what it held; empty where none is known."""
+        """Kind of device -> device-hours, summed over the attempts with that kind; empty if none has a record."""
         found: dict[str, float] = {}
         for attempt in self.attempts:
             if attempt.device is not None and attempt.hours is not None:
@@ -127,7 +127,7 @@ class Row:
 
     @property
     def device_hours(self) -> float | None:
-        """The hours in the kind of device of the last attempt."""
+        """The device-hours, over all attempts, in the kind of device of the last attempt; None if not recorded."""
         return None if self.device is None else self.hours.get(self.device)
 
     @property

@@ -154,7 +154,7 @@ def check_gemms(gemms: Mapping[str, Any]) -> None:
 
 
 def no_effect_of(gemms: Mapping[str, Any]) -> dict[str, str]:
-    """The flat fields that can change nothing, with the fields of a cast that `gemms` sets of all their operands."""
+    """Flat fields without effect -> the fields of a cast that `gemms` sets for all of their operands instead."""
     if not gemms:
         return {}
     return {

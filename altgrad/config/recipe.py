@@ -198,12 +198,12 @@ class Recipe(Declared):
 
 
 def recipe_defaults() -> dict[str, Any]:
-    """The value of each field of a recipe that says nothing."""
+    """Field name -> default, for all fields of a recipe."""
     return {name: field.get_default() for name, field in Recipe.model_fields.items()}
 
 
 def _whose(line: str, given: Mapping[str, Any]) -> str:
-    """Which fields that an error speaks of are those of the published recipe, and not the config's own."""
+    """The fields in an error line that come from the published recipe instead of the config, as an addition to it."""
     name = given.get("recipe")
     theirs = published_fields(name) if isinstance(name, str) else {}
     said = [field for field in theirs if field not in given and re.search(rf"\b{field}\b", line)]

@@ -1,4 +1,4 @@
-"""How long one attempt at a run trained: `elapsed_seconds` goes on from attempt to attempt."""
+"""Training time of one attempt at a run: `elapsed_seconds` counts on from one attempt to the next."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import pyarrow.compute as pc
 
 
 def seconds_of_attempt(steps: pa.Table, attempt: int) -> float | None:
-    """Seconds of training of an attempt, from the steps table of when it was the last; None where it has no step.
+    """Seconds for which an attempt trained, from the steps table at a time when it was the last; None without a step.
 
-    Its first step is 41, at which 18 s have elapsed, step 40 of the attempt before was at 17 s, its last step is at
-    60 s: 43 s.
+    Example: step 40 of the attempt before ended at 17 s; this attempt began with step 41, and its last step ended at
+    60 s.  It trained for 43 s.
     """
     steps = steps.filter(pc.is_valid(steps["elapsed_seconds"]))
     own = steps.filter(pc.equal(steps["attempt"], attempt))

@@ -16,7 +16,7 @@ import pyarrow as pa
 from altgrad.events import Event, kind_of
 from altgrad.results.run import Run
 
-_SHOWN = 40  # characters of a detail that is no JSON
+_SHOWN = 40  # characters that are shown of a detail that is not JSON
 
 
 def read_events(run: Run, steps: pa.Table | None = None) -> list[Event]:
@@ -36,9 +36,9 @@ def read_events(run: Run, steps: pa.Table | None = None) -> list[Event]:
 
 
 def particulars_of(kind: str, detail: str | None) -> dict[str, Any]:
-    """What an event's row says of it; `{"unreadable": why}` where that cannot be used: the event itself has happened.
+    """The detail of an event, from its JSON; `{"unreadable": why}` if that is malformed: the event is still counted.
 
-    A shift without the formats that it is about has "?" for them.
+    A format shift without the names of its two formats has "?" for them.
     """
     found: Mapping[str, Any]
     try:

@@ -61,7 +61,7 @@ class Run:
 
     @property
     def bytes_per_parameter(self) -> float | None:
-        """Bytes that a weight of a rounded layer and its optimizer state take on hardware; None in old folders."""
+        """Bytes per weight of a rounded layer, with its optimizer state, on hardware; None if not recorded."""
         return _number(self.info.get("bytes_per_parameter"))
 
     @property
@@ -148,5 +148,5 @@ def list_sweeps(root: Folder) -> list[Folder]:
 
 
 def _number(value: Any) -> float | None:
-    """The value if it is a number, which a foreign or damaged run.json may lack."""
+    """The value as a number; None if it is anything else, as in a foreign or damaged run.json."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -183,3 +183,11 @@ def test_what_is_restored_lies_where_the_model_lies() -> None:
     state = guard.state_dict()
     assert state["step"] == 5 and state["moments"][0]["m"].device.type == "meta"
     assert state["parameters"][0].device.type == "meta" and state["companions"][0].device.type == "cpu"
+
+
+@pytest.mark.parametrize("part", ["parameters", "companions", "moments"])
+def test_the_snapshot_of_another_model_is_refused(part: str) -> None:
+    run = Guarded()
+    state = run.guard.state_dict()
+    with pytest.raises(ValueError):
+        run.guard.load_state_dict(state | {part: state[part][:-1]})

@@ -14,21 +14,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from altgrad.compare import comparison
-from altgrad.config.train_config import TrainConfig
 from altgrad.results import RunWriter, list_runs
 from altgrad.show.sweep_status import sweep_state
 from altgrad.storage.folder import Folder
-from tune.plan.options import SweepOptions
-from tune.plan.sweep_record import PlannedSweep, create_sweep
-from tune.plan.trial import SweepPlan, Trial
 
 STEPS = 50
 _REPORT_INTERVAL = 10
@@ -66,59 +60,54 @@ def timed(what: str) -> Iterator[None]:
 
 
 def main(trials: int = 1000, concurrent: int = 2) -> None:
-    """Run, interrupt, resume and read a sweep; print one line per measurement."""
-    from tune.cluster.ray_session import local_ray
-    from tune.plan.machine import Machine, Resources
+    """Run, interrupt, resume and read a sweep through its own command; print one line per measurement."""
+    from tune import sweep
     from tune.run import execution
-    from tune.run.interrupts import Interrupts
 
     execution.train_trial = stub_trial
-    machine = Machine(concurrent, 0, "")
     with tempfile.TemporaryDirectory(prefix="altgrad-scale-") as results:
-        options = SweepOptions(results=results, name="scale")
-        config = TrainConfig(model="micro", max_steps=STEPS)
-        plan = SweepPlan(tuple(Trial(f"t{seed:05d}", config.altered(seed=seed)) for seed in range(trials)))
-        with timed("plan and sweep.json"):
-            sweep = create_sweep(options, plan)
-        resources = Resources(cpus=1.0, gpus=0.0, concurrent=concurrent)
-        quiet = Console(quiet=True)
-        with local_ray(machine) as place, Interrupts() as interrupts:
-            threading.Thread(target=_interrupt_half_way, args=(sweep, trials), daemon=True).start()
-            with timed("first half, until interrupted"):
-                execution.run_trials(
-                    sweep, sweep.trials, options, resources, "disabled", quiet, place, interrupts, print
-                )
-        done = trials - len(sweep.unfinished())
-        with local_ray(machine) as place, Interrupts() as interrupts:
-            started = time.monotonic()
-            again = sweep.unfinished()
-            print(f"resume: {done} of {trials} are done, known after {time.monotonic() - started:.1f} s")
-            watch = threading.Thread(target=_first_new, args=(sweep, again, started), daemon=True)
-            watch.start()
-            execution.run_trials(sweep, again, options, resources, "disabled", quiet, place, interrupts, print)
-            seconds = time.monotonic() - started
-            print(
-                f"second half: {len(again)} trials in {seconds:.0f} s, {seconds / max(1, len(again)):.2f} s per trial"
-            )
+        folder = Folder.at(results) / "scale"
+        running = ["--results", results, "--max-concurrent", str(concurrent), "--cpus-per-trial", "1"]
+        plan = ["--formats", "BF16", "--seeds", str(trials), "--model", "micro", "--max-steps", str(STEPS)]
+        threading.Thread(target=_interrupt_half_way, args=(folder, trials), daemon=True).start()
+        with timed("first half, until interrupted"):
+            _quietly(lambda: sweep.main([*plan, *running, "--name", "scale", "--wandb", "disabled"]))
+        done = _ended(folder)
+        print(f"resume: {done} of {trials} are done")
+        started = time.monotonic()
+        threading.Thread(target=_first_new, args=(folder, done, started), daemon=True).start()
+        _quietly(lambda: sweep.main(["--resume", "scale", *running, "--wandb", "disabled"]))
+        seconds, again = time.monotonic() - started, trials - done
+        print(f"second half: {again} trials in {seconds:.0f} s, {seconds / max(1, again):.2f} s per trial")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(f"driver memory, peak: {peak:.0f} MiB")
         with timed("status"):
-            states = sweep_state(sweep.folder)
+            states = sweep_state(folder)
         with timed("comparison"):
-            runs, broken = list_runs(sweep.folder)
+            runs, broken = list_runs(folder)
             rows = comparison(runs)
         assert len(states) == len(rows) == trials and not broken
         assert all(state.status == "completed" for state in states)
 
 
-def _interrupt_half_way(sweep: PlannedSweep, trials: int) -> None:
-    while sum(1 for _ in Path(sweep.folder.path).glob("*/end.json")) < trials // 2:
+def _quietly(command: Callable[[], int]) -> None:
+    """Run a command whose own output is not shown."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        command()
+
+
+def _ended(folder: Folder) -> int:
+    return sum(1 for _ in Path(folder.path).glob("*/end.json"))
+
+
+def _interrupt_half_way(folder: Folder, trials: int) -> None:
+    while _ended(folder) < trials // 2:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def _first_new(sweep: PlannedSweep, again: list[Trial], started: float) -> None:
-    while not any((sweep.folder / trial.run).has("end.json") for trial in again[:8]):
+def _first_new(folder: Folder, before: int, started: float) -> None:
+    while _ended(folder) <= before:
         time.sleep(0.1)
     print(f"resume: the first trial has ended after {time.monotonic() - started:.1f} s", flush=True)
 

@@ -73,7 +73,13 @@ def own_model(folder: Path, compile: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "compile"), [(experiment, False), (own_loop, False), (own_loop, True), (own_model, False)]
+    ("call", "compile"),
+    [
+        (experiment, False),
+        (own_loop, False),
+        pytest.param(own_loop, True, marks=pytest.mark.compiled),
+        (own_model, False),
+    ],
 )
 def test_a_call_leaves_the_process_as_it_was(call: Callable[..., None], compile: bool, tmp_path: Path) -> None:
     call(tmp_path / "first", compile)  # what is only imported once, such as torch's compiler, is there from now on

@@ -162,7 +162,7 @@ def test_compiled_training_has_the_losses_of_eager_training_with_one_graph_for_a
     """A compiler adds up in another order: float32's last bit, 1.2e-7, is all that most steps differ by.
 
     Where that bit lies on the two sides of a midpoint, one value is rounded to the other neighbour: 1.5e-6 at most, by
-    measurement (5 seeds).  Left to itself training makes more of it, 1e-4 within five steps, so each step starts alike.
+    measurement (4 seeds).  Left to itself training makes more of it, 1e-4 within five steps, so each step starts alike.
     """
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

@@ -26,7 +26,7 @@ class Metric:
     `every`: when its value for the whole model is measured; the `layers` table has rows every `diagnostic_interval`.
     `switch`: the config field that must be true for it; None: always measured.  `needs_baseline`: measured only if the
     run was given the curve of its baseline.  `is_signal`: whether a change of it can indicate training in trouble
-    (elapsed time cannot).
+    (elapsed time cannot).  `short`: the label where a column is narrow, if it differs.
     """
 
     name: str
@@ -39,6 +39,12 @@ class Metric:
     switch: str | None = None
     needs_baseline: bool = False
     is_signal: bool = True
+    short: str = ""
+
+    @property
+    def heading(self) -> str:
+        """The heading of a narrow column: `short`, or the label if there is none."""
+        return self.short or self.label
 
     def axis_in(self, loss_unit: str) -> str:
         """Label with unit, for an axis or a column head; `loss_unit`: that of the runs' losses, "" where unknown."""
@@ -52,14 +58,14 @@ _LAYER: tuple[Level, ...] = ("layer",)
 # fmt: off
 _TABLE = (
     # every step
-    Metric("loss", "Training loss", "nats", "mean loss over the step's batch, before the update; for the built-in model the cross-entropy in nats", better="lower"),
+    Metric("loss", "Training loss", "nats", "mean loss over the step's batch, before the update; for the built-in model the cross-entropy in nats", better="lower", short="Loss"),
     Metric("learning_rate", "Learning rate", "", "learning rate of this step, after warm-up and schedule", is_signal=False),
     Metric("gradient_norm", "Gradient norm", "", "L2 norm of the gradient over all parameters, before any clipping", _BOTH),
     Metric("non_finite_gradients", "Non-finite gradients", "share", "share of gradient values that are NaN or inf"),
     Metric("tokens", "Tokens", "", "number of tokens trained on up to and including this step; examples, if the inputs are not token ids", is_signal=False),
     Metric("elapsed_seconds", "Elapsed time", "s", "training time of this run up to this step, restarts included", is_signal=False),
-    Metric("tokens_per_second", "Throughput", "tokens/s", "tokens of the step divided by its wall time, measurements included", better="higher", is_signal=False),
-    Metric("overflow_rate", "Overflow rate", "share", "share of the non-zero values that lie beyond the largest finite value of the scaled format", _BOTH, "lower"),
+    Metric("tokens_per_second", "Throughput", "tokens/s", "tokens of the step divided by its wall time, measurements included", better="higher", is_signal=False, short="Tokens/s"),
+    Metric("overflow_rate", "Overflow rate", "share", "share of the non-zero values that lie beyond the largest finite value of the scaled format", _BOTH, "lower", short="Overflow"),
     Metric("underflow_rate", "Underflow rate", "share", "share of the non-zero values that are rounded to zero", _BOTH, "lower"),
     Metric("saturation_rate", "Saturation rate", "share", "share of the non-zero values whose rounded magnitude is the largest finite value of the format", _BOTH),
     # at every report (10 steps in a sweep), of the process that trains
@@ -70,9 +76,9 @@ _TABLE = (
     # on the held-out data
     Metric("validation_loss", "Validation loss", "nats", "mean loss over the held-out batches, which are the same for every run", better="lower", every="eval_interval"),
     # only if a baseline curve was given
-    Metric("gap_to_baseline", "Training loss behind baseline", "nats", "smoothed training loss minus that of the baseline run of the same seed; the collapse rule gap_to_baseline judges it (the gap in a comparison is one of validation losses)", better="lower", needs_baseline=True),
+    Metric("gap_to_baseline", "Training loss behind baseline", "nats", "smoothed training loss minus that of the baseline run of the same seed; the collapse rule gap_to_baseline judges it (the gap in a comparison is one of validation losses)", better="lower", needs_baseline=True, short="Training vs BF16"),
     # around the real optimizer step
-    Metric("stall_rate", "Stall rate", "share", "share of the weights with a non-zero update whose stored value on the grid did not change", _BOTH, "lower", every="diagnostic_interval"),
+    Metric("stall_rate", "Stall rate", "share", "share of the weights with a non-zero update whose stored value on the grid did not change", _BOTH, "lower", every="diagnostic_interval", short="Stalled"),
     Metric("realised_displacement", "Realised displacement", "ratio", "share of the intended weight change that the stored weights made since the last measurement: 1 = all of it, 0 = frozen; <sum of stored changes, sum of intended updates> / |sum of intended updates|^2", _BOTH, "higher", every="diagnostic_interval"),
     Metric("update_to_weight_ratio", "Update to weight", "ratio", "RMS of the optimizer's intended update divided by RMS of the weight", _BOTH, every="diagnostic_interval"),
     Metric("gradient_sparsity", "Gradient sparsity", "share", "share of the gradient values that are exactly zero", _BOTH, every="diagnostic_interval"),
@@ -92,7 +98,7 @@ _TABLE = (
     Metric("grid_error_std", "Grid error, std", "ULP", "standard deviation of the distance |w - Q(w)| of a weight from its rounded value, in ULPs", _BOTH, every="diagnostic_interval", switch="log_grid_alignment"),
     Metric("grid_error_relative", "Grid error, relative", "ratio", "mean of |w - Q(w)| / |w| over the non-zero weights, with Q(w) the rounded weight", _BOTH, every="diagnostic_interval", switch="log_grid_alignment"),
     Metric("on_grid_fraction", "On grid", "share", "share of the weights that equal their rounded value Q(w)", _BOTH, every="diagnostic_interval", switch="log_grid_alignment"),
-    Metric("ulps_moved_mean", "ULPs moved, mean", "ULP", "mean over the weights of the absolute number of grid positions moved in the step", _BOTH, every="diagnostic_interval", switch="log_ulp"),
+    Metric("ulps_moved_mean", "ULPs moved, mean", "ULP", "mean over the weights of the absolute number of grid positions moved in the step", _BOTH, every="diagnostic_interval", switch="log_ulp", short="ULPs moved"),
     Metric("ulps_moved_median", "ULPs moved, median", "ULP", "median over the weights of the absolute number of grid positions moved in the step", _BOTH, every="diagnostic_interval", switch="log_ulp"),
     Metric("ulps_moved_max", "ULPs moved, max", "ULP", "largest absolute number of grid positions that a weight moved in the step", _BOTH, every="diagnostic_interval", switch="log_ulp"),
     Metric("ulps_moved_zero_fraction", "ULPs moved, zero", "share", "share of the weights that moved by no grid position in the step", _BOTH, every="diagnostic_interval", switch="log_ulp"),

@@ -12,7 +12,7 @@ from altgrad.commands.typed_command import program
 from altgrad.storage.folder import Folder
 from altgrad.text.terminal_output import harmless, say
 
-_TABLE_WIDTH = 100  # columns at least, because a number that is cut off is wrong; a narrow terminal wraps the lines
+_FILE_WIDTH = 100  # columns of a table at least, if it is not printed to a terminal
 
 
 def add(commands: Commands) -> None:
@@ -66,7 +66,8 @@ def _status(options: argparse.Namespace) -> int:
     from altgrad.show.sweep_status import goes_on, status_table, sweep_state
 
     console = Console()
-    console.width = max(console.width, _TABLE_WIDTH)
+    if not console.is_terminal:
+        console.width = max(console.width, _FILE_WIDTH)
     folder = Folder.at(options.folder)
     expect(folder, "sweep.json")
     while True:

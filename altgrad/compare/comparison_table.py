@@ -14,6 +14,7 @@ from rich.text import Text
 
 from altgrad.compare.row import Row
 from altgrad.events import kind_of
+from altgrad.metrics import METRICS
 from altgrad.storage.folder import Folder
 from altgrad.text.foreign_text import as_markdown
 from altgrad.text.number_text import ABSENT, duration, number, table
@@ -41,6 +42,10 @@ def _text(name: str, head: str, value: Callable[[Row], str | None]) -> Column:
 
 def _number(name: str, head: str, value: Callable[[Row], float | None], digits: int = 4) -> Column:
     return Column(name, head, value, lambda row: number(value(row), digits))
+
+
+def _share(name: str, head: str, value: Callable[[Row], float | None]) -> Column:
+    return Column(name, head, value, lambda row: _percent(value(row)))
 
 
 def acts_text(row: Row) -> str:
@@ -76,9 +81,9 @@ COLUMNS: Sequence[Column] = (
     _text("setting", "Setting", lambda row: row.setting),
     _text("intervention", "Intervention", lambda row: row.intervention),
     _number("seed", "Seed", lambda row: row.seed),
-    _number("learning_rate", "Learning rate", lambda row: row.learning_rate, 3),
+    _number("learning_rate", METRICS["learning_rate"].label, lambda row: row.learning_rate, 3),
     _text("status", "Status", lambda row: row.status),
-    _number("validation_loss", "Validation loss", lambda row: row.validation_loss),
+    _number("validation_loss", METRICS["validation_loss"].label, lambda row: row.validation_loss),
     _number("best_validation_loss", "Best", lambda row: row.best_validation_loss),
     Column("gap", "Gap to BF16", lambda row: row.gap, gap_text),
     _number("gap_step", "at step", lambda row: row.gap_step),
@@ -86,11 +91,11 @@ COLUMNS: Sequence[Column] = (
     _number("collapse_step", "Collapse step", lambda row: row.collapse_step),
     _text("reason", "Reason", lambda row: row.reason),
     _text("acts", "Interventions that acted", acts_text),
-    Column("stall_rate", "Stall rate", lambda row: row.stall_rate, lambda row: _percent(row.stall_rate)),
-    Column("overflow_rate", "Overflow rate", lambda row: row.overflow_rate, lambda row: _percent(row.overflow_rate)),
-    Column("rounded_share", "Rounded GEMMs", lambda row: row.rounded_share, lambda row: _percent(row.rounded_share)),
+    _share("stall_rate", METRICS["stall_rate"].label, lambda row: row.stall_rate),
+    _share("overflow_rate", METRICS["overflow_rate"].label, lambda row: row.overflow_rate),
+    _share("rounded_share", "Rounded GEMMs", lambda row: row.rounded_share),
     _number("bytes_per_parameter", "Bytes per parameter", lambda row: row.bytes_per_parameter, 3),
-    _number("tokens_per_second", "Tokens/s", lambda row: row.tokens_per_second, 3),
+    _number("tokens_per_second", METRICS["tokens_per_second"].heading, lambda row: row.tokens_per_second, 3),
     _number("step", "Step", lambda row: row.step),
     _number("max_steps", "of", lambda row: row.max_steps),
     Column("seconds", "Time", lambda row: row.seconds, lambda row: duration(row.seconds)),

@@ -143,7 +143,7 @@ def _seeds(rows: Sequence[Row]) -> Html:
         [members[0].group_label, f"{members[0].learning_rate:.3g}", str(len(members)), paired_gap(members).sentence]
         for members in groups
     ]
-    head = ["Group", "Learning rate", "Runs", "Gap to BF16, paired by seed"]
+    head = ["Group", METRICS["learning_rate"].label, "Runs", "Gap to BF16, paired by seed"]
     said = "Paired by seed: both runs saw the same batches from the same initial weights. 95 % t intervals."
     return join([table(head, body, "Gap of each group to BF16, and the claim it supports", "lrrl"), element("p", said)])
 

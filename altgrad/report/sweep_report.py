@@ -17,6 +17,7 @@ from altgrad.compare import (
     paired_gap,
     rescue_matrix,
 )
+from altgrad.metrics import METRICS
 from altgrad.results import list_runs
 from altgrad.storage.folder import Folder
 from altgrad.text.foreign_text import as_code, as_markdown
@@ -57,7 +58,7 @@ def _seeds(rows: Sequence[Row]) -> str:
         for group in by_group(rows).values()
         if not any(row.is_baseline for row in group)
     ]
-    return table(["Group", "Learning rate", "Runs", "Gap to BF16, paired by seed"], cells, "lrrl")
+    return table(["Group", METRICS["learning_rate"].label, "Runs", "Gap to BF16, paired by seed"], cells, "lrrl")
 
 
 def _matrix(rows: Sequence[Row]) -> str:

@@ -14,12 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from altgrad.compare import Row, by_group
+from altgrad.metrics import METRICS
 from altgrad.results import Run
 from altgrad.results.curves import Curve, Span, buckets, difference, measured, non_finite_spans, smooth
 from altgrad.text.number_text import number
 
 Axis = Literal["step", "tokens", "elapsed_seconds"]
-AXES: Mapping[Axis, str] = {"step": "Step", "tokens": "Tokens", "elapsed_seconds": "Elapsed time (s)"}
+AXES: Mapping[Axis, str] = {
+    "step": "Step",
+    "tokens": METRICS["tokens"].label,
+    "elapsed_seconds": METRICS["elapsed_seconds"].axis_in(""),
+}
 _HEALTHY = ("completed", "running", "stopped")
 
 

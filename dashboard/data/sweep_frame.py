@@ -12,6 +12,7 @@ import pyarrow as pa
 import streamlit as st
 
 from altgrad.compare import Row, by_group, collapse_step, furthest, paired_gap
+from altgrad.metrics import METRICS
 from altgrad.results.curves import Curve, buckets, measured
 from altgrad.text.number_text import number
 from dashboard.data.watched_sweep import WatchedRun, WatchedSweep
@@ -30,12 +31,12 @@ HEADS: Mapping[str, str] = {
     "seed": "Seed",
     "runs": "Runs",
     "collapsed": "Collapsed",
-    "learning_rate": "Learning rate",
+    "learning_rate": METRICS["learning_rate"].label,
     "status": "Status",
     "progress": "Progress",
     "loss_curve": "Loss curve",
-    "loss": "Training loss",
-    "validation_loss": "Validation loss",
+    "loss": METRICS["loss"].label,
+    "validation_loss": METRICS["validation_loss"].label,
     "best_validation_loss": "Best",
     "best_step": "Best step",
     "gap": "Gap to BF16",
@@ -47,10 +48,10 @@ HEADS: Mapping[str, str] = {
     "pairing": "Pairing",
     "collapse_step": "Collapse step",
     "collapse_rule": "Rule",
-    "stall_rate": "Stall rate",
-    "overflow_rate": "Overflow rate",
-    "ulps_moved_mean": "ULPs moved",
-    "tokens_per_second": "Tokens/s",
+    "stall_rate": METRICS["stall_rate"].label,
+    "overflow_rate": METRICS["overflow_rate"].label,
+    "ulps_moved_mean": METRICS["ulps_moved_mean"].heading,
+    "tokens_per_second": METRICS["tokens_per_second"].heading,
     "seconds": "Time",
 }
 COLUMNS: Mapping[str, Any] = {

@@ -12,6 +12,7 @@ from altgrad.compare import RescueCell, Row, by_group, loss_unit, matrix_axes, p
 from altgrad.compare.rescue import Key
 from altgrad.compare.statistics import ENOUGH_SEEDS
 from altgrad.formats import find_format
+from altgrad.metrics import METRICS
 from altgrad.show.palette import NEUTRAL, format_colour, intervention_dash, share_colour
 from altgrad.text.foreign_text import as_label
 from dashboard.figures.curve_figures import in_lines
@@ -170,7 +171,9 @@ def learning_rate_figure(rows: Sequence[Row]) -> go.Figure:
         marker = {"color": colour, "size": 6, "symbol": [_mark(row) for row in members]}
         said = [as_label(f"{row.run}: {row.status}, step {row.validation_step}") for row in members]
         traces.append(dots | {"marker": marker, "showlegend": False, "text": said})
-    layout = _layout("Learning rate", _with_unit("Validation loss", rows)) | {"height": 380}
+    layout = _layout(METRICS["learning_rate"].label, _with_unit(METRICS["validation_loss"].label, rows)) | {
+        "height": 380
+    }
     rates = sorted({row.learning_rate for row in rows if _has_loss(row)})
     layout["xaxis"] |= {"type": "log", "tickvals": rates, "ticktext": [f"{rate:.3g}" for rate in rates]}
     return go.Figure({"data": traces, "layout": layout})

@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from altgrad.compare import Row, by_group, config_difference, loss_unit, paired_gap, rescue_matrix
+from altgrad.metrics import METRICS
 from dashboard.figures.curve_figures import CONFIG
 from dashboard.figures.group_figures import learning_rate_figure, matrix_figure, pareto, pareto_figure, survival_figure
 from dashboard.page_context import PageContext
@@ -17,7 +18,7 @@ from dashboard.widgets import choose_many, choose_one, show_table
 _PARTS = {
     "matrix": "Rescue matrix",
     "bits": "Bits against loss",
-    "learning_rate": "Learning rate",
+    "learning_rate": METRICS["learning_rate"].label,
     "survival": "Survival",
     "settings": "Settings",
     "significance": "Significance",
@@ -132,14 +133,14 @@ def _significance(rows: Sequence[Row]) -> None:
         [
             {
                 "Group": members[0].group_label,
-                "Learning rate": f"{members[0].learning_rate:.3g}",
+                METRICS["learning_rate"].label: f"{members[0].learning_rate:.3g}",
                 "Runs": len(members),
                 "Paired gap to BF16": paired_gap(members).sentence,
             }
             for members in groups
         ]
     )
-    widths = {"Group": 220, "Learning rate": 110, "Runs": 70}  # the rest is for the sentence
+    widths = {"Group": 220, METRICS["learning_rate"].label: 110, "Runs": 70}  # the rest is for the sentence
     columns = {name: st.column_config.Column(width=width) for name, width in widths.items()}
     show_table(frame, alt="The gap of each group to BF16, and the claim it supports.", column_config=columns)
     st.caption("Paired by seed: both runs saw the same batches from the same initial weights. 95 % t intervals.")

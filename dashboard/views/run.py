@@ -57,7 +57,7 @@ def _state(context: PageContext, run: WatchedRun, row: Row) -> None:
     cells = st.columns(5)
     cells[0].metric("Status", row.status.capitalize())
     cells[1].metric("Step", f"{row.step:,} of {row.max_steps:,}")
-    cells[2].metric("Validation loss", number(row.validation_loss))
+    cells[2].metric(METRICS["validation_loss"].label, number(row.validation_loss))
     at = "" if row.gap_step is None else f" at step {row.gap_step:,}"
     cells[3].metric(f"Gap to BF16{at}", ABSENT if row.gap is None and not row.is_baseline else gap_text(row))
     cells[4].metric("Time", duration(row.seconds))

@@ -296,7 +296,7 @@ def test_a_run_that_was_killed_is_known_at_once_and_one_that_compiles_for_minute
     process.wait()
     assert [state.status for state in sweep_state(sweep)] == ["killed"] and not goes_on(sweep, sweep_state(sweep))
     elsewhere(sweep / "a", age=45)
-    assert [(state.status, state.cells()[7]) for state in sweep_state(sweep)] == [("running", "running, silent")]
+    assert [(state.status, state.status_text) for state in sweep_state(sweep)] == [("running", "running, silent")]
     elsewhere(sweep / "a", age=90)
     assert [run.status for run in list_runs(sweep)[0]] == ["killed"]
 

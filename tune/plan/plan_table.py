@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from altgrad.config.memory import bytes_per_parameter
+from altgrad.metrics import METRICS
 from altgrad.text.number_text import duration
 from altgrad.text.terminal_output import cell, say
 from tune.plan.machine import Resources
@@ -20,7 +21,7 @@ _HEADS = (
     "Scaling",
     "Intervention",
     "Steps",
-    "Learning rate",
+    METRICS["learning_rate"].label,
     "Model",
     "Wave",
 )

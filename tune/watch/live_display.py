@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
 from altgrad.results import RecordError, Status, read_end
+from altgrad.show.live_table import LIVE_METRICS, LiveRow, LiveTable, progress_line
 from altgrad.storage.folder import Folder
-from altgrad.text.number_text import ABSENT, duration, number
-from altgrad.text.terminal_output import cell, say
+from altgrad.text.terminal_output import say
 from tune.cluster.ray_trial import run_of, why_failed
 from tune.plan.trial import Trial
 
@@ -23,21 +23,16 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial
 
 LINE_SECONDS = 10.0  # between two progress lines of one trial
-_STYLE = {"running": "cyan", "completed": "green", "collapsed": "red", "failed": "bold red", "waiting": "dim"}
-_HEADS = ("Trial", "Format", "Step", "Loss", "Training vs BF16", "Stalled", "Overflow", "Status", "ETA")
 
 
 @dataclass
 class TrialState:
-    """The newest values of a trial; None: not measured yet."""
+    """The newest values of a trial; a metric that was not measured yet is absent from `newest`."""
 
     trial: Trial
     status: Status | str = "waiting"
     step: int = 0
-    loss: float | None = None
-    gap: float | None = None
-    stall_rate: float | None = None
-    overflow_rate: float | None = None
+    newest: dict[str, float] = field(default_factory=dict)
     reason: str = ""
     note: str = ""  # a further message of the trial's process
     started: tuple[float, int] | None = None  # monotonic time and step of the first report of this attempt
@@ -50,10 +45,7 @@ class TrialState:
             self.started = (now, int(result["step"]))
         self.updated = now
         self.step, self.status = int(result["step"]), result["status"]
-        self.loss = result.get("loss", self.loss)
-        self.gap = result.get("gap_to_baseline", self.gap)
-        self.stall_rate = result.get("stall_rate", self.stall_rate)
-        self.overflow_rate = result.get("overflow_rate", self.overflow_rate)
+        self.newest |= {name: result[name] for name in LIVE_METRICS if result.get(name) is not None}
         self.reason = result.get("reason", self.reason)
 
     @property
@@ -68,24 +60,24 @@ class TrialState:
         pace = (self.updated - since) / done
         return max(0.0, (self.trial.config.max_steps - self.step) * pace - (time.monotonic() - self.updated))
 
-    def cells(self) -> tuple[str, ...]:
-        """The row under `_HEADS`."""
-        return (
-            self.trial.run,
-            self.trial.config.format,
-            f"{self.step}/{self.trial.config.max_steps}",
-            number(self.loss, 4),
-            self._gap_text(),
-            _percent(self.stall_rate),
-            _percent(self.overflow_rate),
-            self.reason if self.status == "collapsed" and self.reason else str(self.status),
-            ABSENT if self.eta is None else duration(round(self.eta)),
-        )
+    @cached_property
+    def _is_baseline(self) -> bool:
+        return self.trial.is_baseline  # it reads the whole config, and the table is drawn twice a second
 
-    def _gap_text(self) -> str:
-        if self.trial.is_baseline:
-            return "baseline"
-        return ABSENT if self.gap is None else f"{self.gap:+.3f}"
+    def row(self) -> LiveRow:
+        """The trial's row in the table."""
+        config, status = self.trial.config, str(self.status)
+        return LiveRow(
+            self.trial.run,
+            config.format,
+            status,
+            self.step,
+            config.max_steps,
+            self.newest,
+            self.reason,
+            is_baseline=self._is_baseline,
+            eta=self.eta,
+        )
 
 
 @dataclass
@@ -94,25 +86,12 @@ class _Board:
 
     states: dict[str, TrialState] = field(default_factory=dict)
 
-    def table(self, rows: int) -> Table:
-        """At most `rows` trials: the running ones first, then those that ended last, then those that wait."""
+    def table(self, lines: int) -> LiveTable:
+        """At most `lines` lines of trials: the running ones first, then those that ended last, then those that wait."""
         rank = {"running": 0, "waiting": 2}
-        ordered = sorted(self.states.values(), key=lambda state: (rank.get(str(state.status), 1), -state.updated))
-        shown = {id(state) for state in ordered[: max(1, rows)]}
-        table = Table(caption=self.summary(), caption_justify="left")
-        for index, head in enumerate(_HEADS):
-            table.add_column(head, justify="right" if index in (2, 3, 4, 5, 6, 8) else "left", no_wrap=index != 7)
-        for state in self.states.values():
-            if id(state) in shown:
-                table.add_row(*map(cell, state.cells()), style=_STYLE.get(str(state.status), ""))
-        return table
-
-    def summary(self) -> str:
-        """How many trials are in which state."""
-        counts: dict[str, int] = {}
-        for state in self.states.values():
-            counts[str(state.status)] = counts.get(str(state.status), 0) + 1
-        return ", ".join(f"{count} {status}" for status, count in counts.items())
+        states = list(self.states.values())
+        order = sorted(range(len(states)), key=lambda i: (rank.get(str(states[i].status), 1), -states[i].updated))
+        return LiveTable([state.row() for state in states], lines, order)
 
 
 class LiveDisplay(tune.Callback):
@@ -160,7 +139,7 @@ class LiveDisplay(tune.Callback):
         run, now = state.trial.run, time.monotonic()
         if state.status == "running" and now - self._lines.get(run, now - LINE_SECONDS) >= LINE_SECONDS:
             self._lines[run] = now
-            self._say(state, _line(state))
+            self._say(state, progress_line(state.row()))
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self._ended(self._state(trial))
@@ -191,25 +170,17 @@ class LiveDisplay(tune.Callback):
         summary = end["summary"]
         state.status = end["status"]
         state.step = summary.get("steps") or state.step
-        state.loss = summary.get("final_loss", state.loss) if state.loss is None else state.loss
+        if summary.get("final_loss") is not None:
+            state.newest.setdefault("loss", summary["final_loss"])
         state.reason = state.reason or summary.get("error") or summary.get("reason") or ""
 
     def _state(self, trial: TuneTrial) -> TrialState:
         return self._board.states[run_of(trial)]
 
-    def _render(self) -> Table:
-        return self._board.table(rows=self._console.height - 6)
+    def _render(self) -> LiveTable:
+        return self._board.table(lines=self._console.height - 6)
 
     def _say(self, state: TrialState, what: str, *, beside_table: bool = False) -> None:
         """Print a line in a log; on a terminal only with `beside_table`, for messages that the table does not show."""
         if self._live is None or beside_table:
             say(self._console, f"{time.strftime('%H:%M:%S')}  {state.trial.run}  {what}")
-
-
-def _line(state: TrialState) -> str:
-    _, _, step, loss, gap, stalled, overflow, _, eta = state.cells()
-    return f"{step}  loss {loss}  training vs BF16 {gap}  stalled {stalled}  overflow {overflow}  ETA {eta}"
-
-
-def _percent(share: float | None) -> str:
-    return ABSENT if share is None else f"{number(100 * share, 3)} %"

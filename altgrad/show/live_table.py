@@ -144,9 +144,12 @@ class LiveTable:
         table = Table(caption=cell(caption), caption_justify="left")
         shown = [column for column in _COLUMNS if column.name in widths]
         for column in shown:
-            justify = "right" if column.is_number else "left"
             table.add_column(
-                column.head, justify=justify, width=widths[column.name], overflow="fold", no_wrap=column.is_number
+                column.head,
+                justify="right" if column.is_number else "left",
+                width=widths[column.name],
+                overflow="fold",
+                no_wrap=column.is_number,
             )
         for row in rows:
             table.add_row(*(self._cell(column, row, widths) for column in shown), style=_STYLE.get(row.status, ""))

@@ -6,6 +6,7 @@ and reasons are folded; run, step, loss and status with its reason are always th
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def _gap(row: LiveRow) -> str:
     if row.is_baseline:
         return "baseline"
     gap = row.newest.get("gap_to_baseline")
-    return ABSENT if gap is None else f"{gap:+.3f}"
+    return number(gap) if gap is None or not math.isfinite(gap) else f"{gap:+.3f}"
 
 
 def _percent(name: str) -> Callable[[LiveRow], str]:

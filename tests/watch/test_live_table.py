@@ -15,7 +15,7 @@ NEWEST = {"loss": 3.0625, "gap_to_baseline": 0.4375, "stall_rate": 0.997, "overf
 ROWS = [
     LiveRow("bf16_seed0", "BF16", "running", 12345, 20000, {"loss": 2.125}, is_baseline=True, eta=4000.0),
     LiveRow("e7m0_uniform_stored_stochastic_update_lr3e-4_seed0", "E7M0", "collapsed", 12000, 20000, NEWEST, REASON),
-    LiveRow("e4m3_seed0", "E4M3", "running", 7, 20000, {"loss": math.nan}, is_silent=True),
+    LiveRow("e4m3_seed0", "E4M3", "running", 7, 20000, {"loss": math.nan, "gap_to_baseline": math.nan}, is_silent=True),
     LiveRow("e5m2_seed0", "E5M2", "waiting", 0, 20000, {}),
 ]
 
@@ -54,7 +54,7 @@ def test_run_step_loss_status_and_reason_are_whole_at_every_width(width: int) ->
 def test_a_wide_terminal_shows_every_column_and_a_narrow_one_leaves_out_what_matters_least() -> None:
     wide = cells_of(printed(LiveTable(ROWS), 300))
     assert list(wide) == ["Run", "Format", "Step", "Loss", "Training vs BF16", "Stalled", "Overflow", "Status", "ETA"]
-    assert wide["Training vs BF16"] == ["baseline", "+0.438", "–", "–"]
+    assert wide["Training vs BF16"] == ["baseline", "+0.438", "NaN", "–"]
     assert wide["Stalled"][1] == "99.7 %" and wide["Overflow"][1] == "1.56 %"
     assert wide["ETA"] == ["1 h 6 min", "–", "–", "–"]
     for width in range(300, 60, -1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from altgrad.results import Status, Verdict
 from altgrad.storage.folder import Folder
@@ -34,6 +35,11 @@ class ExperimentResult:
     best_loss: float | None
     final_validation_loss: float | None
     seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers of the end, as the run's end record has them."""
+        names = ("steps", "final_loss", "best_loss", "final_validation_loss", "seconds")
+        return {name: getattr(self, name) for name in names}
 
 
 class LossSummary:

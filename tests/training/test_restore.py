@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from altgrad.experiment import runner as format_runner
+from altgrad.experiment import checkpointing
 from altgrad.experiment.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from altgrad.experiment.outcome import ExperimentResult
 from altgrad.results import read_run
@@ -260,7 +260,7 @@ def test_a_run_killed_before_a_step_ends_as_if_it_had_not_been(straight, step, t
 @pytest.mark.parametrize("entry", ["detector", "losses", "gap"])
 def test_each_entry_of_a_checkpoint_is_needed(entry, straight, tmp_path, monkeypatch):
     empty: dict[str, Any] = {}
-    save = format_runner.save_checkpoint
+    save = checkpointing.save_checkpoint
 
     def first_state(folder: Folder, step: int, state: dict[str, Any]) -> str:
         return save(folder, step, state | {entry: empty[entry]})
@@ -272,7 +272,7 @@ def test_each_entry_of_a_checkpoint_is_needed(entry, straight, tmp_path, monkeyp
     empty["losses"] = LossSummary().state_dict()
     empty["gap"] = BaselineGap(BASELINE).state_dict()
     with monkeypatch.context() as patched:
-        patched.setattr(format_runner, "save_checkpoint", first_state)
+        patched.setattr(checkpointing, "save_checkpoint", first_state)
         die_at(patched, 13)
         with pytest.raises(Killed):
             runner(tmp_path / "run").run()
@@ -295,7 +295,7 @@ OLDER = [
 @pytest.mark.parametrize("change", ["lacks", "renamed"])
 @pytest.mark.parametrize("path", OLDER, ids=str)
 def test_a_checkpoint_of_another_version_is_one_line(path, change, tmp_path, monkeypatch):
-    save = format_runner.save_checkpoint
+    save = checkpointing.save_checkpoint
 
     def older(folder: Folder, step: int, state: dict[str, Any]) -> str:
         state = copy.deepcopy(state)
@@ -308,7 +308,7 @@ def test_a_checkpoint_of_another_version_is_one_line(path, change, tmp_path, mon
         return save(folder, step, state)
 
     with monkeypatch.context() as patched:
-        patched.setattr(format_runner, "save_checkpoint", older)
+        patched.setattr(checkpointing, "save_checkpoint", older)
         die_at(patched, 13)
         with pytest.raises(Killed):
             runner(tmp_path / "run").run()
@@ -330,14 +330,14 @@ def test_a_checkpoint_of_another_program_is_passed_over(tmp_path):
 
 
 def test_a_run_killed_right_after_a_checkpoint_has_all_rows_up_to_it(straight, tmp_path, monkeypatch):
-    save = format_runner.save_checkpoint
+    save = checkpointing.save_checkpoint
 
     def save_and_die(folder: Folder, step: int, state: dict[str, Any]) -> str:
         save(folder, step, state)
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(format_runner, "save_checkpoint", save_and_die)
+        patched.setattr(checkpointing, "save_checkpoint", save_and_die)
         with pytest.raises(Killed):
             runner(tmp_path / "run", report_interval=10).run()
     rows = read_run(Folder.at(tmp_path / "run")).table("steps")["step"].to_pylist()

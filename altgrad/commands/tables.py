@@ -11,7 +11,8 @@ from rich.table import Table
 from altgrad.commands.option_parser import Commands, path
 from altgrad.config.published import published
 from altgrad.config.train_config import TrainConfig
-from altgrad.formats import GROUPS, NumberFormat, equal_up_to_scale, find_format
+from altgrad.format_relations import equal_up_to_scale
+from altgrad.formats import GROUPS, NumberFormat, find_format
 from altgrad.show import recipe_tables
 from altgrad.text.terminal_output import cell
 

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from altgrad import torch_private
 from altgrad.quantization.layers import QuantizedLinear, unrounded
+from altgrad.torch_private import TorchDispatchMode
 
 MOST_LISTED = 20
 LITTLE = 0.5  # below this share a run is weak evidence about its format
@@ -145,22 +145,21 @@ class _Counter(TorchDispatchMode):
             self._note()
 
     def _note(self) -> None:
-        self._sequence.append(torch.autograd._get_sequence_nr())
+        self._sequence.append(torch_private.next_node_number())
         self._owner.append(self._inside[-1])
 
     def _current(self) -> nn.Module:
-        node = torch._C._current_autograd_node()
-        if node is None or len(self._inside) > 1:  # forward, or forward again within backward (checkpointing)
+        number = torch_private.running_node_number()
+        if number is None or len(self._inside) > 1:  # forward, or forward again within backward (checkpointing)
             return self._inside[-1]
-        place = bisect.bisect_right(self._sequence, node._sequence_nr()) - 1
+        place = bisect.bisect_right(self._sequence, number) - 1
         return self._owner[max(place, 0)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._schema.is_mutable:
-            for tensor in tree_leaves((args, kwargs)):
-                if isinstance(tensor, Tensor):
-                    self.before_write(tensor)
+        if torch_private.writes_an_argument(func):
+            for tensor in torch_private.tensors_in((args, kwargs)):
+                self.before_write(tensor)
         result = func(*args, **kwargs)
         flops = _flops(func, args, kwargs, result)
         if flops:
@@ -221,13 +220,13 @@ def _undisturbed(model: nn.Module) -> Iterator[Callable[[Tensor], None]]:
     buffers = [
         (module, name, buffer, None if buffer is None else buffer.clone())
         for module in model.modules()
-        for name, buffer in module._buffers.items()
+        for name, buffer in torch_private.buffers_of(module).items()
     ]
-    owners = {parameter.untyped_storage()._cdata: parameter for parameter in model.parameters()}
+    owners = {torch_private.storage_key(parameter): parameter for parameter in model.parameters()}
     kept: dict[int, tuple[nn.Parameter, Tensor]] = {}
 
     def before_write(tensor: Tensor) -> None:
-        key = tensor.untyped_storage()._cdata
+        key = torch_private.storage_key(tensor)
         if key in owners and key not in kept:
             kept[key] = owners[key], owners[key].detach().clone()
 
@@ -236,10 +235,7 @@ def _undisturbed(model: nn.Module) -> Iterator[Callable[[Tensor], None]]:
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=list(devices)))
         # without oneDNN and cuDNN a recurrent layer runs as single products, which can be counted
-        stack.callback(
-            torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled()
-        )  # torch's `flags` context would warn about TF32
-        torch._C._set_mkldnn_enabled(False)
+        stack.enter_context(torch_private.without_onednn())
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
@@ -251,6 +247,6 @@ def _undisturbed(model: nn.Module) -> Iterator[Callable[[Tensor], None]]:
                 for parameter, value in kept.values():
                     parameter.copy_(value)
                 for module, name, buffer, content in buffers:
-                    module._buffers[name] = buffer
+                    torch_private.buffers_of(module)[name] = buffer
                     if buffer is not None and content is not None:
                         buffer.copy_(content)

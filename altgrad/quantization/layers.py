@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from altgrad import torch_private
 from altgrad.config.cast import GEMM_SITES, Cast, Gemm, GemmSite
 from altgrad.config.operands import Operand, roundings
 from altgrad.config.recipe import Recipe
@@ -148,7 +149,7 @@ class QuantizedLinear(nn.Linear):
         A recomputation during the backward pass (activation checkpointing) repeats the draw of the forward pass: it
         returns 0.  Raises ValueError if the layer was used several times, since the use cannot be told then.
         """
-        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        if torch.compiler.is_compiling() or not torch_private.in_backward():
             use, self.draws = self.draws, self.draws + 1
             return use
         if self.draws > 1:
@@ -161,7 +162,7 @@ class QuantizedLinear(nn.Linear):
 
     def _check_transforms(self) -> None:
         """Raise NotImplementedError under a torch.func transform: rounding with a shared scale is not elementwise."""
-        if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        if not torch.compiler.is_compiling() and torch_private.in_transform():
             raise NotImplementedError(
                 f"layer {self.name}: torch.func transforms (vmap, grad, jvp, ...) over a rounded layer are not "
                 "supported, because a scale belongs to a whole tensor; use torch.autograd, or transform within "

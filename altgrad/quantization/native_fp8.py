@@ -1,8 +1,8 @@
 """The native path: the three GEMMs of a linear layer on FP8 tensor cores, from the codes that the simulation rounds to.
 
 Rounding, scale and counts are those of the simulated path: our kernel rounds x / scale to the grid, and the cast of a
-grid value to float8 is exact for every rounding and overflow rule.  `torch._scaled_mm` multiplies the codes, sums in
-float32 (`use_fast_accum=False`), applies both scales to the sum and returns float32.  With one scale per tensor the
+grid value to float8 is exact for every rounding and overflow rule.  `scaled_mm` multiplies the codes, sums in float32
+(without fast accumulation), applies both scales to the sum and returns float32.  With one scale per tensor the
 result differs from the simulated one only by the order and, on tensor cores, the width of the sums.
 
 A scale can be taken out of a sum only if it is constant along the contraction dimension.  With one scale per row,
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from altgrad import torch_private
 from altgrad.quantization.kernel.scaled_rounding import Mode, code_site
 from altgrad.quantization.kernel.site import Site
 from altgrad.quantization.straight_through import differentiable_once
@@ -58,9 +59,7 @@ class NativePlan(NamedTuple):
 def multiply(a: Codes, b: Codes) -> Tensor:
     """a b^T in float32, (rows of a, rows of b); both contract their last dimension."""
     scale_b = b.scale if b.scale.ndim == 0 else b.scale.t()
-    return torch._scaled_mm(
-        a.values, b.values.t(), scale_a=a.scale, scale_b=scale_b, out_dtype=torch.float32, use_fast_accum=False
-    )
+    return torch_private.scaled_mm(a.values, b.values.t(), a.scale, scale_b)
 
 
 def check_native(name: str, weight: Tensor, sites: Sequence[Site]) -> None:

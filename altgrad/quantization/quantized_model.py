@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from altgrad import torch_private
 from altgrad.config.cast import GEMM_SITES
 from altgrad.config.operands import high_precision_layers
 from altgrad.config.recipe import Recipe
@@ -207,7 +208,7 @@ class QuantizedModel:
             if only_wider:
                 moves = moves & (found[:, _OVERFLOW] > 0) & (found[:, _AMAX] > kept.amax(dim=1))
             new = torch.where(moves[:, None], moved, kept)
-            torch._foreach_copy_([self._sites[key].history for key in keys], list(new.unbind()))
+            torch_private.copy_each([self._sites[key].history for key in keys], list(new.unbind()))
 
 
 def _check_names(what: str, ours: Mapping[str, Any], state: Mapping[str, Any]) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from altgrad import torch_private
+
 Backward = Callable[..., Any]
 
 
@@ -26,8 +28,7 @@ def differentiable_once(backward: Backward) -> Backward:
             outputs = backward(ctx, *gradients)
         if not (torch.is_grad_enabled() and any(gradient.requires_grad for gradient in gradients)):
             return outputs
-        refusal = torch._C._functions.DelayedError(_TWICE, 1)
-        return tuple(None if out is None else refusal(out.detach().requires_grad_()) for out in outputs)
+        return torch_private.without_derivative(outputs, _TWICE)
 
     return once
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from altgrad.config.recipe import GEMM_SITES
-from altgrad.formats import FALLBACKS, find_format
+from altgrad.format_relations import FALLBACKS
+from altgrad.formats import find_format
 from altgrad.metrics import SITES, SiteName
 from altgrad.report.alternatives import more_exponent, more_mantissa
 from altgrad.report.evidence import Evidence, Finding

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from altgrad import torch_private
 from altgrad.stability.protocol import StepState
 
 
@@ -107,7 +108,7 @@ class NonFiniteGuard:
 
 def _finite(tensors: Sequence[Tensor]) -> Tensor:
     """Which of the n >= 1 tensors hold only finite numbers, (n,) bool on the device, without synchronisation."""
-    return torch.stack([torch.isfinite(norm) for norm in torch._foreach_norm(list(tensors), torch.inf)])
+    return torch.stack([torch.isfinite(norm) for norm in torch_private.largest_magnitudes(tensors)])
 
 
 def _like(tensors: Sequence[Tensor], kept: Sequence[Tensor]) -> list[Tensor]:

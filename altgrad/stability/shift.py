@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from altgrad.config.train_config import TrainConfig
-from altgrad.formats import FALLBACKS, find_format
+from altgrad.format_relations import FALLBACKS
+from altgrad.formats import find_format
 from altgrad.quantization.layers import QuantizedLinear
 from altgrad.quantization.write_back import WriteBack
 from altgrad.stability.protocol import StepState

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from altgrad import torch_private
+
 # Dynamo's limit of graphs per code object in a process; trials of a sweep may differ in rounding, scaling and shape.
 _GRAPHS_PER_CODE = 64
 
@@ -53,9 +55,7 @@ def room_for_graphs() -> Iterator[None]:
     Beyond its default limit of 8 graphs Dynamo silently runs eagerly.  Graphs that contain custom autograd functions
     are cached only if these are pure functions of their arguments, which ours are.
     """
-    import torch._functorch.config  # imported only if needed: it takes half a second
-
-    dynamo, functorch = torch._dynamo.config, torch._functorch.config
+    dynamo, functorch = torch_private.compiler_settings()
     limit, allowed = dynamo.recompile_limit, functorch.autograd_cache_allow_custom_autograd_functions
     dynamo.recompile_limit = _GRAPHS_PER_CODE
     functorch.autograd_cache_allow_custom_autograd_functions = True

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from altgrad import torch_private
 from altgrad.diagnostics.protocol import LayerStep
 from altgrad.formats import NumberFormat
 from altgrad.quantization.layers import QuantizedLinear
@@ -80,7 +81,7 @@ class ForeignChanges:
         return before != self._seen
 
     def _state(self) -> tuple[list[int], list[NumberFormat]]:
-        versions = [parameter._version for parameter in self._parameters]
+        versions = [torch_private.version_of(parameter) for parameter in self._parameters]
         return versions, [layer.format_of("weight") for layer in self._layers.values()]
 
 

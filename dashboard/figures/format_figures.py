@@ -9,7 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from altgrad.format_fit import Fit, Weighted, fit, grid, power_of_two_scale, rounded
-from altgrad.formats import NumberFormat, equal_up_to_scale
+from altgrad.format_relations import equal_up_to_scale
+from altgrad.formats import NumberFormat
 from altgrad.show.palette import format_colour
 from altgrad.text.number_text import number
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from altgrad.format_names import SYNONYMS
-from altgrad.formats import FORMATS, GROUPS, SPLITS, NumberFormat, equal_up_to_scale, find_format, finfo
+from altgrad.format_relations import equal_up_to_scale
+from altgrad.formats import FORMATS, GROUPS, SPLITS, NumberFormat, find_format, finfo
 from tests.support.oracles import LARGEST, PUBLISHED, decode, gfloat_twin, same_bits
 
 SMALL = [fmt for fmt in FORMATS.values() if fmt.bits <= 16]

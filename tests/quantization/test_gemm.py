@@ -12,7 +12,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from altgrad.config.cast import Cast
 from altgrad.config.recipe import GEMM_SITES, Recipe
 from altgrad.config.train_config import ConfigError, TrainConfig, make_config
-from altgrad.formats import FALLBACKS, FORMATS, NumberFormat, find_format
+from altgrad.format_relations import FALLBACKS
+from altgrad.formats import FORMATS, NumberFormat, find_format
 from altgrad.quantization import products as gemm
 from altgrad.quantization.kernel.round import FormatTensors, round_to_format
 from altgrad.quantization.kernel.scale import scale_for

@@ -7,7 +7,8 @@ import torch
 
 from altgrad.config.recipe import GEMM_SITES
 from altgrad.config.train_config import TrainConfig
-from altgrad.formats import FALLBACKS, FORMATS, find_format
+from altgrad.format_relations import FALLBACKS
+from altgrad.formats import FORMATS, find_format
 from altgrad.training.trainer import Trainer
 from tests.support.small_runs import MICRO, SMALL, multiply_loss, train
 

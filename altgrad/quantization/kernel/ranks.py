@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from altgrad import torch_private
+
 Value = TypeVar("Value")
 
 
@@ -124,8 +126,7 @@ ALONE = Ranks()
 def largest_over_ranks(value: Tensor) -> Tensor:
     """Elementwise maximum of `value` over all ranks, as a functional collective, which a compiled graph can contain."""
     assert dist.group.WORLD is not None
-    found = torch.ops._c10d_functional.all_reduce(value, "max", dist.group.WORLD.group_name)
-    return torch.ops._c10d_functional.wait_tensor(found)
+    return torch_private.largest_over_group(value, dist.group.WORLD.group_name)
 
 
 def lost_another_rank(error: BaseException) -> bool:

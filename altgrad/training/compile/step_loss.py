@@ -21,6 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from altgrad import torch_private
 from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.quantization.kernel.compiled import INDUCTOR_OPTIONS
 from altgrad.quantization.kernel.ranks import ALONE, Ranks
@@ -95,7 +96,7 @@ class StepLoss:
             return self._function(inputs, targets)
         try:
             loss = self._function(inputs, targets)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
+        except torch_private.compiler_failure() as error:
             self._refuse(f"the compiler failed ({_first_line(error)})")
             self._function = self._build()
             return self(inputs, targets)

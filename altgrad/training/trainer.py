@@ -10,7 +10,7 @@ number.  With several ranks (see `kernel.ranks`) each takes its rows of the batc
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +23,8 @@ from altgrad.diagnostics.suite import Diagnostics
 from altgrad.events import Event
 from altgrad.quantization.kernel.ranks import Ranks
 from altgrad.quantization.quantized_model import quantize_model
-from altgrad.stability.clipper import PartitionRelativeClipper
-from altgrad.stability.guard import NonFiniteGuard
-from altgrad.stability.protocol import Intervention, StepState
-from altgrad.stability.shift import EmergencyMantissaShift
+from altgrad.stability.interventions import chosen_interventions
+from altgrad.stability.protocol import StepState
 from altgrad.training.compile.policy import How
 from altgrad.training.compile.step_loss import StepLoss
 from altgrad.training.data import Batches, TextBatches, load_corpus
@@ -35,6 +33,7 @@ from altgrad.training.optim import build_optimizer, learning_rate
 from altgrad.training.process_settings import full_precision_sums
 from altgrad.training.starting_point import check_alike, device_named, hash_weights
 from altgrad.training.step_counts import SiteCounts
+from altgrad.training.step_numbers import StepNumbers
 from altgrad.training.weight_watch import ForeignChanges, StepRandom, WeightWatch, evaluating
 
 
@@ -87,17 +86,17 @@ class Trainer:
             self.quantized.share()
         check_alike(self.ranks, self.device, self.initial_weights_hash, self.batches.digest())
         self.optimizer = build_optimizer(model, config)
-        # in the model's order, as in a plain training loop: the last bit of the gradient norm depends on the order
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters = [p for p in model.parameters() if p.requires_grad]
         self._write_back = self.quantized.write_back
         self._counts = SiteCounts(self.quantized, self.ranks)
+        self._numbers = StepNumbers(parameters, self._counts, self.ranks)
         self._watch = WeightWatch(self.layers, self.optimizer)
         self._random = StepRandom(self.device)
         self._loss = StepLoss(model, self.layers, config, self.device, runs_alike, compiled_before, self.ranks)
         corrections = None if self._write_back is None else self._write_back.corrections
         self._diagnostics = Diagnostics(config, model, self.layers, corrections)
-        self._changes = ForeignChanges(self._parameters, self.layers)
-        self.interventions = self._build_interventions()
+        self._changes = ForeignChanges(parameters, self.layers)
+        self.interventions = chosen_interventions(config, model, self.quantized, self.optimizer)
         self.step_number = 0
         self.elapsed_seconds = 0.0
         self.tokens = 0
@@ -110,17 +109,6 @@ class Trainer:
     @property
     def compile_reason(self) -> str:
         return self._loss.reason
-
-    def _build_interventions(self) -> list[Intervention]:
-        past = [buffer for buffer in self.model.buffers() if buffer.is_floating_point() and buffer.numel()]
-        past += self.quantized.histories().values()
-        past += self.quantized.compensations().values()
-        chosen: list[Intervention] = [NonFiniteGuard(self.optimizer, self.config.diagnostic_interval, past)]
-        if self.config.enable_emergency_shift:
-            chosen.append(EmergencyMantissaShift(self.config, self.layers, self._write_back))
-        if self.config.enable_partition_clipping:
-            chosen.append(PartitionRelativeClipper(self.config, self.layers))
-        return chosen
 
     def step(self) -> StepOutcome:
         """Train one step and return its measurements.
@@ -149,7 +137,7 @@ class Trainer:
         measuring = step % config.diagnostic_interval == 0 or step == config.max_steps
         self._seed_masks()
         loss = self._forward_backward(inputs, targets)
-        state = self._read(step, loss)
+        state = self._numbers.read(step, loss)
         state.measured["learning_rate"] = rate
         if measuring and state.finite:
 
@@ -193,33 +181,6 @@ class Trainer:
         loss = self._loss(inputs, targets)
         loss.backward(self.ranks.weight(loss))
         return loss.detach()
-
-    def _add_up_gradients(self) -> list[Tensor]:
-        """Replace every `.grad` by that of the global batch.
-
-        Returns, as a list of one tensor, the number of ranks on which each gradient existed; with one rank, nothing.
-        """
-        if self.ranks.alone:
-            return []
-        gradients, there = self.ranks.add_up([p.grad for p in self._parameters], self._parameters)
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = gradient
-        return [there]
-
-    def _read(self, step: int, loss: Tensor) -> StepState:
-        """The step's numbers, in one transfer to the host."""
-        there = self._add_up_gradients()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        loss_value, (norm_value, *on_ranks) = self._counts.read(loss, torch.cat([norm.reshape(1), *there]))
-        for parameter, count in zip(self._parameters, on_ranks, strict=False):
-            if not count:  # no rank's rows reached this parameter: as in one process the optimizer must skip it
-                parameter.grad = None
-        record = {"step": step, "loss": loss_value, "gradient_norm": norm_value, **self._counts.rates()}
-        overflow = self._counts.rates("gradient").get("overflow_rate")
-        state = StepState(step, loss_value, norm_value, self._parameters, record, norm, overflow)
-        # a finite norm proves that no value is NaN or inf
-        record["non_finite_gradients"] = 0.0 if state.finite else _non_finite_share(self._parameters)
-        return state
 
     def _update(self, state: StepState, outcome: StepOutcome, *, measuring: bool) -> None:
         """Clip, take the optimizer step, write weights back to their grid, and measure around it."""
@@ -284,9 +245,3 @@ class Trainer:
         for intervention, kept in zip(self.interventions, state["interventions"], strict=True):
             intervention.load_state_dict(kept)
         self._changes.accept()
-
-
-def _non_finite_share(parameters: Sequence[Tensor]) -> float:
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    bad = torch.stack([(~torch.isfinite(gradient)).sum() for gradient in gradients]).sum()
-    return float(bad) / sum(gradient.numel() for gradient in gradients)

@@ -1,0 +1,30 @@
+"""Builds the interventions of a config, in the order in which they act on a step."""
+
+from __future__ import annotations
+
+import torch
+
+from altgrad.config.train_config import TrainConfig
+from altgrad.quantization.quantized_model import QuantizedModel
+from altgrad.stability.clipper import PartitionRelativeClipper
+from altgrad.stability.guard import NonFiniteGuard
+from altgrad.stability.protocol import Intervention
+from altgrad.stability.shift import EmergencyMantissaShift
+
+
+def chosen_interventions(
+    config: TrainConfig, model: torch.nn.Module, quantized: QuantizedModel, optimizer: torch.optim.Optimizer
+) -> list[Intervention]:
+    """The guard, which every run has, then those that the config enables.
+
+    The guard also keeps what depends on earlier weights: the model's buffers, amax histories, and compensations.
+    """
+    past = [buffer for buffer in model.buffers() if buffer.is_floating_point() and buffer.numel()]
+    past += quantized.histories().values()
+    past += quantized.compensations().values()
+    chosen: list[Intervention] = [NonFiniteGuard(optimizer, config.diagnostic_interval, past)]
+    if config.enable_emergency_shift:
+        chosen.append(EmergencyMantissaShift(config, quantized.layers, quantized.write_back))
+    if config.enable_partition_clipping:
+        chosen.append(PartitionRelativeClipper(config, quantized.layers))
+    return chosen

@@ -47,6 +47,8 @@ class _Config(Record):
     seed: Whole
     max_steps: Count
     learning_rate: Finite
+    recipe: str | None = None
+    gemms: dict[str, Any] = Field(default_factory=dict)
 
 
 class _Held(Record):

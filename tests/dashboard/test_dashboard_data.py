@@ -246,12 +246,12 @@ def test_newest_events_come_first_and_repeated_ones_once(tmp_path: Path) -> None
     for step in range(5):
         writer.event(step, "clip", norm=2.0)
     for step in (5, 6):
-        writer.event(step, "format_shift", to="E5M2", rate=0.123456789)
+        writer.event(step, "format_shift", **{"from": "E4M3", "to": "E5M2", "rate": 0.123456789})
     writer.flush()
     sweep = WatchedSweep(folder)
     look(sweep)
     assert newest_events(sweep.runs, 9) == [
-        {"Run": "a", "Event": "format shift", "Times": 2, "Last step": 6, "Then": "to E5M2, rate 0.1235"},
+        {"Run": "a", "Event": "format shift", "Times": 2, "Last step": 6, "Then": "from E4M3, to E5M2, rate 0.1235"},
         {"Run": "a", "Event": "clip", "Times": 5, "Last step": 4, "Then": "norm 2"},
     ]
     assert len(newest_events(sweep.runs, 1)) == 1

@@ -135,14 +135,14 @@ def test_link_with_a_value_that_is_gone_shows_the_default_and_says_so(roots: dic
     assert not app.exception
     assert "layout" not in app.query_params and "group" not in app.query_params
     text = words(app)
-    assert "`layout=seed bands`, which there is not" in text and "`group=E4M3`" in text
+    assert "`layout=seed bands`, which does not exist (any more)" in text and "`group=E4M3`" in text
 
 
 @pytest.mark.parametrize(("page", "key"), [("run", "run"), ("sweep", "sort"), ("overview", "sweep")])
 def test_link_to_a_run_a_sweep_or_an_order_that_is_gone_says_so(roots: dict[str, Path], page: str, key: str) -> None:
     app = show(roots["completed"], page, **{key: "long-gone"})
     assert not app.exception
-    assert f"`{key}=long-gone`, which there is not" in words(app)
+    assert f"`{key}=long-gone`, which does not exist (any more)" in words(app)
     assert app.query_params[key] != "long-gone"
 
 

@@ -48,7 +48,8 @@ def gemm_arms() -> Arms:
         narrow = [gemm for gemm, on in zip(("fprop", "dgrad", "wgrad"), chosen, strict=True) if on]
         high = {gemm: {"format": "FP32"} for gemm in ("fprop", "dgrad", "wgrad") if gemm not in narrow}
         name = "E2M1 in " + ", ".join(narrow) if narrow else "FP32 in all three"
-        arms[name] = {"format": "E2M1", "scale_granularity": "1x32", "gemms": high}
+        narrow_arm = {"format": "E2M1", "scale_granularity": "1x32", "gemms": high}
+        arms[name] = narrow_arm if narrow else {"format": "FP32"}
     return arms
 
 

@@ -12,15 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from altgrad.config.operands import roundings
 from altgrad.config.recipe import Recipe
 from altgrad.formats import FORMATS, SPLITS, NumberFormat
 from altgrad.quantization.kernel.counters import COUNTERS
 from altgrad.quantization.kernel.round import FormatTensors, round_to_format, spec_of
 from altgrad.quantization.kernel.scale import scale_for
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
-from altgrad.quantization.kernel.site import Site
 from altgrad.quantization.kernel.tiles import finite_amax, join, split
+from altgrad.quantization.quantized_model import quantize_model
 from tests.support.oracles import LARGEST, SMALLEST, power_of_two_scale, quantise_by_hand, same_bits
 
 EIGHT_BITS = SPLITS
@@ -204,12 +203,14 @@ def test_delayed_scaling_uses_the_largest_remembered_amax_and_the_current_one_at
 
 def test_the_history_forgets_after_its_length():
     recipe = Recipe(format="E4M3", scaling="delayed", amax_history=3)
-    [rounded] = roundings(recipe.casts_at())["activation"]
-    site = Site(rounded, 0, torch.device("cpu"))
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    quantized = quantize_model(model, recipe)
     largest = []
-    for amax in (8.0, 1.0, 2.0, 3.0, 0.5, 0.5, 0.5):
-        site.remember(torch.tensor(amax))
-        largest.append(float(site.history.max()))
+    for step, amax in enumerate((8.0, 1.0, 2.0, 3.0, 0.5, 0.5, 0.5), start=1):
+        quantized.begin_step(0, step)
+        model(torch.tensor([[0.0, -amax, amax / 2, 0.0]])).sum().backward()
+        quantized.after_optimizer()
+        largest.append(float(quantized.histories()["0.activation"].max()))
     assert largest == [8.0, 8.0, 8.0, 3.0, 3.0, 3.0, 0.5]
 
 

@@ -101,11 +101,6 @@ class Site:
         self.counts, self._aside, self.slots.used = None, None, 0
         return counts
 
-    def remember(self, amax: Tensor) -> None:
-        """Put a step's amax (0-d) at the front of the history that delayed scaling reads, and drop the oldest."""
-        if self.history.numel():
-            self.history.copy_(torch.cat([amax.reshape(1), self.history[:-1]]))
-
 
 def _together(before: Tensor | None, counts: Tensor) -> Tensor:
     if before is None:

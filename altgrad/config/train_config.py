@@ -48,6 +48,7 @@ class TrainConfig(Recipe):
     beta1: Annotated[float, Field(ge=0, lt=1)] = field(0.9, "optimisation", "decay rate of AdamW's first moment")
     beta2: Annotated[float, Field(ge=0, lt=1)] = field(0.95, "optimisation", "decay rate of AdamW's second moment")
     adam_epsilon: Positive = field(1e-8, "optimisation", "epsilon of AdamW")
+    autocast: Literal["auto", True, False] = field("auto", "optimisation", "compute what no recipe rounds (attention, norms) as torch.autocast does in bfloat16; auto: on a CUDA device", in_graph=True, timed=True)
     gradient_clip: float = field(1.0, "optimisation", "limit of the global gradient norm; 0: no clipping", ge=0)
     # measuring
     eval_interval: int = field(100, "measuring", "steps between measurements of the validation loss; the last step is always measured", timed=False, ge=1)

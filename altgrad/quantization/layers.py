@@ -39,7 +39,8 @@ class QuantizedLinear(nn.Linear):
     one for each GEMM that differs, such as `wgrad.activation`.  A site has the format and, if `counting` is set, the
     counts since they were last taken (see `Site.take_counts`).  The state dict is that of the plain layer.
     `bypass` is the number of `unrounded` contexts around the layer; if it is not 0, nothing is rounded or counted.
-    weight (out, in); input (..., in), output (..., out), computed in float32 and returned in the input's dtype.
+    weight (out, in); input (..., in), output (..., out), computed in float32 and returned in the dtype
+    that the plain layer returns: the input's, or autocast's where that is on.
     """
 
     sites: dict[str, Site]
@@ -104,10 +105,12 @@ class QuantizedLinear(nn.Linear):
         return self.site(site).format
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(x.device.type):  # checked first: torch caches no graph that enters autocast
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):  # checked first: torch caches no graph that enters autocast
             return self._forward(x.float()).to(x.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            return self._forward(x.float()).to(x.dtype)
+        returned = x.dtype if x.dtype == torch.float64 else torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return self._forward(x.float()).to(returned)
 
     def _forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()

@@ -8,12 +8,14 @@ memory) is made only by the commands, see `allocator`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from altgrad import torch_private
+from altgrad.config.train_config import TrainConfig
+from altgrad.quantization.products import bfloat16_pays
 
 # Dynamo's limit of graphs per code object in a process; trials of a sweep may differ in rounding, scaling and shape.
 _GRAPHS_PER_CODE = 64
@@ -46,6 +48,18 @@ def full_precision_sums() -> Iterator[None]:
             torch.set_float32_matmul_precision(for_all)
         cuda.fp32_precision, cpu.fp32_precision = found
         cuda.allow_bf16_reduced_precision_reduction = reduced
+
+
+def mixed_precision(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
+    """Context of a forward pass: bfloat16 autocast, or none, as `config.autocast` says.
+
+    What a recipe does not round (attention, what a norm passes on) is then computed as in a BF16 training; without it,
+    attention of float32 tensors runs on no tensor core.  Rounded GEMMs are the same with and without, except that their
+    outputs are bfloat16.  "auto" is true on a GPU with bfloat16 tensor cores, for the baseline as for every format.
+    """
+    if config.autocast is False or (config.autocast == "auto" and not bfloat16_pays(device)):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 @contextmanager

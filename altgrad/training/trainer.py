@@ -30,7 +30,7 @@ from altgrad.training.compile.step_loss import StepLoss
 from altgrad.training.data import Batches, TextBatches, load_corpus
 from altgrad.training.model import build_gpt
 from altgrad.training.optim import build_optimizer, learning_rate
-from altgrad.training.process_settings import full_precision_sums
+from altgrad.training.process_settings import full_precision_sums, mixed_precision
 from altgrad.training.starting_point import check_alike, device_named, hash_weights
 from altgrad.training.step_counts import SiteCounts
 from altgrad.training.step_numbers import StepNumbers
@@ -143,7 +143,7 @@ class Trainer:
 
             def loss_again() -> Tensor:
                 self._seed_masks()  # the shadow's dropout repeats the step's masks
-                return self.model(inputs, targets)
+                return self._model_loss(inputs, targets)
 
             self._diagnostics.before_step(MeasuredStep(step, self.layers, loss_again, self.ranks))
         outcome = StepOutcome(state.measured, events=state.events)
@@ -176,9 +176,16 @@ class Trainer:
             part = part.pin_memory()
         return part.to(self.device, non_blocking=True)
 
+    def _model_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss (0-d) of the model itself, never compiled."""
+        with mixed_precision(self.config, self.device):
+            loss: Tensor = self.model(inputs, targets)
+        return loss
+
     def _forward_backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(inputs, targets)
+        with mixed_precision(self.config, self.device):
+            loss = self._loss(inputs, targets)
         loss.backward(self.ranks.weight(loss))
         return loss.detach()
 
@@ -210,7 +217,7 @@ class Trainer:
             self._random.seed("validation", self.config.seed)
             for number, (inputs, targets) in enumerate(self.batches.validation()):
                 self.quantized.begin_validation(self.config.seed, self.step_number, number)
-                total += self.model(self._on_device(inputs), self._on_device(targets)) * len(inputs)
+                total += self._model_loss(self._on_device(inputs), self._on_device(targets)) * len(inputs)
                 count += len(inputs)
         return float(total / count)
 

@@ -147,6 +147,7 @@ ALTERNATIVES: dict[str, tuple[Mapping[str, Any], Any, Seen]] = {
     "beta1": ({}, 0.5, numbers),
     "beta2": ({}, 0.5, numbers),
     "adam_epsilon": ({}, 1e-3, numbers),
+    "autocast": ({}, True, numbers),
     "gradient_clip": ({"adam_epsilon": 1e-2}, 0.1, numbers),
     "eval_interval": ({}, 2, numbers),
     "eval_batches": ({}, 2, numbers),

@@ -147,15 +147,19 @@ def test_models_of_other_dtypes_keep_them(dtype):
     assert all(parameter.grad.dtype == dtype and parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-def test_under_autocast_the_gemms_stay_in_float32():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+def test_under_autocast_the_gemms_stay_in_float32_and_the_output_has_the_plain_layers_dtype(dtype, autocast):
     layer = layer_of(Recipe(format="E4M3"))
-    x, dy = draw(4, IN, seed=3), draw(4, OUT, seed=4)
-    expected = run(layer, x, dy)
+    plain = nn.Linear(IN, OUT, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    x, dy = draw(4, IN, seed=3).to(dtype), draw(4, OUT, seed=4).to(autocast)
+    expected = run(layer, x.float(), dy.float())
     layer.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", autocast):
         y = layer(x)
-    y.backward(dy)
-    assert torch.equal(y, expected[0])
+        assert y.dtype == plain(x).dtype
+    y.backward(dy.to(y.dtype))
+    assert torch.equal(y, expected[0].to(y.dtype))
     assert torch.equal(layer.weight.grad, expected[2])
 
 

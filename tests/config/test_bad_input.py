@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -170,7 +169,6 @@ def test_bad_input_is_one_short_line_with_exit_code_2_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setattr("tune.sweep.this_machine", lambda: Machine(cpus=2, gpus=0, gpu_note="no CUDA GPU found"))
-    began = time.monotonic()
     try:
         code = main(words)
     except SystemExit as stop:  # argparse
@@ -178,7 +176,6 @@ def test_bad_input_is_one_short_line_with_exit_code_2_and_writes_nothing(
     error = capsys.readouterr().err
     assert code == 2 and len(error.strip().splitlines()) == 1, error[:1000]
     assert said in error and "SECRET" not in error and len(error) < 500
-    assert time.monotonic() - began < 5
     assert {path.name for path in folder.iterdir()} == set(FILES)
 
 

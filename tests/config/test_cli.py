@@ -4,22 +4,16 @@ import os
 import pty
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.servers.polling import PATIENCE, wait_for
+from tests.support.commands import altgrad
 from tests.support.small_runs import set_words
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHORT = ["--set", *set_words(model="micro", max_steps=6, diagnostic_interval=3, eval_batches=1, compile=False)]
-
-
-def altgrad(*arguments, cwd=None, **environment) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "altgrad", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    )
 
 
 def test_formats_prints_every_number_uncut_and_names_equal_grids():
@@ -128,16 +122,15 @@ def test_a_run_whose_terminal_is_closed_goes_on_to_its_end(tmp_path):
         tmp_path / "run",
         *SHORT,
     ]
-    command += ["max_steps=400", "eval_interval=400", "checkpoint_interval=400"]
+    command += ["max_steps=400", "eval_interval=400", "checkpoint_interval=400", "diagnostic_interval=400"]
     process = subprocess.Popen(
         list(map(str, command)), stdin=its_end, stdout=its_end, stderr=its_end, start_new_session=True,
         preexec_fn=lambda: __import__("fcntl").ioctl(0, 0x540E, 0),  # TIOCSCTTY: its controlling terminal
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     os.close(its_end)
-    steps, until = tmp_path / "run" / "steps", time.monotonic() + 60
-    while not (steps.exists() and any(steps.iterdir())) and time.monotonic() < until:
-        time.sleep(0.05)
+    steps = tmp_path / "run" / "steps"
+    wait_for(lambda: steps.exists() and any(steps.iterdir()))
     os.close(terminal)  # sends SIGHUP, and every write fails from here on
-    assert process.wait(120) == 0
+    assert process.wait(PATIENCE) == 0
     assert '"completed"' in (tmp_path / "run" / "end.json").read_text()

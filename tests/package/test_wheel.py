@@ -93,7 +93,7 @@ def test_the_dashboard_that_is_shown_is_that_of_the_installation(installed: Inst
     program = (
         "import sys; from altgrad.config.shipped_configs import ROOT; sys.path.insert(0, str(ROOT));"
         "from streamlit.testing.v1 import AppTest;"
-        "app = AppTest.from_file(str(ROOT / 'dashboard' / 'streamlit_app.py'), default_timeout=60).run();"
+        "app = AppTest.from_file(str(ROOT / 'dashboard' / 'streamlit_app.py'), default_timeout=240).run();"
         "print(len(app.exception), app.title[0].value, sys.modules['dashboard'].__file__)"
     )
     done = installed.run("-c", program, ALTGRAD_RESULTS=str(installed.home))

@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from altgrad.results import list_runs
 from altgrad.storage.folder import Folder
 
 PATIENCE = 240.0  # seconds on a busy machine
+SOON = 90.0  # what has a time limit of its own of some seconds; without it, it would wait for minutes
 
 
 @dataclass
@@ -53,6 +55,19 @@ def polling(poller: Poller) -> Iterator[Poller]:
     finally:
         over.set()
         thread.join()
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Wait for what another thread or process of the test does."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def wait_for_content(file: Path, content: bytes) -> None:
+    """Wait until a file that another process writes has this in it."""
+    wait_for(lambda: content in file.read_bytes())
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:

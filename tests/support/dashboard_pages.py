@@ -9,13 +9,14 @@ from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 
 from dashboard import streamlit_app
+from tests.servers.polling import PATIENCE
 
 PAGES = ("overview", "sweep", "curves", "compare", "failures", "layers", "formats", "run")
 
 
 def show(root: Path | str, page: str, **query: str) -> AppTest:
     """The page as a browser would get it: the whole app, opened at that page's address."""
-    app = AppTest.from_file(streamlit_app.__file__, default_timeout=60)
+    app = AppTest.from_file(streamlit_app.__file__, default_timeout=PATIENCE)
     app._page_hash = calc_hash("" if page == "overview" else page)  # AppTest opens only pages that are files
     for key, value in query.items():
         app.query_params[key] = value

@@ -40,26 +40,35 @@ int nvmlDeviceGetUtilizationRates(void *d, busy_t *b) { b->gpu = 37; b->memory =
 """
 
 
-def test_cpu_use_is_one_core_when_busy_and_nearly_none_asleep() -> None:
+def clocks() -> tuple[float, float]:
+    return time.perf_counter(), sum(os.times()[:2])
+
+
+@pytest.mark.parametrize("busy", [True, False], ids=["busy", "asleep"])
+def test_cpu_use_is_the_share_of_the_time_since_the_last_sample(busy: bool) -> None:
+    """Other clocks, read just outside and just inside of what is sampled, bound it however much others compute."""
     usage = ProcessUsage(CPU)
-    until = time.process_time() + 0.3
-    started = time.monotonic()
-    while time.process_time() < until:
+    outer = clocks()
+    usage.sample()
+    inner = clocks()
+    while busy and sum(os.times()[:2]) < inner[1] + 0.3:
         pass
-    expected = 0.3 / (time.monotonic() - started)  # less than 1 where others have the core
-    assert usage.sample()["cpu_utilisation"] == pytest.approx(expected, rel=0.1)
-    time.sleep(0.3)
-    assert usage.sample()["cpu_utilisation"] < 0.1
+    time.sleep(0.0 if busy else 0.3)
+    (wall, cpu), found, (last_wall, last_cpu) = clocks(), usage.sample()["cpu_utilisation"], clocks()
+    tick = 2 / os.sysconf("SC_CLK_TCK")
+    assert (cpu - inner[1] - tick) / (last_wall - outer[0]) <= found <= (last_cpu - outer[1] + tick) / (wall - inner[0])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_resident_memory_is_what_the_kernel_counts() -> None:
     usage = ProcessUsage(CPU)
     before = usage.sample()["resident_memory"]
-    assert before == pytest.approx(psutil.Process().memory_info().rss / 2**20, rel=0.01)
-    with mmap.mmap(-1, 64 * 2**20) as pages:  # not from the allocator, which may have memory left
-        pages.write(bytes(64 * 2**20))
-        assert usage.sample()["resident_memory"] - before == pytest.approx(64, abs=4)
+    assert before == pytest.approx(psutil.Process().memory_info().rss / 2**20, rel=0.03)
+    with mmap.mmap(-1, 128 * 2**20) as pages:  # not from the allocator, which may have memory left
+        for _ in range(128):
+            pages.write(bytes(2**20))
+        # on many cores a kernel's count is behind by MiB, since each core adds up some pages by itself first
+        assert usage.sample()["resident_memory"] - before == pytest.approx(128, rel=0.5)
 
 
 def test_a_run_samples_at_its_report_interval_and_at_no_other_step(tmp_path: Path) -> None:

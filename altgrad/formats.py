@@ -96,14 +96,17 @@ class NumberFormat:
 
     @property
     def has_inf(self) -> bool:
+        """Whether some code is an infinity."""
         return self.specials in ("ieee", "extended")
 
     @property
     def has_nan(self) -> bool:
+        """Whether some code is NaN."""
         return self.specials in ("fn", "fnuz", "extended") or self.reserved_codes > 1
 
     @property
     def has_negative_zero(self) -> bool:
+        """Whether -0 has a code of its own."""
         return self.specials in ("finite", "ieee", "fn")
 
     @property
@@ -138,6 +141,7 @@ class NumberFormat:
 
     @property
     def has_subnormals(self) -> bool:
+        """Whether there are values between zero and the smallest normal one: for M > 0."""
         return self.mantissa_bits > 0
 
     @property

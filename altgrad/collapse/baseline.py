@@ -56,6 +56,7 @@ class BaselineGap:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state of `state_dict`."""
         self._own.load_state_dict(state["own"])
         self._other.load_state_dict(state["other"])
         self._step = state["step"]

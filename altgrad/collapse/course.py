@@ -44,6 +44,7 @@ class Trend:
     fell: bool = False
 
     def update(self, loss: float, smoothed: float | None, ticks: float, reach: float) -> None:
+        """Add a finite loss, whose distance from the `smoothed` loss is its scatter; see `Smoothed.update`."""
         self.average.update(loss, ticks, reach, _SLOW)
         keep = 0.5 ** (ticks / _SLOW)
         # the batches of one tick count as one batch, because their noise may be correlated
@@ -154,9 +155,11 @@ class LossCourse:
         return max(learned, 8 * (self.trend.scatter.value or 0.0))
 
     def state_dict(self) -> dict[str, Any]:
+        """The state on which later answers depend, as JSON values."""
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state of `state_dict`."""
         trend = state["trend"]
         averages = {name: Smoothed(**trend[name]) for name in ("average", "scatter")}
         self.trend = Trend(**(trend | averages))

@@ -49,6 +49,7 @@ class NonFinite:
         self.memory = BadSteps()
 
     def judge(self, seen: Observation) -> Verdict | None:
+        """The verdict if steps in a row were not finite for the patience, or if most of the recent steps were not."""
         found = _not_finite(seen)
         self.memory.share.update(float(found is not None), seen.ticks, half_life=_SKIPS_HALF_LIFE)
         if found is None:
@@ -106,6 +107,7 @@ class Diverged:
         self.memory = Excursion()
 
     def judge(self, seen: Observation) -> Verdict | None:
+        """The verdict if the smoothed loss has been above the limit for the patience."""
         best, smoothed = seen.course.best, seen.smoothed
         if best is None or smoothed is None or seen.finite("loss") is None:
             return None
@@ -157,6 +159,7 @@ class NeverLearned:
         self.memory = NoMemory()
 
     def judge(self, seen: Observation) -> Verdict | None:
+        """The verdict at the deadline and later, as long as the run has not learned."""
         course = seen.course
         start, best = course.initial, course.best
         if start is None or best is None or seen.step < self._deadline:
@@ -208,6 +211,7 @@ class GapToBaseline:
         self.memory = Excursion()
 
     def judge(self, seen: Observation) -> Verdict | None:
+        """The verdict if the gap, measured at this step, has been above the limit for the patience."""
         gap = seen.finite("gap_to_baseline")
         if gap is None or seen.step <= self._warmup:
             return None

@@ -41,6 +41,7 @@ class Observation:
 
     @property
     def smoothed(self) -> float | None:
+        """The smoothed loss up to this step; None before the first finite one."""
         return self.course.smoothed.value
 
     def finite(self, name: str) -> float | None:
@@ -55,7 +56,8 @@ class Rule(Protocol):
     name: ClassVar[str]
     memory: Any
 
-    def judge(self, seen: Observation) -> Verdict | None: ...
+    def judge(self, seen: Observation) -> Verdict | None:
+        """The verdict if the run has collapsed by this rule, else None; called once per record, in order."""
 
 
 @dataclass

@@ -39,6 +39,10 @@ class Smoothed:
     weight: float = 0.0  # 1 - 2^(-ticks seen / half-life)
 
     def update(self, value: float, ticks: float = 1.0, reach: float = REACH, half_life: float = HALF_LIFE) -> None:
+        """Add a value that stands for `ticks` ticks; one that is not finite is left out.
+
+        A value more than `reach` above the average counts as average + `reach`.  `half_life`: ticks.
+        """
         if not math.isfinite(value):
             return
         if self.value is not None:
@@ -49,6 +53,7 @@ class Smoothed:
 
     @property
     def value(self) -> float | None:
+        """The average; None before the first finite value."""
         return self.total / self.weight if self.weight > 0 else None
 
     @property

@@ -56,6 +56,7 @@ class Stalled:
         self.memory = FrozenWindows()
 
     def judge(self, seen: Observation) -> Verdict | None:
+        """The verdict if enough windows in a row were frozen and the loss has made no progress meanwhile."""
         displacement, smoothed = seen.finite("realised_displacement"), seen.smoothed
         if smoothed is None:
             return None
@@ -124,6 +125,7 @@ class RankCollapse:
         self.memory = RankReference()
 
     def judge(self, seen: Observation) -> Verdict | None:
+        """The verdict if the rank has been below the limit for enough measurements."""
         rank, smoothed, memory = seen.finite("stable_rank"), seen.smoothed, self.memory
         if rank is None or smoothed is None:
             return None

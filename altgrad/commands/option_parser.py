@@ -29,6 +29,7 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(**({"allow_abbrev": False} | options))
 
     def error(self, message: str) -> NoReturn:
+        """Print the message on one line to stderr and exit with code 2."""
         unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
         if message.startswith("unrecognized") and unknown.startswith("--"):
             message = f"unrecognized arguments: {unknown}"

@@ -132,6 +132,7 @@ class Row:
 
     @property
     def device_hours_saved(self) -> float | None:
+        """The device-hours of the steps that were not trained, see `seconds_saved`; None if not known."""
         return Attempt(self.seconds_saved, self.cpus, self.gpus).hours
 
     @property

@@ -70,6 +70,7 @@ class Moments(NamedTuple):
 
     @property
     def mean(self) -> Tensor:
+        """The mean (0-d, float64); NaN of no values."""
         return self.sum / self.n
 
     @property

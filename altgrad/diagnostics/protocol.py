@@ -41,10 +41,12 @@ class LayerStep:
 
     @property
     def format(self) -> NumberFormat:
+        """The format to which the weight is rounded."""
         return self.layer.format_of("weight")
 
     @cached_property
     def tensors(self) -> FormatTensors:
+        """The format as the kernel reads it, on the device."""
         return FormatTensors.view(self.layer.site("weight").spec)
 
     @cached_property
@@ -135,7 +137,8 @@ class Diagnostic(Protocol):
         """Does nothing by default."""
         return None
 
-    def measure(self, steps: Sequence[LayerStep]) -> Measured: ...
+    def measure(self, steps: Sequence[LayerStep]) -> Measured:
+        """The metrics of this step; `steps`: its layers, see `LayerStep`."""
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,7 @@ class Diagnostics:
         return {"displacement": self._displacement.state_dict(), "last_histogram": self._last_histogram}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state of `state_dict`."""
         self._displacement.load_state_dict(state["displacement"])
         self._last_histogram = state["last_histogram"]
 

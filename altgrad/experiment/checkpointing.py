@@ -37,6 +37,7 @@ class RunInTraining:
         return self.trainer.step_number
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds: trainer, detector, losses and gap."""
         return {
             "trainer": self.trainer.state_dict(),
             "detector": self.detector.state_dict(),

@@ -51,13 +51,16 @@ class LossSummary:
         self.validation: float | None = None
 
     def add(self, record: Mapping[str, float]) -> None:
+        """Take in a step's record, which has a `loss` and may have a `validation_loss`."""
         self.final = record["loss"]
         if math.isfinite(record["loss"]):
             self.best = record["loss"] if self.best is None else min(self.best, record["loss"])
         self.validation = record.get("validation_loss", self.validation)
 
     def state_dict(self) -> dict[str, float | None]:
+        """The three losses by name."""
         return dict(vars(self))
 
     def load_state_dict(self, state: Mapping[str, float | None]) -> None:
+        """Continue from a state of `state_dict`."""
         vars(self).update(state)

@@ -25,10 +25,12 @@ class Frame:
 
     @property
     def bottom(self) -> float:
+        """The y position of the lower edge."""
         return self.top + self.height
 
     @property
     def right(self) -> float:
+        """The x position of the right edge."""
         return self.left + self.width
 
     def x(self, step: float) -> float:

@@ -49,6 +49,7 @@ class Curves:
 
     @cached_property
     def steps(self) -> tuple[float, float]:
+        """First and last step of the x-axis: that of all lines, collapses and, where they are drawn, events."""
         first = min(int(one.raw.steps[0]) for one in self.lines)
         last = max(max(int(one.raw.steps[-1]), one.row.collapse_step or 0) for one in self.lines)
         if len(self.lines) <= _MOST_WITH_EVENTS:  # an event may be later than the last measurement
@@ -58,10 +59,12 @@ class Curves:
 
     @cached_property
     def number_of(self) -> dict[str, int]:
+        """Run name -> place of its line."""
         return {one.row.run: place for place, one in enumerate(self.lines)}
 
     @cached_property
     def variants(self) -> list[str]:
+        """The treatments of the runs, each once, in order of the lines."""
         return list(dict.fromkeys(one.row.treatment for one in self.lines))
 
     def shared(self) -> Html:

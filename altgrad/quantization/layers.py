@@ -102,9 +102,11 @@ class QuantizedLinear(nn.Linear):
             site.share()
 
     def format_of(self, site: GemmSite) -> NumberFormat:
+        """The format of the first rounding of a tensor, see `site`."""
         return self.site(site).format
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out), in the dtype of x or of an autocast block around it; within, all is float32."""
         device = x.device.type
         if not torch.is_autocast_enabled(device):  # checked first: torch caches no graph that enters autocast
             return self._forward(x.float()).to(x.dtype)
@@ -235,6 +237,7 @@ class QuantizedLinear(nn.Linear):
         site.set_format(fmt)
 
     def extra_repr(self) -> str:
+        """The layer's sizes and the format of each site, for `print`."""
         formats = ", ".join(f"{name}={site.format}" for name, site in self.sites.items())
         return f"{super().extra_repr()}, {formats}"
 

@@ -53,6 +53,7 @@ class NativePlan(NamedTuple):
 
     @property
     def by_row(self) -> bool:
+        """Whether each row has a scale of its own, instead of one per tensor."""
         return self.modes[0].granularity == "row"
 
 

@@ -40,6 +40,7 @@ class OptimizerStates:
 
     @property
     def stochastic(self) -> bool:
+        """Whether a moment is rounded stochastically, so that `begin_step` is needed."""
         return any(moment.cast.rounding == "stochastic" for moment in self._casts.values())
 
     def begin_step(self, seed: int, step: int) -> None:

@@ -34,9 +34,11 @@ class Reminder:
             weakref.finalize(self, register_optimizer_step_post_hook(heard).remove)
 
     def step_begun(self) -> None:
+        """Note that `begin_step` was called."""
         self._stepped.get("begin_step", set()).clear()
 
     def written(self) -> None:
+        """Note that `after_optimizer` was called."""
         self._stepped.get("after_optimizer", set()).clear()
 
     def _heard(self, optimizer: Optimizer) -> None:

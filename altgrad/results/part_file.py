@@ -46,6 +46,7 @@ class PartWriter:
         self._writer = pq.ParquetWriter(self._sink, SCHEMAS[name], **_ENCODING[name])
 
     def add(self, table: pa.Table) -> None:
+        """Append the rows of a table in the part's schema."""
         self._writer.write_table(table)
 
     def content(self) -> bytes:

@@ -47,10 +47,12 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The name in run.json, else that of the folder."""
         return self.info.get("run") or self.folder.name
 
     @property
     def config(self) -> Mapping[str, Any]:
+        """The resolved TrainConfig, as JSON values."""
         return self.info["config"]
 
     @property

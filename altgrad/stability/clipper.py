@@ -39,6 +39,7 @@ class PartitionRelativeClipper:
         return self._base * narrowest / FORMATS["E5M2"].max
 
     def on_gradients(self, state: StepState) -> None:
+        """Clip the gradients to `limit` if enough of them overflowed in this step; a clip is a `clip` event."""
         rate = state.gradient_overflow
         if state.skip or rate is None or rate < self._threshold:
             return
@@ -51,6 +52,7 @@ class PartitionRelativeClipper:
         """Does nothing."""
 
     def state_dict(self) -> dict[str, Any]:
+        """Empty: each step is judged by itself."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

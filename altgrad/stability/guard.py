@@ -35,6 +35,7 @@ class NonFiniteGuard:
         self._take(step=0)
 
     def on_gradients(self, state: StepState) -> None:
+        """Skip a step that is not finite, as a `skip` event; restore the snapshot if weights are not finite either."""
         if state.finite:
             return
         state.skip = True
@@ -43,6 +44,7 @@ class NonFiniteGuard:
             self._restore(state)
 
     def after_step(self, state: StepState) -> None:
+        """Every `interval` steps take a snapshot, or restore the last one if a weight or moment is not finite."""
         if state.skip or state.step % self._interval:
             return
         if self._good():
@@ -60,6 +62,7 @@ class NonFiniteGuard:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the snapshot of a state of `state_dict`.  Raises ValueError if it is of another model."""
         self._step = state["step"]
         self._kept_parameters = _like(self._parameters, state["parameters"])
         self._kept_companions = _like(self._companions, state["companions"])

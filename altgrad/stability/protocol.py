@@ -42,6 +42,7 @@ class StepState:
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
     def event(self, kind: str, **detail: Any) -> None:
+        """Add an event of a registered kind at this step."""
         self.events.append(Event(self.step, kind, detail))
 
     def limit_norm(self, limit: float) -> None:
@@ -60,10 +61,14 @@ class StepState:
 class Intervention(Protocol):
     """Acts on a step's gradients, or after the step on the measurements around it."""
 
-    def on_gradients(self, state: StepState) -> None: ...
+    def on_gradients(self, state: StepState) -> None:
+        """Called between backward and the optimizer step; may change gradients, formats or `state.skip`."""
 
-    def after_step(self, state: StepState) -> None: ...
+    def after_step(self, state: StepState) -> None:
+        """Called after the optimizer step and its measurements; may change formats and weights."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """The state on which later acts depend; tensors and numbers only."""
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state of `state_dict`."""

@@ -36,11 +36,13 @@ class EmergencyMantissaShift:
         self._exhausted = False
 
     def on_gradients(self, state: StepState) -> None:
+        """Shift the formats after enough non-finite steps in a row; a shift is a `format_shift` event."""
         self._non_finite_steps = 0 if state.finite else self._non_finite_steps + 1
         if self._non_finite_steps >= self._config.emergency_shift_nan_patience:
             self._shift(state, f"{self._non_finite_steps} non-finite steps")
 
     def after_step(self, state: StepState) -> None:
+        """Shift the formats after enough frozen windows in a row."""
         stall, displacement = state.measured.get("stall_rate"), state.measured.get("realised_displacement")
         if stall is None or displacement is None:
             return
@@ -73,8 +75,10 @@ class EmergencyMantissaShift:
             state.event("shift_unavailable", trigger=trigger)
 
     def state_dict(self) -> dict[str, Any]:
+        """The counts of steps and windows, and whether it has said that nothing is left to shift."""
         return {"counters": [self._non_finite_steps, self._frozen_windows, int(self._exhausted)]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state of `state_dict`."""
         self._non_finite_steps, self._frozen_windows, exhausted = state["counters"]
         self._exhausted = bool(exhausted)

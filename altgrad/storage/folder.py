@@ -85,14 +85,17 @@ class Folder:
 
     @property
     def name(self) -> str:
+        """The last part of the path."""
         return self.path.rsplit("/", 1)[-1]
 
     @property
     def parent(self) -> Folder:
+        """The folder that holds this one."""
         return replace(self, path=self.path.rpartition("/")[0])
 
     @property
     def is_local(self) -> bool:
+        """Whether it lies on a disk of this machine, or on one that is mounted like it."""
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def list(self, *, recursive: bool = False) -> list[pafs.FileInfo]:
@@ -105,6 +108,7 @@ class Folder:
         return sorted(found, key=lambda info: info.path)
 
     def has(self, name: str) -> bool:
+        """Whether the folder has a file of that name.  Raises OSError."""
         return self._insist(lambda: self.filesystem.get_file_info(f"{self.path}/{name}")).type == pafs.FileType.File
 
     def read_bytes(self, name: str, at_most: int | None = None) -> bytes:

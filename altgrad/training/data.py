@@ -96,9 +96,11 @@ class TextBatches:
         self._window = np.arange(block_size + 1)
 
     def training(self, step: int) -> Batch:
+        """The batch of a step, drawn by the config's seed and the step; the same in every run of the seed."""
         return self._cut(self._corpus.training, self._starts(step))
 
     def validation(self) -> list[Batch]:
+        """At most `eval_batches` batches of windows spread evenly over the validation text; always the same."""
         count = self._config.eval_batches * self._config.batch_size
         last = len(self._corpus.validation) - len(self._window)
         starts = np.unique(np.linspace(0, last, count).astype(np.int64))

@@ -28,6 +28,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(shape.n_embd, shape.n_embd, **_KIND)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, channels) -> the same shape."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (batch, head, time, c)
         y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.proj(y.transpose(1, 2).flatten(-2))
@@ -42,6 +43,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(4 * shape.n_embd, shape.n_embd, **_KIND)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., channels) -> the same shape."""
         return self.down(functional.gelu(self.up(x)))
 
 
@@ -54,6 +56,7 @@ class Block(nn.Module):
         self.ln_2, self.mlp = nn.LayerNorm(shape.n_embd, **_KIND), MLP(shape)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, channels) -> the same shape."""
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
@@ -92,6 +95,7 @@ class GPT(nn.Module):
         return self.lm_head(self.ln_f(x))
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The mean cross-entropy in nats (0-d) of tokens and targets, (batch, time) int64."""
         return functional.cross_entropy(self.logits(tokens).flatten(0, 1), targets.flatten())
 
 

@@ -108,6 +108,7 @@ class Trainer:
 
     @property
     def compile_reason(self) -> str:
+        """Why the forward and backward pass runs as it does, in one line."""
         return self._loss.reason
 
     def step(self) -> StepOutcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import runpy
@@ -82,15 +83,31 @@ def test_the_programs_for_a_model_of_ones_own_run_as_they_stand(
         exec(compile(program, "own_model.md", "exec"), {"__name__": "own_model"})
 
 
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def _definitions(node: ast.Module | ast.ClassDef) -> list[Definition]:
+    """The public functions and classes, or methods, defined right in it."""
+    return [part for part in node.body if isinstance(part, Definition) and not part.name.startswith("_")]
+
+
+def _explained_by_a_base(source: Path, kind: str, method: str) -> bool:
+    """Whether a class inherits the explanation of a method that it replaces."""
+    module = importlib.import_module(".".join(source.relative_to(ROOT).with_suffix("").parts))
+    return any(getattr(base, method, None).__doc__ for base in getattr(module, kind).__mro__[1:])
+
+
 def _undocumented(source: Path) -> list[str]:
-    """Public modules, classes and functions at the top of a file that say nothing about themselves."""
+    """Public modules, classes, functions and methods of a file that say nothing about themselves."""
     tree = ast.parse(source.read_text())
     place = source.relative_to(ROOT)
     missing = [] if ast.get_docstring(tree) else [str(place)]
-    definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-    for node in tree.body:
-        if isinstance(node, definitions) and not node.name.startswith("_") and not ast.get_docstring(node):
+    for node in _definitions(tree):
+        if not ast.get_docstring(node):
             missing.append(f"{place}:{node.lineno} {node.name}")
+        for method in _definitions(node) if isinstance(node, ast.ClassDef) else ():
+            if not ast.get_docstring(method) and not _explained_by_a_base(source, node.name, method.name):
+                missing.append(f"{place}:{method.lineno} {node.name}.{method.name}")
     return missing
 
 

@@ -55,6 +55,7 @@ class Estimate:
 
     @property
     def tensors(self) -> int:
+        """The peak in bytes."""
         return self.kept + self.added
 
     @property

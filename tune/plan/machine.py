@@ -82,6 +82,7 @@ class Shares:
 
     @classmethod
     def of(cls, resources: Resources, trials: Sequence[Trial]) -> Shares:
+        """The shares of a sweep that begins with these trials."""
         alike = runs_alike(trials, resources.concurrent) if resources.workers == 1 else [1] * len(trials)
         names = (trial.run for trial in trials)
         return cls(resources.cpus, resources.gpus, resources.workers, dict(zip(names, alike, strict=True)))

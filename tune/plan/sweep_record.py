@@ -45,6 +45,7 @@ class PlannedSweep:
 
     @property
     def folder(self) -> Folder:
+        """The sweep's folder; it need not exist."""
         return Folder.at(self.results) / self.name
 
     def held(self, stack: ExitStack) -> PlannedSweep:

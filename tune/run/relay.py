@@ -28,4 +28,5 @@ class Relay:
             return None
 
     async def answer(self) -> None:
+        """Let the rank whose report was the last go on."""
         await self._answers.put(None)

@@ -57,6 +57,7 @@ class Job:
 
     @classmethod
     def from_parameters(cls, parameters: dict[str, Any]) -> Job:
+        """The job of `to_parameters`."""
         return cls(**(parameters | {"trial": Trial.from_json(parameters["trial"], "trial")}))
 
 

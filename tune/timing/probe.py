@@ -72,6 +72,7 @@ class TimesStore:
         self.file = file or Path(cache) / "altgrad" / "step-times.json"
 
     def read(self) -> dict[str, StepTimes]:
+        """The stored times by key; empty if there is no readable file."""
         try:
             return {key: StepTimes(**times) for key, times in json.loads(self.file.read_text()).items()}
         except (OSError, ValueError, TypeError, AttributeError):

@@ -25,6 +25,7 @@ class Journal:
 
     @property
     def is_empty(self) -> bool:
+        """Whether nothing has been noted."""
         return not self._lines
 
     def note(self, what: str) -> None:

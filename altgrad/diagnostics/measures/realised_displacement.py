@@ -73,6 +73,7 @@ class Displacement(Diagnostic):
         return {"weight": self._weight, "stored": self._stored}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Continue the window of a state of `state_dict`."""
         for kept, loaded in ((self._weight, state["weight"]), (self._stored, state["stored"])):
             for name, tensor in kept.items():
                 tensor.copy_(loaded[name])

@@ -43,6 +43,7 @@ class Ranks:
 
     @property
     def alone(self) -> bool:
+        """Whether one process trains the whole run."""
         return self.size == 1
 
     @property

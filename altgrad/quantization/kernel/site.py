@@ -47,6 +47,7 @@ class Site:
 
     @property
     def delayed(self) -> bool:
+        """Whether the scale comes from the amax history of earlier steps."""
         return self.mode.scaling == "delayed"
 
     def _spec(self, device: torch.device) -> Tensor:
@@ -54,6 +55,7 @@ class Site:
 
     @property
     def format(self) -> NumberFormat:
+        """The format to which the site rounds now."""
         return self._format
 
     def share(self) -> None:

@@ -26,7 +26,8 @@ class Counter(Protocol):
     spec: Tensor
     slots: Slots
 
-    def add_counts(self, counts: Tensor) -> None: ...
+    def add_counts(self, counts: Tensor) -> None:
+        """Add the counts of one pass, (len(COUNTERS),) float32."""
 
 
 MOST_USES = 32  # of one layer in one compiled graph

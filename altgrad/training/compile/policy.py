@@ -37,9 +37,11 @@ class Payoff:
 
     @property
     def gain(self) -> float:
+        """Seconds that the run gets shorter; negative if it gets longer."""
         return self.saved - self.cost
 
     def sentence(self) -> str:
+        """Both in words: `compiling costs about 89 s and saves about 120 s`."""
         return f"compiling costs about {self.cost:.0f} s and saves about {self.saved:.0f} s"
 
 

@@ -12,7 +12,11 @@ BIN := .venv/bin
 sweep: .venv/installed
 	$(BIN)/python tune/sweep.py $(ARGS)
 
-test: .venv/installed check
+# Triton, for tests of what a GPU would run; not among the packages, because torch behaves otherwise where it finds it.
+.venv/triton: | .venv/installed
+	-$(BIN)/python -m pip install --quiet --no-deps --target $@ "triton==3.7.1"
+
+test: .venv/installed .venv/triton check
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 test-fast: .venv/installed

@@ -163,7 +163,8 @@ def _code(
     scaled = values if mode.scaling == "none" else values * inverse
     magnitude = round_magnitude(scaled, fmt, mode.rounding, noise)
     rounded = saturate(magnitude, scaled, fmt)
-    counts = count(values, scaled, magnitude, fmt, amax, scale, in_bits) if counting else []
+    applied = None if mode.scaling == "none" else scale
+    counts = count(values, scaled, magnitude, fmt, amax, applied, in_bits) if counting else []
     return rounded, (scale, inverse), counts
 
 

@@ -83,7 +83,7 @@ def finite_amax(values: Tensor, granularity: str, last: bool, infinity: Tensor |
     # into the sign for inf and NaN, whose field is 255: they become negative and never win the maximum.
     bits = (values.view(torch.int32) & _MAGNITUDE) + _NEXT_EXPONENT
     if granularity == "tensor":
-        largest = bits.amax()
+        largest = bits.amax() if bits.device.type == "cpu" else bits.amax(dim=-1).amax()
     else:
         largest = bits.amax(dim=(1, 3) if tile else (-1 if last else 0), keepdim=True)
     return (largest.clamp(min=_NEXT_EXPONENT) - _NEXT_EXPONENT).view(torch.float32)

@@ -18,8 +18,8 @@ from altgrad.diagnostics.suite import Diagnostics
 from altgrad.metrics import columns
 from altgrad.quantization.layers import unrounded
 from altgrad.results import SCHEMAS
-from tests.support import slow_diagnostics as slow
-from tests.support.stepped_layers import EVERYTHING, Bench, plain_model, rows_of
+from tests.references import slow_diagnostics as slow
+from tests.references.stepped_layers import EVERYTHING, Bench, plain_model, rows_of
 
 
 @pytest.mark.parametrize("name", ["FP32", "E4M3"])

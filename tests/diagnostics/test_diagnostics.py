@@ -17,9 +17,9 @@ from altgrad.diagnostics.protocol import LayerStep
 from altgrad.formats import find_format
 from altgrad.quantization.kernel.round import round_to_format
 from altgrad.training.trainer import Trainer
-from tests.support import slow_diagnostics as slow
+from tests.references import slow_diagnostics as slow
+from tests.references.stepped_layers import Bench, rows_of
 from tests.support.small_runs import SMALL
-from tests.support.stepped_layers import Bench, rows_of
 
 
 def assert_same(measured: Mapping[str, Any], expected: Mapping[str, float | None]) -> None:

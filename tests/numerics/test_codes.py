@@ -12,8 +12,8 @@ import torch
 from altgrad.formats import FORMATS, find_format
 from altgrad.quantization.kernel.codes import decode, encode
 from altgrad.quantization.kernel.round import round_to_format
-from tests.support.oracles import PUBLISHED, gfloat_twin, same_bits
-from tests.support.rounding_inputs import ALL, critical_points, every_bfloat16
+from tests.references.oracles import PUBLISHED, gfloat_twin, same_bits
+from tests.references.rounding_inputs import ALL, critical_points, every_bfloat16
 
 
 def every_code(fmt):

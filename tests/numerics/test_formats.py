@@ -17,7 +17,7 @@ import torch
 from altgrad.format_names import SYNONYMS
 from altgrad.format_relations import equal_up_to_scale
 from altgrad.formats import FORMATS, GROUPS, SPLITS, NumberFormat, find_format, finfo
-from tests.support.oracles import LARGEST, PUBLISHED, decode, gfloat_twin, same_bits
+from tests.references.oracles import LARGEST, PUBLISHED, decode, gfloat_twin, same_bits
 
 SMALL = [fmt for fmt in FORMATS.values() if fmt.bits <= 16]
 

@@ -18,8 +18,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from altgrad.formats import FORMATS, find_format
 from altgrad.quantization.kernel.random import draw_key, uniform
 from altgrad.quantization.kernel.round import FormatTensors, round_magnitude, round_to_format, saturate, spec_of
-from tests.support.oracles import PUBLISHED, gfloat_twin, round_by_search, round_exact, same_bits
-from tests.support.rounding_inputs import ALL, critical_points, every_bfloat16, everything, million, rounded, wide
+from tests.references.oracles import PUBLISHED, gfloat_twin, round_by_search, round_exact, same_bits
+from tests.references.rounding_inputs import ALL, critical_points, every_bfloat16, everything, million, rounded, wide
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "toward_zero"])

@@ -11,8 +11,17 @@ import torch
 
 from altgrad.formats import FORMATS
 from altgrad.quantization.kernel.round import FormatTensors, grid_index, round_to_format, ulp
-from tests.support.oracles import SMALLEST, same_bits
-from tests.support.rounding_inputs import ALL, EDGES, EIGHT_BITS, OVERFLOWING, SPECIAL, every_bfloat16, million, rounded
+from tests.references.oracles import SMALLEST, same_bits
+from tests.references.rounding_inputs import (
+    ALL,
+    EDGES,
+    EIGHT_BITS,
+    OVERFLOWING,
+    SPECIAL,
+    every_bfloat16,
+    million,
+    rounded,
+)
 
 # What other implementations are known to get wrong.
 

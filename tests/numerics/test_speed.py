@@ -28,7 +28,7 @@ from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training.compile import step_loss as compiling
 from altgrad.training.compile.step_loss import StepLoss
 from altgrad.training.trainer import Trainer
-from tests.support.rounding_inputs import ALL, million
+from tests.references.rounding_inputs import ALL, million
 from tests.support.small_runs import BARE
 
 pytestmark = pytest.mark.compiled

@@ -14,8 +14,8 @@ import torch
 from altgrad.formats import FORMATS, SPLITS, NumberFormat
 from altgrad.quantization.kernel.random import draw_key, uniform
 from altgrad.quantization.kernel.round import FormatTensors, round_magnitude, round_to_format, saturate
-from tests.support.oracles import round_by_search, same_bits
-from tests.support.rounding_inputs import ALL, everything
+from tests.references.oracles import round_by_search, same_bits
+from tests.references.rounding_inputs import ALL, everything
 
 EIGHT_BITS = SPLITS
 

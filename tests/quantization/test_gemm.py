@@ -19,8 +19,8 @@ from altgrad.quantization.kernel.round import FormatTensors, round_to_format
 from altgrad.quantization.kernel.scale import scale_for
 from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training.trainer import Trainer
-from tests.support.layer_reference import IN, OUT, draw, layer_of, run
-from tests.support.rounding_inputs import ALL
+from tests.references.layer_reference import IN, OUT, draw, layer_of, run
+from tests.references.rounding_inputs import ALL
 from tests.support.small_runs import BARE
 
 EXACT = [fmt for fmt in FORMATS.values() if fmt.mantissa_bits <= 7]

@@ -17,8 +17,8 @@ from altgrad.quantization.kernel.counters import COUNTERS
 from altgrad.quantization.kernel.round import round_to_format
 from altgrad.quantization.layers import unrounded
 from altgrad.quantization.quantized_model import quantize_model
-from tests.support.layer_reference import IN, OUT, by_hand, draw, layer_of, run
-from tests.support.oracles import quantise_by_hand, same_bits
+from tests.references.layer_reference import IN, OUT, by_hand, draw, layer_of, run
+from tests.references.oracles import quantise_by_hand, same_bits
 
 RECIPES = [
     *({"format": name} for name in FORMATS if name not in ("FP32", "FP16", "E0M7", "E1M6")),

@@ -15,7 +15,7 @@ from altgrad.quantization.kernel.round import round_to_format, spec_of
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training.trainer import Trainer
-from tests.support.layer_reference import run
+from tests.references.layer_reference import run
 from tests.support.small_runs import BARE
 
 IN, OUT, TOKENS = 32, 48, 64

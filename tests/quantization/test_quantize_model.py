@@ -10,8 +10,8 @@ from torch import nn
 
 from altgrad.config.recipe import GEMM_SITES, Recipe
 from altgrad.quantization.quantized_model import quantize_model
-from tests.support.layer_reference import IN, OUT, draw, layer_of, run
-from tests.support.oracles import same_bits
+from tests.references.layer_reference import IN, OUT, draw, layer_of, run
+from tests.references.oracles import same_bits
 
 
 def test_each_site_has_its_own_format_and_of_several_matching_globs_the_last_counts():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from altgrad.stability.guard import NonFiniteGuard
 from altgrad.stability.protocol import StepState
-from tests.support.step_states import state_of
+from tests.references.step_states import state_of
 
 INTERVAL = 2
 NAN, INF = math.nan, math.inf

@@ -15,8 +15,8 @@ from altgrad.quantization.quantized_model import QuantizedModel, quantize_model
 from altgrad.stability.clipper import PartitionRelativeClipper
 from altgrad.stability.protocol import StepState
 from altgrad.stability.shift import EmergencyMantissaShift
+from tests.references.step_states import state_of
 from tests.support.small_runs import SMALL
-from tests.support.step_states import state_of
 
 PATIENCE = {"emergency_shift_nan_patience": 2, "emergency_shift_stall_windows": 2}
 BOUNDS = {"emergency_shift_stall_threshold": 0.5, "emergency_shift_displacement": 0.25}

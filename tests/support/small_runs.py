@@ -11,6 +11,7 @@ import torch
 import torch._dynamo  # the first step of an optimizer does, for seconds: in each process that is forked before it
 from torch import Tensor, nn
 
+from altgrad.events import Event
 from altgrad.results import Run
 from altgrad.training import TrainConfig
 from altgrad.training.trainer import StepOutcome, Trainer
@@ -59,6 +60,18 @@ def multiply_loss(trainer: Trainer, factors: dict[int, float]) -> None:
         return real(inputs, targets) * factors.get(trainer.step_number, 1.0)
 
     trainer._loss = loss  # type: ignore[assignment]
+
+
+def poison(trainer: Trainer, *steps: int, value: float = math.nan) -> None:
+    """Make loss and gradient of some steps non-finite, as a broken kernel or a bad batch would."""
+    multiply_loss(trainer, dict.fromkeys(steps, value))
+
+
+def train_poisoned(config: TrainConfig, steps: int, *poisoned: int) -> tuple[Trainer, list[Event]]:
+    """So many steps of a config, some of them poisoned: the trainer, and all that happened."""
+    trainer = Trainer(config)
+    poison(trainer, *poisoned)
+    return trainer, [event for _ in range(steps) for event in trainer.step().events]
 
 
 def train(

@@ -9,6 +9,18 @@ from altgrad.config.train_config import TrainConfig
 from altgrad.results import RunWriter, Status, Verdict, list_runs
 from altgrad.storage.folder import Folder
 
+COLLAPSED = Verdict(35, "diverged", "loss", 9.0, 5.0)
+# of the model and its batches, as run.json has them
+HASHES: dict[str, Any] = {
+    "initial_weights_hash": "a1b2a1b2a1b2a1b2", "batches_hash": "77aa77aa77aa77aa", "vocabulary": 96,
+    "parameters": 1000,
+}  # fmt: skip
+
+
+def curve(steps: range, end: float) -> dict[int, float]:
+    """A loss that falls from 5 to `end` at the last of the steps."""
+    return {step: end + (5 - end) * (1 - step / steps[-1]) for step in steps}
+
 
 def write_run(
     sweep: Folder,

@@ -16,8 +16,8 @@ from altgrad.quantization.kernel.round import round_to_format, spec_of
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training.trainer import Trainer
-from tests.support.layer_reference import draw, run
-from tests.support.rounding_inputs import ALL, million
+from tests.references.layer_reference import draw, run
+from tests.references.rounding_inputs import ALL, million
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: nothing here can be measured")
 

@@ -12,7 +12,7 @@ from altgrad.config.train_config import TrainConfig
 from altgrad.diagnostics.protocol import DiagnosticSnapshot, LayerStep, MeasuredStep
 from altgrad.diagnostics.suite import Diagnostics
 from altgrad.quantization.quantized_model import quantize_model
-from tests.support import slow_diagnostics as slow
+from tests.references import slow_diagnostics as slow
 
 EVERYTHING = {"log_stiffness": True, "log_grid_alignment": True, "log_ulp": True, "use_shadow": True}
 DEAD_INPUT = 3  # an input that is always zero, with weights that are: no gradient, no update, no stiffness

@@ -18,7 +18,7 @@ import torch
 
 from altgrad.diagnostics.measures.gradient_stiffness import SHUFFLE_SEED
 from altgrad.formats import NumberFormat
-from tests.support.oracles import groups, power_of_two_scale, quantise_by_hand
+from tests.references.oracles import groups, power_of_two_scale, quantise_by_hand
 
 
 @dataclass

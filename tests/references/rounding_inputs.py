@@ -12,7 +12,7 @@ import torch
 
 from altgrad.formats import FORMATS, NumberFormat, find_format
 from altgrad.quantization.kernel.round import round_to_format
-from tests.support.oracles import SMALLEST, grid
+from tests.references.oracles import SMALLEST, grid
 
 EIGHT_BITS = [fmt for fmt in FORMATS.values() if fmt.bits == 8]
 # At the edges of what float32 carries, with one bit, and with a largest value of even code, where the tie at the

@@ -13,7 +13,7 @@ from torch import nn
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.layers import QuantizedLinear
 from altgrad.quantization.quantized_model import quantize_model
-from tests.support.oracles import quantise_by_hand
+from tests.references.oracles import quantise_by_hand
 
 IN, OUT = 24, 10
 

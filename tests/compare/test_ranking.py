@@ -1,0 +1,107 @@
+"""Who is ranked: a group in which a run died is never best, ahead of the baseline, or on the front."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from altgrad.compare import (
+    Row,
+    collapse_step,
+    comparison,
+    paired_gap,
+    ranking,
+    rescue_matrix,
+)
+from altgrad.html import html_report
+from altgrad.results import Verdict, list_runs
+from altgrad.show.sweep_progress import best_sentence
+from altgrad.storage.folder import Folder
+from dashboard.data.sweep_frame import group_frame
+from dashboard.figures.group_figures import pareto
+from tests.support.html_tree import parse
+from tests.support.written_runs import COLLAPSED, curve, write_run
+
+NAN = math.nan
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Folder:
+    return Folder.at(tmp_path / "sweep")
+
+
+def dead_and_alive(sweep: Folder, dead_seeds: tuple[int, ...], with_whole: bool) -> list[Row]:
+    """E7M0 lies ahead of BF16 until it dies in some seeds; E4M3 (where there is any) is a little behind."""
+    for seed in (1, 2, 3):
+        at = {"seed": seed, "max_steps": 100}
+        write_run(sweep, f"bf16-{seed}", curve(range(10, 101, 10), 2.0), config=at)
+        if with_whole:
+            write_run(sweep, f"e4m3-{seed}", curve(range(10, 101, 10), 2.1), config=at | {"format": "E4M3"})
+        good = curve(range(10, 101, 10), 1.5 + seed / 1000)
+        if seed in dead_seeds:
+            early = {step: loss for step, loss in good.items() if step <= 30}
+            write_run(sweep, f"e7m0-{seed}", early, config=at | {"format": "E7M0"}, status="collapsed",
+                      verdict=COLLAPSED)  # fmt: skip
+        else:
+            write_run(sweep, f"e7m0-{seed}", good, config=at | {"format": "E7M0"})
+    return comparison(list_runs(sweep)[0])
+
+
+@pytest.mark.parametrize("dead", [(2,), (1, 3), (1, 2, 3)])
+def test_a_group_with_a_collapse_is_never_best_ahead_or_on_the_front(sweep: Folder, dead: tuple[int, ...]) -> None:
+    rows = dead_and_alive(sweep, dead, with_whole=True)
+    assert ranking(rows)[0][0][0].format == "E4M3"
+    assert best_sentence(rows).startswith("**E4M3**") and "0 of 3 collapsed" in best_sentence(rows)
+    assert "E7M0" not in {row.format for row, _, _, best in pareto(rows) if best}
+    front = {row.format for row, _, _, best in pareto(rows) if best}
+    assert "E4M3" in front, "a dead group takes the front from nobody"
+    said = paired_gap([row for row in rows if row.format == "E7M0"]).sentence
+    assert f"{len(dead)} of 3 collapsed" in said and "ahead of" not in said and "behind" not in said
+    ends_early = [not row.alive for row in rows]
+    assert ends_early == sorted(ends_early), "the table begins with the runs that lasted"
+    assert "E4M3" in parse(html_report(sweep, 0.0)).one("section", **{"aria-labelledby": "overview"}).text
+
+
+def test_where_every_group_has_a_collapse_the_best_is_named_as_such(sweep: Folder) -> None:
+    rows = dead_and_alive(sweep, (2,), with_whole=False)
+    assert "No group is without a collapse" in best_sentence(rows) and "1 of 3 collapsed" in best_sentence(rows)
+
+
+def test_a_run_that_went_on_after_its_verdict_counts_as_collapsed(sweep: Folder) -> None:
+    write_run(sweep, "bf16", {50: 2.0, 100: 1.5})
+    write_run(sweep, "e7m0", {50: 2.0, 100: 1.0}, config={"format": "E7M0"}, verdict=COLLAPSED)
+    rows = comparison(list_runs(sweep)[0])
+    cell = rescue_matrix(rows)["E7M0", "", "none"]
+    assert (cell.survived, cell.ended, cell.gap.mean) == (0, 1, None)
+    assert "needs a BF16 run" in best_sentence(rows)
+
+
+def test_a_run_that_ended_in_nan_makes_its_group_no_winner(sweep: Folder) -> None:
+    for seed in (1, 2):
+        write_run(sweep, f"bf16-{seed}", {100: 2.0}, config={"seed": seed})
+        write_run(sweep, f"e4m3-{seed}", {100: 2.1}, config={"seed": seed, "format": "E4M3"})
+        losses = {100: 1.0 if seed == 1 else NAN}
+        write_run(sweep, f"e5m2-{seed}", losses, config={"seed": seed, "format": "E5M2"})
+    rows = comparison(list_runs(sweep)[0])
+    assert best_sentence(rows).startswith("**E4M3**")
+    assert {row.format for row, _, _, best in pareto(rows) if best} >= {"E4M3"}
+    assert "E5M2" not in {row.format for row, _, _, best in pareto(rows) if best}
+
+
+def test_a_collapse_step_of_a_group_is_the_median_everywhere(sweep: Folder) -> None:
+    for seed, step in enumerate((10, 20, 90), start=1):
+        verdict = Verdict(step, "stalled", "loss", 1.0, 2.0)
+        write_run(sweep, f"r{seed}", {5: 3.0}, config={"seed": seed, "format": "E7M0"}, status="collapsed",
+                  verdict=verdict)  # fmt: skip
+    rows = comparison(list_runs(sweep)[0])
+    assert collapse_step(rows) == 20.0 == rescue_matrix(rows)["E7M0", "", "none"].median_collapse_step
+    assert group_frame(rows)["collapse_step"].tolist() == [20.0]
+
+
+def test_other_ends_than_collapse_are_named_in_the_matrix(sweep: Folder) -> None:
+    for seed, status in enumerate(("failed", "stopped", "stopped", None, "completed"), start=1):
+        write_run(sweep, f"r{seed}", {5: 3.0}, config={"seed": seed, "format": "E7M0"}, status=status)
+    (line, *_) = rescue_matrix(comparison(list_runs(sweep)[0]))["E7M0", "", "none"].lines
+    assert line == "1 of 1 (+1 failed, 1 running, 2 stopped)"

@@ -26,7 +26,7 @@ from altgrad.formats import FORMATS
 from altgrad.quantization.kernel.round import spec_of
 from altgrad.quantization.kernel.scaled_rounding import rounded_with_counts
 from tests.cuda_code.modes import MODES
-from tests.support.rounding_inputs import critical_points, million
+from tests.references.rounding_inputs import critical_points, million
 
 _FORMATS = ("E4M3", "E0M7", "E7M0")
 _BLOCKS = {

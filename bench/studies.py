@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from altgrad.config.cast import GEMMS, Gemm
 from altgrad.config.train_config import TrainConfig
 from altgrad.training.trainer import Trainer
 from bench.record import machine
@@ -43,14 +44,40 @@ def axis_arms() -> Arms:
 
 def gemm_arms() -> Arms:
     """All combinations of E2M1 in blocks of 32 and FP32 over the three GEMMs."""
-    arms = {}
-    for chosen in itertools.product((False, True), repeat=3):
-        narrow = [gemm for gemm, on in zip(("fprop", "dgrad", "wgrad"), chosen, strict=True) if on]
-        high = {gemm: {"format": "FP32"} for gemm in ("fprop", "dgrad", "wgrad") if gemm not in narrow}
-        name = "E2M1 in " + ", ".join(narrow) if narrow else "FP32 in all three"
+    arms: dict[str, Mapping[str, Any]] = {}
+    for narrow in _combinations():
+        high = {gemm: {"format": "FP32"} for gemm in GEMMS if gemm not in narrow}
         narrow_arm = {"format": "E2M1", "scale_granularity": "1x32", "gemms": high}
-        arms[name] = narrow_arm if narrow else {"format": "FP32"}
+        arms[_gemm_arm(narrow)] = narrow_arm if narrow else {"format": "FP32"}
     return arms
+
+
+def _combinations() -> list[tuple[Gemm, ...]]:
+    """All subsets of the three GEMMs: none, wgrad, dgrad, ..., all."""
+    chosen = itertools.product((False, True), repeat=len(GEMMS))
+    return [tuple(itertools.compress(GEMMS, mask)) for mask in chosen]
+
+
+def _gemm_arm(narrow: Sequence[Gemm]) -> str:
+    return "E2M1 in " + ", ".join(narrow) if narrow else "FP32 in all three"
+
+
+def gemm_effects(losses: Mapping[str, Sequence[float]]) -> dict[tuple[Gemm, ...], list[float]]:
+    """Effect of E2M1 in each GEMM, and interaction of each set of GEMMs, in nats, seed by seed.
+
+    losses: of the arms of `gemm_arms`.  An effect is the difference with and without E2M1 in that GEMM, averaged over
+    what the other two are.  An interaction of two is how much larger the effect of one is where the other one is E2M1
+    too, averaged over the third; that of all three, how much larger such an interaction is with the third.
+    """
+    effects = {}
+    for members in itertools.chain.from_iterable(itertools.combinations(GEMMS, size) for size in (1, 2, 3)):
+        others = 2 ** (len(GEMMS) - len(members))
+        signed = [
+            [(-1) ** (len(members) - len(set(members) & set(narrow))) * loss for loss in losses[_gemm_arm(narrow)]]
+            for narrow in _combinations()
+        ]
+        effects[members] = [sum(seed) / others for seed in zip(*signed, strict=True)]
+    return effects
 
 
 STUDIES: Mapping[str, tuple[str, Arms]] = {
@@ -78,7 +105,7 @@ def main(words: Sequence[str] | None = None) -> None:
     record = {"question": question, "command": command, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
     file = options.out / f"study_{options.study}"
     file.with_suffix(".json").write_text(json.dumps(record | {"validation_loss": losses}, indent=1) + "\n")
-    file.with_suffix(".md").write_text(_page(record, losses))
+    file.with_suffix(".md").write_text(page(record, losses))
 
 
 def _validation_loss(fields: Mapping[str, Any]) -> float:
@@ -90,7 +117,8 @@ def _validation_loss(fields: Mapping[str, Any]) -> float:
     return trainer.step().record["validation_loss"]
 
 
-def _page(record: Mapping[str, Any], losses: Mapping[str, Sequence[float]]) -> str:
+def page(record: Mapping[str, Any], losses: Mapping[str, Sequence[float]]) -> str:
+    """A study's results as markdown.  record: question, command, date, machine; losses: by arm, one per seed."""
     baseline = losses["BF16"]
     lines = [
         f"# {record['question']}",
@@ -113,6 +141,17 @@ def _page(record: Mapping[str, Any], losses: Mapping[str, Sequence[float]]) -> s
             if name.endswith(", last"):
                 fmt = name.removesuffix(", last")
                 lines.append(f"| {fmt} | {_interval(values, losses[f'{fmt}, contraction'])} |")
+    if "gemms" in record["command"]:
+        lines += [
+            "",
+            "Effects of E2M1 in one GEMM, averaged over what the other two are, and interactions (x), how much more "
+            "they cost together than each by itself:",
+            "",
+            "| E2M1 in | nats |",
+            "| --- | ---: |",
+        ]
+        for members, values in gemm_effects(losses).items():
+            lines.append(f"| {' x '.join(members)} | {_interval(values, [0.0] * len(values))} |")
     return "\n".join(lines) + "\n"
 
 

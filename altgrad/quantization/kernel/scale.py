@@ -25,7 +25,7 @@ def scale_for(amax: Tensor, fmt: FormatTensors, power_of_two: bool) -> tuple[Ten
     """(scale, inverse scale) that put values up to `amax` into the format; both have the shape of `amax`.
 
     Power of two: applying it is exact; with the rule "ceil", amax / scale lies in (max / 2, max].
-    Real: the inverse is max / amax, rounded so that amax itself does not overflow.
+    Real: the scale is 1 / (max / amax); the inverse is max / amax, an ULP less where amax itself would overflow.
     Both stay within 2^-126 to 2^126, and max * scale stays finite: values near float32's largest saturate instead.
     An amax of 0 gives scale 1, and so does a format that is never scaled (`fmt.scaled` False: BF16, FP16).
     Two's complement: max is 127 for INT8, so that only unscaled values reach -128.
@@ -83,5 +83,4 @@ def _real_scale(amax: Tensor, fmt: FormatTensors) -> tuple[Tensor, Tensor]:
     inverse = (fmt.max / amax.clamp(max=_LARGEST_AMAX)).clamp(2.0**-126, 2.0**126)
     inverse = torch.where(amax > 0, inverse, 1.0)
     one_less = (inverse.view(torch.int32) - 1).view(torch.float32)
-    inverse = torch.where(amax * inverse > fmt.max, one_less, inverse)
-    return 1.0 / inverse, inverse
+    return 1.0 / inverse, torch.where(amax * inverse > fmt.max, one_less, inverse)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from altgrad.compare import Row, loss_unit, paired_gap, rescue_matrix, survival
+from altgrad.compare import Row, furthest, loss_unit, paired_gap, ranking, rescue_matrix, survival
+from altgrad.compare.gap import gap_at, last_common_step
+from altgrad.results.curves import Curve
 
 NAN = math.nan
 
@@ -61,6 +64,46 @@ def test_too_few_seeds_support_no_claim_and_lost_runs_are_counted() -> None:
 def test_runs_of_one_seed_count_once() -> None:
     twice, once = paired_gap([row(1, 0.1), row(1, 0.3), row(2, 0.4)]), paired_gap([row(1, 0.2), row(2, 0.4)])
     assert (twice.n, twice.mean, twice.low, twice.high) == (once.n, once.mean, once.low, once.high)
+
+
+def test_a_gap_of_nothing_is_a_gap_and_neither_the_baseline_nor_the_dead_are_lost() -> None:
+    gap = paired_gap([row(1, 0.0), row(2, 0.5), row(3, None, is_baseline=True), row(4, collapse_step=9)])
+    assert (gap.mean, gap.lost, gap.collapsed, gap.runs) == (0.25, 0, 1, 4)
+    lost = [row(1, None, status="failed"), row(2, NAN), row(3, math.inf), row(4, 1.0)]
+    assert (paired_gap(lost).lost, paired_gap(lost).non_finite) == (3, 2)
+
+
+def test_whole_groups_are_ranked_by_their_means_and_those_with_a_collapse_after_them() -> None:
+    means = {"worst": 0.75, "best": -0.5, "dead": -3.0, "even": 0.0, "nan": -2.0, "second": 0.25}
+    rows = [row(1, mean, group=name) for name, mean in means.items()]
+    rows += [row(2, collapse_step=5, group="dead"), row(2, NAN, group="nan"), row(1, group="none")]
+    rows += [row(1, None, group="bf16", is_baseline=True)]
+    order = ["best", "even", "second", "worst", "dead", "nan"]
+    assert [(members[0].group, gap.mean) for members, gap in ranking(rows)] == [(n, means[n]) for n in order]
+
+
+def test_only_losses_of_the_latest_step_have_a_mean() -> None:
+    late = [row(seed, validation_loss=2.0, validation_step=100) for seed in (1, 2)]
+    others = [
+        row(3, validation_loss=2.0, validation_step=90),
+        row(4, validation_loss=None, validation_step=100),
+        row(5, validation_loss=1.0, validation_step=200, status="failed"),
+        row(6, validation_loss=1.0, validation_step=200, collapse_step=200),
+    ]
+    assert furthest([*others, *late]) == late
+    unknown = [row(seed, validation_loss=2.0) for seed in (1, 2)]  # of a version that did not record the step
+    assert furthest(unknown) == unknown and furthest(others[1:]) == []
+
+
+def test_curves_without_a_common_step_have_none_and_inf_minus_inf_is_nan_without_a_warning() -> None:
+    def curve(**values: float) -> Curve:
+        return Curve(np.array([int(step[1:]) for step in values]), np.array(list(values.values())))
+
+    one, other = curve(s10=math.inf, s20=3.0, s30=NAN), curve(s10=math.inf, s20=1.0, s40=1.0)
+    assert last_common_step([one, other]) == 20 and last_common_step([one]) == 30
+    assert last_common_step([one, curve(s1=1.0)]) is None and last_common_step([]) is None
+    with warnings.catch_warnings(action="error"):
+        assert math.isnan(gap_at(10, one, other)) and gap_at(20, one, other) == 2.0
 
 
 def test_the_rescue_matrix_counts_survivors_of_the_runs_that_ended() -> None:

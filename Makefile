@@ -22,11 +22,10 @@ test: .venv/installed .venv/triton check
 test-fast: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m 'not (slow or ray or browser or compiled)' $(ARGS)
 
-# An hour and more; goes on where it was broken off.  One module: make mutants ARGS='altgrad.stability.guard*'
+# Hours; goes on where it was broken off.  One module: make mutants ARGS="'altgrad.stability.guard*'"; see tests/mutants.py
 mutants: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[mutants]"
-	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" nice $(BIN)/mutmut run --max-children 2 $(ARGS)
-	$(BIN)/mutmut results
+	OMP_NUM_THREADS=1 nice $(BIN)/python -P tests/mutants.py $(ARGS)
 
 check: .venv/installed
 	$(BIN)/ruff check .

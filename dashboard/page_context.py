@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from altgrad.compare import STEP_COLUMNS, Row, pair, read_row
+from altgrad.compare import STEP_COLUMNS, Row, pair, planned_margin, read_row
 from altgrad.text.foreign_text import as_markdown
 from dashboard.data.watched_sweep import WatchedSweep
 
@@ -45,4 +45,5 @@ class PageContext:
 def _rows(sweep: WatchedSweep) -> list[Row]:
     sweep.prefetch(sweep.runs, "steps", STEP_COLUMNS)
     sweep.prefetch(sweep.runs, "events", ["kind", "detail", "time"])
-    return pair([sweep.remembered(run, "row", partial(read_row, run)) for run in sweep.runs])
+    unpaired = [sweep.remembered(run, "row", partial(read_row, run)) for run in sweep.runs]
+    return pair(unpaired, planned_margin(sweep.folder))

@@ -24,7 +24,7 @@ if not __package__:  # run as a script: this folder is on the path, the reposito
 from rich.console import Console
 
 from altgrad.commands.typed_command import dashboard_command, program_command
-from altgrad.compare import comparison, comparison_table, write_comparison
+from altgrad.compare import comparison, comparison_table, parity_table, planned_margin, write_comparison
 from altgrad.config.train_config import ConfigError
 from altgrad.results import list_runs
 from altgrad.show.sweep_progress import compute_sentence
@@ -208,10 +208,12 @@ def _show_results(sweep: PlannedSweep, options: SweepOptions, console: Console) 
     """Write the comparison to the terminal and the sweep's folder, with failures and paths; return the exit code."""
     folder = sweep.folder.patient()
     runs, broken = list_runs(folder)
-    rows = comparison(runs)
+    rows = comparison(runs, planned_margin(folder) if options.margin is None else options.margin)
     compute = compute_sentence(rows)
     write_comparison(folder, rows, compute)
     console.print(comparison_table(rows))
+    if (parity := parity_table(rows)) is not None:
+        console.print(parity)
     lines = [] if compute is None else [compute]
     lines += [f"results: {sweep.folder} (comparison.md, comparison.csv)"]
     lines += [f"failure report: {run.folder / REPORT}" for run in runs if run.folder.has(REPORT)]

@@ -1,4 +1,4 @@
-"""`altgrad report`, `status` and `stop`: commands that read and write nothing but the folder of a run or a sweep."""
+"""`altgrad report`, `compare`, `status` and `stop`: they read and write nothing but the folder of a run or a sweep."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import time
 
 from rich.console import Console
 
-from altgrad.commands.option_parser import Commands, location, positive
+from altgrad.commands.option_parser import Commands, location, positive, word
 from altgrad.commands.typed_command import program
 from altgrad.storage.folder import Folder
 from altgrad.text.terminal_output import harmless, say
 
 _FILE_WIDTH = 100  # columns of a table at least, if it is not printed to a terminal
+MARGIN_HELP = (
+    "difference in loss that does not matter, for the parity verdicts (default: that of the sweep, else 0.01 nats, or "
+    "0.5 %% of a loss that is no cross-entropy)"
+)
 
 
 def add(commands: Commands) -> None:
@@ -23,7 +27,16 @@ def add(commands: Commands) -> None:
     report.add_argument(
         "--out", type=location, metavar="FILE", help="where to write the HTML; default: report.html in the sweep folder"
     )
+    _add_margin(report)
     report.set_defaults(command=_report)
+
+    compare = commands.add_parser("compare", help="the comparison of a sweep, or of two of its groups, from its folder")
+    compare.add_argument("folder", type=location, help="sweep folder (local path or URI)")
+    compare.add_argument(
+        "--groups", nargs=2, type=word, metavar="GROUP", help="two groups, by label, such as 'E4M3 stored', or by a run"
+    )
+    _add_margin(compare)
+    compare.set_defaults(command=_compare)
 
     status = commands.add_parser("status", help="the state of a sweep, from its folder alone")
     status.add_argument("folder", type=location, help="sweep folder (local path or URI)")
@@ -36,38 +49,72 @@ def add(commands: Commands) -> None:
     stop.set_defaults(command=_stop)
 
 
+def _add_margin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--margin", type=positive, metavar="LOSS", help=MARGIN_HELP)
+
+
 def _report(options: argparse.Namespace) -> int:
     from altgrad.report import sweep_report, write_failure_report
 
     folder = Folder.at(options.folder)
     if options.html:
-        return _html(folder, options.out)
+        return _html(folder, options.out, options.margin)
     if options.out:
         raise ValueError(f"--out {options.out}: only with --html; without it the report is printed")
     if expect(folder, "run.json", "sweep.json") == "run.json":
         print(harmless(write_failure_report(folder)))
     else:
-        print(harmless(sweep_report(folder)))
+        print(harmless(sweep_report(folder, options.margin)))
     return 0
 
 
-def _html(sweep: Folder, out: str | None) -> int:
+def _compare(options: argparse.Namespace) -> int:
+    from altgrad.compare import comparison, comparison_table, group_difference, parity_table, planned_margin
+    from altgrad.compare.groups import find_group
+    from altgrad.results import list_runs
+
+    folder = Folder.at(options.folder)
+    expect(folder, "sweep.json")
+    margin = planned_margin(folder) if options.margin is None else options.margin
+    runs, broken = list_runs(folder)
+    rows = comparison(runs, margin)
+    console = _console()
+    for name, reason in broken.items():
+        say(console, f"cannot be read: {name}: {reason}")
+    if options.groups is None:
+        console.print(comparison_table(rows))
+        if (parity := parity_table(rows)) is not None:
+            console.print(parity)
+        return 0
+    one, other = (find_group(rows, name) for name in options.groups)
+    if one is other:
+        raise ValueError(f"--groups {options.groups[0]} {options.groups[1]}: the same group twice")
+    say(console, group_difference(one, other, margin).sentence)
+    return 0
+
+
+def _console() -> Console:
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _FILE_WIDTH)
+    return console
+
+
+def _html(sweep: Folder, out: str | None, margin: float | None) -> int:
     from altgrad.html import write_html_report
 
     try:
         expect(sweep, "sweep.json")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; --html needs a sweep folder") from error
-    print(harmless(write_html_report(sweep, out)))
+    print(harmless(write_html_report(sweep, out, margin)))
     return 0
 
 
 def _status(options: argparse.Namespace) -> int:
     from altgrad.show.sweep_status import goes_on, status_table, sweep_state
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, _FILE_WIDTH)
+    console = _console()
     folder = Folder.at(options.folder)
     expect(folder, "sweep.json")
     while True:

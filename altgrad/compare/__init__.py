@@ -6,7 +6,8 @@ All tables, pages, reports and exports take these facts from here:
 - the gap and its step: `gap`.  All runs that are alive are compared at the last step that all of them measured; a run
   that collapsed at step 135 has its gap at step 100, its last measurement, and is left out of means and rankings;
 - the groups of runs and their names: `groups`;
-- the mean gap of a group, the claim that it supports, and the ranking: `statistics`; the survivors: `rescue`.
+- the mean gap of a group and the ranking: `statistics`; the survivors: `rescue`;
+- the claim that a group's gaps support, any group against any other, and what differs besides the format: `parity`.
 
 A row depends on the whole comparison (the common step, the fields that differ), while a statistic depends on the rows
 of its own group alone.  So compute the rows from all runs of a sweep, then filter the rows, never the runs: hiding a
@@ -17,18 +18,32 @@ from altgrad.compare.comparison_rows import STEP_COLUMNS, comparison, pair, read
 from altgrad.compare.comparison_table import comparison_csv, comparison_markdown, comparison_table, write_comparison
 from altgrad.compare.groups import by_group
 from altgrad.compare.pairing import Settings, config_difference, settings_of
+from altgrad.compare.parity.pairs import GroupDifference, all_pairs, group_difference
+from altgrad.compare.parity.table import (
+    ParityLine,
+    parity_lines,
+    parity_markdown,
+    parity_note,
+    parity_table,
+    planned_margin,
+)
+from altgrad.compare.parity.verdict import Parity
 from altgrad.compare.rescue import RescueCell, Survival, matrix_axes, rescue_matrix, survival
 from altgrad.compare.row import Row, Unpaired, loss_unit
 from altgrad.compare.statistics import PairedGap, collapse_step, furthest, paired_gap, ranking
 
 __all__ = [
     "STEP_COLUMNS",
+    "GroupDifference",
     "PairedGap",
+    "Parity",
+    "ParityLine",
     "RescueCell",
     "Row",
     "Settings",
     "Survival",
     "Unpaired",
+    "all_pairs",
     "by_group",
     "collapse_step",
     "comparison",
@@ -37,10 +52,16 @@ __all__ = [
     "comparison_table",
     "config_difference",
     "furthest",
+    "group_difference",
     "loss_unit",
     "matrix_axes",
     "pair",
     "paired_gap",
+    "parity_lines",
+    "parity_markdown",
+    "parity_note",
+    "parity_table",
+    "planned_margin",
     "ranking",
     "read_row",
     "rescue_matrix",

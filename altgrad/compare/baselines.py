@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from altgrad.compare.gap import gap_at, last_common_step
+from altgrad.compare.gap import gap_at, last_common_step, loss_at
 from altgrad.compare.origin import NOT_RECORDED
+from altgrad.compare.parity.confounds import confounds
 from altgrad.compare.row import Row, Unpaired
 
 
@@ -67,13 +68,19 @@ def _common_steps(matches: Iterable[_Match]) -> dict[str, int | None]:
 
 
 def _row(match: _Match, common: int | None) -> Row:
-    row, baseline = match.member.row, match.baseline
+    member, baseline = match.member, match.baseline
+    row = replace(member.row, settings=member.settings, origin=member.origin)
     if baseline is None:
         return replace(row, pairing=match.said)
-    if baseline is match.member:
-        return replace(row, is_baseline=True, baseline=row.run, common_step=common)
-    row = replace(row, baseline=baseline.row.run, common_step=common, pairing=match.said)
+    if baseline is member:
+        at_step = loss_at(common, member.loss)
+        return replace(row, is_baseline=True, baseline=row.run, common_step=common, step_loss=at_step)
+    differ = confounds(member.settings, member.origin, baseline.settings, baseline.origin)
+    row = replace(row, baseline=baseline.row.run, common_step=common, pairing=match.said, confounds=differ)
     step = common
-    if not match.is_alive or step is None or step not in match.member.loss.steps:
-        step = last_common_step([match.member.loss, baseline.loss])
-    return row if step is None else replace(row, gap=gap_at(step, match.member.loss, baseline.loss), gap_step=step)
+    if not match.is_alive or step is None or step not in member.loss.steps:
+        step = last_common_step([member.loss, baseline.loss])
+    if step is None:
+        return row
+    gap = gap_at(step, member.loss, baseline.loss)
+    return replace(row, gap=gap, gap_step=step, step_loss=loss_at(step, member.loss))

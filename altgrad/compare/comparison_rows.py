@@ -16,6 +16,7 @@ from altgrad.compare.groups import with_settings
 from altgrad.compare.origin import Origin
 from altgrad.compare.pairing import settings_of
 from altgrad.compare.row import Attempt, Row, Unpaired
+from altgrad.compare.statistics import with_parity
 from altgrad.results import Run, acts, format_shifts, read_events
 from altgrad.results.attempt_time import seconds_of_attempt
 from altgrad.results.curves import Curve, measured
@@ -24,16 +25,20 @@ STEP_COLUMNS = ["validation_loss", "tokens_per_second", "stall_rate", "overflow_
 _READERS = 8  # threads: reading waits for the disk or the object store, and decoding happens outside the GIL
 
 
-def comparison(runs: Iterable[Run]) -> list[Row]:
-    """One row per run, sorted by final validation loss; runs that are not alive come last (see `Row.alive`)."""
+def comparison(runs: Iterable[Run], margin: float | None = None) -> list[Row]:
+    """One row per run, sorted by final validation loss; runs that are not alive come last (see `Row.alive`).
+
+    `margin`: how far from the baseline a group may be and still be equivalent to it, in the unit of the losses; None:
+    the default one (see `parity.verdict`).
+    """
     with ThreadPoolExecutor(_READERS) as pool:
-        return pair(pool.map(read_row, runs))
+        return pair(pool.map(read_row, runs), margin)
 
 
-def pair(unpaired: Iterable[Unpaired]) -> list[Row]:
-    """`comparison` of runs that were read before: each row gets its group, its baseline and its gap."""
+def pair(unpaired: Iterable[Unpaired], margin: float | None = None) -> list[Row]:
+    """`comparison` of runs that were read before: each row gets its group, its baseline, its gap and its verdict."""
     members = with_settings(list(unpaired))
-    return sorted(paired(members), key=_rank)
+    return sorted(with_parity(paired(members), margin), key=_rank)
 
 
 def read_row(run: Run) -> Unpaired:

@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from altgrad.compare.parity.table import parity_markdown
 from altgrad.compare.row import Row
 from altgrad.events import kind_of
 from altgrad.metrics import METRICS
@@ -20,7 +21,7 @@ from altgrad.text.foreign_text import as_markdown
 from altgrad.text.number_text import ABSENT, duration, number, table
 from altgrad.text.terminal_output import cell, one_line
 
-_OFTEN_EQUAL = frozenset({"intervention", "seed", "learning_rate"})
+_OFTEN_EQUAL = frozenset({"intervention", "seed", "learning_rate", "parity"})
 CellValue = str | int | float | None
 _STYLE = {"completed": "green", "collapsed": "red", "failed": "bold red", "running": "cyan"}
 
@@ -87,6 +88,8 @@ COLUMNS: Sequence[Column] = (
     _number("best_validation_loss", "Best", lambda row: row.best_validation_loss),
     Column("gap", "Gap to BF16", lambda row: row.gap, gap_text),
     _number("gap_step", "at step", lambda row: row.gap_step),
+    _text("parity", "Parity", lambda row: None if row.parity is None else row.parity.verdict),
+    _text("confounds", "Differs besides the format", lambda row: ", ".join(row.confounds)),
     _text("pairing", "Pairing", lambda row: row.pairing),
     _number("collapse_step", "Collapse step", lambda row: row.collapse_step),
     _text("reason", "Reason", lambda row: row.reason),
@@ -113,6 +116,7 @@ _TERMINAL: Sequence[Column] = (
     _NAMED["status"],
     _NAMED["validation_loss"],
     Column("gap", "Gap to BF16", lambda row: row.gap, gap_and_step),
+    _NAMED["parity"],
     _text(
         "collapse",
         "Collapse",
@@ -184,7 +188,8 @@ def comparison_table(rows: Sequence[Row]) -> Table:
 
 
 def write_comparison(sweep: Folder, rows: Sequence[Row], below: str | None = None) -> None:
-    """Write `comparison.md`, with the text `below` after its table, and `comparison.csv` into the sweep's folder."""
-    parts = [f"# Comparison: {as_markdown(sweep.name)}", comparison_markdown(rows), *([] if below is None else [below])]
+    """Write `comparison.md`, with the text `below` after its tables, and `comparison.csv` into the sweep's folder."""
+    tables = [comparison_markdown(rows), "## Parity", parity_markdown(rows)]
+    parts = [f"# Comparison: {as_markdown(sweep.name)}", *tables, *([] if below is None else [below])]
     sweep.write_bytes("comparison.md", ("\n\n".join(parts) + "\n").encode())
     sweep.write_bytes("comparison.csv", comparison_csv(rows).encode())

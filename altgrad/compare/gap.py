@@ -38,5 +38,10 @@ def gap_at(step: int, loss: Curve, baseline: Curve) -> float:
         return float(_value(loss, step) - _value(baseline, step))
 
 
+def loss_at(step: int | None, loss: Curve) -> float | None:
+    """The loss at a step; None if it was not measured there."""
+    return None if step is None or step not in loss.steps else float(_value(loss, step))
+
+
 def _value(curve: Curve, step: int) -> np.float64:
     return np.float64(curve.values[np.searchsorted(curve.steps, step)])

@@ -12,6 +12,7 @@ from typing import Any
 
 from altgrad.compare.pairing import describe_field
 from altgrad.compare.row import Row, Unpaired
+from altgrad.text.error_hints import did_you_mean, shown
 
 
 def by_group(rows: Iterable[Row]) -> dict[str, list[Row]]:
@@ -20,6 +21,22 @@ def by_group(rows: Iterable[Row]) -> dict[str, list[Row]]:
     for row in rows:
         groups.setdefault(row.group, []).append(row)
     return groups
+
+
+def find_group(rows: Sequence[Row], name: str) -> list[Row]:
+    """The rows of the group with that label, or of the group of the run with that name.
+
+    Raises ValueError, with the nearest known name, if there is none, or if several groups share the label.
+    """
+    groups = by_group(rows)
+    found = [members for members in groups.values() if any(name in (row.group_label, row.run) for row in members)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        runs = ", ".join(members[0].run for members in found)
+        raise ValueError(f"{shown(name)} is the label of {len(found)} groups; name one by a run of it: {runs}")
+    known = dict.fromkeys(row.group_label for row in rows)
+    raise ValueError(f"no group or run {shown(name)}{did_you_mean(name, known)}; groups: {', '.join(known)}")
 
 
 def with_settings(members: Sequence[Unpaired]) -> list[Unpaired]:

@@ -2,13 +2,14 @@
 
 Two runs with the same config may still have trained different things: the user passed another model, a data file was
 edited between the runs, or the weights were loaded from a checkpoint.  A difference between their losses then says
-nothing about number formats, so it is not computed.
+nothing about number formats, so it is not computed.  Where a run was trained (`surroundings`) moves last digits only:
+it does not forbid a comparison, but is named beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 _SHOWN = 8  # characters of a hash in a sentence
@@ -19,6 +20,8 @@ _WORDS: Mapping[str, str] = {
     "batches_hash": "batches",
 }
 _HASHES = ("initial_weights_hash", "batches_hash")
+_SURROUNDINGS = ("device", "threads", "workers", "compiled")
+_VERSIONS = ("altgrad", "torch")
 NOT_RECORDED = "hashes not recorded"
 
 
@@ -30,11 +33,24 @@ class Origin:
     parameters: Any = None
     initial_weights_hash: Any = None
     batches_hash: Any = None
+    surroundings: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def of(cls, info: Mapping[str, Any]) -> Origin:
         """From a run's `run.json`."""
-        return cls(**{field.name: info.get(field.name) for field in fields(cls)})
+        versions = info.get("versions") or {}
+        around = [(name, info[name]) for name in _SURROUNDINGS if info.get(name) is not None]
+        around += [(name, versions[name]) for name in _VERSIONS if name in versions]
+        return cls(**{name: info.get(name) for name in _WORDS}, surroundings=tuple(around))
+
+    def other_surroundings(self, other: Origin) -> list[str]:
+        """What differs in hardware, threads and versions: `torch 2.13 vs 2.14`; an unrecorded one is left out."""
+        theirs = dict(other.surroundings)
+        return [
+            f"{name} {value} vs {theirs[name]}"
+            for name, value in self.surroundings
+            if name in theirs and theirs[name] != value
+        ]
 
     @property
     def model(self) -> tuple[Any, Any] | None:

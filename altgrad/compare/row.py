@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from altgrad.compare.origin import Origin
 from altgrad.compare.pairing import Settings, describe_field
+from altgrad.compare.parity.verdict import Parity
 from altgrad.results import Status
 from altgrad.results.curves import Curve
 
@@ -43,7 +45,9 @@ class Row:
     `cpus`, `gpus`: what the sweep assigned to the run in its last attempt, which has trained for `seconds_now` (None:
     not recorded, as by older versions); `earlier`: the attempts before.  `rounded_share`: share of
     the FLOPs of the model's matrix products that is rounded.  `bytes_per_parameter`: see `Run`.  `loss_unit`: `nats`,
-    or "" if it is unknown.  `seconds`: training time.
+    or "" if it is unknown.  `seconds`: training time.  `step_loss`: validation loss at `gap_step`, of a baseline at
+    `common_step`.  `confounds`: what else than the format differs from the baseline.  `parity`: the verdict on the
+    row's group, None for a baseline.
     """
 
     run: str
@@ -82,6 +86,11 @@ class Row:
     common_step: int | None = None
     pairing: str = ""
     validation_step: int | None = None
+    step_loss: float | None = None
+    confounds: tuple[str, ...] = ()
+    parity: Parity | None = None
+    settings: Settings | None = None
+    origin: Origin = field(default_factory=Origin)
 
     @property
     def collapsed(self) -> bool:
@@ -97,6 +106,16 @@ class Row:
     def final_gap(self) -> float | None:
         """The gap if it may be averaged and ranked: the run is alive, and the gap is at the common step.  Else None."""
         return self.gap if self.alive and self.gap_step == self.common_step else None
+
+    @property
+    def non_finite(self) -> bool:
+        """Whether the run is alive, but its last validation loss or its gap is NaN or inf."""
+        return self.alive and not all(math.isfinite(x) for x in (self.validation_loss, self.gap) if x is not None)
+
+    @property
+    def final_loss(self) -> float | None:
+        """The validation loss at the common step if the run is alive and has measured it there; else None."""
+        return self.step_loss if self.alive and (self.is_baseline or self.final_gap is not None) else None
 
     @property
     def seconds_saved(self) -> float | None:

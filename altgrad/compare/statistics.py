@@ -2,21 +2,20 @@
 
 Intervals are Student's t intervals of paired differences.  With three seeds, the usual number, a percentile bootstrap
 of nominally 95 % covers only about 75 %; with one or two seeds no method supports a claim, and the sentences say so.
+The claim itself is the parity verdict, which depends on all groups of the comparison (see `parity.verdict`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from statistics import mean, median, stdev
 
 from altgrad.compare.groups import by_group
+from altgrad.compare.parity.student_t import t_quantile
+from altgrad.compare.parity.verdict import Parity, default_margin, judged
 from altgrad.compare.row import Row, loss_unit
-
-CONFIDENCE = 0.95
-ENOUGH_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class PairedGap:
     """Mean gap of a group to the baseline over `n` seeds at `step`, with its 95 % t interval from `low` to `high`.
 
     The interval is None for fewer than two seeds, the mean for none.  Of the group's `runs`, `collapsed` ones have no
-    gap at that step; `lost` further ones have no finite gap, because they ended early, have no baseline, or
-    (`non_finite` of them) reached NaN or inf.  The mean is over the other runs.
+    gap at that step; `lost` further ones have no finite gap, because they ended early, have no baseline, or reached NaN
+    or inf, as `non_finite` of them did by now.  The mean is over the other runs.
     """
 
     n: int
@@ -38,6 +37,7 @@ class PairedGap:
     collapsed: int = 0
     non_finite: int = 0
     unit: str = "nats"
+    parity: Parity | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -66,49 +66,84 @@ class PairedGap:
         interval = "" if self.low is None else f" [{self.low:+.3f}, {self.high:+.3f}]"
         at = "" if self.step is None else f" at step {self.step}"
         unit = f" {self.unit}" if self.unit else ""
-        said = f"{self.mean:+.3f}{unit}{interval}{at}, n = {self.n}, {self.count}"
-        return f"{said}: {self._claim}.{lost}"
-
-    @property
-    def _claim(self) -> str:
-        if self.low is None or self.high is None:
-            return "one seed: no statement about other seeds"
-        if self.n < ENOUGH_SEEDS:
-            return f"too few seeds for any claim; run at least {ENOUGH_SEEDS}"
-        if not self.is_whole:
-            return "the mean is that of the survivors and says nothing for the group"
-        if self.low <= 0 <= self.high:
-            return "no difference from the baseline can be told"
-        return f"{'behind' if self.mean is not None and self.mean > 0 else 'ahead of'} the baseline"
+        said = f"{self.mean:+.3f}{unit}{interval}{at}, n = {self.n}"
+        if self.parity is None:
+            return f"{said}, {self.count}.{lost}"
+        count = "" if self.parity.verdict == "collapsed" else f", {self.count}"  # the verdict says it
+        return f"{said}{count}: {self.parity.sentence}.{lost}"
 
 
 def paired_gap(rows: Iterable[Row]) -> PairedGap:
-    """Mean and 95 % t interval of the rows' final gaps over seeds; several rows of one seed count as their mean."""
+    """Mean and 95 % t interval of the rows' final gaps over seeds; several rows of one seed count as their mean.
+
+    The verdict is that of the rows (see `with_parity`), or one for this group alone if they have none.
+    """
     members = list(rows)
-    by_seed: dict[int, list[float]] = {}
-    measured = [row for row in members if row.final_gap is not None]
-    counted = [row for row in measured if math.isfinite(row.final_gap or 0.0)]
-    for row in counted:
-        by_seed.setdefault(row.seed, []).append(row.final_gap or 0.0)
+    counted = [row for row in members if row.final_gap is not None and math.isfinite(row.final_gap)]
     lost = sum(not (row.is_baseline or row.collapsed) for row in members) - len(counted)
     step = max((row.gap_step for row in counted if row.gap_step is not None), default=None)
-    gaps = [mean(values) for values in by_seed.values()]
-    whole = PairedGap(
+    gaps = _gaps(counted)
+    parity = next((row.parity for row in members if row.parity is not None), None)
+    middle, low, high = interval(gaps)
+    return PairedGap(
         n=len(gaps),
         lost=lost,
-        mean=mean(gaps) if gaps else None,
-        low=None,
-        high=None,
+        mean=middle,
+        low=low,
+        high=high,
         step=step,
         runs=len(members),
         collapsed=sum(row.collapsed for row in members),
-        non_finite=len(measured) - len(counted),
+        non_finite=sum(row.non_finite for row in members),
         unit=loss_unit(members),
+        parity=judged([_evidence(members, None)])[0] if parity is None else parity,
     )
-    if len(gaps) < 2 or whole.mean is None:
-        return whole
-    half = t_quantile(len(gaps) - 1) * stdev(gaps) / math.sqrt(len(gaps))
-    return replace(whole, low=whole.mean - half, high=whole.mean + half)
+
+
+def interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    """Mean, low and high end of the 95 % t interval; the ends are None below two values, the mean without any."""
+    if len(values) < 2:
+        return (mean(values) if values else None), None, None
+    middle, half = mean(values), t_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return middle, middle - half, middle + half
+
+
+def with_parity(rows: Sequence[Row], margin: float | None = None) -> list[Row]:
+    """The rows, each with the verdict on its group; `margin` in the unit of the losses (None: the default one).
+
+    All groups but the baselines are one table, so call this with all rows of a comparison.
+    """
+    groups = {key: members for key, members in by_group(rows).items() if not any(row.is_baseline for row in members)}
+    found = judged([_evidence(members, margin) for members in groups.values()])
+    verdicts = dict(zip(groups, found, strict=True))
+    return [replace(row, parity=verdicts.get(row.group)) for row in rows]
+
+
+def _evidence(members: Sequence[Row], margin: float | None) -> Parity:
+    """The differences of a group to its baselines, not judged yet."""
+    counted = [row for row in members if row.final_gap is not None and math.isfinite(row.final_gap)]
+    losses = [
+        row.step_loss - row.final_gap for row in counted if row.step_loss is not None and row.final_gap is not None
+    ]
+    unit = loss_unit(members)
+    return Parity(
+        verdict="no claim",
+        margin=default_margin(unit, mean(losses) if losses else None) if margin is None else margin,
+        unit=unit,
+        differences=tuple(_gaps(counted)),
+        runs=len(members),
+        collapsed=sum(row.collapsed for row in members),
+        non_finite=sum(row.non_finite for row in members),
+        ended_early=sum(not row.alive and not row.collapsed for row in members),
+    )
+
+
+def _gaps(counted: Iterable[Row]) -> list[float]:
+    """The final gaps by seed."""
+    by_seed: dict[int, list[float]] = {}
+    for row in counted:
+        by_seed.setdefault(row.seed, []).append(row.final_gap or 0.0)
+    return [mean(values) for values in by_seed.values()]
 
 
 def ranking(rows: Iterable[Row]) -> list[tuple[list[Row], PairedGap]]:
@@ -136,29 +171,3 @@ def collapse_step(rows: Iterable[Row]) -> float | None:
     """The median collapse step of some runs; None if none has collapsed."""
     steps = [row.collapse_step for row in rows if row.collapse_step is not None]
     return float(median(steps)) if steps else None
-
-
-@lru_cache(maxsize=256)
-def t_quantile(freedom: int) -> float:
-    """The t for which P(|T| < t) = `CONFIDENCE`, where T has Student's distribution with `freedom` degrees of freedom.
-
-    Bisection on the angle whose tangent is t / sqrt(freedom): the probability is a finite sum in it (Abramowitz and
-    Stegun 26.7.3 and 26.7.4).  Example: t_quantile(2) = 4.303.  scipy.special has this function, but importing scipy
-    takes as long as opening a sweep.
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        angle = (low + high) / 2
-        low, high = (angle, high) if _within(angle, freedom) < CONFIDENCE else (low, angle)
-    return math.sqrt(freedom) * math.tan(low)
-
-
-def _within(angle: float, freedom: int) -> float:
-    """P(|T| < sqrt(freedom) tan(angle)) for T with Student's distribution."""
-    odd = freedom % 2
-    term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
-    for k in range(1 + odd, freedom, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * k / (k + 1)
-    total *= math.sin(angle)
-    return 2 / math.pi * (angle + total) if odd else total

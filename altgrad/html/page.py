@@ -22,22 +22,23 @@ from altgrad.storage.folder import Folder
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def write_html_report(sweep: Folder, out: str | None = None) -> str:
+def write_html_report(sweep: Folder, out: str | None = None, margin: float | None = None) -> str:
     """Write the page of a sweep's current state, and return the location of the file.
 
     `out`: a file (local path or URI); default `report.html` in the sweep's folder.  Raises ValueError for a folder.
+    `margin`: see `read_contents`.
     """
     place, _, name = (out or "report.html").rpartition("/")
     if not name:
         raise ValueError(f"{out}: expected a file, such as {out}report.html")
     folder = sweep if out is None else Folder.at(place or ("/" if out.startswith("/") else "."))
-    folder.write_bytes(name, html_report(sweep, time.time()).encode())
+    folder.write_bytes(name, html_report(sweep, time.time(), margin).encode())
     return str(folder / name)
 
 
-def html_report(sweep: Folder, now: float) -> str:
+def html_report(sweep: Folder, now: float, margin: float | None = None) -> str:
     """The page of a sweep folder as HTML.  `now`: the time that the page states, in seconds since 1970."""
-    contents = read_contents(sweep)
+    contents = read_contents(sweep, margin)
     title = f"Sweep {sweep.name}"
     parts = [_header(contents, title, now)]
     if contents.rows:

@@ -9,9 +9,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
-from altgrad.compare import RescueCell, Row, by_group, comparison_csv, loss_unit, matrix_axes, paired_gap, rescue_matrix
+from altgrad.compare import (
+    RescueCell,
+    Row,
+    comparison_csv,
+    loss_unit,
+    matrix_axes,
+    parity_lines,
+    parity_note,
+    rescue_matrix,
+)
 from altgrad.compare.comparison_table import COLUMNS, Column
-from altgrad.compare.statistics import ENOUGH_SEEDS
+from altgrad.compare.parity.table import HEADS
+from altgrad.compare.parity.verdict import ENOUGH_SEEDS
 from altgrad.html.charts import Curves, legend, overlay, panel
 from altgrad.html.markup import Html, element, join, scrolling, table
 from altgrad.html.prose import sentence
@@ -114,7 +124,7 @@ def curves_section(curves: Curves | None) -> Html:
 
 
 def rescues_section(rows: Sequence[Row]) -> Html:
-    """The rescue matrix, and the statistics of each group over its seeds."""
+    """The rescue matrix, and the parity verdict on each group."""
     cells = rescue_matrix(rows)
     sites, interventions = matrix_axes(cells)
     head = [Html("Format"), *interventions]
@@ -127,7 +137,7 @@ def rescues_section(rows: Sequence[Row]) -> Html:
         f"step; median collapse step. Hatched: fewer than {ENOUGH_SEEDS} ended runs."
     )
     matrix = element("div", table(head, body, "Rescue matrix: format by intervention"), class_="matrix")
-    return join([element("p", said), matrix, element("h3", "Over seeds"), _seeds(rows)])
+    return join([element("p", said), matrix, element("h3", "Parity with BF16"), _parity(rows)])
 
 
 def _in_unit(rows: Sequence[Row]) -> str:
@@ -135,17 +145,13 @@ def _in_unit(rows: Sequence[Row]) -> str:
     return f" in {unit}" if unit else ""
 
 
-def _seeds(rows: Sequence[Row]) -> Html:
-    groups = [members for members in by_group(rows).values() if not any(row.is_baseline for row in members)]
-    if not groups:
+def _parity(rows: Sequence[Row]) -> Html:
+    lines = parity_lines(rows)
+    if not lines:
         return element("p", "There is nothing to compare with BF16 yet.")
-    body = [
-        [members[0].group_label, f"{members[0].learning_rate:.3g}", str(len(members)), paired_gap(members).sentence]
-        for members in groups
-    ]
-    head = ["Group", METRICS["learning_rate"].label, "Runs", "Gap to BF16, paired by seed"]
-    said = "Paired by seed: both runs saw the same batches from the same initial weights. 95 % t intervals."
-    return join([table(head, body, "Gap of each group to BF16, and the claim it supports", "lrrl"), element("p", said)])
+    body = [list(line.cells) for line in lines]
+    said = f"{parity_note(rows)} Both runs of a pair saw the same batches from the same initial weights."
+    return join([table(list(HEADS), body, "Parity of each group with BF16", "lrlll"), element("p", said)])
 
 
 def _collapses(contents: Contents, links: Links) -> list[Html]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from altgrad.compare import STEP_COLUMNS, Row, Unpaired, pair, read_row
+from altgrad.compare import STEP_COLUMNS, Row, Unpaired, pair, planned_margin, read_row
 from altgrad.results import Run, TableName, list_runs, read_rows
 from altgrad.show.drawn_curves import Line, View, line
 from altgrad.storage.folder import Folder
@@ -55,8 +55,11 @@ class Contents:
     damaged: Mapping[str, Sequence[str]]
 
 
-def read_contents(sweep: Folder) -> Contents:
-    """Read everything that the page shows of a sweep's runs."""
+def read_contents(sweep: Folder, margin: float | None = None) -> Contents:
+    """Read everything that the page shows of a sweep's runs.
+
+    `margin`: of the parity verdicts, in the unit of the losses; default: the sweep's own.
+    """
     found, broken = list_runs(sweep)
     with ThreadPoolExecutor(_READERS) as pool:
         loaded = list(pool.map(_load, found))
@@ -69,7 +72,7 @@ def read_contents(sweep: Folder) -> Contents:
             held, member = result
             runs[held.name] = held
             members.append(member)
-    rows = pair(members)
+    rows = pair(members, planned_margin(sweep) if margin is None else margin)
     view = View(METRIC, buckets=max(_FEWEST_BUCKETS, min(_MOST_BUCKETS, _POINTS // max(len(rows), 1))))
     drawn = {row.run: line(row, runs[row.run], view) for row in rows}
     return Contents(

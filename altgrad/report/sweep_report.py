@@ -9,32 +9,33 @@ from urllib.parse import quote
 from altgrad.compare import (
     RescueCell,
     Row,
-    by_group,
     comparison,
     comparison_markdown,
     loss_unit,
     matrix_axes,
-    paired_gap,
+    parity_markdown,
+    planned_margin,
     rescue_matrix,
 )
-from altgrad.metrics import METRICS
 from altgrad.results import list_runs
 from altgrad.storage.folder import Folder
 from altgrad.text.foreign_text import as_code, as_markdown
 from altgrad.text.number_text import ABSENT, table
 
 
-def sweep_report(sweep: Folder) -> str:
-    """The report of a sweep folder as markdown.  Raises ValueError if it contains no run."""
+def sweep_report(sweep: Folder, margin: float | None = None) -> str:
+    """The report of a sweep folder as markdown.  Raises ValueError if it contains no run.
+
+    `margin`: of the parity verdicts, in the unit of the losses; default: the sweep's own.
+    """
     runs, broken = list_runs(sweep)
     if not runs and not broken:
         raise ValueError(f"{sweep}: no run here; a sweep is a folder of run folders, each with a run.json")
-    rows = comparison(runs)
+    rows = comparison(runs, planned_margin(sweep) if margin is None else margin)
     reported = {run.name for run in runs if run.folder.has("failure_report.md")}
     folders = {run.name: run.folder.name for run in runs}
     parts = [f"# Sweep: {as_markdown(sweep.name)}", _counts(rows), "## Comparison", comparison_markdown(rows)]
-    if len({row.seed for row in rows}) > 1:
-        parts += ["## Over seeds", _seeds(rows)]
+    parts += ["## Parity", parity_markdown(rows)]
     if len({row.intervention for row in rows}) > 1:
         parts += ["## Rescues", _matrix(rows)]
     parts += ["## Collapses", _collapses(rows, folders, reported)]
@@ -50,15 +51,6 @@ def sweep_report(sweep: Folder) -> str:
 def _counts(rows: Sequence[Row]) -> str:
     counts = Counter(row.status for row in rows)
     return f"{len(rows)} runs: " + ", ".join(f"{n} {status}" for status, n in counts.most_common()) + "."
-
-
-def _seeds(rows: Sequence[Row]) -> str:
-    cells = [
-        [as_markdown(group[0].group_label), f"{group[0].learning_rate:g}", str(len(group)), paired_gap(group).sentence]
-        for group in by_group(rows).values()
-        if not any(row.is_baseline for row in group)
-    ]
-    return table(["Group", METRICS["learning_rate"].label, "Runs", "Gap to BF16, paired by seed"], cells, "lrrl")
 
 
 def _matrix(rows: Sequence[Row]) -> str:

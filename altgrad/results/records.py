@@ -138,7 +138,10 @@ class _Shares(Record):
 
 
 class PlanRecord(Record):
-    """`sweep.json`.  `resources`: the CPUs and GPUs of each worker of a trial; an old plan has none."""
+    """`sweep.json`.  `resources`: the CPUs and GPUs of each worker of a trial; an old plan has none.
+
+    `margin`: the difference in loss that does not matter, if it was chosen.
+    """
 
     schema_number: Literal[SCHEMA] = Field(SCHEMA, alias="schema")  # type: ignore[valid-type]
     runs: list[_PlannedRun]
@@ -146,6 +149,7 @@ class PlanRecord(Record):
     sweep: str | None = None
     created: Finite | None = None
     command: str | None = None
+    margin: Annotated[Finite, Field(gt=0)] | None = None
 
 
 def read_start(run: Folder) -> dict[str, Any]:

@@ -45,6 +45,9 @@ HEADS: Mapping[str, str] = {
     "n": "n",
     "said": "Gap with claim",
     "gap_step": "At step",
+    "parity": "Parity",
+    "seeds_needed": "Seeds to decide",
+    "confounds": "Differs besides the format",
     "pairing": "Pairing",
     "collapse_step": "Collapse step",
     "collapse_rule": "Rule",
@@ -148,6 +151,8 @@ def _run_cells(row: Row, measured_cells: Mapping[str, Any]) -> dict[str, Any]:
         "best_step": measured_cells["best_step"],
         "gap": row.gap,
         "gap_step": row.gap_step,
+        "parity": None if row.parity is None else row.parity.verdict,
+        "confounds": ", ".join(row.confounds),
         "pairing": row.pairing,
         "collapse_step": row.collapse_step,
         "collapse_rule": row.collapse_rule,
@@ -174,6 +179,7 @@ def _group_cells(members: Sequence[Row]) -> dict[str, Any]:
     losses = [member.validation_loss for member in furthest(members) if member.validation_loss is not None]
     best = [m.best_validation_loss for m in members if m.alive and m.best_validation_loss is not None]
     collapsed = [member for member in members if member.collapsed]
+    is_baseline = any(member.is_baseline for member in members)
     return {
         "group": row.group_label,
         "learning_rate": row.learning_rate,
@@ -186,7 +192,9 @@ def _group_cells(members: Sequence[Row]) -> dict[str, Any]:
         "gap_low": gap.low,
         "gap_high": gap.high,
         "n": gap.n,
-        "said": f"baseline, {gap.count}" if any(m.is_baseline for m in members) else gap.sentence,
+        "parity": None if gap.parity is None or is_baseline else gap.parity.verdict,
+        "seeds_needed": None if gap.parity is None or is_baseline else gap.parity.seeds,
+        "said": f"baseline, {gap.count}" if is_baseline else gap.sentence,
         "collapse_step": collapse_step(members),
         "collapse_rule": ", ".join(sorted({m.collapse_rule for m in collapsed if m.collapse_rule})),
         "stall_rate": _mean([m.stall_rate for m in members if m.stall_rate is not None]),

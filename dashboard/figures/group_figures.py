@@ -9,8 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from altgrad.compare import RescueCell, Row, by_group, loss_unit, matrix_axes, paired_gap, survival
+from altgrad.compare.parity.verdict import ENOUGH_SEEDS
 from altgrad.compare.rescue import Key
-from altgrad.compare.statistics import ENOUGH_SEEDS
 from altgrad.formats import find_format
 from altgrad.metrics import METRICS
 from altgrad.show.palette import NEUTRAL, format_colour, intervention_dash, share_colour

@@ -1,4 +1,4 @@
-"""Compare: survival by format and intervention, loss against bits and learning rate, settings, and significance."""
+"""Compare: survival by format and intervention, loss against bits and learning rate, settings, and parity verdicts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from altgrad.compare import Row, by_group, config_difference, loss_unit, paired_gap, rescue_matrix
+from altgrad.compare import Row, config_difference, loss_unit, parity_lines, parity_note, rescue_matrix
+from altgrad.compare.parity.table import HEADS
 from altgrad.metrics import METRICS
 from dashboard.figures.curve_figures import CONFIG
 from dashboard.figures.group_figures import learning_rate_figure, matrix_figure, pareto, pareto_figure, survival_figure
@@ -21,8 +22,9 @@ _PARTS = {
     "learning_rate": METRICS["learning_rate"].label,
     "survival": "Survival",
     "settings": "Settings",
-    "significance": "Significance",
+    "parity": "Parity",
 }
+_WIDTHS = (180, 60, 250, 420, 260)  # of the columns of the parity table
 
 
 def show(context: PageContext) -> None:
@@ -41,7 +43,7 @@ def show(context: PageContext) -> None:
     elif part == "settings":
         _settings(context, rows)
     else:
-        _significance(rows)
+        _parity(rows)
 
 
 def _matrix(context: PageContext, rows: Sequence[Row]) -> None:
@@ -124,23 +126,12 @@ def _text(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def _significance(rows: Sequence[Row]) -> None:
-    groups = [members for members in by_group(rows).values() if not any(row.is_baseline for row in members)]
-    if not groups:
+def _parity(rows: Sequence[Row]) -> None:
+    lines = parity_lines(rows)
+    if not lines:
         st.info("There is nothing to compare with BF16 yet.")
         return
-    frame = pd.DataFrame(
-        [
-            {
-                "Group": members[0].group_label,
-                METRICS["learning_rate"].label: f"{members[0].learning_rate:.3g}",
-                "Runs": len(members),
-                "Paired gap to BF16": paired_gap(members).sentence,
-            }
-            for members in groups
-        ]
-    )
-    widths = {"Group": 220, METRICS["learning_rate"].label: 110, "Runs": 70}  # the rest is for the sentence
-    columns = {name: st.column_config.Column(width=width) for name, width in widths.items()}
-    show_table(frame, alt="The gap of each group to BF16, and the claim it supports.", column_config=columns)
-    st.caption("Paired by seed: both runs saw the same batches from the same initial weights. 95 % t intervals.")
+    frame = pd.DataFrame([dict(zip(HEADS, line.cells, strict=True)) for line in lines])
+    columns = {head: st.column_config.Column(width=width) for head, width in zip(HEADS, _WIDTHS, strict=True)}
+    show_table(frame, alt="The gap of each group to BF16, and the verdict on it.", column_config=columns)
+    st.caption(f"{parity_note(rows)} Both runs of a pair saw the same batches from the same initial weights.")

@@ -33,9 +33,9 @@ def test_a_paired_interval_is_the_t_interval_computed_by_hand() -> None:
     gap = paired_gap([row(1, 0.1), row(2, 0.2), row(3, 0.3)])
     assert (gap.n, gap.lost) == (3, 0)
     assert (gap.mean, gap.low, gap.high) == pytest.approx((0.2, -0.048414, 0.448414), abs=1e-6)
-    assert (
-        gap.sentence
-        == "+0.200 nats [-0.048, +0.448], n = 3, 0 of 3 collapsed: no difference from the baseline can be told."
+    assert gap.sentence == (
+        "+0.200 nats [-0.048, +0.448], n = 3, 0 of 3 collapsed: undecided within 0.01 nats: about 5 seeds would "
+        "decide it (80 % power)."
     )
 
 
@@ -44,17 +44,20 @@ def test_a_paired_interval_agrees_with_scipy() -> None:
     result = paired_gap([row(seed, float(value)) for seed, value in enumerate(gaps)])
     expected = stats.t.interval(0.95, 7, loc=gaps.mean(), scale=stats.sem(gaps))
     assert (result.low, result.high) == pytest.approx(expected)
-    assert result.sentence.endswith("n = 8, 0 of 8 collapsed: behind the baseline.")
+    assert result.sentence.endswith("n = 8, 0 of 8 collapsed: worse than BF16 by more than 0.01 nats.")
 
 
 def test_too_few_seeds_support_no_claim_and_lost_runs_are_counted() -> None:
     two = paired_gap([row(1, 0.1), row(2, 0.3)])
     # t(0.975, 1) = 12.7062, standard error 0.1
     assert (two.low, two.high) == pytest.approx((0.2 - 1.27062, 0.2 + 1.27062), abs=1e-5)
-    assert "too few seeds for any claim" in two.sentence
+    assert "no claim: too few seeds; run at least 3" in two.sentence
     one = paired_gap([row(1, 0.1), row(2, NAN), row(3, None)])
     assert (one.n, one.lost, one.mean, one.low) == (1, 2, 0.1, None)
-    assert "one seed: no statement" in one.sentence and "2 further runs have no finite gap" in one.sentence
+    assert (
+        "not as good as BF16: 0 of 3 collapsed, 1 reached NaN or inf" in one.sentence
+        and "2 further runs have no finite gap" in one.sentence
+    )
     assert paired_gap([]).mean is None
     assert (
         paired_gap([row(1, NAN), row(2, NAN)]).sentence == "No finite gap to a baseline was measured; 0 of 2 collapsed."

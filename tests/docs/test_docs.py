@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from altgrad.collapse import loss_rules, rule, smoothing
-from altgrad.compare import statistics
+from altgrad.commands.folders import MARGIN_HELP
+from altgrad.compare.parity import verdict
+from altgrad.compare.parity.student_t import CONFIDENCE
 from altgrad.config.train_config import TrainConfig
 from altgrad.events import EVENTS
 from altgrad.formats import FORMATS
@@ -57,11 +59,13 @@ def test_the_figures_in_the_prose_of_the_method_are_those_of_the_code() -> None:
         f"more than {loss_rules.MOSTLY:.0%} of the recent steps".replace("%", " %"),
         f"losing {rule.RECOVERY:.0%} of the height".replace("%", " %"),
         f"at least {loss_rules.LEARNING_STEPS} steps of full learning rate",
-        f"{statistics.CONFIDENCE:.0%} Student t intervals".replace("%", " %"),
+        f"{CONFIDENCE:.0%} Student t intervals".replace("%", " %"),
     ):
         assert sentence in prose, sentence
     assert loss_rules.TRAINED_START == 0.5 and "starts below half of it" in prose
-    assert statistics.ENOUGH_SEEDS == 3 and "below three seeds no claim" in prose
+    assert verdict.ENOUGH_SEEDS == 3 and "below three seeds no claim" in prose
+    margins = f"{verdict.MARGIN:g} nats, or {verdict.RELATIVE_MARGIN:.1%} of".replace("%", " %")
+    assert margins in prose and margins in MARGIN_HELP.replace("%%", "%")
 
 
 def _programs(page: Path) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from altgrad.commands.folders import MARGIN_HELP
 from altgrad.commands.option_fields import add_options, command_words, given, option
 from altgrad.commands.option_parser import (
     OneLineParser,
@@ -68,6 +69,7 @@ class SweepOptions:
     retries: int = option(RUNNING, count_or_zero, "number of restarts of a trial whose process died", default=2, metavar="N")
     stall_timeout: float | None = option(RUNNING, positive, "kill and restart a trial that reports nothing for this long; before its first report, while it imports and compiles, ten minutes longer (default: never)", metavar="SECONDS")
     notify: str | None = option(RUNNING, webhook, "address to which JSON is POSTed at each collapse, at each failure and at the end", environment=NOTIFY, is_secret=True, metavar="URL")
+    margin: float | None = option(RUNNING, positive, MARGIN_HELP, metavar="LOSS")
     wandb: WandbMode | None = option(RUNNING, str, "mode of the copy for Weights & Biases (default: that of WANDB_DISABLED or WANDB_MODE, else offline, which needs no account)", choices=("offline", "online", "disabled"))
     address: str | None = option(RUNNING, word, "address of an existing Ray cluster, such as auto or ray://HEAD:10001")
     # fmt: on

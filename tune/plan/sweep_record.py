@@ -80,7 +80,9 @@ def create_sweep(options: SweepOptions, plan: SweepPlan, resources: Resources | 
             "created": time.time(),
             "command": shlex.join([*typed_command(), *masked(typed_arguments(), SweepOptions)]),
             "runs": [trial.to_json() for trial in plan.trials],
-        } | ({} if shares is None else {"resources": asdict(shares)})
+        }
+        record |= {} if shares is None else {"resources": asdict(shares)}
+        record |= {} if options.margin is None else {"margin": options.margin}
         existing = _deepest_existing(sweep.folder)
         try:
             sweep.folder.write_json("sweep.json", record)

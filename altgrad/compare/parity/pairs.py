@@ -1,0 +1,117 @@
+"""A group of runs against another group: paired differences of their losses by seed, and the verdict on them.
+
+The losses are those of the common step, and of the same seed on both sides, so weights and batches are the same as in a
+gap to the baseline; where the hashes say otherwise, there is a sentence instead of a difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from statistics import mean
+
+from altgrad.compare.groups import by_group
+from altgrad.compare.parity.confounds import confounds, joined
+from altgrad.compare.parity.verdict import Parity, default_margin, judged
+from altgrad.compare.row import Row, loss_unit
+from altgrad.compare.statistics import interval
+
+
+@dataclass(frozen=True)
+class GroupDifference:
+    """Loss of group `one` minus that of group `other`, by seed, at `step`; positive where `one` is behind.
+
+    `low` and `high`: 95 % t interval, None below two seeds.  `differs`: what differs between the two besides the
+    format.  `obstacle`: why runs cannot be compared, maybe empty.
+    """
+
+    one: str
+    other: str
+    seeds: tuple[int, ...]
+    mean: float | None
+    low: float | None
+    high: float | None
+    step: int | None
+    parity: Parity
+    differs: str
+    obstacle: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """`E4M3 against E3M4: +0.012 nats [+0.008, +0.016] at step 500, n = 3: worse than E3M4 by more than ...`."""
+        if self.mean is None:
+            return f"{self.one} against {self.other}: {self.obstacle or self.parity.sentence}."
+        interval = "" if self.low is None else f" [{self.low:+.4f}, {self.high:+.4f}]"
+        unit = f" {self.parity.unit}" if self.parity.unit else ""
+        figure = f"{self.mean:+.4f}{unit}{interval} at step {self.step}, n = {len(self.seeds)}"
+        note = f" {self.obstacle}." if self.obstacle else ""
+        return f"{self.one} against {self.other}: {figure}: {self.parity.sentence}. Differs in: {self.differs}.{note}"
+
+
+def group_difference(one: Sequence[Row], other: Sequence[Row], margin: float | None = None) -> GroupDifference:
+    """One group against another as a comparison of its own; `margin` as in `comparison`."""
+    found = _unjudged(one, other, margin)
+    return replace(found, parity=judged([found.parity])[0])
+
+
+def all_pairs(rows: Iterable[Row], margin: float | None = None) -> dict[tuple[str, str], GroupDifference]:
+    """(group, other group) -> their difference, for each pair of groups once; the verdicts are those of one table."""
+    groups = by_group(rows)
+    found = {pair: _unjudged(groups[pair[0]], groups[pair[1]], margin) for pair in combinations(groups, 2)}
+    verdicts = judged([one.parity for one in found.values()])
+    return {pair: replace(one, parity=two) for (pair, one), two in zip(found.items(), verdicts, strict=True)}
+
+
+def _unjudged(one: Sequence[Row], other: Sequence[Row], margin: float | None) -> GroupDifference:
+    pairs = [(mine, theirs) for mine in one for theirs in other if mine.seed == theirs.seed]
+    obstacles = dict.fromkeys(said for mine, theirs in pairs if (said := _obstacle(mine, theirs)) is not None)
+    matched = [pair for pair in pairs if _obstacle(*pair) is None]
+    by_seed: dict[int, list[tuple[float, float]]] = {}
+    for mine, theirs in matched:
+        if mine.final_loss is not None and theirs.final_loss is not None:
+            by_seed.setdefault(mine.seed, []).append((mine.final_loss, theirs.final_loss))
+    values = {seed: mean(a - b for a, b in by_seed[seed]) for seed in sorted(by_seed)}
+    finite = {seed: value for seed, value in values.items() if math.isfinite(value)}
+    unit = loss_unit([*one, *other])
+    reference = [b for seed in finite for _, b in by_seed[seed]]
+    middle, low, high = interval(list(finite.values()))
+    against = other[0].group_label
+    parity = Parity(
+        verdict="no claim",
+        margin=default_margin(unit, mean(reference) if reference else None) if margin is None else margin,
+        unit=unit,
+        against=against,
+        differences=tuple(finite.values()),
+        runs=len(one) + len(other),
+        collapsed=sum(row.collapsed for row in (*one, *other)),
+        non_finite=sum(row.non_finite for row in (*one, *other)),
+        ended_early=sum(not row.alive and not row.collapsed for row in (*one, *other)),
+    )
+    return GroupDifference(
+        one=one[0].group_label,
+        other=against,
+        seeds=tuple(finite),
+        mean=middle,
+        low=low,
+        high=high,
+        step=next((row.common_step for row in one if row.common_step is not None), None),
+        parity=parity,
+        differs=joined(_differences(mine, theirs) for mine, theirs in matched),
+        obstacle="; ".join(obstacles),
+    )
+
+
+def _obstacle(mine: Row, theirs: Row) -> str | None:
+    if said := mine.origin.obstacle(theirs.origin):
+        return said
+    if mine.common_step != theirs.common_step:
+        return f"not compared: measured at other steps ({mine.common_step} vs {theirs.common_step})"
+    return None
+
+
+def _differences(mine: Row, theirs: Row) -> tuple[str, ...]:
+    if mine.settings is None or theirs.settings is None:
+        return ()
+    return confounds(mine.settings, mine.origin, theirs.settings, theirs.origin)

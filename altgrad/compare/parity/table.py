@@ -1,0 +1,105 @@
+"""The table of parity verdicts: a line per group, the same in every document, on the terminal and on the pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from altgrad.compare.groups import by_group
+from altgrad.compare.parity.confounds import joined
+from altgrad.compare.parity.student_t import CONFIDENCE
+from altgrad.compare.parity.verdict import Parity
+from altgrad.compare.row import Row, loss_unit
+from altgrad.compare.statistics import PairedGap, paired_gap
+from altgrad.results import RecordError, read_plan
+from altgrad.storage.folder import Folder
+from altgrad.text.foreign_text import as_markdown
+from altgrad.text.number_text import ABSENT, table
+from altgrad.text.terminal_output import cell
+
+HEADS = ("Group", "Runs", "Gap to BF16", "Parity", "Differs from BF16 in")
+
+
+@dataclass(frozen=True)
+class ParityLine:
+    """A group against its baselines.  `differs`: what differs besides the seed, or `only the format`."""
+
+    members: Sequence[Row]
+    gap: PairedGap
+    parity: Parity
+    differs: str
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The texts under `HEADS`."""
+        name, gap = self.members[0].group_label, self.gap.figure or ABSENT
+        return name, str(len(self.members)), gap, self.parity.sentence, self.differs
+
+
+def parity_lines(rows: Iterable[Row]) -> list[ParityLine]:
+    """A line per group that is no baseline: whole groups by their mean gap, then those with deaths or without a gap."""
+    lines = []
+    for members in by_group(rows).values():
+        gap = paired_gap(members)
+        if gap.parity is not None and not any(row.is_baseline for row in members):
+            compared = [row.confounds for row in members if row.baseline is not None]
+            differs = joined(compared) if compared else members[0].pairing or "no baseline to compare with"
+            lines.append(ParityLine(members, gap, gap.parity, differs))
+    return sorted(lines, key=lambda line: (not line.gap.is_whole, line.gap.mean is None, line.gap.mean or 0.0))
+
+
+def parity_note(rows: Iterable[Row]) -> str:
+    """How the verdicts of a comparison were reached, in a sentence or two."""
+    found = [row.parity for row in rows if row.parity is not None]
+    margins = list(dict.fromkeys(one.within for one in found if one.within))
+    within = f"margin {', '.join(margins)}; " if margins else ""
+    tested = max((one.tested for one in found), default=1)
+    many = f", corrected for {tested} groups by Holm's method" if tested > 1 else ""
+    return (
+        f"Paired by seed: {within}two one-sided t tests, {CONFIDENCE:.0%} t intervals{many}. Equivalent: the interval "
+        "lies inside the margin; worse or better: beyond it."
+    ).replace("%", " %")
+
+
+def parity_markdown(rows: Sequence[Row]) -> str:
+    """The table of verdicts as markdown, with its note; a sentence if no group can be compared."""
+    lines = parity_lines(rows)
+    if not lines:
+        return "There is nothing to compare with BF16 yet."
+    unit = loss_unit(rows)
+    heads = [f"{head} ({unit})" if unit and head == HEADS[2] else head for head in HEADS]
+    cells = ([as_markdown(text) for text in line.cells] for line in lines)
+    return f"{table(heads, cells, 'lrlll')}\n\n{parity_note(rows)}"
+
+
+def parity_table(rows: Sequence[Row]) -> Table | None:
+    """The table of verdicts for a terminal; None if no group has more than one seed: the rows say it all then."""
+    lines = parity_lines(rows)
+    if not any(line.gap.n > 1 for line in lines):
+        return None
+    unit = loss_unit(rows)
+    result = Table(
+        title="Parity with BF16" + (f", gaps in {unit}" if unit else ""),
+        title_justify="left",
+        caption=parity_note(rows),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for head in HEADS:
+        result.add_column(head, justify="right" if head == "Runs" else "left")
+    for line in lines:
+        result.add_row(*map(cell, line.cells))
+    return result
+
+
+def planned_margin(sweep: Folder) -> float | None:
+    """The margin with which a sweep was started; None if it chose none or has no plan."""
+    try:
+        margin: float | None = read_plan(sweep).get("margin")
+    except (RecordError, OSError):
+        return None
+    return margin

@@ -1,0 +1,176 @@
+"""Verdicts, pairs of groups and confounds on every screen, against pandas and scipy on the parquet parts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from altgrad.__main__ import main
+from altgrad.compare import (
+    Row,
+    all_pairs,
+    by_group,
+    comparison,
+    comparison_csv,
+    group_difference,
+    paired_gap,
+    parity_lines,
+    parity_markdown,
+    planned_margin,
+)
+from altgrad.html import html_report
+from altgrad.report import sweep_report
+from altgrad.results import SCHEMA, list_runs
+from altgrad.storage.folder import Folder
+from dashboard.data.sweep_frame import group_frame
+from tests.compare.test_gap import HASHES, oracle, two_rates
+from tests.support.html_tree import parse
+from tests.support.written_runs import rows_of, write_run
+
+
+@pytest.fixture
+def sweep(tmp_path: Any) -> Folder:
+    return Folder.at(tmp_path / "sweep")
+
+
+def verdicts_of_scipy(gaps: dict[Any, np.ndarray], margin: float) -> dict[Any, str]:
+    """Two one-sided tests and their two companions, two-sided p, Holm over the groups with at least three gaps."""
+    best = {}
+    for key, values in gaps.items():
+        t = {(edge, side): stats.ttest_1samp(values, edge, alternative=side).pvalue
+             for edge in (margin, -margin) for side in ("less", "greater")}  # fmt: skip
+        claims = {"equivalent": max(t[margin, "less"], t[-margin, "greater"]), "worse": t[margin, "greater"],
+                  "better": t[-margin, "less"]}  # fmt: skip
+        word = min(claims, key=claims.__getitem__)
+        best[key] = (word, 2 * claims[word])
+    found = dict.fromkeys(gaps, "undecided")
+    for place, (key, (word, p)) in enumerate(sorted(best.items(), key=lambda item: item[1][1])):
+        if p * (len(best) - place) > 0.05:
+            break
+        found[key] = word
+    return found
+
+
+@pytest.mark.parametrize("margin", [0.01, 0.15, 1.3])
+def test_every_screen_has_the_verdicts_that_scipy_finds_in_the_parquet_parts(sweep: Folder, margin: float) -> None:
+    two_rates(sweep)  # a dead seed, a NaN, two rates, runs under way
+    frame = oracle(sweep)
+    frame = frame[(frame.format != "BF16")]
+    tested, expected = {}, {}
+    for key, group in frame.groupby(["format", "rate"]):
+        gaps = group[group.final == True].gap.astype(float)  # noqa: E712
+        ended_in_nan = any(np.isnan(losses[max(losses)]) for losses in group.losses)
+        if ended_in_nan or (group.status == "collapsed").any():
+            expected[key] = "collapsed"
+        else:
+            tested[key] = gaps.to_numpy()
+    expected |= verdicts_of_scipy(tested, margin)
+    assert len(tested) == 2 and len(expected) == 4
+    rows = comparison(list_runs(sweep)[0], margin)
+    shown = {(row.format, row.learning_rate): row.parity.verdict for row in rows if row.parity is not None}
+    assert shown == expected
+    for record in csv.DictReader(io.StringIO(comparison_csv(rows))):
+        word = expected.get((record["format"], float(record["learning_rate"])), "")
+        assert record["parity"] == word
+    report, html = sweep_report(sweep, margin), parse(html_report(sweep, 0.0, margin)).text
+    groups = group_frame(rows).set_index("group")
+    for line in parity_lines(rows):
+        label, sentence = line.cells[0], line.parity.sentence
+        assert groups.loc[label, "parity"] == line.parity.verdict
+        assert (
+            sentence in html and sentence in report.replace("\\", "") and sentence in paired_gap(line.members).sentence
+        )
+
+
+def test_pairs_of_groups_are_paired_by_seed_like_scipys_related_samples(sweep: Folder) -> None:
+    rng = np.random.default_rng(5)
+    losses = {fmt: rng.normal(2.0, 0.2, 5) for fmt in ("BF16",)}
+    losses |= {fmt: losses["BF16"] + rng.normal(end, 0.004, 5) for fmt, end in (("E4M3", 0.01), ("E5M2", 0.05))}
+    for (fmt, ends), seed in itertools.product(losses.items(), range(5)):
+        write_run(sweep, f"{fmt.lower()}-{seed}", {50: 3.0, 100: float(ends[seed])},
+                  config={"format": fmt, "seed": seed}, info=HASHES)  # fmt: skip
+    rows = comparison(list_runs(sweep)[0])
+    groups = {members[0].format: members for members in by_group(rows).values()}
+    for one, other in itertools.permutations(groups, 2):
+        found = group_difference(groups[one], groups[other])
+        paired = stats.ttest_rel(losses[one], losses[other])
+        low, high = paired.confidence_interval(0.95)
+        assert (found.mean, found.low, found.high) == pytest.approx(((losses[one] - losses[other]).mean(), low, high))
+        assert (found.step, found.seeds, found.differs) == (100, (0, 1, 2, 3, 4), "only the format")
+    assert group_difference(groups["E5M2"], groups["E4M3"]).parity.sentence == "worse than E4M3 by more than 0.01 nats"
+    assert group_difference(groups["E4M3"], groups["E5M2"]).parity.verdict == "better"
+    assert {two.parity.tested for two in all_pairs(rows).values()} == {3}
+    assert main(["compare", sweep.path, "--groups", "E5M2", "e4m3-2"]) == 2, "it has no sweep.json"
+
+
+def pair_of(sweep: Folder, config: dict[str, Any], info: dict[str, Any] | None = None) -> Row:
+    write_run(
+        sweep, "bf16", {100: 2.0}, config={"seed": 1}, info=HASHES | {"versions": {"torch": "2.13"}, "threads": 1}
+    )
+    write_run(sweep, "it", {100: 2.5}, config={"seed": 1, "format": "E4M3"} | config,
+              info=HASHES | {"versions": {"torch": "2.13"}, "threads": 1} | (info or {}))  # fmt: skip
+    return rows_of(sweep)["it"]
+
+
+@pytest.mark.parametrize(
+    ("config", "info", "named"),
+    [
+        ({}, {}, ()),
+        ({"eval_interval": 50, "stop_on_collapse": False, "device": "cpu", "diagnostic_interval": 7}, {}, ()),
+        ({"master_weights": False, "rounding": "stochastic"}, {}, ("stochastic GEMM", "stored")),
+        ({"recipe": "mxfp8"}, {}, ("recipe mxfp8",)),
+        ({"enable_partition_clipping": True}, {}, ("enable_partition_clipping true",)),
+        ({}, {"versions": {"torch": "2.14"}, "threads": 2}, ("threads 2 vs 1", "torch 2.14 vs 2.13")),
+        ({}, {"batches_hash": None}, ("hashes not recorded",)),
+    ],
+)  # fmt: skip
+def test_what_differs_besides_the_format_is_named(
+    sweep: Folder, config: dict[str, Any], info: dict[str, Any], named: tuple[str, ...]
+) -> None:
+    row = pair_of(sweep, config, info)
+    assert row.confounds == named
+    assert (", ".join(named) or "only the format") in parity_markdown([row]).replace("\\", "")
+
+
+def test_two_rates_are_named_and_other_weights_are_not_compared(sweep: Folder) -> None:
+    for seed, (rate, weights) in itertools.product(range(3), ((3e-4, "aa"), (1e-2, "aa"), (1e-3, "bb"))):
+        at = {"seed": seed, "learning_rate": rate}
+        info = HASHES | {"initial_weights_hash": weights}
+        write_run(sweep, f"bf16-{seed}-{rate}", {100: 2.0}, config=at, info=info)
+        write_run(sweep, f"e4m3-{seed}-{rate}", {100: 2.0 + rate}, config=at | {"format": "E4M3"}, info=info)
+    rows = comparison(list_runs(sweep)[0])
+    low, high, other = ([row for row in rows if row.format == "E4M3" and row.learning_rate == rate]
+                        for rate in (3e-4, 1e-2, 1e-3))  # fmt: skip
+    assert group_difference(low, high).differs == "lr 3e-4 vs lr 0.01"
+    found = group_difference(low, other)
+    assert found.mean is None and "not compared: other initial weights (aa vs bb)" in found.sentence
+
+
+def test_the_commands_take_a_margin_and_a_sweep_keeps_its_own(
+    sweep: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for fmt, seed in itertools.product(("BF16", "E4M3"), range(4)):
+        write_run(sweep, f"{fmt.lower()}-{seed}", {100: 2.0 + (fmt == "E4M3") * (0.05 + seed / 1000)},
+                  config={"format": fmt, "seed": seed}, info=HASHES)  # fmt: skip
+    plan = {"schema": SCHEMA, "runs": [], "margin": 0.2}
+    sweep.write_json("sweep.json", plan)
+    assert planned_margin(sweep) == 0.2
+
+    def said(*words: str) -> str:
+        assert main([*words]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "equivalent to BF16 within 0.2 nats" in said("report", sweep.path)
+    assert "worse than BF16 by more than 0.01 nats" in said("report", sweep.path, "--margin", "0.01")
+    table = said("compare", sweep.path)
+    assert "Parity with BF16" in table and "equivalent" in table and "margin 0.2 nats" in table
+    line = said("compare", sweep.path, "--groups", "E4M3", "BF16", "--margin", "0.01")
+    assert line.startswith("E4M3 against BF16: +0.0515 nats [") and "Differs in: only the format." in line
+    assert main(["compare", sweep.path, "--groups", "E4M4", "BF16"]) == 2
+    assert "did you mean 'E4M3'" in capsys.readouterr().err

@@ -103,6 +103,11 @@ def test_never_learned_comes_at_the_deadline(config: TrainConfig, deadline: int)
     )
 
 
+def test_never_learned_waits_where_few_steps_are_reported() -> None:
+    rows = [row for row in records(lambda step: 5.5) if row["step"] % 20 == 0]
+    assert one(rows).step == 400, "with the twentieth record its average is settled"
+
+
 @pytest.mark.parametrize(
     ("start", "level", "judged"),
     [

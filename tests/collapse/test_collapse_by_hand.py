@@ -116,6 +116,7 @@ def test_never_learned_waits_where_few_steps_are_reported() -> None:
         (5.5, 5.36, True),
         (5.5, 5.34, False),
         (2.78, 2.78, True),
+        (CAP / 2, CAP / 2, True),
         (2.76, 2.76, False),
     ],
 )

@@ -72,6 +72,7 @@ class Parity:
 
     @property
     def is_decided(self) -> bool:
+        """Whether the verdict says something: neither `undecided` nor `no claim`."""
         return self.verdict in ("equivalent", "worse", "better", "collapsed")
 
     @property

@@ -126,7 +126,10 @@ class _Course:
         try:
             if trials:
                 self._train(trials, resources, machine, interrupts, stack)
-            return _show_results(self.sweep, self.options, self.console)
+            code = _show_results(self.sweep, self.options, self.console)
+            if self.options.explain:
+                code = max(code, self._explain(machine, stack))
+            return code
         except StorageRefused as error:
             self._say_how_to_go_on(f"{error}; all written results are kept")
             return 1
@@ -163,6 +166,16 @@ class _Course:
         )
         if signal is not None:
             raise Interrupted(signal)
+
+    def _explain(self, machine: Machine, stack: ExitStack) -> int:
+        """Replay the collapses of the sweep; returns the exit code of `altgrad explain`."""
+        from tune.explain import ExplainOptions, explain_runs
+
+        collapsed = [run for run in list_runs(self.sweep.folder)[0] if run.verdict is not None]
+        if not collapsed:
+            say(self.console, "--explain: no run has collapsed")
+            return 0
+        return explain_runs(collapsed, ExplainOptions(), machine, self.console, stack)
 
     def _tell(self, what: str) -> None:
         self.journal.note(what)

@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from altgrad.collapse.detector import gap_to_baseline
 from altgrad.config.train_config import TrainConfig
+from altgrad.results.ancestors import losses_before, losses_by_step
 from altgrad.results.common_start import other_beginning
-from altgrad.results.parts import read_rows, read_table, replace_rows
+from altgrad.results.parts import read_rows, replace_rows
 from altgrad.results.records import read_start
 from altgrad.storage.folder import Folder
 
@@ -33,9 +34,9 @@ def store_gap(config: TrainConfig, run: Folder, baseline: Folder) -> str | None:
     rows, broken = read_rows(run, "steps")
     if broken:
         return f"{run.name}: no gap to {baseline.name}, since {len(broken)} of its parts cannot be read"
-    curve = read_table(baseline, "steps", ["loss"])
-    known = zip(curve["step"].to_pylist(), curve["loss"].to_pylist(), strict=True)
-    gap = gap_to_baseline(config, start.get("vocabulary"), {step: loss for step, loss in known if loss is not None})
+    gap = gap_to_baseline(config, start.get("vocabulary"), losses_by_step(baseline))
+    for step, loss in losses_before(run).items():
+        gap.update(step, loss)
     own = zip(rows["step"].to_pylist(), rows["loss"].to_pylist(), strict=True)
     column = pa.array([None if loss is None else gap.update(step, loss) for step, loss in own], pa.float64())
     if rows.num_rows and not column.equals(rows[COLUMN].combine_chunks()):

@@ -1,4 +1,4 @@
-"""The commands whose code is not part of the library: `sweep` and `submit`, which use Ray, and `dashboard`.
+"""The commands whose code is not part of the library: `sweep`, `explain` and `submit`, which use Ray, and `dashboard`.
 
 In a clone their folders are beside the library.  A wheel has them, and the configs, below the library, so that no
 packages called `tune` and `dashboard` are in site-packages, where they could hide others with these names.  In both
@@ -30,6 +30,10 @@ class Application:
 
 def _sweep(words: Sequence[str]) -> int:
     return int(_main_of("tune.sweep")(words))
+
+
+def _explain(words: Sequence[str]) -> int:
+    return int(_main_of("tune.explain")(words))
 
 
 def _submit(words: Sequence[str]) -> int:
@@ -67,6 +71,7 @@ def _dashboard(words: Sequence[str]) -> NoReturn:
 
 APPLICATIONS = {
     "sweep": Application("train a sweep of formats with Ray, and compare", "sweep", _sweep),
+    "explain": Application("replay collapses with one thing healed at a time, and name the cause", "sweep", _explain),
     "submit": Application("run a sweep on a Ray cluster from here", "sweep", _submit),
     "dashboard": Application("show running and finished sweeps in a browser", "dashboard", _dashboard),
 }

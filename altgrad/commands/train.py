@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from altgrad.branch import with_parent
 from altgrad.commands.folders import expect
 from altgrad.commands.option_parser import Commands, location, path
 from altgrad.config.shipped_configs import config_file
@@ -43,8 +44,12 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _trained(options: argparse.Namespace) -> int:
-    settings = _settings(options.set)
-    config = load_config(config_file(options.config), **settings)
+    config = with_parent(load_config(config_file(options.config), **settings_of_words(options.set)))
+    return train(config, Folder.at(options.out), options.baseline)
+
+
+def train(config: TrainConfig, folder: Folder, baseline_run: str | None) -> int:
+    """Train a config into a folder, with its progress on the terminal; returns the exit code."""
     from altgrad.experiment.allocator import keep_freed_memory
     from altgrad.experiment.runner import FormatExperimentRunner
     from altgrad.experiment.training_progress import (  # torch and the runner only once the input is known to be good
@@ -55,10 +60,9 @@ def _trained(options: argparse.Namespace) -> int:
 
     keep_freed_memory()
     console = Console()
-    folder = Folder.at(options.out)
     if folder.has("sweep.json"):
         raise ValueError(f"{folder}: holds a sweep; give the run a folder of its own")
-    baseline = _finished_baseline(Folder.at(options.baseline), config) if options.baseline else {}
+    baseline = _finished_baseline(Folder.at(baseline_run), config) if baseline_run else {}
     batches = TextBatches(load_corpus(config), config, config.shape.block_size)
     say(console, batches.source.sentence())
     with without_hangups(), TrainingProgress(console, config.max_steps) as progress:
@@ -80,7 +84,7 @@ def _trained(options: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+def settings_of_words(pairs: Sequence[str]) -> dict[str, Any]:
     """The fields given by `--set`.  Raises ValueError, whose message begins with `--set`."""
     try:
         fields = assignments(pairs)
@@ -94,6 +98,7 @@ def _finished_baseline(folder: Folder, config: TrainConfig) -> dict[str, Any]:
     """The runner's arguments for `--baseline`.  Raises ValueError where the run is no baseline of the config."""
     from altgrad.compare import Settings, settings_of
     from altgrad.results import read_run
+    from altgrad.results.ancestors import losses_by_step
 
     expect(folder, "run.json")
     run = read_run(folder)
@@ -105,6 +110,4 @@ def _finished_baseline(folder: Folder, config: TrainConfig) -> dict[str, Any]:
         raise ValueError(f"--baseline {folder}: a run in {theirs.config['format']}, or with other rescues; {wanted}")
     if theirs.pair != Settings(config.model_dump(mode="json"), "none").pair:
         raise ValueError(f"--baseline {folder}: a run of another model, data, seed or schedule; {wanted}")
-    table = run.table("steps", ["loss"])
-    losses = dict(zip(table["step"].to_pylist(), table["loss"].to_pylist(), strict=True))
-    return {"baseline": losses, "baseline_start": run.info}
+    return {"baseline": losses_by_step(folder), "baseline_start": run.info}

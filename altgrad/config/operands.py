@@ -87,7 +87,8 @@ def casts_of(recipe: Any, layer: str = "", high_precision: bool = False) -> dict
     """The six casts of a layer under a `Recipe`; `high_precision`: the layer is one of those kept in BF16.
 
     If a `layer_formats` glob gives the layer a format that is never scaled (BF16, FP32), `gemms` is ignored for that
-    layer; any other format replaces the format of all six casts.  Raises ValueError for contradictory fields.
+    layer; any other format replaces the format of all six casts.  `layer_gemms` overrides both.  Raises ValueError for
+    contradictory fields.
     """
     forced = "BF16" if high_precision else _named_format(recipe.layer_formats, layer)
     plain = forced is not None and not find_format(forced).scaled
@@ -98,6 +99,9 @@ def casts_of(recipe: Any, layer: str = "", high_precision: bool = False) -> dict
             fields |= _altered(recipe.gemms, operand)
         if forced is not None:
             fields["format"] = forced
+        for pattern, gemms in recipe.layer_gemms.items():
+            if fnmatch.fnmatchcase(layer, pattern):
+                fields |= _altered(gemms, operand)
         try:
             casts[operand] = Cast(**fields)
         except ValidationError as error:
@@ -132,25 +136,25 @@ def high_precision_layers(recipe: Any, layers: Iterable[str]) -> set[str]:
     return {name for name, block in number.items() if block in high}
 
 
-def check_gemms(gemms: Mapping[str, Any]) -> None:
+def check_gemms(gemms: Mapping[str, Any], where: str = "gemms") -> None:
     """Raises ValueError for a name in `gemms` that is not a GEMM, an operand of it or a field of a cast."""
     for gemm, fields in gemms.items():
         if gemm not in GEMMS:
-            raise ValueError(f"gemms: {gemm!r} is no GEMM; known: {', '.join(GEMMS)}")
+            raise ValueError(f"{where}: {gemm!r} is no GEMM; known: {', '.join(GEMMS)}")
         if not isinstance(fields, Mapping):
-            raise ValueError(f"gemms.{gemm}: expected fields of a cast or of its operands, found {fields!r:.60}")
+            raise ValueError(f"{where}.{gemm}: expected fields of a cast or of its operands, found {fields!r:.60}")
         sites = GEMMS[gemm]  # type: ignore[index]
         for name, value in fields.items():
             if name in Cast.model_fields:
                 continue
             if name not in sites or not isinstance(value, Mapping):
                 raise ValueError(
-                    f"gemms.{gemm}.{name}: no operand of {gemm} ({', '.join(sites)}) and no field of a cast "
+                    f"{where}.{gemm}.{name}: no operand of {gemm} ({', '.join(sites)}) and no field of a cast "
                     f"({', '.join(Cast.model_fields)})"
                 )
             for field in value:
                 if field not in Cast.model_fields:
-                    raise ValueError(f"gemms.{gemm}.{name}.{field}: known fields: {', '.join(Cast.model_fields)}")
+                    raise ValueError(f"{where}.{gemm}.{name}.{field}: known fields: {', '.join(Cast.model_fields)}")
 
 
 def no_effect_of(gemms: Mapping[str, Any]) -> dict[str, str]:

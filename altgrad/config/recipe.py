@@ -52,6 +52,7 @@ class Recipe(Declared):
     amax_history: int = field(16, "numeric", "number of steps whose amax delayed scaling remembers", moves_baseline=False, ge=1)
     amax_factor: Positive = field(1.0, "numeric", "the scale of activations and gradients is chosen for amax times this factor; below 1 the largest values overflow", in_graph=True)
     gemms: dict[str, dict[str, Any]] = field({}, "numeric", "exceptions for single GEMMs and operands: GEMM (fprop, dgrad, wgrad) -> fields of a cast for both operands, or operand (weight, activation, gradient) -> fields of its cast", in_graph=True)
+    layer_gemms: dict[str, dict[str, dict[str, Any]]] = field({}, "numeric", "glob over layer names -> exceptions as in gemms for the layers that match; they override all other fields, and of several matching globs the last counts", in_graph=True)
     high_first_blocks: float = field(0, "numeric", "number of first blocks of the model that stay in BF16; a value below 1 is a share of all blocks, rounded up", in_graph=True, moves_baseline=False, ge=0)
     high_last_blocks: float = field(0, "numeric", "number of last blocks of the model that stay in BF16; a value below 1 is a share of all blocks, rounded up", in_graph=True, moves_baseline=False, ge=0)
     # weights at rest
@@ -64,6 +65,7 @@ class Recipe(Declared):
     gemm_dtype: Literal["auto", "float32", "bfloat16"] = field("auto", "numeric", "dtype of the operands that the GEMMs multiply; sums are float32; auto: bfloat16 on CUDA in layers whose rounded values bfloat16 holds exactly, else float32", in_graph=True, moves_baseline=False)
     native_fp8: bool = field(False, "numeric", "multiply E4M3 and E5M2 codes on FP8 tensor cores; with scale_granularity=row, rows then run along the contraction dimension of each GEMM", in_graph=True)
     seed: int = field(42, "seed", "seed of initial weights, batches and stochastic rounding", ge=0)
+    rounding_seed: int | None = field(None, "numeric", "seed of the random numbers of rounding (stochastic, redrawn rotations) alone; None: seed", timed=False, moves_baseline=False, ge=0)
     # fmt: on
 
     if not TYPE_CHECKING:  # for a type checker the fields are the signature
@@ -119,6 +121,8 @@ class Recipe(Declared):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_gemms(self.gemms)
+        for pattern, gemms in self.layer_gemms.items():
+            check_gemms(gemms, f"layer_gemms.{pattern}")
         self.moment_casts()
         if not Recipe.model_fields.keys() <= self.model_fields_set:  # a config with all fields was written by a program
             check_shorthand(self, self.model_fields_set, recipe_defaults())
@@ -140,7 +144,8 @@ class Recipe(Declared):
     def _multipliable(self) -> Self:
         """Raises ValueError if the GEMMs cannot be computed exactly in bfloat16 or on FP8 tensor cores as requested."""
         casts = list(self.casts_at().values())
-        casts += [cast for pattern in self.layer_formats for cast in self.casts_at(pattern).values()]
+        for pattern in (*self.layer_formats, *self.layer_gemms):
+            casts += self.casts_at(pattern).values()
         if self.gemm_dtype == "bfloat16":
             for cast in casts:
                 if obstacle := cast.bfloat16_obstacle():
@@ -158,8 +163,8 @@ class Recipe(Declared):
                 return f"{fmt} at a site; FP8 tensor cores multiply {' and '.join(NATIVE_FORMATS)}"
         if self.scale_granularity not in ("tensor", "row"):
             return f"scale_granularity={self.scale_granularity!r} has no FP8 GEMM here; use 'tensor' or 'row'"
-        if self.gemms or self.high_first_blocks or self.high_last_blocks:
-            return "gemms and high_*_blocks round operands for one GEMM each; leave them out"
+        if self.gemms or self.layer_gemms or self.high_first_blocks or self.high_last_blocks:
+            return "gemms, layer_gemms and high_*_blocks round operands for one GEMM each; leave them out"
         if self.scale_granularity == "row" and not self.master_weights:
             return "scale_granularity='row' rounds a weight anew for dx, off the grid it lives on; use 'tensor'"
         if self.gemm_dtype != "auto":

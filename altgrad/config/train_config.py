@@ -22,6 +22,8 @@ from altgrad.text.error_hints import did_you_mean, shown, shown_path
 from altgrad.text.path_text import check_path
 from altgrad.text.yaml_text import NotYaml, read_yaml
 
+FORGOTTEN = ("histories",)  # parts of a checkpoint that `branch_from` may leave out: the amaxes of delayed scaling
+
 
 class TrainConfig(Recipe):
     """One training run.  Unknown keys are refused; instances never change (use `altered`)."""
@@ -37,6 +39,8 @@ class TrainConfig(Recipe):
     data: str = field("opticks", "data", "training data: opticks (built in), a text file, a folder or glob of text files, a file of token ids (*.bin), or a folder with train.bin and val.bin")
     token_dtype: Literal["auto", "uint16", "uint32"] = field("auto", "data", "type of the ids in token files; auto: determined from the files, and an error if that is not possible")
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = field(0.1, "data", "share of the text, at its end, that is held out for validation")
+    skip_batches: int = field(0, "data", "number of training batches that are left out: step s trains on batch s + skip_batches", timed=False, ge=0)
+    branch_from: dict[str, Any] | None = field(None, "model", "the run and step whose checkpoint this run starts from: {run: folder, step: number, forget: [histories]}; fields that the config leaves out are the parent's; forget: what is not taken over", timed=False)
     batch_size: int = field(12, "workload", "number of sequences per step", in_graph=True, ge=1)
     # optimisation
     max_steps: int = field(500, "workload", "number of optimizer steps", ge=1)
@@ -97,6 +101,13 @@ class TrainConfig(Recipe):
             raise ValueError("a URI; text and token files are read from a disk that every node sees")
         return data
 
+    @field_validator("branch_from")
+    @classmethod
+    def _of_a_run(cls, origin: dict[str, Any] | None) -> dict[str, Any] | None:
+        if origin is not None:
+            check_origin(origin)
+        return origin
+
     @model_validator(mode="after")
     def _buildable(self) -> Self:
         if self.model not in PRESETS:
@@ -149,6 +160,17 @@ class TrainConfig(Recipe):
         except ValueError as error:
             raise FieldError([("", str(error))]) from None
         return altered
+
+
+def check_origin(origin: Mapping[str, Any]) -> None:
+    """Raises ValueError unless `origin` is what `branch_from` takes."""
+    run, step, forget = origin.get("run"), origin.get("step"), origin.get("forget", [])
+    if origin.keys() - {"run", "step", "forget"} or not isinstance(run, str) or not run:
+        raise ValueError(f"expected {{run: folder, step: number}}, maybe with forget, found {origin!r:.60}")
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        raise ValueError(f"step={shown(step)}: a whole number from 0; 0 is the parent's start")
+    if not isinstance(forget, list) or not set(map(str, forget)) <= set(FORGOTTEN):
+        raise ValueError(f"forget={forget!r:.60}: a list of {', '.join(FORGOTTEN)}")
 
 
 # Interventions that a sweep may try on a failing format: name -> the fields that it sets.  Names are joined: clip+shift

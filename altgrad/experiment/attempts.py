@@ -38,6 +38,14 @@ def next_attempt(folder: Folder, config: TrainConfig) -> tuple[int, How | None]:
     return info.get("attempt", 0) + 1, compiled if compiled in get_args(How) else None
 
 
+def parent_compiled(config: TrainConfig) -> How | None:
+    """How the parent of a branch was compiled, which the branch repeats: compiled losses differ in the last bits."""
+    if config.branch_from is None:
+        return None
+    compiled = read_start(Folder.at(config.branch_from["run"])).get("compiled")
+    return compiled if compiled in get_args(How) else None
+
+
 def earlier_attempts(folder: Folder) -> list[dict[str, Any]]:
     """What each attempt so far held and for how long it trained, seconds; for `run.json` of the one that starts now.
 

@@ -8,30 +8,35 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 import torch
 
+from altgrad.branch.checkpoints import NAME, checkpoint_files, kept, step_of
 from altgrad.storage.folder import Folder
 
-_NAME = re.compile(r"step-(\d{9})-([0-9a-f]{12})\.pt")
-KEPT = 2
 _GROWING = {"optimizer", "moments", "detector", "gap"}  # entries whose own entries come with the steps
 
 
 def save_checkpoint(folder: Folder, step: int, state: dict[str, Any]) -> str:
-    """Write the checkpoint of a step, delete all but the newest `KEPT`, and return its file name."""
+    """Write the checkpoint of a step and return its file name."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
     name = f"step-{step:09d}-{hashlib.sha256(content).hexdigest()[:12]}.pt"
     folder.write_bytes(name, content, durable=True)
-    for old in _names(folder)[KEPT:]:
-        folder.delete(old)
     return name
+
+
+def delete_old(folder: Folder, interval: int = 1, octaves: bool = True) -> None:
+    """Delete the checkpoints that are not to be kept, see `branch.checkpoints.kept`."""
+    names = checkpoint_files(folder)
+    stay = kept(map(step_of, names), interval, octaves)
+    for name in names:
+        if step_of(name) not in stay:
+            folder.delete(name)
 
 
 class CheckpointError(ValueError):
@@ -64,19 +69,19 @@ def check_content(found: Any, expected: Any, where: str = "checkpoint") -> None:
         raise CheckpointError(f"{where}: expected a tensor of shape {tuple(expected.shape)}")
 
 
-def load_checkpoint(folder: Folder) -> tuple[dict[str, Any] | None, list[str]]:
-    """(newest state whose digest is right, or None; names of newer checkpoints that are corrupt)."""
+def load_checkpoint(folder: Folder, step: int | None = None) -> tuple[dict[str, Any] | None, list[str]]:
+    """(newest state whose digest is right, or None; names of newer checkpoints that are corrupt).
+
+    step: only the checkpoint of this step counts.
+    """
     corrupt: list[str] = []
-    for name in _names(folder):
+    for name in checkpoint_files(folder):
+        if step is not None and step_of(name) != step:
+            continue
         content = folder.read_bytes(name)
-        match = _NAME.fullmatch(name)
+        match = NAME.fullmatch(name)
         if match is not None and hashlib.sha256(content).hexdigest()[:12] == match[2]:
             with suppress(pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError):  # no state of ours
                 return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"), corrupt
         corrupt.append(name)
     return None, corrupt
-
-
-def _names(folder: Folder) -> list[str]:
-    """Checkpoint files, newest step first."""
-    return sorted((info.base_name for info in folder.list() if _NAME.fullmatch(info.base_name)), reverse=True)

@@ -1,21 +1,28 @@
 """Takes a run's checkpoints while it trains, and puts a run that starts again where the newest intact one was taken.
 
-In a process group only the first rank reads and writes checkpoints; it sends what it reads to the others.
+A branch (see `altgrad.branch`) that has no checkpoint of its own yet starts from that of its parent.  In a process
+group only the first rank reads and writes checkpoints; it sends what it reads to the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from altgrad.branch.parent import parent_config
 from altgrad.collapse import BaselineGap, CollapseDetector
-from altgrad.experiment.checkpoint import CheckpointError, check_content, load_checkpoint, save_checkpoint
+from altgrad.config.train_config import TrainConfig
+from altgrad.experiment.checkpoint import CheckpointError, check_content, delete_old, load_checkpoint, save_checkpoint
 from altgrad.experiment.outcome import LossSummary
-from altgrad.results import RunWriter
+from altgrad.results import RunWriter, read_start
+from altgrad.results.ancestors import records_until
+from altgrad.results.common_start import other_beginning
 from altgrad.storage.folder import Folder
 from altgrad.storage.patience import Outage
 from altgrad.text.error_hints import cut
+from altgrad.training.branch_state import adapted
 from altgrad.training.trainer import Trainer
 
 
@@ -54,6 +61,23 @@ class RunInTraining:
         if self.gap is not None and state["gap"] is not None:
             self.gap.load_state_dict(state["gap"])
 
+    def branch_state(self, state: Mapping[str, Any], before: TrainConfig, forget: Collection[str]) -> dict[str, Any]:
+        """What of the state of a run with the config `before` this branch begins with."""
+        trainer = self.trainer
+        return {
+            **state,
+            "trainer": adapted(state["trainer"], trainer.state_dict(), before, trainer.config, forget),
+        }
+
+    def judge_again(self, records: Iterable[Mapping[str, float]]) -> None:
+        """Judge the steps before a branch, whose gap to the baseline the parent's process did not know."""
+        gap, vocabulary = self.gap, self.trainer.batches.vocabulary
+        detector = CollapseDetector(self.trainer.config, vocabulary)
+        for record in records:
+            behind = None if gap is None else gap.update(int(record["step"]), record["loss"])
+            detector.update(record if behind is None else {**record, "gap_to_baseline": behind})
+        self.detector.load_state_dict(detector.state_dict())
+
 
 class Checkpointing:
     """The checkpoints of one run in one folder; what happens to them is recorded as events of the run."""
@@ -73,21 +97,65 @@ class Checkpointing:
         state, corrupt = self._ranks.from_first(lambda: load_checkpoint(self._folder))
         if state is not None:
             self._take_over(state)
+        elif self._run.trainer.config.branch_from is not None:
+            self._begin_branch(self._run.trainer.config.branch_from)
         step, writer = self._run.step, self._writer
         for name in corrupt:
             writer.event(step, "checkpoint_fallback", corrupt=name, resumed_from_step=step)
         if writer.attempt:
             writer.event(step, "restore", from_step=step, attempt=writer.attempt)
 
-    def _take_over(self, state: Mapping[str, Any]) -> None:
+    def _begin_branch(self, origin: Mapping[str, Any]) -> None:
+        """Be where the parent was at the branch's step.  Raises CheckpointError without a usable checkpoint there."""
+        run, parent, step, forget = self._run, Folder.at(origin["run"]), origin["step"], origin.get("forget", [])
+        trainer = run.trainer
+        self._check_beginning(parent)
+        if not step:
+            return
+        state, _ = self._ranks.from_first(lambda: load_checkpoint(parent / "checkpoints", step))
+        if state is None:
+            raise CheckpointError(f"branch_from: {parent}: no intact checkpoint of step {step}")
+        before = self._ranks.from_first(lambda: parent_config(parent))
+        try:
+            whole = run.branch_state(state, before, forget)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise self._not_ours(error, parent / "checkpoints") from error
+        self._take_over(whole, parent / "checkpoints")
+        trainer.begin_branch(before, forget)
+        if run.gap is not None and state["gap"] is None:
+            run.judge_again(self._ranks.from_first(lambda: records_until(parent, step)))
+        if run.detector.verdict is not None and trainer.config.stop_on_collapse:
+            raise CheckpointError(
+                f"branch_from: {parent}: the checkpoint of step {step} was taken after the verdict "
+                f"({run.detector.verdict.sentence()}); branch from an earlier one"
+            )
+
+    def _check_beginning(self, parent: Folder) -> None:
+        """Raise CheckpointError if the initial weights or the batches are not the parent's."""
+        trainer = self._run.trainer
+        own = {"initial_weights_hash": trainer.initial_weights_hash, "batches_hash": trainer.batches.digest()}
+        difference = self._ranks.from_first(lambda: other_beginning(read_start(parent), own))
+        if difference is not None:
+            raise CheckpointError(f"branch_from: {parent}: its run began with {difference}; restore them")
+
+    def _take_over(self, state: Mapping[str, Any], source: Folder | None = None) -> None:
         try:
             self._run.load_state_dict(state)
         except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-            reason = " ".join(str(error).split()) if isinstance(error, ValueError) else repr(error)
-            raise CheckpointError(
-                f"{self._folder}: {cut(reason, 200)}; the checkpoint is another version's or model's: go on with "
-                "that version, or remove the run's folder"
-            ) from error
+            raise self._not_ours(error, source or self._folder) from error
+
+    def _not_ours(self, error: Exception, source: Folder) -> CheckpointError:
+        reason = " ".join(str(error).split()) if isinstance(error, ValueError) else repr(error)
+        return CheckpointError(
+            f"{source}: {cut(reason, 200)}; the checkpoint is another version's or model's: go on with "
+            "that version, or remove the run's folder"
+        )
+
+    def over(self) -> None:
+        """Call when the run has completed without a verdict: nobody replays it, and the newest checkpoints suffice."""
+        if self._ranks.first:
+            with suppress(OSError):
+                delete_old(self._folder.patient(0), self._run.trainer.config.checkpoint_interval, octaves=False)
 
     def save(self) -> None:
         """Write a checkpoint, after flushing: a restored run does not write rows before its checkpoint again.
@@ -98,7 +166,9 @@ class Checkpointing:
         if not (self._ranks.first and self._writer.flush(durable=True)):
             return
         try:
-            save_checkpoint(self._folder.patient(0), self._run.step, state)
+            folder = self._folder.patient(0)
+            save_checkpoint(folder, self._run.step, state)
+            delete_old(folder, self._run.trainer.config.checkpoint_interval)
         except OSError as error:
             self._outage.refused(error)
             self._writer.event(self._run.step, "checkpoint_skipped", reason=" ".join(str(error).split()))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from altgrad.branch import branch_record
 from altgrad.collapse import BaselineGap, gap_to_baseline
 from altgrad.config.memory import bytes_per_parameter
 from altgrad.experiment.outcome import Report
@@ -63,6 +64,7 @@ def _info(settings: RunSettings, trainer: Trainer, earlier: Sequence[Mapping[str
         "config": trainer.config.model_dump(mode="json"),
         "resources": settings.resources,
         "earlier": earlier,
+        "branch": branch_record(trainer.config),
         "coverage": None if covered is None else covered.record(),
         "bytes_per_parameter": bytes_per_parameter(trainer.config),
         **provenance(trainer),

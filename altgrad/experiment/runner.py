@@ -18,9 +18,16 @@ from typing import Any
 
 from torch import nn
 
+from altgrad.branch import Branch, with_parent
 from altgrad.collapse import CollapseDetector
-from altgrad.config.train_config import TrainConfig
-from altgrad.experiment.attempts import AnotherRunError, another_start, earlier_attempts, next_attempt
+from altgrad.config.train_config import ConfigError, TrainConfig
+from altgrad.experiment.attempts import (
+    AnotherRunError,
+    another_start,
+    earlier_attempts,
+    next_attempt,
+    parent_compiled,
+)
 from altgrad.experiment.checkpointing import Checkpointing, RunInTraining
 from altgrad.experiment.outcome import ExperimentResult, Report
 from altgrad.experiment.process_load import ProcessUsage
@@ -46,11 +53,13 @@ class FormatExperimentRunner:
     announce: called once before the first step, with a sentence about the rounded share of the model.
     resources: CPUs and GPUs reserved for the run, for run.json.  group: see `Lease`.
     model, batches, runs_alike: see `Trainer`.
+    branch: the run starts from another one's checkpoint; `config` is then None, see `Branch`.
+    until: the last step to train, if that is before the config's; the run then ends as stopped.
     """
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: TrainConfig | None,
         folder: Folder,
         *,
         run: str | None = None,
@@ -66,8 +75,13 @@ class FormatExperimentRunner:
         resources: Mapping[str, float] | None = None,
         announce: Callable[[str], None] | None = None,
         group: str | None = None,
+        branch: Branch | None = None,
+        until: int | None = None,
     ) -> None:
-        self.config = config
+        if (config is None) == (branch is None):
+            raise ConfigError("give either a config or a branch, whose config is its parent's with its changes")
+        self.config = with_parent(config) if config is not None else branch.config()  # type: ignore[union-attr]
+        self._until = until
         self.folder = folder
         self._settings = RunSettings(
             run=run or folder.name,
@@ -109,6 +123,8 @@ class FormatExperimentRunner:
         writer = (RunWriter if self._ranks.first else NoWriter)(self.folder, attempt, owner=owner)
         try:
             check_device(self._settings.resources or {}, self.config.device)
+            if not attempt:
+                compiled_before = self._ranks.from_first(lambda: parent_compiled(self.config))
             trainer = Trainer(self.config, self._model, self._batches, self._runs_alike, compiled_before)
             info, gap = start_record(self._settings, trainer, earlier)
             other = self._ranks.from_first(lambda: another_start(self.folder, info) if attempt else None)
@@ -126,6 +142,8 @@ class FormatExperimentRunner:
                 if run.step % self.config.checkpoint_interval == 0 or last:
                     checkpoints.save()
                 self._keep_in_touch(run, writer, last)
+            if run.detector.verdict is None and run.step >= self.config.max_steps:
+                checkpoints.over()
             return self._finish(run, writer)
         except (AnotherRunError, LeaseHeld):
             raise  # nothing is recorded: the folder belongs to another run or process
@@ -202,8 +220,9 @@ class FormatExperimentRunner:
         )
         summary = result.summary()
         summary["formats"] = {name: layer.format_names() for name, layer in run.trainer.layers.items()}
-        if cut_short and self._stop is not None:
-            summary["reason"] = stop_sentence(self._stop)
+        if cut_short:
+            asked = f"asked to train until step {self._until}"
+            summary["reason"] = asked if self._stop is None else stop_sentence(self._stop)
         writer.end(status, verdict, summary)
         if verdict is not None and self._ranks.first:
             write_failure_report(self.folder.patient())
@@ -217,7 +236,8 @@ class FormatExperimentRunner:
             report(Report(run.step, self.config.max_steps, rows, status, run.detector.verdict))
 
     def _over(self, run: RunInTraining) -> bool:
-        return run.step >= self.config.max_steps or self._collapsed(run) or self._stop is not None
+        last = self.config.max_steps if self._until is None else min(self._until, self.config.max_steps)
+        return run.step >= last or self._collapsed(run) or self._stop is not None
 
     def _collapsed(self, run: RunInTraining) -> bool:
         return self.config.stop_on_collapse and run.detector.verdict is not None
@@ -236,7 +256,7 @@ class FormatExperimentRunner:
 
 
 def run_format_experiment(
-    config: TrainConfig,
+    config: TrainConfig | None,
     folder: str | Path | Folder,
     *,
     run: str | None = None,
@@ -252,6 +272,8 @@ def run_format_experiment(
     resources: Mapping[str, float] | None = None,
     announce: Callable[[str], None] | None = None,
     group: str | None = None,
+    branch: Branch | None = None,
+    until: int | None = None,
 ) -> ExperimentResult:
     """Run one config into a folder (local path or URI); what each parameter means, `FormatExperimentRunner` says."""
     return FormatExperimentRunner(
@@ -270,4 +292,6 @@ def run_format_experiment(
         resources=resources,
         announce=announce,
         group=group,
+        branch=branch,
+        until=until,
     ).run()

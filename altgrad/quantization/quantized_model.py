@@ -49,6 +49,7 @@ class QuantizedModel:
             (name, site): part for name, layer in layers.items() for site, part in layer.sites.items()
         }
         self._shared = False
+        self._seed = recipe.seed if recipe.rounding_seed is None else recipe.rounding_seed
         self._keys: dict[torch.device, Tensor] = {}
         stochastic = any(layer.stochastic for layer in layers.values())
         stochastic |= not recipe.master_weights and "stochastic" in recipe.update_rounding
@@ -76,7 +77,7 @@ class QuantizedModel:
         """
         if rank and not self._shared:
             raise ValueError(f"begin_step: rank={rank}, but the ranks share no batch; call share() once before")
-        seed = self.recipe.seed if seed is None else seed
+        seed = self._seed if seed is None else seed
         self._set_key((seed, step) if micro_batch == 0 else derived_words(seed, step, _MICRO_BATCH, micro_batch), rank)
         self._reminder.step_begun()
         if micro_batch:
@@ -91,7 +92,7 @@ class QuantizedModel:
 
     def begin_validation(self, seed: int | None, step: int, batch: int) -> None:
         """Draw the random numbers of a held-out batch from now on; every rank evaluates the whole batch."""
-        seed = self.recipe.seed if seed is None else seed
+        seed = self._seed if seed is None else seed
         self._set_key(derived_words(seed, step, _VALIDATION, batch), 0)
 
     def after_optimizer(
@@ -228,9 +229,10 @@ def quantize_model(model: nn.Module, recipe: Recipe, counting: bool = True) -> Q
     A layer that occurs in several places stays one layer.  Subclasses of `nn.Linear` have their own forward and are not
     replaced (`nn.MultiheadAttention` never calls its output projection).
 
-    Raises ValueError if the model has no `nn.Linear`; for delayed scaling without counting; if a `layer_formats` glob
-    matches no layer; if two layers with different formats share a weight; if a weight without a master has a dtype
-    that cannot hold its grid; and with `native_fp8` for a shape or a device without FP8 GEMMs.
+    Raises ValueError if the model has no `nn.Linear`; for delayed scaling without counting; if a glob of
+    `layer_formats` or `layer_gemms` matches no layer; if two layers with different formats share a weight; if a weight
+    without a master has a dtype that cannot hold its grid; and with `native_fp8` for a shape or a device without FP8
+    GEMMs.
     """
     layers: dict[str, QuantizedLinear] = {}
     swapped: dict[nn.Module, QuantizedLinear] = {}
@@ -278,9 +280,10 @@ def _keep_fused_inference_off(model: nn.Module) -> None:
 
 
 def _check_globs(recipe: Recipe, layers: dict[str, QuantizedLinear]) -> None:
-    for pattern in recipe.layer_formats:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
-            raise ValueError(f"layer_formats: {pattern!r} matches no layer; layers: {', '.join(layers)}")
+    for field in ("layer_formats", "layer_gemms"):
+        for pattern in getattr(recipe, field):
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
+                raise ValueError(f"{field}: {pattern!r} matches no layer; layers: {', '.join(layers)}")
 
 
 def _check_shared_weights(layers: dict[str, QuantizedLinear]) -> None:

@@ -1,13 +1,14 @@
 """The failure report of one collapsed run, in the order of a reader's questions.
 
-It has the verdict, the loss curve, the signals that moved first and the advice; then the tables by layer, the last
-diagnostics, the events and the config.  It is built from the run's folder alone, at any time and on any machine.
+It has the verdict, the loss curve, the signals that moved first, the cause if replays have tested it, and the advice;
+then the tables by layer, the last diagnostics, the events and the config.  It is built from the run's folder alone, at
+any time and on any machine.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from altgrad.events import Event, kind_of
 from altgrad.metrics import METRICS, columns
@@ -15,6 +16,7 @@ from altgrad.report.advice import advise, measure_more
 from altgrad.report.evidence import Evidence
 from altgrad.report.layer_tables import gradient_sparsity, rates_by_layer, zero_update_regions
 from altgrad.report.signals import Departure, what_moved
+from altgrad.report.tested_cause import explanation_of, tested_cause, tried_and_worked
 from altgrad.report.text_plot import plot
 from altgrad.results import Run, format_shifts, read_run
 from altgrad.results.curves import measured
@@ -48,12 +50,14 @@ def write_failure_report(folder: Folder) -> str:
 
 def failure_report(run: Run) -> str:
     """The failure report of a collapsed run as markdown.  Raises ValueError for a run without a verdict."""
-    evidence = Evidence.of(run)
+    evidence, explanation = Evidence.of(run), explanation_of(run)
+    tested = {} if explanation is None else {"Cause, tested": tested_cause(explanation)}
     sections = {
         "Summary": _summary(evidence),
         "Loss": _loss(evidence),
         "What moved first": _moved(evidence),
-        "What to try": _advice(evidence),
+        **tested,
+        "What to try": _advice(evidence, [] if explanation is None else tried_and_worked(explanation)),
         "Overflow by layer": rates_by_layer(evidence, "overflow_rate"),
         "Underflow by layer": rates_by_layer(evidence, "underflow_rate"),
         "Stall by layer": rates_by_layer(evidence, "stall_rate"),
@@ -186,8 +190,8 @@ def _departure_cells(moved: Departure, loss_unit: str) -> list[str]:
     ]
 
 
-def _advice(evidence: Evidence) -> str:
-    found, more = advise(evidence), measure_more(evidence)
+def _advice(evidence: Evidence, worked: Sequence[str]) -> str:
+    found, more = [*worked, *advise(evidence)], measure_more(evidence)
     if found:
         text = "\n".join(f"{place}. {advice}" for place, advice in enumerate(found, start=1))
     else:

@@ -11,6 +11,8 @@ that it needs:
                         /events/part-*     step, kind, detail (a JSON object)
                         /tensors/part-*    step x layer x site: log2 histogram and a small fixed sample
                         /failure_report.md only if collapsed
+                        /explanation.json  only if explained: the replays of its collapse, see `altgrad.explain`
+                        /explain/ARM       folders of these replays, each that of a run
                         /lease.json        process that trains it now, renewed every 10 s; deleted when it has ended
                         /end.json          status, verdict, summary; absent while running and after a kill
 

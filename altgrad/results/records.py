@@ -62,6 +62,16 @@ class _Attempt(Record):
     resources: _Held | None = None
 
 
+class BranchOf(Record):
+    """`branch` of a `run.json`: the run and step that the run started from, and the fields that differ."""
+
+    parent: str
+    run: str
+    step: Count
+    changes: dict[str, Any] = Field(default_factory=dict)
+    forget: list[str] = Field(default_factory=list)
+
+
 class StartRecord(Record):
     """`run.json`."""
 
@@ -75,6 +85,7 @@ class StartRecord(Record):
     intervention: str | None = None
     resources: _Held | None = None
     earlier: list[_Attempt] = []
+    branch: BranchOf | None = None
     versions: dict[str, Any] | None = None
     host: str | None = None
     device: str | None = None

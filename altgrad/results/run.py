@@ -34,6 +34,8 @@ class Run:
       skipped; null if the user passed batches instead;
     - `coverage`: {"share", "total_flops", "rounded_flops", "modules", "note"}: the share of the FLOPs of the model's
       matrix products that is rounded, and the modules that are not; null for a model on the `meta` device.
+    - `branch`: {"parent": folder, "run", "step", "changes": {field: value}} of a run that started from another one's
+      checkpoint: its first step is the one after `step`; null for other runs, absent in folders of older versions;
     - `bytes_per_parameter`: what a weight of a rounded layer and its optimizer state would take on hardware, see
       `config.memory`; absent in folders of older versions.
     `end` is end.json, or None if there is none.  Both were checked when they were read, see `records`.
@@ -65,6 +67,12 @@ class Run:
     def bytes_per_parameter(self) -> float | None:
         """Bytes per weight of a rounded layer, with its optimizer state, on hardware; None if not recorded."""
         return _number(self.info.get("bytes_per_parameter"))
+
+    @property
+    def branch_words(self) -> str:
+        """`NAME at step 300` for a run that started from a checkpoint of run NAME; "" for other runs."""
+        branch = self.info.get("branch")
+        return "" if not isinstance(branch, dict) else f"{branch['run']} at step {branch['step']}"
 
     @property
     def loss_unit(self) -> str:

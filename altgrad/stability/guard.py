@@ -32,7 +32,7 @@ class NonFiniteGuard:
         self._companions = companions
         # a companion that is not finite at the start (an attention mask of -inf) is meant to be so
         self._never_finite = ~_finite(companions) if companions else None
-        self._take(step=0)
+        self.take(step=0)
 
     def on_gradients(self, state: StepState) -> None:
         """Skip a step that is not finite, as a `skip` event; restore the snapshot if weights are not finite either."""
@@ -48,7 +48,7 @@ class NonFiniteGuard:
         if state.skip or state.step % self._interval:
             return
         if self._good():
-            self._take(state.step)
+            self.take(state.step)
         else:  # loss and gradients were finite, so this batch did not use the weight (a rare token's embedding)
             self._restore(state)
 
@@ -85,7 +85,8 @@ class NonFiniteGuard:
             good = good & (_finite(self._companions) | self._never_finite).all()
         return bool(good)
 
-    def _take(self, step: int) -> None:
+    def take(self, step: int) -> None:
+        """Take the snapshot now, at the end of `step`."""
         self._step = step
         self._kept_parameters = [parameter.detach().clone() for parameter in self._parameters]
         self._kept_companions = [companion.clone() for companion in self._companions]

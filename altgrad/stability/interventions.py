@@ -12,6 +12,12 @@ from altgrad.stability.protocol import Intervention
 from altgrad.stability.shift import EmergencyMantissaShift
 
 
+def intervention_names(config: TrainConfig) -> list[str]:
+    """Names of the interventions that `chosen_interventions` builds, in its order."""
+    chosen = {"guard": True, "shift": config.enable_emergency_shift, "clip": config.enable_partition_clipping}
+    return [name for name, wanted in chosen.items() if wanted]
+
+
 def chosen_interventions(
     config: TrainConfig, model: torch.nn.Module, quantized: QuantizedModel, optimizer: torch.optim.Optimizer
 ) -> list[Intervention]:

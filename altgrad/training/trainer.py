@@ -10,7 +10,7 @@ number.  With several ranks (see `kernel.ranks`) each takes its rows of the batc
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +23,10 @@ from altgrad.diagnostics.suite import Diagnostics
 from altgrad.events import Event
 from altgrad.quantization.kernel.ranks import Ranks
 from altgrad.quantization.quantized_model import quantize_model
+from altgrad.stability.guard import NonFiniteGuard
 from altgrad.stability.interventions import chosen_interventions
 from altgrad.stability.protocol import StepState
+from altgrad.training.branch_state import changed_numerics, rests_elsewhere
 from altgrad.training.compile.policy import How
 from altgrad.training.compile.step_loss import StepLoss
 from altgrad.training.data import Batches, TextBatches, load_corpus
@@ -127,13 +129,14 @@ class Trainer:
     def _step(self) -> tuple[StepOutcome, int]:
         """(outcome of the step, number of its tokens)."""
         step, config = self.step_number, self.config
-        self._random.seed("batch", config.seed, step)
-        batch = self.batches.training(step)
+        place = step + config.skip_batches
+        self._random.seed("batch", config.seed, place)
+        batch = self.batches.training(place)
         inputs, targets = (self._on_device(part) for part in self.ranks.part(batch))
         rate = learning_rate(config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.quantized.begin_step(config.seed, step, rank=self.ranks.rank)
+        self.quantized.begin_step(None, step, rank=self.ranks.rank)
 
         measuring = step % config.diagnostic_interval == 0 or step == config.max_steps
         self._seed_masks()
@@ -217,7 +220,7 @@ class Trainer:
         with self._random.borrowed(), full_precision_sums(), evaluating(self.model):
             self._random.seed("validation", self.config.seed)
             for number, (inputs, targets) in enumerate(self.batches.validation()):
-                self.quantized.begin_validation(self.config.seed, self.step_number, number)
+                self.quantized.begin_validation(None, self.step_number, number)
                 total += self._model_loss(self._on_device(inputs), self._on_device(targets)) * len(inputs)
                 count += len(inputs)
         return float(total / count)
@@ -253,3 +256,20 @@ class Trainer:
         for intervention, kept in zip(self.interventions, state["interventions"], strict=True):
             intervention.load_state_dict(kept)
         self._changes.accept()
+
+    def begin_branch(self, before: TrainConfig, forget: Collection[str] = ()) -> None:
+        """Call after the adapted state of a run with the config `before` was loaded, see `branch_state.adapted`.
+
+        If numeric fields differ, stored weights are rounded to their new grid, and what spans several steps restarts.
+        """
+        if not (changed_numerics(before, self.config) or forget):
+            return
+        if self._write_back is not None and rests_elsewhere(before, self.config, self.layers):
+            self.quantized.begin_step(None, self.step_number, rank=self.ranks.rank)
+            self._write_back()
+            self._write_back.forget()
+        self._diagnostics.weights_were_changed()
+        self._changes.accept()
+        for intervention in self.interventions:
+            if isinstance(intervention, NonFiniteGuard):
+                intervention.take(self.step_number)

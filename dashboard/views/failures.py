@@ -14,6 +14,7 @@ from altgrad.report import stored_report
 from altgrad.report.evidence import Evidence
 from altgrad.show.sweep_progress import event_row
 from altgrad.text.foreign_text import as_code, as_markdown, without_pictures
+from dashboard.cause_card import cause_card
 from dashboard.data.watched_sweep import WatchedRun
 from dashboard.figures.curve_figures import CONFIG
 from dashboard.figures.signal_strips import alike, first_layers, signals_of, strips_figure
@@ -85,6 +86,7 @@ def _forensics(context: PageContext, run: WatchedRun, collapsed: Sequence[Row]) 
         )
     else:
         st.caption("No signal left its own early level before the verdict.")
+    cause_card(run)
     _layers(evidence)
     left, right = st.columns([1, 2])
     with left:

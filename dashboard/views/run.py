@@ -20,6 +20,7 @@ from altgrad.show.sweep_progress import event_row
 from altgrad.text.foreign_text import as_code, as_command, as_file_name, as_here_document, as_markdown, without_pictures
 from altgrad.text.number_text import ABSENT, duration, number
 from altgrad.text.yaml_text import to_yaml
+from dashboard.cause_card import cause_line
 from dashboard.data.watched_sweep import WatchedRun
 from dashboard.figures.curve_figures import CONFIG, add_moments, curves_figure
 from dashboard.page_context import PageContext
@@ -63,12 +64,15 @@ def _state(context: PageContext, run: WatchedRun, row: Row) -> None:
     cells[4].metric("Time", duration(row.seconds))
     if row.status == "killed":
         st.warning("The run was killed: it has no end record. The page shows everything that it wrote until then.")
+    if run.branch_words:
+        st.caption(f"Branched from {as_markdown(run.branch_words)}.")
     if row.pairing:
         st.caption(f"Gap to BF16: {as_markdown(row.pairing)}.")
     if row.reason is not None:
         st.error(as_markdown(f"{row.status.capitalize()}: {row.reason}"))
     if row.collapse_step is not None:
         context.link("failures", "Why it collapsed", run=run.name)
+        cause_line(run)
     for part, reason in run.tables.broken_parts().items():
         st.warning(
             f"{as_code(part)} is damaged and left out; the rows of the other parts are shown. ({as_markdown(reason)})"

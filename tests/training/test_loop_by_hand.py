@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from altgrad.config.train_config import TrainConfig
-from altgrad.experiment.checkpoint import load_checkpoint, save_checkpoint
+from altgrad.experiment.checkpoint import delete_old, load_checkpoint, save_checkpoint
 from altgrad.experiment.outcome import LossSummary
 from altgrad.stability.protocol import StepState
 from altgrad.storage.folder import Folder
@@ -308,6 +308,7 @@ def test_the_two_newest_checkpoints_are_kept_and_the_newest_that_verifies_is_rea
     folder = Folder.at(tmp_path)
     for step in (5, 100, 20):
         save_checkpoint(folder, step, {"step": step, "weight": torch.full((3,), float(step))})
+        delete_old(folder)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert [name[:14] for name in names] == ["step-000000020", "step-000000100"]
     state, corrupt = load_checkpoint(folder)

@@ -24,13 +24,13 @@ def check_inputs(trials: Sequence[Trial], machine: Machine) -> list[str]:
         if key not in checked:
             checked[key] = TextBatches(load_corpus(config), config, config.shape.block_size)
         vocabulary = checked[key].vocabulary
-        if config.layer_formats and vocabulary is not None:
+        if (config.layer_formats or config.layer_gemms) and vocabulary is not None:
             _check_layers(trial, vocabulary)
     return list(dict.fromkeys(batches.source.sentence() for batches in checked.values()))
 
 
 def _check_layers(trial: Trial, vocabulary: int) -> None:
-    """Raise ConfigError if a glob of `layer_formats` matches no layer; the model is made on `meta`, without weights."""
+    """Raise ConfigError if a glob over layer names matches no layer; the model is made on `meta`, without weights."""
     import torch
 
     from altgrad.quantization.quantized_model import quantize_model

@@ -27,6 +27,7 @@ from altgrad.config.train_config import (
 )
 from altgrad.formats import BASELINE_FORMAT, find_format
 from altgrad.text.error_hints import cut, shown, shown_path
+from tune.plan.branches import branched
 from tune.plan.machine import Machine
 from tune.plan.options import SweepError, SweepOptions
 from tune.plan.placement import work
@@ -40,7 +41,8 @@ _NUMERIC_DEFAULTS = TrainConfig(format=BASELINE_FORMAT).model_dump(include=set(N
 def plan_sweep(options: SweepOptions, machine: Machine) -> SweepPlan:
     """All trials that the options ask for.  Raises SweepError or ConfigError."""
     notes: list[str] = []
-    sources = _with_model(list(_sources(options, notes)), options, machine, notes)
+    named = branched(_sources(options, notes), options, _overrides(options))
+    sources = _with_model(list(named), options, machine, notes)
     asked = len(sources) * (options.seeds or 1) * len(options.learning_rates or "1") * len(options.interventions or "1")
     if asked > _MOST_TRIALS:
         raise SweepError(

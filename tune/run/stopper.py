@@ -15,7 +15,8 @@ from typing import Any
 from ray import tune
 
 from altgrad.collapse import CollapseDetector, gap_to_baseline
-from altgrad.results import RecordError, Verdict, ended_as, read_start, read_table
+from altgrad.results import RecordError, Verdict, ended_as, read_start
+from altgrad.results.ancestors import losses_by_step, records_until
 from altgrad.storage.folder import Folder
 from tune.plan.trial import Trial
 
@@ -34,8 +35,13 @@ class CollapseStopper(tune.Stopper):
         self._sweep = sweep
         self._curves: dict[str, dict[int, float]] = {trial.run: {} for trial in trials if trial.baseline is None}
         self._over = {run for run in self._curves if ended_as(sweep / run) is not None}
-        for run in self._over:
-            self._curves[run] |= {int(record["step"]): record["loss"] for record in _stored(sweep / run, ["loss"])}
+        for run in self._curves:
+            origin = self._trials[run].config.branch_from
+            if run in self._over:
+                self._curves[run] |= losses_by_step(sweep / run)
+            elif origin is not None:
+                before = losses_by_step(Folder.at(origin["run"])).items()
+                self._curves[run] |= {step: loss for step, loss in before if step <= origin["step"]}
         self._watches: dict[str, _Watch] = {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -93,7 +99,7 @@ class CollapseStopper(tune.Stopper):
             folder = self._sweep / run
             watch = _Watch(trial, read_start(folder).get("vocabulary"), self._curves)
             first = min((int(record["step"]) for record in records), default=0)
-            watch.take([record for record in _stored(folder) if record["step"] < first], self._over)
+            watch.take(records_until(folder, first - 1), self._over)
             self._watches[run] = watch
         return self._watches[run]
 
@@ -132,9 +138,3 @@ class _Watch:
                 self.gap = gap
                 record = {**record, "gap_to_baseline": gap}
         self.detector.update(record)
-
-
-def _stored(folder: Folder, columns: Sequence[str] | None = None) -> list[dict[str, float]]:
-    """A run's records on disk; metrics that were not measured are absent."""
-    rows = read_table(folder, "steps", columns).to_pylist()
-    return [{name: value for name, value in row.items() if value is not None} for row in rows]

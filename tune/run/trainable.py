@@ -17,7 +17,8 @@ from altgrad.experiment.allocator import keep_freed_memory
 from altgrad.experiment.outcome import Report
 from altgrad.experiment.runner import FormatExperimentRunner
 from altgrad.quantization.kernel.ranks import Ranks
-from altgrad.results import ended_as, read_start, read_table, write_end
+from altgrad.results import ended_as, read_start, write_end
+from altgrad.results.ancestors import losses_by_step
 from altgrad.results.stop_request import stop_request, stop_sentence
 from altgrad.storage.folder import Folder
 from tune.cluster.ray_trial import described, may_pass
@@ -147,6 +148,5 @@ def _finished_baseline(trial: Trial, sweep: Folder) -> dict[str, Any]:
     """The runner's arguments about a baseline that has ended; empty if it still trains, for the stopper judges then."""
     if trial.baseline is None or ended_as(sweep / trial.baseline) is None:
         return {}
-    table = read_table(sweep / trial.baseline, "steps", ["loss"])
-    losses = dict(zip(table["step"].to_pylist(), table["loss"].to_pylist(), strict=True))
-    return {"baseline": losses, "baseline_start": read_start(sweep / trial.baseline)}
+    baseline = sweep / trial.baseline
+    return {"baseline": losses_by_step(baseline), "baseline_start": read_start(baseline)}

@@ -1,0 +1,54 @@
+"""`altgrad branch`: trains a run that starts from a checkpoint of another one, with some fields changed."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from altgrad.branch import Branch
+from altgrad.branch.checkpoints import checkpoint_steps
+from altgrad.commands.folders import expect
+from altgrad.commands.option_parser import Commands, count_or_zero, location
+from altgrad.commands.train import settings_of_words, train
+from altgrad.storage.folder import Folder
+from altgrad.text.terminal_output import unstoppable_output
+
+
+def add(commands: Commands) -> None:
+    """Add the command to a parser."""
+    branch = commands.add_parser("branch", help="train a run that starts from a checkpoint of another one")
+    branch.add_argument("parent", type=location, metavar="RUN_DIR", help="run that it starts from")
+    branch.add_argument(
+        "--at", type=count_or_zero, metavar="STEP", help="step of the checkpoint (default: the newest); 0: the start"
+    )
+    branch.add_argument(
+        "--out",
+        type=location,
+        required=True,
+        metavar="DIR",
+        help="results folder of the branch; an unfinished branch in it is resumed",
+    )
+    branch.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="fields that change (repeatable)"
+    )
+    branch.add_argument(
+        "--baseline", type=location, metavar="RUN_DIR", help="finished BF16 branch to measure the gap against"
+    )
+    branch.set_defaults(command=_branch)
+
+
+def _branch(options: argparse.Namespace) -> int:
+    with unstoppable_output():  # a closed pipe or terminal does not end the run
+        parent = Folder.at(options.parent)
+        expect(parent, "run.json")
+        steps = checkpoint_steps(parent)
+        if options.at is None and not steps:
+            raise ValueError(f"{parent}: no checkpoint in it; --at 0 starts where the run did")
+        step = steps[-1] if options.at is None else options.at
+        config = Branch(absolute(options.parent), step, **settings_of_words(options.set)).config()
+        return train(config, Folder.at(options.out), options.baseline)
+
+
+def absolute(location: str) -> str:
+    """A URI unchanged, or a local path made absolute, as `run.json` keeps it."""
+    return location if "://" in location else str(Path(location).expanduser().absolute())

@@ -1,0 +1,192 @@
+"""The arms of an explanation, and which of them to run next, given the results so far.
+
+1. `control`: the unchanged replay.  If it does not repeat the verdict bit for bit, nothing else is run.
+2. `all_operands` (every operand in BF16), one arm for each other setting that may be to blame (scales that follow the
+   current amax, a forgotten amax history, FP32 master weights, a stochastic write-back), and controls of equal cost:
+   half the learning rate, other batches, other random numbers of rounding.  None of the latter removes rounding.
+3. The bisection of `search`, if healing all operands prevents the collapse and master weights alone do not.  (Healing
+   the weight operand of a run without masters also stores the weights in BF16.)
+4. For what was found: `complement`, in which everything else is healed, and replays on other batches, each with its own
+   control.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from altgrad.config.train_config import TrainConfig
+from altgrad.explain.cells import Cell, Cells, describe, healing, rescaled, rounded_cells
+from altgrad.explain.search import Guilty, Needed, find_guilty, known_truth
+
+Kind = Literal["control", "heal", "setting", "equal_cost", "complement"]
+CONTROL, ALL, COMPLEMENT, RATE, BATCHES, SEED = "control", "all_operands", "complement", "rate", "batches", "seed"
+MASTER, WRITE_BACK, SCALING, HISTORY = "master", "stochastic", "scaling", "history"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One replay: `changes` are config fields that differ from the run's; `cells`: what it heals.
+
+    name: unique, fit for a folder.  label: what is done, in words.  replay: 0, or the number of the other batches.
+    """
+
+    name: str
+    label: str
+    kind: Kind
+    changes: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    forget: tuple[str, ...] = ()
+    cells: Cells = frozenset()
+    replay: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an arm showed.  `prevented`: no verdict up to the last step of the replay; None: the arm failed.
+
+    `repeats`: of a control without changes, whether it repeated its run bit for bit.  `error`: why it failed.
+    """
+
+    prevented: bool | None
+    repeats: bool | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A collapsed run that is to be explained: its config, its rounded layers, and the steps of every replay.
+
+    start: step of the checkpoint; 0: from the beginning.  until: last step of a replay.  replays: how often what is
+    found is tried, the first included.
+    """
+
+    config: TrainConfig
+    layers: tuple[str, ...]
+    start: int
+    until: int
+    replays: int = 3
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        return rounded_cells(self.config, self.layers)
+
+    @cached_property
+    def everything(self) -> Cells:
+        return frozenset(self.cells)
+
+    def other_batches(self, replay: int) -> dict[str, Any]:
+        """The change that gives a replay batches that no other replay sees in these steps; none for replay 0."""
+        return {"skip_batches": self.config.skip_batches + replay * self.until} if replay else {}
+
+    def control(self, replay: int = 0) -> Arm:
+        if not replay:
+            return Arm(CONTROL, "unchanged replay", "control")
+        name = BATCHES if replay == 1 else f"{BATCHES}_{replay}"
+        return Arm(name, _on_others("unchanged", replay), "equal_cost", self.other_batches(replay), replay=replay)
+
+    def heal(self, cells: Cells, replay: int = 0) -> Arm:
+        """The arm in which these cells are healed."""
+        every, what = self.everything, describe(cells, self.cells)
+        name = ALL if cells == every else f"heal-{hashlib.sha256(repr(sorted(cells)).encode()).hexdigest()[:8]}"
+        changes = healing(self.config, cells, self.layers) | self.other_batches(replay)
+        label = _on_others(f"{what} in BF16", replay)
+        return Arm(f"{name}-{replay}" if replay else name, label, "heal", changes, cells=cells, replay=replay)
+
+    def complement(self, cells: Cells) -> Arm:
+        """The arm in which everything but these cells is healed."""
+        rest = self.everything - cells
+        label = f"everything but {describe(cells, self.cells)} in BF16"
+        return Arm(COMPLEMENT, label, "complement", healing(self.config, rest, self.layers), cells=rest)
+
+    @cached_property
+    def settings(self) -> list[Arm]:
+        """An arm for each setting besides the operands' formats that may be to blame, and controls of equal cost."""
+        config, found = self.config, []
+        casts = [cast for layer in self.layers for cast in config.casts_at(layer).values() if cast.number_format.scaled]
+        if not config.master_weights:
+            found.append(Arm(MASTER, "FP32 master weights", "setting", {"master_weights": True}))
+            if config.update_rounding == "nearest":
+                changes = {"update_rounding": "stochastic"}
+                found.append(Arm(WRITE_BACK, "stochastic write-back of the weights", "setting", changes))
+        if any(cast.scaling != "dynamic" for cast in casts):
+            changes = rescaled(config, self.everything, self.layers)
+            found.append(Arm(SCALING, "all scales from the current amax", "setting", changes))
+        if self.start and any(cast.scaling == "delayed" for cast in casts):
+            found.append(Arm(HISTORY, "amax history forgotten", "setting", forget=("histories",)))
+        half = {"learning_rate": config.learning_rate / 2}
+        found += [Arm(RATE, "half the learning rate", "equal_cost", half), self.control(1)]
+        moments = (config.first_moment or {}, config.second_moment or {})
+        drawn = [cast.rounding for cast in casts] + [moment.get("rounding") for moment in moments]
+        stored = not config.master_weights and "stochastic" in config.update_rounding
+        if stored or "stochastic" in drawn or any(cast.redraws for cast in casts):
+            seed = config.seed if config.rounding_seed is None else config.rounding_seed
+            found.append(Arm(SEED, "other random numbers of rounding", "equal_cost", {"rounding_seed": seed + 1}))
+        return found
+
+
+Results = Mapping[Arm, Result]
+
+
+def by_name(results: Results) -> dict[str, Result]:
+    return {arm.name: result for arm, result in results.items()}
+
+
+def searched(results: Results) -> dict[Cells, bool]:
+    """Healed cells -> whether that prevented the collapse, for the arms of the search."""
+    return {
+        arm.cells: result.prevented
+        for arm, result in results.items()
+        if arm.kind in ("heal", "complement") and not arm.replay and result.prevented is not None
+    }
+
+
+def found_guilty(case: Case, results: Results) -> Guilty | None:
+    """The result of the search; None as long as it is not over, or is not made."""
+    try:
+        return find_guilty(case.cells, known_truth(searched(results)))
+    except Needed:
+        return None
+
+
+def next_arms(case: Case, results: Results) -> list[Arm]:
+    """The arms that can run now, the most important first; empty once the explanation is complete.
+
+    An arm that has failed is not run again, and a search that needs it ends there.
+    """
+    known = by_name(results)
+    if CONTROL not in known:
+        return [case.control()]
+    if not known[CONTROL].repeats:
+        return []
+    wanted = [case.heal(case.everything)] if case.cells else []
+    wanted += case.settings
+    master = known.get(MASTER)
+    if not case.config.master_weights and (master is None or master.prevented):
+        return [arm for arm in wanted if arm.name not in known]
+    try:
+        guilty = find_guilty(case.cells, known_truth(searched(results)))
+    except Needed as needed:
+        wanted.insert(1, case.heal(needed.cells))
+    else:
+        wanted += _confirming(case, guilty, known)
+    return [arm for arm in dict.fromkeys(wanted) if arm.name not in known]
+
+
+def _confirming(case: Case, guilty: Guilty, known: Mapping[str, Result]) -> list[Arm]:
+    """The complement of what was found, and its replays on other batches with their controls."""
+    if not guilty.cells:
+        return []
+    arms = [case.complement(guilty.cells)] if guilty.cells != case.everything else []
+    other = known.get(BATCHES)
+    if other is None or other.prevented is not False:
+        return arms  # on other batches the run does not collapse anyway: a replay there shows nothing
+    for replay in range(1, case.replays):
+        arms += [case.control(replay), case.heal(guilty.cells, replay)]
+    return arms
+
+
+def _on_others(what: str, replay: int) -> str:
+    return what if not replay else f"{what}, on other batches ({replay})"

@@ -1,0 +1,1 @@
+"""Replays collapsed runs with one thing healed at a time, see `altgrad.explain`."""

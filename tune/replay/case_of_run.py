@@ -1,0 +1,119 @@
+"""From a collapsed run's folder to what its replays need: where they start and end, their config, their baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from altgrad.branch.checkpoints import checkpoint_steps
+from altgrad.branch.parent import parent_config
+from altgrad.explain import Case
+from altgrad.metrics import columns
+from altgrad.report.evidence import Evidence
+from altgrad.report.signals import Departure, what_moved
+from altgrad.results import RecordError, Run, read_plan, read_start
+from altgrad.results.ancestors import losses_by_step
+from tune.plan.options import SweepError
+
+_FURTHER = 0.5  # a replay goes on beyond the verdict by this share of the steps from its start to the verdict
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A collapsed run and how it is replayed.
+
+    origin: `branch_from` of every arm.  moved: the signal that moved first.  baseline: step -> loss of the BF16 run;
+    None without one.  step_seconds: mean time of a step of the run.
+    """
+
+    run: Run
+    case: Case
+    origin: Mapping[str, Any]
+    moved: Departure | None
+    baseline: Mapping[int, float] | None
+    baseline_start: Mapping[str, Any] = field(default_factory=dict)
+    step_seconds: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of the run, which its replays use too: sums of other threads differ in the last bit."""
+        return int(self.run.info.get("threads") or 1)
+
+    @property
+    def gpus(self) -> float:
+        held = self.run.info.get("resources") or {}
+        on_gpu = str(self.run.info.get("device") or "").startswith("cuda")
+        return float(held.get("gpus") or 1.0) if on_gpu else 0.0
+
+    @property
+    def arm_steps(self) -> int:
+        return self.case.until - self.case.start
+
+
+def replayed(run: Run, steps: int | None, replays: int) -> Replayed:
+    """How a run is replayed.  Raises SweepError, one line, for a run that cannot be explained.
+
+    steps: number of steps of a replay; None: up to half as far again as from its start to the verdict.
+    """
+    verdict = run.verdict
+    if verdict is None:
+        raise SweepError(f"{run.folder}: the run did not collapse ({run.status}); there is nothing to explain")
+    if run.info.get("data") is None or not run.info.get("layers"):
+        raise SweepError(f"{run.folder}: its model or its batches were given in Python; only a config can be replayed")
+    if (run.info.get("workers") or 1) > 1:
+        raise SweepError(
+            f"{run.folder}: {run.info['workers']} processes trained it; a replay has one, and would differ"
+        )
+    config = parent_config(run.folder)
+    evidence = Evidence.of(run)
+    signals = what_moved(((name, evidence.curve(name)) for name in columns("step")), run.loss_unit)
+    moved = signals.moved[0] if signals.moved else None
+    first = verdict.step if moved is None else min(moved.step, verdict.step)
+    own = [step for step in checkpoint_steps(run.folder) if step < first]
+    notes = []
+    origin: dict[str, Any] = (
+        {"run": str(run.folder), "step": own[-1]}
+        if own
+        else (config.branch_from or {"run": str(run.folder), "step": 0})
+    )
+    if not own:
+        sign = "the verdict" if moved is None else f"the first sign ({moved.metric}, step {moved.step})"
+        notes.append(f"there is no checkpoint from before {sign}, so every replay starts from step {origin['step']}")
+    start: int = origin["step"]
+    until = verdict.step + max(1, round(_FURTHER * (verdict.step - start)))
+    if steps is not None:
+        if start + steps < verdict.step:
+            raise SweepError(
+                f"--steps {steps}: a replay starts at step {start} and the verdict came at step {verdict.step}; "
+                f"use at least {verdict.step - start}"
+            )
+        until = start + steps
+    baseline, baseline_start = _baseline(run)
+    if baseline is None and verdict.rule == "gap_to_baseline":
+        raise SweepError(f"{run.folder}: judged by the gap to a baseline, which is not in {run.folder.parent}")
+    seconds = evidence.curve("elapsed_seconds").values
+    return Replayed(
+        run,
+        Case(config, tuple(run.info["layers"]), start, min(until, config.max_steps), replays),
+        origin,
+        moved,
+        baseline,
+        baseline_start,
+        float(seconds[-1]) / max(1, evidence.steps.num_rows) if len(seconds) else None,
+        tuple(notes),
+    )
+
+
+def _baseline(run: Run) -> tuple[dict[int, float] | None, Mapping[str, Any]]:
+    """(step -> loss, run.json) of the BF16 run that the sweep planned for a run; (None, {}) if there is none."""
+    sweep = run.folder.parent
+    try:
+        planned = {one["run"]: one.get("baseline") for one in read_plan(sweep)["runs"]}
+    except (FileNotFoundError, NotADirectoryError, RecordError):
+        return None, {}
+    name = planned.get(run.folder.name)
+    if name is None or not (sweep / name).has("run.json"):
+        return None, {}
+    return losses_by_step(sweep / name), read_start(sweep / name)

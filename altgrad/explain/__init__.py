@@ -13,7 +13,7 @@ trains nothing and reads no Ray, so that all of it can be tested on made-up trut
 
 from altgrad.explain.arms import Arm, Case, Result, next_arms
 from altgrad.explain.conclusion import Conclusion, conclude
-from altgrad.explain.record import EXPLANATION, has_explanation, read_explanation
+from altgrad.explain.record import EXPLANATION, read_explanation
 
 __all__ = [
     "EXPLANATION",
@@ -22,7 +22,6 @@ __all__ = [
     "Conclusion",
     "Result",
     "conclude",
-    "has_explanation",
     "next_arms",
     "read_explanation",
 ]

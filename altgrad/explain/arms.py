@@ -71,10 +71,12 @@ class Case:
 
     @cached_property
     def cells(self) -> list[Cell]:
+        """The cells that the run rounds, see `rounded_cells`."""
         return rounded_cells(self.config, self.layers)
 
     @cached_property
     def everything(self) -> Cells:
+        """All of `cells` as a set."""
         return frozenset(self.cells)
 
     def other_batches(self, replay: int) -> dict[str, Any]:
@@ -82,6 +84,7 @@ class Case:
         return {"skip_batches": self.config.skip_batches + replay * self.until} if replay else {}
 
     def control(self, replay: int = 0) -> Arm:
+        """The arm in which nothing is changed but, from replay 1 on, the batches."""
         if not replay:
             return Arm(CONTROL, "unchanged replay", "control")
         name = BATCHES if replay == 1 else f"{BATCHES}_{replay}"
@@ -131,6 +134,7 @@ Results = Mapping[Arm, Result]
 
 
 def by_name(results: Results) -> dict[str, Result]:
+    """Name of the arm -> its result."""
     return {arm.name: result for arm, result in results.items()}
 
 

@@ -25,6 +25,7 @@ class Cell(NamedTuple):
 
     @property
     def operand(self) -> Operand:
+        """The operand, whatever the layer."""
         return Operand(self.gemm, self.site)
 
     def __str__(self) -> str:

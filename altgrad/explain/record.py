@@ -82,10 +82,6 @@ def read_explanation(run: Folder) -> dict[str, Any] | None:
     return ExplanationRecord.model_validate(found).model_dump(by_alias=True)
 
 
-def has_explanation(run: Folder) -> bool:
-    return run.has(EXPLANATION)
-
-
 def worked_arms(record: dict[str, Any]) -> list[dict[str, Any]]:
     """The arms that prevented the collapse on the run's own batches, the lowest loss first."""
     found = [arm for arm in record["arms"] if arm["status"] == "prevented" and not arm["replay"]]

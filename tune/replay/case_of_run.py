@@ -43,12 +43,14 @@ class Replayed:
 
     @property
     def gpus(self) -> float:
+        """GPUs, or the share of one, that a replay holds: as many as the run did; 0 if it trained on the CPU."""
         held = self.run.info.get("resources") or {}
         on_gpu = str(self.run.info.get("device") or "").startswith("cuda")
         return float(held.get("gpus") or 1.0) if on_gpu else 0.0
 
     @property
     def arm_steps(self) -> int:
+        """Number of steps of a replay that does not collapse."""
         return self.case.until - self.case.start
 
 

@@ -26,10 +26,12 @@ class Explanation:
 
     @property
     def folder(self) -> Folder:
+        """The run's folder."""
         return self.replayed.run.folder
 
     @property
     def conclusion(self) -> Conclusion:
+        """What the results show so far."""
         return conclude(self.replayed.case, self._results)
 
     def begin(self) -> None:

@@ -1,0 +1,88 @@
+"""What an explanation showed is on every screen: report, static page, dashboard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from altgrad.html import write_html_report
+from altgrad.report import write_failure_report
+from altgrad.storage.folder import Folder
+from tests.support import generated_results as generated
+from tests.support.dashboard_pages import show, words
+
+CELL = ["h.0.mlp.up", "dgrad", "gradient"]
+SENTENCE = "Healing dgrad.gradient of h.0.mlp.up alone prevents the collapse (3 of 3 replays)."
+
+
+def arm(name: str, label: str, kind: str, status: str, **fields: Any) -> dict[str, Any]:
+    return {"name": name, "label": label, "kind": kind, "status": status, "steps": 60, **fields}
+
+
+RECORD: dict[str, Any] = {
+    "schema": 1,
+    "start": 20,
+    "until": 60,
+    "notes": ["there is no checkpoint from before the first sign"],
+    "arms": [
+        arm("control", "unchanged replay", "control", "collapsed", step=50, rule="stalled", repeats=True, loss=5.25),
+        arm("rate", "half the learning rate", "equal_cost", "prevented", loss=3.0, loss_step=50, loss_control=5.25),
+        arm("heal-1", "that operand in BF16", "heal", "prevented", cells=[CELL], loss=4.5, loss_step=50,
+            loss_control=5.25, loss_baseline=2.75),
+        arm("seed", "other | numbers", "equal_cost", "failed", error="OSError: full"),
+    ],
+    "conclusion": {"rule": "operands", "sentence": SENTENCE, "confidence": "high", "cells": [CELL]},
+    "finished": True,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("explained")
+    sweep = generated.new_sweep(root, "s")
+    fields = {"steps": 60, "eval_interval": 20, "diagnostic_interval": 10}
+    for name in ("E7M0", "E4M3"):
+        run = generated.InventedRun(name, stalls_from=20, **fields)
+        generated.write_run(sweep, run, "collapsed", until=50, verdict=generated.STALLED)
+    return root
+
+
+def runs_of(results: Path) -> list[Folder]:
+    """The folders of the two runs: the first is explained, the second is not."""
+    folders = sorted(file.parent for file in results.glob("s/*/run.json"))
+    explained = Folder.at(folders[0])
+    explained.write_json("explanation.json", RECORD)
+    return [explained, Folder.at(folders[1])]
+
+
+def test_the_report_has_the_cause_and_first_advises_what_was_tried(results):
+    explained, other = runs_of(results)
+    text = write_failure_report(explained)
+    cause = text[text.index("## Cause, tested") : text.index("## What to try")]
+    assert SENTENCE in cause and "Confidence: high." in cause
+    assert "trains steps 21 to 60 again" in cause and "There is no checkpoint" in cause
+    assert "| unchanged replay | stalled, step 50, bit for bit as in the run | 5.25 |" in cause
+    assert "| that operand in BF16 | no collapse until step 60 | 4.5 | 50 | 5.25 | 2.75 |" in cause
+    assert "failed: OSError: full" in cause
+    first, second = text[text.index("## What to try") :].splitlines()[2:4]
+    assert first.startswith("1. Tried, and it worked: that operand in BF16: no collapse until step 60, loss 4.5")
+    assert first.endswith("at step 50 (5.25 unchanged, 2.75 BF16)")
+    assert second.startswith("2. Tried, and it worked: half the learning rate")
+    assert "Cause, tested" not in write_failure_report(other)
+    explained.write_json("explanation.json", {**RECORD, "arms": [{"name": "a"}]})
+    assert "Cause, tested" not in write_failure_report(explained)
+
+
+def test_the_static_page_and_the_dashboard_show_it(results):
+    explained, other = runs_of(results)
+    for run in (explained, other):
+        write_failure_report(run)
+    page = Path(write_html_report(Folder.at(results / "s"))).read_text()
+    assert page.count("alone prevents the collapse (3 of 3 replays)") == 1
+    shown = words(show(results, "failures", run=explained.name))
+    assert shown.count("alone prevents the collapse (3 of 3 replays)") == 2  # the card, and the report below
+    assert "There is no checkpoint from before the first sign" in shown
+    assert "alone prevents the collapse" in words(show(results, "run", run=explained.name))
+    assert "altgrad explain" in words(show(results, "failures", run=other.name))

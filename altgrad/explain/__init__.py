@@ -11,16 +11,16 @@ trains nothing and reads no Ray, so that all of it can be tested on made-up trut
     record.py      explanation.json: its fields, its checked reader
 """
 
-from altgrad.explain.arms import Arm, Case, Result, next_arms
+from altgrad.explain.arms import Arm, ArmResult, Case, next_arms
 from altgrad.explain.conclusion import Conclusion, conclude
 from altgrad.explain.record import EXPLANATION, read_explanation
 
 __all__ = [
     "EXPLANATION",
     "Arm",
+    "ArmResult",
     "Case",
     "Conclusion",
-    "Result",
     "conclude",
     "next_arms",
     "read_explanation",

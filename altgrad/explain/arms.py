@@ -22,7 +22,7 @@ from altgrad.config.train_config import TrainConfig
 from altgrad.explain.cells import Cell, Cells, describe, healing, rescaled, rounded_cells
 from altgrad.explain.search import Guilty, Needed, find_guilty, known_truth
 
-Kind = Literal["control", "heal", "setting", "equal_cost", "complement"]
+ArmKind = Literal["control", "heal", "setting", "equal_cost", "complement"]
 CONTROL, ALL, COMPLEMENT, RATE, BATCHES, SEED = "control", "all_operands", "complement", "rate", "batches", "seed"
 MASTER, WRITE_BACK, SCALING, HISTORY = "master", "stochastic", "scaling", "history"
 
@@ -36,7 +36,7 @@ class Arm:
 
     name: str
     label: str
-    kind: Kind
+    kind: ArmKind
     changes: Mapping[str, Any] = field(default_factory=dict, compare=False)
     forget: tuple[str, ...] = ()
     cells: Cells = frozenset()
@@ -44,7 +44,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Result:
+class ArmResult:
     """What an arm showed.  `prevented`: no verdict up to the last step of the replay; None: the arm failed.
 
     `repeats`: of a control without changes, whether it repeated its run bit for bit.  `error`: why it failed.
@@ -130,10 +130,10 @@ class Case:
         return found
 
 
-Results = Mapping[Arm, Result]
+Results = Mapping[Arm, ArmResult]
 
 
-def by_name(results: Results) -> dict[str, Result]:
+def by_name(results: Results) -> dict[str, ArmResult]:
     """Name of the arm -> its result."""
     return {arm.name: result for arm, result in results.items()}
 
@@ -179,7 +179,7 @@ def next_arms(case: Case, results: Results) -> list[Arm]:
     return [arm for arm in dict.fromkeys(wanted) if arm.name not in known]
 
 
-def _confirming(case: Case, guilty: Guilty, known: Mapping[str, Result]) -> list[Arm]:
+def _confirming(case: Case, guilty: Guilty, known: Mapping[str, ArmResult]) -> list[Arm]:
     """The complement of what was found, and its replays on other batches with their controls."""
     if not guilty.cells:
         return []

@@ -34,8 +34,8 @@ from altgrad.explain.arms import (
     SCALING,
     SEED,
     WRITE_BACK,
+    ArmResult,
     Case,
-    Result,
     Results,
     by_name,
     found_guilty,
@@ -44,7 +44,7 @@ from altgrad.explain.arms import (
 )
 from altgrad.explain.cells import Cells, describe
 
-Rule = Literal[
+CauseRule = Literal[
     "not_reproduced",
     "data",
     "chance",
@@ -70,7 +70,7 @@ _FOR_HIGH = 3  # replays
 class Conclusion:
     """What was shown.  `cells`: what is to blame, if operands are; `worked`: names of the arms that prevented it."""
 
-    rule: Rule
+    rule: CauseRule
     sentence: str
     confidence: Confidence
     cells: Cells = frozenset()
@@ -99,7 +99,7 @@ def conclude(case: Case, results: Results) -> Conclusion:
     return Conclusion(rule, f"{sentence}.", confidence, cells, worked)
 
 
-def _rule(case: Case, results: Results, known: Mapping[str, Result]) -> tuple[Rule, str, Cells]:
+def _rule(case: Case, results: Results, known: Mapping[str, ArmResult]) -> tuple[CauseRule, str, Cells]:
     """(rule, sentence without its end, guilty cells)."""
     nothing: Cells = frozenset()
     if _prevented(known, BATCHES):
@@ -151,7 +151,7 @@ def _replays(results: Results, cells: Cells) -> tuple[int, int]:
     return sum(map(bool, shown)), len(shown)
 
 
-def _confidence(rule: Rule, known: Mapping[str, Result], counted: tuple[int, int]) -> Confidence:
+def _confidence(rule: CauseRule, known: Mapping[str, ArmResult], counted: tuple[int, int]) -> Confidence:
     if rule in ("data", "chance", "undecided"):
         return "low"
     agreed, tried = counted
@@ -167,5 +167,5 @@ def _confidence(rule: Rule, known: Mapping[str, Result], counted: tuple[int, int
     return "low" if against else "medium"
 
 
-def _prevented(known: Mapping[str, Result], name: str) -> bool:
+def _prevented(known: Mapping[str, ArmResult], name: str) -> bool:
     return name in known and bool(known[name].prevented)

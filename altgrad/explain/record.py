@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from altgrad.explain.arms import Kind
-from altgrad.explain.conclusion import Confidence, Rule
+from altgrad.explain.arms import ArmKind
+from altgrad.explain.conclusion import CauseRule, Confidence
 from altgrad.results import SCHEMA
 from altgrad.results.records import Count, Finite, Number, Record, read_record
 from altgrad.storage.folder import Folder
@@ -29,7 +29,7 @@ class ArmRecord(Record):
 
     name: str
     label: str
-    kind: Kind
+    kind: ArmKind
     status: Literal["collapsed", "prevented", "failed"]
     replay: Count = 0
     changes: dict[str, Any] = Field(default_factory=dict)
@@ -50,7 +50,7 @@ class ArmRecord(Record):
 class ConclusionRecord(Record):
     """What the arms show so far; see `explain.conclusion`."""
 
-    rule: Rule
+    rule: CauseRule
     sentence: str
     confidence: Confidence
     cells: list[list[str]] = Field(default_factory=list)

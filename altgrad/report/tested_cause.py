@@ -7,6 +7,7 @@ from typing import Any
 
 from altgrad.explain import read_explanation
 from altgrad.explain.record import worked_arms
+from altgrad.metrics import METRICS
 from altgrad.results import RecordError, Run
 from altgrad.text.foreign_text import as_markdown
 from altgrad.text.number_text import number, table
@@ -37,7 +38,7 @@ def tested_cause(record: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-ARM_COLUMNS = ("Replay", "Result", "Loss", "At step", "Unchanged", "BF16")
+ARM_COLUMNS = ("Replay", "Result", METRICS["loss"].heading, "At step", "Unchanged", "BF16")
 
 
 def arm_cells(arm: Mapping[str, Any]) -> list[str]:

@@ -21,8 +21,8 @@ from altgrad.storage.folder import Folder
 from altgrad.training import run_format_experiment
 from altgrad.training.branch_state import adapted
 from altgrad.training.trainer import Trainer
+from tests.support.restored_runs import BASELINE, EVERYTHING, KAHAN, STEPS, Data, Net
 from tests.support.small_runs import SMALL, TIMED
-from tests.training.test_restore import BASELINE, EVERYTHING, KAHAN, STEPS, Data, Net
 
 AT = (4, 8, 12, 16, 20)
 

@@ -12,7 +12,7 @@ import pytest
 
 from altgrad.config.operands import ALL_OPERANDS, roundings
 from altgrad.config.train_config import TrainConfig
-from altgrad.explain import Arm, Case, Conclusion, Result, conclude, next_arms
+from altgrad.explain import Arm, ArmResult, Case, Conclusion, conclude, next_arms
 from altgrad.explain.arms import BATCHES, COMPLEMENT, CONTROL, MASTER, RATE, SCALING
 from altgrad.explain.cells import Cell, Cells, healing
 
@@ -26,18 +26,18 @@ Truth = Callable[[Cells], bool]
 
 def played(
     case: Case, prevents: Truth, others: Mapping[str, bool] | None = None, budget: int = 99
-) -> tuple[dict[Arm, Result], Conclusion, int]:
+) -> tuple[dict[Arm, ArmResult], Conclusion, int]:
     """(results, conclusion, the number of arms of the search and its control, until it was over)."""
-    results: dict[Arm, Result] = {}
+    results: dict[Arm, ArmResult] = {}
     others = others or {}
     while (wanted := next_arms(case, results)) and len(results) < budget:
         arm = wanted[0]
         if arm.name == CONTROL:
-            results[arm] = Result(False, repeats=True)
+            results[arm] = ArmResult(False, repeats=True)
         elif arm.kind in ("heal", "complement"):
-            results[arm] = Result(prevents(arm.cells))
+            results[arm] = ArmResult(prevents(arm.cells))
         else:
-            results[arm] = Result(others.get(arm.name, False))
+            results[arm] = ArmResult(others.get(arm.name, False))
     search = sum(arm.kind == "heal" and not arm.replay for arm in results) + 1
     return results, conclude(case, results), search
 
@@ -104,21 +104,21 @@ def test_a_control_that_does_not_collapse_either_takes_the_confidence(others, ru
 
 def test_no_cause_without_its_control():
     control = CASE.control()
-    for unlike in (Result(False, repeats=False), Result(True, repeats=False), Result(None)):
+    for unlike in (ArmResult(False, repeats=False), ArmResult(True, repeats=False), ArmResult(None)):
         assert next_arms(CASE, {control: unlike}) == []
         assert conclude(CASE, {control: unlike}).rule == "not_reproduced"
     arm = CASE.heal(frozenset(CELLS[:1]))
-    assert conclude(CASE, {arm: Result(True)}).rule == "undecided"
+    assert conclude(CASE, {arm: ArmResult(True)}).rule == "undecided"
 
 
 def test_a_replay_on_other_batches_counts_only_if_its_control_collapses_there():
     guilty = frozenset(CELLS[:1])
     results, _, _ = played(CASE, lambda healed: guilty <= healed)
     second = CASE.control(2)
-    found = conclude(CASE, {**results, second: Result(True)})
+    found = conclude(CASE, {**results, second: ArmResult(True)})
     assert "(2 of 2 replays)" in found.sentence and found.confidence == "medium"
     worse = CASE.heal(guilty, 2)
-    found = conclude(CASE, {**results, worse: Result(False)})
+    found = conclude(CASE, {**results, worse: ArmResult(False)})
     assert "(2 of 3 replays)" in found.sentence and found.confidence == "low"
 
 
@@ -129,12 +129,12 @@ def test_weights_at_rest_are_tried_before_single_operands():
 
 
 def test_an_arm_that_fails_ends_the_search_without_a_cause():
-    results: dict[Arm, Result] = {CASE.control(): Result(False, repeats=True)}
+    results: dict[Arm, ArmResult] = {CASE.control(): ArmResult(False, repeats=True)}
     for _ in range(20):
         wanted = next_arms(CASE, results)
         if not wanted:
             break
-        results[wanted[0]] = Result(None if wanted[0].kind == "heal" else False)
+        results[wanted[0]] = ArmResult(None if wanted[0].kind == "heal" else False)
     assert next_arms(CASE, results) == [] and conclude(CASE, results).rule == "undecided"
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from altgrad.explain import EXPLANATION, Arm, Conclusion, Result, conclude, next_arms, read_explanation
+from altgrad.explain import EXPLANATION, Arm, ArmResult, Conclusion, conclude, next_arms, read_explanation
 from altgrad.explain.record import ARMS
 from altgrad.report import write_failure_report
 from altgrad.results import SCHEMA, RecordError
@@ -20,7 +20,7 @@ class Explanation:
     def __init__(self, replayed: Replayed, budget: int) -> None:
         self.replayed = replayed
         self._budget = budget
-        self._results: dict[Arm, Result] = {}
+        self._results: dict[Arm, ArmResult] = {}
         self._records: dict[str, dict[str, Any]] = {}
         self._running: dict[str, Arm] = {}
 
@@ -82,7 +82,7 @@ class Explanation:
     def take(self, arm: Arm, found: Mapping[str, Any]) -> None:
         """Note what an arm showed, and write the record."""
         prevented = {"prevented": True, "collapsed": False}.get(found["status"])
-        self._results[arm] = Result(prevented, found.get("repeats"), found.get("error"))
+        self._results[arm] = ArmResult(prevented, found.get("repeats"), found.get("error"))
         self._records[arm.name] = {
             "name": arm.name,
             "label": arm.label,

@@ -5,6 +5,7 @@ run keeps its newest two checkpoints, from which it is restored, and of the olde
 3 intervals, 4 to 7, 8 to 15, and 16 to 31.  A replay then starts less than four times as far back as it must, and a run
 keeps at most six, however long it is.  Example, an interval of 100, at step 1000: 1000, 900, 800, 400 (ages 0, 1, 2
 and 6).  A run that completes without a verdict keeps the newest two alone.
+`keep_checkpoints: all` keeps all, for a trunk that is to be branched from anywhere.
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ def checkpoint_steps(run: Folder) -> list[int]:
     return sorted({step_of(name) for name in checkpoint_files(run / "checkpoints")})
 
 
-def kept(steps: Iterable[int], interval: int, octaves: bool = True) -> set[int]:
-    """Those of the steps whose checkpoints stay; interval: `checkpoint_interval`.  octaves: also one per octave."""
+def kept(steps: Iterable[int], interval: int, how: str = "octaves") -> set[int]:
+    """Those of the steps whose checkpoints stay; interval, how: `checkpoint_interval` and `keep_checkpoints`."""
+    if how == "all":
+        return set(steps)
     ordered = sorted(steps, reverse=True)
     stay = set(ordered[:NEWEST])
-    for step in ordered[NEWEST:] if octaves else ():
+    for step in ordered[NEWEST:] if how == "octaves" else ():
         place, age = step // interval, ordered[0] // interval - step // interval
         octave = max(age, 1).bit_length() - 1
         if octave <= _OLDEST_OCTAVE and place % (1 << octave) == 0:

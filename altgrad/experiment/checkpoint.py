@@ -30,10 +30,10 @@ def save_checkpoint(folder: Folder, step: int, state: dict[str, Any]) -> str:
     return name
 
 
-def delete_old(folder: Folder, interval: int = 1, octaves: bool = True) -> None:
+def delete_old(folder: Folder, interval: int = 1, how: str = "octaves") -> None:
     """Delete the checkpoints that are not to be kept, see `branch.checkpoints.kept`."""
     names = checkpoint_files(folder)
-    stay = kept(map(step_of, names), interval, octaves)
+    stay = kept(map(step_of, names), interval, how)
     for name in names:
         if step_of(name) not in stay:
             folder.delete(name)

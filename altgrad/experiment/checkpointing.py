@@ -153,22 +153,23 @@ class Checkpointing:
 
     def over(self) -> None:
         """Call when the run has completed without a verdict: nobody replays it, and the newest checkpoints suffice."""
-        if self._ranks.first:
+        config = self._run.trainer.config
+        if self._ranks.first and config.keep_checkpoints == "octaves":
             with suppress(OSError):
-                delete_old(self._folder.patient(0), self._run.trainer.config.checkpoint_interval, octaves=False)
+                delete_old(self._folder.patient(0), config.checkpoint_interval, "newest")
 
     def save(self) -> None:
         """Write a checkpoint, after flushing: a restored run does not write rows before its checkpoint again.
 
         If storage refuses the write, this checkpoint is skipped; if it keeps refusing, the run fails.
         """
-        state = self._run.state_dict()
+        state, config = self._run.state_dict(), self._run.trainer.config
         if not (self._ranks.first and self._writer.flush(durable=True)):
             return
         try:
             folder = self._folder.patient(0)
             save_checkpoint(folder, self._run.step, state)
-            delete_old(folder, self._run.trainer.config.checkpoint_interval)
+            delete_old(folder, config.checkpoint_interval, config.keep_checkpoints)
         except OSError as error:
             self._outage.refused(error)
             self._writer.event(self._run.step, "checkpoint_skipped", reason=" ".join(str(error).split()))

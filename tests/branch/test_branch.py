@@ -228,4 +228,4 @@ def test_a_run_keeps_one_checkpoint_per_octave_of_age_and_never_misses_one_that_
         assert ages[0] == 0 and len(ages) <= 6
         for wanted in range(1, min(16, step // interval)):
             assert any(wanted <= age < 4 * wanted for age in ages) or 4 * wanted > step // interval
-    assert kept({100, 200, 300, 400, 500}, 100, octaves=False) == {400, 500}
+    assert kept({100, 200, 300, 400, 500}, 100, "newest") == {400, 500}

@@ -185,6 +185,7 @@ ALTERNATIVES: dict[str, tuple[Mapping[str, Any], Any, Seen]] = {
     "compile": ({}, "blocks", numbers),
     "cuda_graphs": ({"device": "cpu", "compile": "auto"}, True, numbers),
     "checkpoint_interval": ({}, 4, numbers),
+    "keep_checkpoints": ({"checkpoint_interval": 1}, "all", numbers),
     "default_sweep": ({}, False, planned),
 }
 

@@ -36,7 +36,7 @@ def test_the_kinds_are_those_that_pairing_kept_by_hand() -> None:
     assert len(placed) == len(set(placed))
     assert TrainConfig.model_fields.keys() - set(placed) == {
         *("seed", "model", "n_layer", "n_head", "n_embd", "block_size", "tied_head", "data", "token_dtype"),
-        *("validation_fraction", "batch_size", "max_steps", "eval_batches"),
+        *("validation_fraction", "batch_size", "max_steps", "eval_batches", "skip_batches", "branch_from"),
     }
     assert set(IN_GRAPH.split()) <= TrainConfig.where(lambda field: field.in_graph)
 

@@ -55,6 +55,14 @@ def test_the_planted_operand_is_named_and_its_replays_agree(planted):
     assert found.rule == "operands" and names[0] == "control" and len(names) <= 15
 
 
+def test_a_loss_that_is_nan_from_the_start_is_repeated_too(tmp_path):
+    nan = SMALL.altered(format="E4M3", max_steps=40, layer_gemms={"*mlp.up": {"fprop": {"weight": FROZEN}}})
+    run = collapsed(nan, tmp_path / "run")
+    assert read_run(run).table("steps", ["loss"])["loss"].to_pylist() != [] and "nan" in repr(read_run(run).verdict)
+    explanation, _ = explained(run)
+    assert [str(cell) for cell in explanation.conclusion.cells] == ["fprop.weight of h.0.mlp.up"]
+
+
 def test_the_record_has_the_numbers_of_every_arm_and_is_checked(planted):
     run, _, names = planted
     record = read_explanation(run)

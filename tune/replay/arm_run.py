@@ -79,7 +79,8 @@ def _outcome(job: Mapping[str, Any], arm: Run) -> dict[str, Any]:
         "loss_baseline": _mean(job["baseline"] or {}, at),
     }
     if job["unchanged"]:
-        found["repeats"] = verdict == parent.verdict and _rows(arm, parent, job) == _rows(parent, parent, job)
+        same = repr(verdict) == repr(parent.verdict)  # as text NaN equals NaN
+        found["repeats"] = same and _rows(arm, parent, job) == _rows(parent, parent, job)
     return found
 
 

@@ -20,7 +20,7 @@ from altgrad.html.markup import Html, element, join
 from altgrad.metrics import METRICS
 from altgrad.results.curves import Curve
 from altgrad.show.drawn_curves import Line, describe, scale
-from altgrad.show.palette import format_colour, intervention_dash, variant_marker
+from altgrad.show.palette import curve_dash, curve_marker, format_colour
 
 _SPACE = (4000, 2000)  # width and height of the path's coordinates: finer than the pixels of a screen
 _VIEW_BOX = "0 0 4000 2000"
@@ -177,7 +177,7 @@ def _path(curve: Curve, frame: Frame) -> str:
 
 
 def _stroke(row: Row, width: float) -> dict[str, str | float | None]:
-    dash = intervention_dash(row.intervention)
+    dash = curve_dash(row.format, row.intervention)
     return {
         "stroke": format_colour(row.format),
         "stroke_width": width,
@@ -191,7 +191,7 @@ def _use(place: int, row: Row, width: float) -> Html:
 
 def _markers(one: Line, variants: Sequence[str], frame: Frame) -> Html:
     """Up to eight markers along the line that show the run's variant; none for the default variant."""
-    marker, finite = variant_marker(one.row.treatment, variants), one.raw.finite()
+    marker, finite = curve_marker(one.row.format, one.row.treatment, variants), one.raw.finite()
     if marker is None or not len(finite.steps):
         return Html()
     places = np.linspace(0, len(finite.steps) - 1, 8).astype(int)
@@ -205,7 +205,7 @@ def _markers(one: Line, variants: Sequence[str], frame: Frame) -> Html:
 
 
 def _sample(row: Row, variants: Sequence[str]) -> Html:
-    marker = variant_marker(row.treatment, variants)
+    marker = curve_marker(row.format, row.treatment, variants)
     line = element("path", d="M1 8h34", class_="curve", **_stroke(row, 2.2))
     glyph = marker and element(
         "path", d="M18 8" + marks.GLYPHS[marker], stroke=format_colour(row.format), class_="marker"

@@ -17,7 +17,7 @@ from altgrad.compare import Row
 from altgrad.events import Event, kind_of
 from altgrad.metrics import METRICS
 from altgrad.show.drawn_curves import AXES, Band, Line, View, log_scale, off_scale, scale
-from altgrad.show.palette import ALARM, NEUTRAL, event_colour, format_colour, intervention_dash, variant_marker
+from altgrad.show.palette import ALARM, NEUTRAL, curve_dash, curve_marker, event_colour, format_colour
 from altgrad.text.foreign_text import as_label
 from altgrad.text.number_text import number
 from dashboard.figures.colours import with_alpha
@@ -129,11 +129,11 @@ def vertical(x: float, colour: str = ALARM) -> dict[str, Any]:
 
 
 def _stroke(row: Row) -> dict[str, Any]:
-    return {"color": format_colour(row.format), "dash": intervention_dash(row.intervention), "width": 1.8}
+    return {"color": format_colour(row.format), "dash": curve_dash(row.format, row.intervention), "width": 1.8}
 
 
 def _line_traces(one: Line, in_legend: bool, variants: list[str]) -> list[dict[str, Any]]:
-    marker = variant_marker(one.row.treatment, variants)
+    marker = curve_marker(one.row.format, one.row.treatment, variants)
     trace: dict[str, Any] = {
         "type": "scatter",
         "mode": "lines",

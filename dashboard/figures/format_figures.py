@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from altgrad.format_fit import Fit, Weighted, fit, grid, power_of_two_scale, rounded
 from altgrad.format_relations import equal_up_to_scale
 from altgrad.formats import NumberFormat
-from altgrad.show.palette import format_colour
+from altgrad.show.palette import NEUTRAL, format_colour
 from altgrad.text.number_text import number
 
 _LISTED_BITS = 8  # wider formats have too many values to draw one by one
@@ -188,7 +188,7 @@ def sample_figure(sample: np.ndarray, fmt: NumberFormat, scaled: bool) -> go.Fig
     held = rounded(finite / scale, fmt) * scale
     rank = np.arange(1, len(finite) + 1)
     hover = "%{y:.4g}<extra>%{fullData.name}</extra>"
-    mark = {"symbol": "circle-open", "size": 7, "color": "#868686"}
+    mark = {"symbol": "circle-open", "size": 7, "color": NEUTRAL}
     common = {"type": "scatter", "mode": "markers", "x": rank, "hovertemplate": hover}
     cross = {"symbol": "x-thin-open", "size": 7, "color": format_colour(fmt.name)}
     layout = {

@@ -13,7 +13,7 @@ from altgrad.compare.parity.verdict import ENOUGH_SEEDS
 from altgrad.compare.rescue import Key
 from altgrad.formats import find_format
 from altgrad.metrics import METRICS
-from altgrad.show.palette import NEUTRAL, format_colour, intervention_dash, share_colour
+from altgrad.show.palette import NEUTRAL, curve_dash, format_colour, share_colour
 from altgrad.text.foreign_text import as_label
 from dashboard.figures.curve_figures import in_lines
 
@@ -165,7 +165,7 @@ def learning_rate_figure(rows: Sequence[Row]) -> go.Figure:
         rates = sorted(whole)
         means = [np.mean([row.validation_loss or 0.0 for row in by_rate[rate]]) for rate in rates]
         colour = format_colour(members[0].format)
-        dash = intervention_dash(members[0].intervention)
+        dash = curve_dash(members[0].format, members[0].intervention)
         traces.append(_trace("lines", rates, means, name, {"color": colour, "dash": dash}))
         dots = _trace("markers", [r.learning_rate for r in members], [r.validation_loss for r in members], name, None)
         marker = {"color": colour, "size": 6, "symbol": [_mark(row) for row in members]}
@@ -197,7 +197,7 @@ def survival_figure(rows: Sequence[Row]) -> go.Figure:
         colour = format_colour(members[0].format)
         last, collapsed = max(row.step for row in members), sum(row.collapsed for row in members)
         steps, alive = np.append(curve.steps, last), np.append(curve.alive, curve.alive[-1])
-        stroke = {"color": colour, "dash": intervention_dash(members[0].intervention), "shape": "hv"}
+        stroke = {"color": colour, "dash": curve_dash(members[0].format, members[0].intervention), "shape": "hv"}
         traces.append(_trace("lines", steps, alive, f"{name} ({collapsed} of {len(members)} collapsed)", stroke))
         at = np.searchsorted(curve.steps, curve.censored, side="right") - 1
         ticks = _trace("markers", curve.censored, curve.alive[at], name, None)

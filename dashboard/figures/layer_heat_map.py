@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from altgrad.metrics import METRICS
+from altgrad.show.palette import ALARM
 from altgrad.text.foreign_text import as_label
 from dashboard.figures.colours import SEQUENTIAL
 from dashboard.figures.curve_figures import vertical
@@ -75,7 +76,7 @@ def heat_figure(data: Heat, metric: str, collapse_step: int | None) -> go.Figure
                 "mode": "markers",
                 "x": data.steps[columns],
                 "y": [as_label(data.layers[row]) for row in rows],
-                "marker": {"symbol": "x", "size": 7, "color": "#cc3311"},
+                "marker": {"symbol": "x", "size": 7, "color": ALARM},
                 "name": "NaN or inf",
                 "hovertemplate": "NaN or inf at step %{x}<extra>%{y}</extra>",
             }

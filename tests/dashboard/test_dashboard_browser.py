@@ -24,7 +24,7 @@ from urllib.parse import quote
 import pytest
 
 from altgrad.results import RunWriter, Verdict
-from altgrad.show.palette import format_colour, intervention_dash
+from altgrad.show.palette import curve_dash, format_colour
 from tests.support import generated_results as generated
 
 CHROMIUM = "/usr/bin/chromium"
@@ -279,7 +279,7 @@ def test_formats_have_their_colours_and_interventions_their_dashes_on_the_page(v
     strokes = {name: (colour, dash) for name, colour, dash in drawn}
     for name, (fmt, intervention) in {"E4M3": ("E4M3", "none"), "E7M0 · clip": ("E7M0", "clip")}.items():
         rgb = ", ".join(str(int(format_colour(fmt)[at : at + 2], 16)) for at in (1, 3, 5))
-        dash = intervention_dash(intervention)
+        dash = curve_dash(fmt, intervention)
         assert strokes[name] == (f"rgb({rgb})", "none" if dash == "solid" else dash.replace(" ", ", "))
     own = [dash for name, (_, dash) in strokes.items() if name.startswith("E7M0")]
     assert len(own) == 4 == len(set(own)), "colour alone would tell the interventions apart"

@@ -12,7 +12,6 @@ from altgrad.compare import Row, comparison
 from altgrad.events import Event
 from altgrad.results import Run, RunWriter, read_events, read_run
 from altgrad.show.drawn_curves import View, describe, line, non_finite_count, not_on_log, off_scale, scale, seed_bands
-from altgrad.show.palette import BASELINES, format_colour, intervention_dash
 from altgrad.storage.folder import Folder
 from dashboard.figures.curve_figures import add_moments, curves_figure
 from dashboard.views.curves import drawn_values
@@ -248,18 +247,3 @@ def test_a_mark_beyond_the_last_measurement_floats_on_no_line(sweep: Folder) -> 
 def test_a_collapsed_run_is_not_said_to_have_the_lowest_loss(sweep: Folder) -> None:
     alive, dead = write(sweep, [3.0, 2.0]), write(sweep, [3.0, 1.0], "E7M0", status="collapsed")
     assert "Lowest last finite value: 2 (e4m3" in describe([drawn(alive), drawn(dead)])
-
-
-def test_formats_keep_their_colours_and_never_share_one() -> None:
-    names = ["E0M7", "E1M6", "E2M5", "E3M4", "E4M3", "E5M2", "E6M1", "E7M0", "BF16", "FP16", "FP32"]
-    colours = [format_colour(name) for name in names]
-    assert len(set(colours)) == len(names)
-    for name in BASELINES:  # neutral: all three channels alike
-        colour = format_colour(name)
-        assert colour[1:3] == colour[3:5] == colour[5:7]
-    assert format_colour("E9M9_from_the_future")
-
-
-def test_interventions_differ_without_colour() -> None:
-    names = ["none", "clip", "shift", "clip+shift", "stochastic", "master", "scaling"]
-    assert len({intervention_dash(name) for name in names}) == len(names)

@@ -120,7 +120,8 @@ class Loop:
         wanted = [name for name in data.exit_code_by_key if any(fnmatch.fnmatch(name, p) for p in self._options.names)]
         if self._options.sample is not None and self._options.sample < len(wanted):
             wanted = random.Random(SEED).sample(sorted(wanted), self._options.sample)
-        wanted = [name for name in wanted if data.exit_code_by_key[name] not in (KILLED, TOO_LONG)]
+        settled = {KILLED, TOO_LONG, *((LIVES, NO_TEST) if self._options.new else ())}
+        wanted = [name for name in wanted if data.exit_code_by_key[name] not in settled]
         for name in wanted:
             function, known = function_of(name), self._known
             through = [item for test, item in items.items() if function in known[test]["functions"]]
@@ -168,6 +169,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Plant faults one by one and see whether the tests notice.")
     parser.add_argument("names", nargs="*", default=["*"], help="patterns of mutants, such as 'altgrad.stability.*'")
     parser.add_argument("--sample", type=int, help="so many of each module, drawn by lot")
+    parser.add_argument("--new", action="store_true", help="only those that were never tried, not the survivors again")
     parser.add_argument("--tests", nargs="+", help="these instead of all that are named in pyproject.toml")
     parser.add_argument("--table", action="store_true", help="show what was found, and run nothing")
     options = parser.parse_args()

@@ -37,6 +37,18 @@ def test_what_a_page_takes_from_the_code_is_current(page: Path) -> None:
     assert written(page.read_text()) == page.read_text(), "run `python docs/generate.py`"
 
 
+def test_every_table_of_the_code_stands_on_one_page_and_is_written_anew_wherever_it_is_missing() -> None:
+    generator = runpy.run_path(str(DOCS / "generate.py"))
+    marks: list[str] = []
+    for page in PAGES:
+        text = page.read_text()
+        marks += re.findall(r"<!-- ((?:end of )?[a-z ]+) -->", text)
+        emptied = re.sub(r"(?<=<!-- )([a-z ]+) -->.*?<!-- (?=end of \1 )", r"\1 -->\n<!-- ", text, flags=re.DOTALL)
+        assert generator["written"](emptied) == text, page
+    names = list(generator["BLOCKS"])
+    assert sorted(marks) == sorted([*names, *(f"end of {name}" for name in names)])
+
+
 @pytest.mark.parametrize(
     ("page", "names"), [("config.md", TrainConfig.model_fields), ("method.md", {**METRICS, **EVENTS})]
 )

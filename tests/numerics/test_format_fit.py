@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 
 from altgrad.format_fit import (
     Weighted,
@@ -108,3 +109,46 @@ def test_distribution_has_unit_variance(name: str) -> None:
     data = from_distribution(name)
     heavy = name.startswith("Student")  # the tail beyond the last quantile holds much of its variance
     assert (data.weights * data.magnitudes**2).sum() == pytest.approx(1.0, abs=0.06 if heavy else 0.01)
+
+
+def test_a_fit_by_hand() -> None:
+    """In E2M1 (0, 0.5, 1, 1.5, 2, 3, 4, 6) a tie goes to the even code: 0.25 to 0, 0.75 to 1, 5 to 4; 100 to 6."""
+    values = np.array([0.2, 0.25, 0.75, 1.0, 5.0, 100.0, 1e9])
+    data = Weighted(values, np.array([0.1] * 6 + [0.0]), zeros=0.4)
+    found = fit(data, FORMATS["E2M1"], scaled=False)
+    noise, power = 0.04 + 2 * 0.0625 + 1 + 94**2, 0.04 + 0.0625 + 0.5625 + 1 + 25 + 1e4
+    assert found.sqnr_db == pytest.approx(10 * math.log10(power / noise))
+    assert (found.underflow, found.overflow) == pytest.approx((0.2 / 0.6, 0.1 / 0.6))
+    shares = np.array([0.6, 0.2, 0.1, 0.1])  # of 0, 1, 4 and 6
+    assert found.entropy == pytest.approx(-(shares * np.log2(shares)).sum() + 0.4)
+    assert (found.bits, found.used) == (4, 4 / 8)
+    by_largest, by_given = fit(data, FORMATS["E2M1"]), fit(data, FORMATS["E2M1"], amax=7.0)  # scales 32 and 2
+    assert (by_largest.overflow, by_largest.underflow) == pytest.approx((0, 5 / 6))  # 5 / 32 lies below 0.25
+    assert (by_given.overflow, by_given.underflow) == pytest.approx((1 / 6, 2 / 6))
+    assert fit(Weighted(np.array([1.0]), np.array([0.0]), 1.0), FORMATS["E2M1"]).underflow == 0
+    wide = fit(data, FORMATS["FP32"])
+    assert (wide.sqnr_db, wide.underflow, wide.overflow, wide.bits) == (math.inf, 0, 0, 32)
+    assert math.isnan(wide.entropy) and math.isnan(wide.used)
+    assert math.isfinite(fit(Weighted(np.array([1.0, 1.001]), np.array([0.5, 0.5])), FORMATS["BF16"]).sqnr_db)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("Gaussian", stats.norm()),
+        ("Laplace", stats.laplace(scale=1 / math.sqrt(2))),
+        ("Student-t, 3 degrees", stats.t(3, scale=1 / math.sqrt(3))),
+    ],
+)
+def test_a_distribution_has_the_quantiles_of_scipys(name: str, known: Any) -> None:
+    data = from_distribution(name)
+    shares = np.cumsum(data.weights) - data.weights / 2
+    np.testing.assert_allclose(data.magnitudes, known.ppf((1 + shares) / 2), rtol=1e-6)
+
+
+def test_a_histogram_spreads_each_count_evenly_over_its_binade() -> None:
+    data = from_histogram(-3, [2, 0, 6], zeros=2)  # in [1/8, 1/4) and [1/2, 1)
+    low, high = data.magnitudes < 0.25, data.magnitudes >= 0.5
+    assert (data.weights[low].sum(), data.weights[high].sum(), data.zeros) == pytest.approx((0.2, 0.6, 0.2))
+    means = [np.average(data.magnitudes[part], weights=data.weights[part]) for part in (low, high)]
+    assert means == pytest.approx([3 / 16, 3 / 4]) and (low | high | (data.weights == 0)).all()

@@ -1,8 +1,9 @@
 """How `make test` shares two cores between its two processes (pytest-xdist), and what the marks of tests are held to.
 
-Tests that start Ray run one after another in one process, from the beginning, since they take the longest.  Of every
-other file the tests stay together, so that its fixtures are made once.  Tests that compile come last and each by
-itself: they take seconds to a minute, so that both processes have work until the end.
+Tests that start Ray run one after another in one process, from the beginning, since they take the longest.  Those that
+visit the dashboard stay together, so that there is one browser, and of every other file the tests, so that its fixtures
+are made once.  Tests that compile come last and each by itself: they take seconds to a minute, so that both processes
+have work until the end.
 """
 
 from __future__ import annotations
@@ -25,12 +26,30 @@ def _is(item: pytest.Item, mark: str) -> bool:
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (not _is(item, "ray"), _is(item, "compiled")))
     for item in items:
         file, _, test = item.nodeid.partition("::")
-        group = "ray" if _is(item, "ray") else f"{file} {test}" if _is(item, "compiled") else file
-        item.add_marker(pytest.mark.xdist_group(group.replace("@", " ")))
+        alone = f"{file} {test}"
+        groups = {"ray": "ray", "compiled": alone, "browser": "browser"}
+        group = next((groups[mark] for mark in groups if _is(item, mark)), file).replace("@", " ")
+        item.add_marker(pytest.mark.xdist_group(group))
+        if _groups_are_in_ids(config) and hasattr(item, "_id"):
+            item._id = type(item._id).parse(f"{item.nodeid}@{group}")
+
+
+def _groups_are_in_ids(config: pytest.Config) -> bool:
+    """Whether this is a process of xdist: the ids of its tests end with their groups, by which they are handed out.
+
+    xdist 3.8 writes these ids into `_nodeid`, which pytest from 9.2 on does not read: its ids are in `_id`.
+    """
+    return bool(getattr(config.option, "loadgroup", False))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Without their groups tests would be handed out one by one, and both processes would make all fixtures."""
+    if _groups_are_in_ids(session.config) and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError("tests are not grouped: this pytest-xdist does not fit this pytest")
 
 
 def _graphs() -> int:

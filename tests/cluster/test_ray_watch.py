@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,12 @@ from altgrad.compare.rescue import rescue_matrix
 from altgrad.results import Run, list_runs
 from altgrad.storage.folder import Folder
 from tests.servers.object_store import KEYS
+from tests.servers.polling import PATIENCE, SOON, wait_for_content, wait_until
 from tests.servers.ray_nodes import environment
 from tests.servers.sweep_process import write_configs
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
-PATIENCE = 200.0  # seconds on a busy machine
 SECRETS = KEYS | {"AWS_SESSION_TOKEN": "t0" * 20, "WANDB_API_KEY": "p" * 40, "RAY_AUTH_TOKEN": "d5" * 32}
 SECRETS |= {"ALTGRAD_NOTIFY": "http://127.0.0.1:9/hook?token=hunter2hunter2"}
 COMMAND = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--results", "out", "--name", "s", "--max-concurrent", "2"]
@@ -42,7 +41,6 @@ def scratch() -> Iterator[Path]:
 class Killed:
     code: int
     output: str
-    seconds: float  # from the kill to the end
     written: dict[Path, bytes]  # everything that its processes had written by then, their temporary files included
     modes: dict[Path, int]  # of the folders right below TMPDIR
     left: list[psutil.Process]
@@ -59,10 +57,7 @@ def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        end = time.monotonic() + PATIENCE
-        while len({path.parent for path in home.glob("out/s/*/checkpoints/step*")}) < 2:
-            assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
-            time.sleep(0.2)
+        wait_until(lambda: len({path.parent for path in home.glob("out/s/*/checkpoints/step*")}) == 2, process)
         folders = [path for place in (scratch, home) for path in place.rglob("*") if path.is_file()]
         written = {path: path.read_bytes() for path in folders}
         modes = {path: path.stat().st_mode & 0o777 for path in scratch.iterdir()}
@@ -70,17 +65,15 @@ def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         for child in family:
             if child.name() == request.param:
                 child.kill()
-        started = time.monotonic()
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=SOON)
     finally:
         process.kill()
-    seconds = time.monotonic() - started
-    _, left = psutil.wait_procs(family, timeout=20)
-    return Killed(process.returncode, output, seconds, written, modes, left)
+    _, left = psutil.wait_procs(family, timeout=SOON)
+    return Killed(process.returncode, output, written, modes, left)
 
 
 def test_the_death_of_ray_ends_a_sweep_with_one_line_the_command_that_goes_on_and_its_own_code(killed: Killed) -> None:
-    assert killed.code == 3 and killed.seconds < 30
+    assert killed.code == 3
     last = killed.output.strip().splitlines()[-2:]
     assert last[0].startswith("Ray's ") and " died (process " in last[0] and last[0].endswith("Go on with:")
     assert "--resume s" in last[1]
@@ -142,7 +135,7 @@ def test_a_collapse_under_an_intervention_is_one_attempt_and_counts_in_the_rescu
 def test_its_copy_for_w_and_b_is_complete(unwatched: Unwatched) -> None:
     for run in unwatched.runs:
         [file] = (unwatched.home / "out" / "s" / run / "wandb").glob("offline-run-*/*.wandb")
-        assert b"failure_report.md" in file.read_bytes()
+        wait_for_content(file, b"failure_report.md")  # its service may outlive the run for a moment
 
 
 def test_what_a_killed_sweep_left_the_next_one_has_removed(killed: Killed, unwatched: Unwatched, scratch: Path) -> None:

@@ -8,7 +8,6 @@ import secrets
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -20,13 +19,13 @@ import pytest
 
 from altgrad.results import list_runs
 from altgrad.storage.folder import Folder
+from tests.servers.polling import PATIENCE, SOON, wait_for
 from tests.servers.ray_nodes import environment, free_port, ray_node
 from tune.plan.options import SweepError, parse_options
 from tune.submit import check_sweep
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
-PATIENCE = 180.0
 SMALL = ["--formats", "E4M3", "--no-baseline", "--model", "micro", "--max-steps", "20", "--wandb", "disabled"]
 SMALL += ["--set", "batch_size=4", "eval_interval=20", "eval_batches=1", "diagnostic_interval=20"]
 
@@ -47,10 +46,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     options = ["--head", f"--port={head_port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
     variables = environment(home, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
     with ray_node(variables, home / "head.log", *options, "--num-cpus=2") as head:
-        end = time.monotonic() + PATIENCE
-        while not answers(address):
-            assert head.process.poll() is None and time.monotonic() < end, head.log.read_text()
-            time.sleep(0.3)
+        wait_for(lambda: answers(address) or head.process.poll() is not None)
+        assert head.process.poll() is None, head.log.read_text()
         yield Cluster(address, f"127.0.0.1:{head_port}", home, token)
 
 
@@ -64,11 +61,13 @@ def answers(address: str) -> bool:
     return True
 
 
-def submit(cluster: Cluster, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def submit(
+    cluster: Cluster, *arguments: str, within: float = PATIENCE, **variables: str
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tune" / "submit.py"), "--address", cluster.address, *arguments]
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token} | variables
     home = environment(cluster.home, **{name: value for name, value in variables.items() if value})
-    return subprocess.run(command, env=home, capture_output=True, text=True, timeout=PATIENCE)
+    return subprocess.run(command, env=home, capture_output=True, text=True, timeout=within)
 
 
 def test_a_submitted_sweep_shows_its_log_and_leaves_its_results(cluster: Cluster, tmp_path: Path) -> None:
@@ -103,9 +102,7 @@ def test_without_waiting_it_returns_and_the_job_s_failure_is_its_own(cluster: Cl
 def test_a_missing_or_wrong_token_is_explained_in_one_line(
     cluster: Cluster, tmp_path: Path, variables: dict[str, str], words: str
 ) -> None:
-    started = time.monotonic()
-    done = submit(cluster, "--results", str(tmp_path), *SMALL, **variables)
-    assert time.monotonic() - started < 15
+    done = submit(cluster, "--results", str(tmp_path), *SMALL, within=SOON, **variables)
     assert done.returncode == 2 and words in done.stderr and "RAY_AUTH_TOKEN" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
@@ -131,12 +128,9 @@ def test_a_cluster_of_another_version_is_refused_with_both_versions(tmp_path: Pa
     assert done.returncode == 2 and "runs Ray 2.10.0, this is 2.6" in done.stderr
 
 
-def test_an_address_where_nothing_answers_is_one_line_within_15_seconds(tmp_path: Path) -> None:
-    started = time.monotonic()
-    done = submit(
-        Cluster(f"http://127.0.0.1:{free_port()}", "", tmp_path, "0" * 64), "--results", str(tmp_path), *SMALL
-    )
-    assert time.monotonic() - started < 15
+def test_an_address_where_nothing_answers_is_one_line_soon(tmp_path: Path) -> None:
+    nobody = Cluster(f"http://127.0.0.1:{free_port()}", "", tmp_path, "0" * 64)
+    done = submit(nobody, "--results", str(tmp_path), *SMALL, within=SOON)
     assert done.returncode == 2 and "no answer" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
@@ -154,37 +148,31 @@ def test_what_a_job_cannot_see_is_refused_before_it_is_sent(arguments: list[str]
 
 
 @pytest.mark.parametrize(("address", "words"), [("127.0.0.1:1", "no answer"), ("ray://nowhere.invalid:1", "no answer")])
-def test_a_sweep_that_cannot_reach_its_cluster_says_so_within_15_seconds(
-    address: str, words: str, tmp_path: Path
-) -> None:
+def test_a_sweep_that_cannot_reach_its_cluster_says_so_soon(address: str, words: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--address", address, *SMALL]
-    started = time.monotonic()
-    done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
-    assert time.monotonic() - started < 15
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=SOON
+    )
     assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_with_a_wrong_token_names_the_token_within_15_seconds(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_sweep_with_a_wrong_token_names_the_token_soon(cluster: Cluster, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--address", cluster.head, *SMALL]
     variables = environment(cluster.home, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="f" * 64)
-    started = time.monotonic()
-    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
-    assert time.monotonic() - started < 15
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=SOON)
     assert done.returncode == 2 and "RAY_AUTH_TOKEN" in done.stderr.strip().splitlines()[-1]
 
 
 def sweep(cluster: Cluster, folder: Path, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """A sweep on the cluster's head, without a job."""
+    """A sweep on the cluster's head, without a job, that is refused."""
     command = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--address", cluster.head, *SMALL, *options]
     variables = environment(cluster.home, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=cluster.token, **more)
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=PATIENCE)
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=SOON)
 
 
 def test_more_gpus_than_the_cluster_has_are_refused_with_their_number(cluster: Cluster, tmp_path: Path) -> None:
-    started = time.monotonic()
     done = sweep(cluster, tmp_path, "--gpus-per-trial", "2")
-    assert time.monotonic() - started < 15
     assert done.returncode == 2 and "--gpus-per-trial 2: the cluster has no GPUs" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
 
@@ -204,8 +192,6 @@ def test_a_client_of_another_version_than_the_cluster_is_told_both(
         "real = utils.compute_version_info()\n"
         f"utils.compute_version_info = lambda: tuple(b or a for a, b in zip(real, {versions!r}))\n"
     )
-    started = time.monotonic()
     done = sweep(cluster, tmp_path, PYTHONPATH=str(tmp_path / "site"))
-    assert time.monotonic() - started < 15
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert words in done.stderr and f"Ray: {metadata.version('ray')}" in done.stderr

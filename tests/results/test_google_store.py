@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from altgrad.storage.folder import Folder
 from tests.servers.google_store import BUCKET, google_store
+from tests.servers.polling import PATIENCE, SOON
 from tests.servers.ray_nodes import environment, free_port
 from tests.servers.store_claims import check_interrupted_run, check_printed_location, check_resumed_sweep
 
@@ -50,9 +50,9 @@ def test_a_run_on_gs_is_bit_for_bit_the_run_on_disk_and_resumes_there(at: Locati
     check_interrupted_run(at("sweep"), tmp_path / "disk")
 
 
-def sweep(home: Path, results: str, *options: str) -> subprocess.CompletedProcess[str]:
+def sweep(home: Path, results: str, *options: str, within: float = PATIENCE) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--results", results, *options]
-    return subprocess.run(command, cwd=home, env=environment(home), capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=home, env=environment(home), capture_output=True, text=True, timeout=within)
 
 
 @pytest.mark.slow
@@ -61,11 +61,9 @@ def test_a_sweep_writes_to_gs_and_is_resumed_there(at: Location, tmp_path: Path)
 
 
 @pytest.mark.parametrize("options", ["", "&anonymous=true"], ids=["no credentials", "nothing listens"])
-def test_a_store_out_of_reach_is_one_line_within_15_seconds(options: str, tmp_path: Path) -> None:
+def test_a_store_out_of_reach_is_one_line_soon(options: str, tmp_path: Path) -> None:
     results = f"gs://bucket/prefix?endpoint_override=127.0.0.1:{free_port()}&scheme=http{options}"
-    started = time.monotonic()
-    done = sweep(tmp_path, results, "--formats", "E4M3", "--name", "x", "--wandb", "disabled")
-    assert time.monotonic() - started < 15
+    done = sweep(tmp_path, results, "--formats", "E4M3", "--name", "x", "--wandb", "disabled", within=SOON)
     assert done.returncode == 2 and done.stderr.startswith(f"sweep.py: error: --results {results}: ")
     assert len(done.stderr.strip().splitlines()) == 1
 

@@ -21,6 +21,7 @@ from altgrad.results import RunWriter, read_events, read_run
 from altgrad.storage.folder import Folder
 from altgrad.training import TrainConfig, run_format_experiment
 from tests.servers.object_store import ENVIRONMENT, ObjectStore, object_store
+from tests.servers.polling import PATIENCE, SOON
 from tests.servers.ray_nodes import environment
 from tests.servers.store_claims import SMALL, check_interrupted_run, check_printed_location, check_resumed_sweep
 from tests.support.generated_results import InventedRun
@@ -85,12 +86,11 @@ def test_a_run_on_s3_is_bit_for_bit_the_run_on_disk_and_resumes_there(store: Obj
     check_interrupted_run(store.uri("sweep"), tmp_path / "disk")
 
 
-def sweep(store: ObjectStore, home: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def sweep(store: ObjectStore, home: Path, *options: str, within: float = PATIENCE) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--results", store.uri("sweeps"), *options]
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
-    return subprocess.run(
-        command, cwd=home, env=keep | ENVIRONMENT | {"HOME": str(home)}, capture_output=True, text=True, timeout=240
-    )
+    variables = keep | ENVIRONMENT | {"HOME": str(home)}
+    return subprocess.run(command, cwd=home, env=variables, capture_output=True, text=True, timeout=within)
 
 
 def test_a_sweep_writes_to_s3_and_is_resumed_there(store: ObjectStore, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_storage_that_refuses_for_good_fails_the_run_with_one_line(
     writer._outage = altgrad.storage.patience.Outage(folder, limit=1.0)
     store.refusing = True
     try:
-        with pytest.raises(OSError, match=r"dead/run.*: storage refused for [12] s: .*") as caught:
+        with pytest.raises(OSError, match=r"dead/run.*: storage refused for \d+ s: .*") as caught:
             for step in range(1, 200):
                 writer.step({"step": step, "loss": 1.0})
                 time.sleep(0.02)
@@ -160,25 +160,22 @@ def test_a_full_disk_costs_no_row_and_leaves_no_half_file(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere.invalid"])
-def test_an_unreachable_store_is_one_line_within_15_seconds(address: str, tmp_path: Path) -> None:
+def test_an_unreachable_store_is_one_line_soon(address: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--formats", "E4M3", "--name", "x"]
     results = f"s3://bucket/prefix?endpoint_override={address}&scheme=http"
-    started = time.monotonic()
+    variables = os.environ | ENVIRONMENT
     done = subprocess.run(
-        [*command, "--results", results], cwd=tmp_path, env=os.environ | ENVIRONMENT, capture_output=True, text=True
+        [*command, "--results", results], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=SOON
     )
-    assert time.monotonic() - started < 15
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1 and address.split(":")[0] in done.stderr
 
 
-def test_a_store_that_gives_no_permission_is_one_line_within_15_seconds(
+def test_a_store_that_gives_no_permission_is_one_line_soon(
     store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(moto.settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0.0)  # from here on it checks keys
-    started = time.monotonic()
-    done = sweep(store, tmp_path, "--formats", "E4M3", "--name", "x")
-    assert time.monotonic() - started < 15
+    done = sweep(store, tmp_path, "--formats", "E4M3", "--name", "x", within=SOON)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
     assert done.stderr.startswith(f"sweep.py: error: --results {store.uri('sweeps')}: ")
     assert "Key Id you provided does not exist" in done.stderr

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tests.servers.polling import wait_for
 from tests.servers.ray_nodes import free_port
 
 BUCKET = "bucket"
-_PATIENCE = 60.0
 
 
 @contextmanager
@@ -25,10 +24,8 @@ def google_store() -> Iterator[str]:
     command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen([*command, "--in-memory", "--quiet", "--default-bucket", BUCKET])
     try:
-        end = time.monotonic() + _PATIENCE
-        while not _answers(port):
-            assert process.poll() is None and time.monotonic() < end, "the storage emulator does not start"
-            time.sleep(0.1)
+        wait_for(lambda: _answers(port) or process.poll() is not None)
+        assert process.poll() is None, "the storage emulator does not start"
         yield f"endpoint_override=127.0.0.1:{port}&scheme=http&anonymous=true"
     finally:
         process.kill()

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from pathlib import Path
 
 import psutil
 
-_PATIENCE = 120.0  # seconds on a busy machine
+from tests.servers.polling import wait_for
+
 _COMMON = ("--block", "--node-ip-address=127.0.0.1", "--num-gpus=0", "--object-store-memory=80000000")
 
 
@@ -72,10 +72,8 @@ def ray_node(variables: dict[str, str], log: Path, *options: str) -> Iterator[No
         )
     node = Node(process, log)
     try:
-        end = time.monotonic() + _PATIENCE
-        while "Ray runtime started" not in log.read_text():
-            assert process.poll() is None and time.monotonic() < end, log.read_text()
-            time.sleep(0.2)
+        wait_for(lambda: "Ray runtime started" in log.read_text() or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
         yield node
     finally:
         family = node.family()

@@ -18,7 +18,7 @@ from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 from altgrad.quantization.layers import unrounded
 from altgrad.quantization.quantized_model import QuantizedModel, quantize_model
 from altgrad.training.trainer import Trainer
-from tests.support.two_layers import IN, inputs, plain, rounded
+from tests.references.two_layers import IN, inputs, plain, rounded
 
 
 def load(quantized: QuantizedModel) -> nn.Module:

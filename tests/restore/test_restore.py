@@ -10,7 +10,9 @@ import pytest
 
 from altgrad.training import TrainConfig
 from tests.servers.polling import PATIENCE
-from tests.support.restored_runs import ECO, EVERYTHING, KAHAN, MASTERS, go_on, trained, trainer_of
+from tests.support.restored_runs import ECO, EVERYTHING, KAHAN, MASTERS, STEPS, go_on, trained, trainer_of
+
+AROUND_WHAT_HAPPENS = (0, 4, 5, 11, 12, 13, 19, 20)  # broken batches, rollbacks, the shift
 
 
 @pytest.fixture(scope="module", params=[EVERYTHING, MASTERS, KAHAN, ECO], ids=["stored", "masters", "kahan", "eco"])
@@ -27,8 +29,8 @@ def test_everything_that_can_happen_to_a_run_happens_to_this_one(undisturbed):
 
 def test_a_run_restored_at_any_step_repeats_all_that_follows_bit_for_bit(undisturbed):
     config, states, after = undisturbed
-    for step, state in enumerate(states):
-        assert go_on(config, state) == after(step), step
+    for step in range(STEPS) if config is EVERYTHING else AROUND_WHAT_HAPPENS:
+        assert go_on(config, states[step]) == after(step), step
 
 
 def entries(state: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -108,9 +108,9 @@ def test_a_damaged_record_of_a_run_is_one_line_and_the_others_are_shown(
         (sweep / TARGET).write_bytes(file, damaged)
         try:
             broken = TARGET in list_runs(sweep)[1]
-            if number < 20 or number % 8 == 0:  # thousands of cases, of all readers each: enough of every field
+            if number < 20 or number % 16 == 0:  # thousands of cases, of all readers each: enough of every field
                 assert check_readers(sweep, tmp_path / "page.html") == broken
-            if number < 20 or number % 40 == 0:
+            if number < 10 or number % 80 == 0:
                 check_command_line(sweep, capsys, broken)
         except Exception as error:
             raise AssertionError(f"{file}: {what}: {type(error).__name__}: {error}") from error

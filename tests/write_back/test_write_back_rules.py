@@ -145,12 +145,12 @@ def test_the_noisy_quadratic_ends_at_its_minimum_with_the_variance_of_the_closed
     quantized, weight = stored(rule, start=4 * STEP, size=128)
     optimizer = momentum(weight, rate, beta)
     squares, means = [], []
-    for step in range(1, 901):
+    for step in range(1, 551):
         quantized.begin_step(1, step)
         weight.grad = pull * (weight.detach() - minimum) + noise * normal(step, weight)
         optimizer.step()
         quantized.after_optimizer(optimizer)
-        if step > 400 and step % 25 == 0:
+        if step > 300 and step % 25 == 0:
             off = weight.detach().double() - minimum
             squares.append(float((off**2).mean()))
             means.append(float(off.mean()))

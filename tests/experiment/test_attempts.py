@@ -101,7 +101,7 @@ def test_a_checkpoint_waits_until_its_rows_are_on_the_disk(tmp_path: Path, monke
 def test_a_refused_checkpoint_is_skipped_told_and_forgotten_when_the_next_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, save = Folder.at(tmp_path / "run"), checkpointing.save_checkpoint
+    folder, save = Folder.at(tmp_path / "run").patient(60), checkpointing.save_checkpoint
     outages: list[str] = []
 
     def refusing(place: Folder, step: int, state: dict[str, Any]) -> str:

@@ -31,17 +31,18 @@ def test_a_checkpoint_with_code_in_it_is_passed_over_and_its_code_never_run(tmp_
     assert load_checkpoint(folder) == ({"step": 1}, [name]) and not (tmp_path / "made").exists()
 
 
-def test_of_three_the_two_newest_stay_and_a_later_one_that_was_cut_short_is_told(tmp_path: Path) -> None:
+def test_the_newest_that_is_whole_is_read_and_later_ones_that_were_cut_short_are_told(tmp_path: Path) -> None:
     folder = Folder.at(tmp_path)
     assert load_checkpoint(folder) == (None, [])
     names = [save_checkpoint(folder, step, {"step": step}) for step in (9, 10, 100)]
     folder.write_bytes("step-000000007-notes.txt", b"of somebody else")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], "step-000000007-notes.txt"])
     assert load_checkpoint(folder) == ({"step": 100}, [])
     (tmp_path / names[2]).write_bytes((tmp_path / names[2]).read_bytes()[:-1])
     assert load_checkpoint(folder) == ({"step": 10}, [names[2]])
     (tmp_path / names[1]).write_bytes(b"")
-    assert load_checkpoint(folder) == (None, [names[2], names[1]])
+    assert load_checkpoint(folder) == ({"step": 9}, [names[2], names[1]])
+    (tmp_path / names[0]).write_bytes(b"a")
+    assert load_checkpoint(folder) == (None, names[::-1])
 
 
 STATE: dict[str, Any] = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from altgrad.compare import STEP_COLUMNS, Row, pair, planned_margin, read_row
+from altgrad.compare import STEP_COLUMNS, Row, pair, planned_terms, read_row
 from altgrad.text.foreign_text import as_markdown
 from dashboard.data.watched_sweep import WatchedSweep
 
@@ -46,4 +46,4 @@ def _rows(sweep: WatchedSweep) -> list[Row]:
     sweep.prefetch(sweep.runs, "steps", STEP_COLUMNS)
     sweep.prefetch(sweep.runs, "events", ["kind", "detail", "time"])
     unpaired = [sweep.remembered(run, "row", partial(read_row, run)) for run in sweep.runs]
-    return pair(unpaired, planned_margin(sweep.folder))
+    return pair(unpaired, planned_terms(sweep.folder))

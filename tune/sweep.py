@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import Signals
 
@@ -24,9 +24,10 @@ if not __package__:  # run as a script: this folder is on the path, the reposito
 from rich.console import Console
 
 from altgrad.commands.typed_command import dashboard_command, program_command
-from altgrad.compare import comparison, comparison_table, parity_table, planned_margin, write_comparison
+from altgrad.compare import comparison, comparison_table, parity_table, planned_terms, write_comparison
 from altgrad.config.train_config import ConfigError
 from altgrad.results import list_runs
+from altgrad.results.stop_request import stop_request
 from altgrad.show.sweep_progress import compute_sentence
 from altgrad.storage.patience import StorageRefused
 from altgrad.text.error_hints import error_text
@@ -35,6 +36,7 @@ from tune.cluster.private_folders import private_folder, temporary_root
 from tune.cluster.ray_watch import EXIT_CODE, RayFailed
 from tune.plan.inputs import check_inputs
 from tune.plan.machine import Machine, Resources, Shares, share_out, this_machine
+from tune.plan.more_seeds import MoreSeeds
 from tune.plan.options import SweepError, SweepOptions, parse_options
 from tune.plan.plan_table import show_plan
 from tune.plan.sweep_record import PlannedSweep, check_new, check_same_plan, create_sweep, open_sweep
@@ -124,9 +126,14 @@ class _Course:
         self.journal.keep_in(self.sweep.folder.patient(0))
         interrupts = stack.enter_context(Interrupts())
         try:
-            if trials:
-                self._train(trials, resources, machine, interrupts, stack)
-            code = _show_results(self.sweep, self.options, self.console)
+            sweep, place = self.sweep, None
+            if not trials:
+                sweep, trials = self._with_more_seeds(sweep)
+            while trials:
+                place = place or self._place(machine, stack)
+                self._train(sweep, trials, resources, place, interrupts)
+                sweep, trials = self._with_more_seeds(sweep)
+            code = _show_results(sweep, self.options, self.console)
             if self.options.explain:
                 code = max(code, self._explain(machine, stack))
             return code
@@ -141,29 +148,40 @@ class _Course:
             self._say_how_to_go_on(f"stopped by {signal.name}; everything is kept")
             return 128 + signal
 
+    def _with_more_seeds(self, sweep: PlannedSweep) -> tuple[PlannedSweep, Sequence[Trial]]:
+        """The sweep with a further round of seeds, and the trials of that round; none if all is decided or hopeless."""
+        folder = sweep.folder.patient()
+        if sweep.more_seeds is None or stop_request(folder) is not None:
+            return sweep, ()
+        rows = comparison(list_runs(folder)[0], planned_terms(folder, self.options.margin))
+        added, said = sweep.more_seeds.next_round(sweep.trials, rows)
+        for line in said:
+            say(self.console, line)
+        return (sweep.extended(added), added) if added else (sweep, ())
+
+    def _place(self, machine: Machine, stack: ExitStack) -> Path:
+        """Start a private Ray unless there is a cluster; returns a private folder for Tune."""
+        if self.options.cluster is not None:
+            return stack.enter_context(private_folder(temporary_root()[0]))
+        from tune.cluster.ray_session import local_ray
+
+        return stack.enter_context(local_ray(machine, self._ray_died, self._tell))
+
     def _train(
         self,
+        sweep: PlannedSweep,
         trials: Sequence[Trial],
         resources: Resources,
-        machine: Machine,
+        place: Path,
         interrupts: Interrupts,
-        stack: ExitStack,
     ) -> None:
         """Train on a private Ray or on the cluster.  Raises Interrupted if a signal ended the training."""
         mode, notes = chosen_mode(self.options.wandb, os.environ)
         for note in notes:
             say(self.console, note)
-        if self.options.cluster is None:
-            from tune.cluster.ray_session import local_ray
-
-            place = stack.enter_context(local_ray(machine, self._ray_died, self._tell))
-        else:
-            place = stack.enter_context(private_folder(temporary_root()[0]))
         from tune.run.execution import run_trials  # Ray and torch, seconds
 
-        signal = run_trials(
-            self.sweep, trials, self.options, resources, mode, self.console, place, interrupts, self._tell
-        )
+        signal = run_trials(sweep, trials, self.options, resources, mode, self.console, place, interrupts, self._tell)
         if signal is not None:
             raise Interrupted(signal)
 
@@ -197,7 +215,8 @@ class _Course:
 def _plan(options: SweepOptions, stored: PlannedSweep | None, machine: Machine) -> SweepPlan:
     """The trials to train: those of the options, or the unfinished ones of a stored sweep."""
     if stored is None:
-        return plan_sweep(options, machine)
+        rule, plan = MoreSeeds.of(options), plan_sweep(options, machine)
+        return plan if rule is None else replace(plan, notes=(*plan.notes, rule.note(plan.trials, options)))
     notes: tuple[str, ...] = ()
     if options.planning():
         asked = plan_sweep(options, machine)
@@ -221,7 +240,7 @@ def _show_results(sweep: PlannedSweep, options: SweepOptions, console: Console) 
     """Write the comparison to the terminal and the sweep's folder, with failures and paths; return the exit code."""
     folder = sweep.folder.patient()
     runs, broken = list_runs(folder)
-    rows = comparison(runs, planned_margin(folder) if options.margin is None else options.margin)
+    rows = comparison(runs, planned_terms(folder, options.margin))
     compute = compute_sentence(rows)
     write_comparison(folder, rows, compute)
     console.print(comparison_table(rows))

@@ -69,15 +69,15 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from altgrad.compare import comparison, comparison_table, group_difference, parity_table, planned_margin
+    from altgrad.compare import comparison, comparison_table, group_difference, parity_table, planned_terms
     from altgrad.compare.groups import find_group
     from altgrad.results import list_runs
 
     folder = Folder.at(options.folder)
     expect(folder, "sweep.json")
-    margin = planned_margin(folder) if options.margin is None else options.margin
+    terms = planned_terms(folder, options.margin)
     runs, broken = list_runs(folder)
-    rows = comparison(runs, margin)
+    rows = comparison(runs, terms)
     console = _console()
     for name, reason in broken.items():
         say(console, f"cannot be read: {name}: {reason}")
@@ -89,7 +89,7 @@ def _compare(options: argparse.Namespace) -> int:
     one, other = (find_group(rows, name) for name in options.groups)
     if one is other:
         raise ValueError(f"--groups {options.groups[0]} {options.groups[1]}: the same group twice")
-    say(console, group_difference(one, other, margin).sentence)
+    say(console, group_difference(one, other, terms).sentence)
     return 0
 
 

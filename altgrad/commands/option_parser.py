@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 from altgrad.commands.webhook import check_address
 from altgrad.storage.folder import check_location
@@ -75,6 +75,13 @@ webhook = _refuses(check_address)
 def count(text: str) -> int:
     """A whole number from 1.  Raises argparse.ArgumentTypeError for another word."""
     return _number(text, int, "a whole number from 1", lambda value: 1 <= value <= _LARGEST)
+
+
+def count_or_auto(text: str) -> int | Literal["auto"]:
+    """A whole number from 1, or the word auto.  Raises argparse.ArgumentTypeError for another word."""
+    if text == "auto":
+        return "auto"
+    return int(_number(text, int, "a whole number from 1, or auto", lambda value: 1 <= value <= _LARGEST))
 
 
 def count_or_zero(text: str) -> int:

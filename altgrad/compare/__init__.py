@@ -25,9 +25,9 @@ from altgrad.compare.parity.table import (
     parity_markdown,
     parity_note,
     parity_table,
-    planned_margin,
+    planned_terms,
 )
-from altgrad.compare.parity.verdict import Parity
+from altgrad.compare.parity.verdict import Parity, Terms
 from altgrad.compare.rescue import RescueCell, Survival, matrix_axes, rescue_matrix, survival
 from altgrad.compare.row import Row, Unpaired, loss_unit
 from altgrad.compare.statistics import PairedGap, collapse_step, furthest, paired_gap, ranking
@@ -42,6 +42,7 @@ __all__ = [
     "Row",
     "Settings",
     "Survival",
+    "Terms",
     "Unpaired",
     "all_pairs",
     "by_group",
@@ -61,7 +62,7 @@ __all__ = [
     "parity_markdown",
     "parity_note",
     "parity_table",
-    "planned_margin",
+    "planned_terms",
     "ranking",
     "read_row",
     "rescue_matrix",

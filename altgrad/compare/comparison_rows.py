@@ -15,6 +15,7 @@ from altgrad.compare.baselines import paired
 from altgrad.compare.groups import with_settings
 from altgrad.compare.origin import Origin
 from altgrad.compare.pairing import settings_of
+from altgrad.compare.parity.verdict import Terms
 from altgrad.compare.row import Attempt, Row, Unpaired
 from altgrad.compare.statistics import with_parity
 from altgrad.results import Run, acts, format_shifts, read_events
@@ -25,20 +26,19 @@ STEP_COLUMNS = ["validation_loss", "tokens_per_second", "stall_rate", "overflow_
 _READERS = 8  # threads: reading waits for the disk or the object store, and decoding happens outside the GIL
 
 
-def comparison(runs: Iterable[Run], margin: float | None = None) -> list[Row]:
+def comparison(runs: Iterable[Run], terms: Terms | None = None) -> list[Row]:
     """One row per run, sorted by final validation loss; runs that are not alive come last (see `Row.alive`).
 
-    `margin`: how far from the baseline a group may be and still be equivalent to it, in the unit of the losses; None:
-    the default one (see `parity.verdict`).
+    `terms`: of the parity verdicts; None: the default margin and one look.
     """
     with ThreadPoolExecutor(_READERS) as pool:
-        return pair(pool.map(read_row, runs), margin)
+        return pair(pool.map(read_row, runs), terms)
 
 
-def pair(unpaired: Iterable[Unpaired], margin: float | None = None) -> list[Row]:
+def pair(unpaired: Iterable[Unpaired], terms: Terms | None = None) -> list[Row]:
     """`comparison` of runs that were read before: each row gets its group, its baseline, its gap and its verdict."""
     members = with_settings(list(unpaired))
-    return sorted(with_parity(paired(members), margin), key=_rank)
+    return sorted(with_parity(paired(members), terms or Terms()), key=_rank)
 
 
 def read_row(run: Run) -> Unpaired:

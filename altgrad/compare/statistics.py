@@ -14,7 +14,7 @@ from statistics import mean, median, stdev
 
 from altgrad.compare.groups import by_group
 from altgrad.compare.parity.student_t import t_quantile
-from altgrad.compare.parity.verdict import Parity, default_margin, judged
+from altgrad.compare.parity.verdict import Parity, Terms, default_margin, judged
 from altgrad.compare.row import Row, loss_unit
 
 
@@ -108,13 +108,13 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None, float
     return middle, middle - half, middle + half
 
 
-def with_parity(rows: Sequence[Row], margin: float | None = None) -> list[Row]:
-    """The rows, each with the verdict on its group; `margin` in the unit of the losses (None: the default one).
+def with_parity(rows: Sequence[Row], terms: Terms) -> list[Row]:
+    """The rows, each with the verdict on its group.
 
     All groups but the baselines are one table, so call this with all rows of a comparison.
     """
     groups = {key: members for key, members in by_group(rows).items() if not any(row.is_baseline for row in members)}
-    found = judged([_evidence(members, margin) for members in groups.values()])
+    found = judged([_evidence(members, terms.margin) for members in groups.values()], terms.looks)
     verdicts = dict(zip(groups, found, strict=True))
     return [replace(row, parity=verdicts.get(row.group)) for row in rows]
 

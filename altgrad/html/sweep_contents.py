@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from altgrad.compare import STEP_COLUMNS, Row, Unpaired, pair, planned_margin, read_row
+from altgrad.compare import STEP_COLUMNS, Row, Unpaired, pair, planned_terms, read_row
 from altgrad.results import Run, TableName, list_runs, read_rows
 from altgrad.show.drawn_curves import Line, View, line
 from altgrad.storage.folder import Folder
@@ -72,7 +72,7 @@ def read_contents(sweep: Folder, margin: float | None = None) -> Contents:
             held, member = result
             runs[held.name] = held
             members.append(member)
-    rows = pair(members, planned_margin(sweep) if margin is None else margin)
+    rows = pair(members, planned_terms(sweep, margin))
     view = View(METRIC, buckets=max(_FEWEST_BUCKETS, min(_MOST_BUCKETS, _POINTS // max(len(rows), 1))))
     drawn = {row.run: line(row, runs[row.run], view) for row in rows}
     return Contents(

@@ -14,7 +14,7 @@ from altgrad.compare import (
     loss_unit,
     matrix_axes,
     parity_markdown,
-    planned_margin,
+    planned_terms,
     rescue_matrix,
 )
 from altgrad.results import list_runs
@@ -31,7 +31,7 @@ def sweep_report(sweep: Folder, margin: float | None = None) -> str:
     runs, broken = list_runs(sweep)
     if not runs and not broken:
         raise ValueError(f"{sweep}: no run here; a sweep is a folder of run folders, each with a run.json")
-    rows = comparison(runs, planned_margin(sweep) if margin is None else margin)
+    rows = comparison(runs, planned_terms(sweep, margin))
     reported = {run.name for run in runs if run.folder.has("failure_report.md")}
     folders = {run.name: run.folder.name for run in runs}
     parts = [f"# Sweep: {as_markdown(sweep.name)}", _counts(rows), "## Comparison", comparison_markdown(rows)]

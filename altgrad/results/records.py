@@ -148,10 +148,17 @@ class _Shares(Record):
     runs_alike: dict[str, Annotated[int, Field(ge=1, lt=2**31)]] = {}
 
 
+class _MoreSeeds(Record):
+    most: Annotated[int, Field(gt=0)]
+    looks: Annotated[int, Field(gt=0)]
+    rounds: Annotated[int, Field(ge=0)]
+
+
 class PlanRecord(Record):
     """`sweep.json`.  `resources`: the CPUs and GPUs of each worker of a trial; an old plan has none.
 
-    `margin`: the difference in loss that does not matter, if it was chosen.
+    `margin`: the difference in loss that does not matter, if it was chosen.  `more_seeds`: of a sweep that adds seeds
+    until its verdicts are clear: most seeds, looks at the results, and rounds of seeds that were added.
     """
 
     schema_number: Literal[SCHEMA] = Field(SCHEMA, alias="schema")  # type: ignore[valid-type]
@@ -161,6 +168,7 @@ class PlanRecord(Record):
     created: Finite | None = None
     command: str | None = None
     margin: Annotated[Finite, Field(gt=0)] | None = None
+    more_seeds: _MoreSeeds | None = None
 
 
 def read_start(run: Folder) -> dict[str, Any]:

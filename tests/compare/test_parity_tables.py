@@ -14,6 +14,7 @@ from scipy import stats
 from altgrad.__main__ import main
 from altgrad.compare import (
     Row,
+    Terms,
     all_pairs,
     by_group,
     comparison,
@@ -22,7 +23,7 @@ from altgrad.compare import (
     paired_gap,
     parity_lines,
     parity_markdown,
-    planned_margin,
+    planned_terms,
 )
 from altgrad.html import html_report
 from altgrad.report import sweep_report
@@ -72,7 +73,7 @@ def test_every_screen_has_the_verdicts_that_scipy_finds_in_the_parquet_parts(swe
             tested[key] = gaps.to_numpy()
     expected |= verdicts_of_scipy(tested, margin)
     assert len(tested) == 2 and len(expected) == 4
-    rows = comparison(list_runs(sweep)[0], margin)
+    rows = comparison(list_runs(sweep)[0], Terms(margin))
     shown = {(row.format, row.learning_rate): row.parity.verdict for row in rows if row.parity is not None}
     assert shown == expected
     for record in csv.DictReader(io.StringIO(comparison_csv(rows))):
@@ -160,7 +161,7 @@ def test_the_commands_take_a_margin_and_a_sweep_keeps_its_own(
                   config={"format": fmt, "seed": seed}, info=HASHES)  # fmt: skip
     plan = {"schema": SCHEMA, "runs": [], "margin": 0.2}
     sweep.write_json("sweep.json", plan)
-    assert planned_margin(sweep) == 0.2
+    assert planned_terms(sweep) == Terms(0.2)
 
     def said(*words: str) -> str:
         assert main([*words]) == 0

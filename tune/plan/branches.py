@@ -27,7 +27,7 @@ def branched(
             raise SweepError("--at: the step at which --branch-from RUN_DIR branches; give both")
         yield from sources
         return
-    if (options.seeds or 1) > 1:
+    if options.first_seeds > 1:
         raise SweepError("--branch-from with --seeds: a branch has the seed of its parent; give one seed")
     location = options.branch_from
     location = location if "://" in location else str(Path(location).expanduser().absolute())

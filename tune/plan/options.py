@@ -18,6 +18,7 @@ from altgrad.commands.option_fields import add_options, command_words, given, op
 from altgrad.commands.option_parser import (
     OneLineParser,
     count,
+    count_or_auto,
     count_or_zero,
     location,
     not_negative,
@@ -27,9 +28,11 @@ from altgrad.commands.option_parser import (
     word,
 )
 from altgrad.commands.typed_command import program_command, typed_command
+from altgrad.compare.parity.verdict import ENOUGH_SEEDS
 from altgrad.config.train_config import INTERVENTIONS
 from altgrad.text.yaml_text import NotYaml, assignments
 
+MOST_SEEDS = 12  # of --seeds auto
 NEWEST = "newest"  # `--resume` without a name
 NOTIFY = "ALTGRAD_NOTIFY"  # variable for the webhook's address, which other users could read on a command line
 TRIALS, RESULTS, RUNNING = "which trials", "where the results go", "how it runs"
@@ -48,7 +51,8 @@ class SweepOptions:
     configs: tuple[str, ...] | None = option(TRIALS, path, "config files, folders (all YAML files in them), or names of shipped configs", many=True, metavar="PATH")
     recipes: tuple[str, ...] | None = option(TRIALS, str, "published recipes, one trial each; they replace the numeric fields of the configs, or of bf16_baseline.yaml; `python -m altgrad recipes` lists them", many=True, metavar="NAME")
     formats: tuple[str, ...] | None = option(TRIALS, str, "number formats, one trial each, with the other fields of the configs or of bf16_baseline.yaml; with --recipes every recipe in every format", many=True, metavar="FORMAT")
-    seeds: int | None = option(TRIALS, count, "number of seeds: every trial is repeated with N seeds, from the config's seed upward", metavar="N")
+    seeds: int | Literal["auto"] | None = option(TRIALS, count_or_auto, "number of seeds: every trial is repeated with N seeds, from the config's seed upward; auto begins with 3 and adds seeds until every parity verdict is clear", metavar="N")
+    max_seeds: int | None = option(TRIALS, count, f"with --seeds auto: most seeds of a trial (default: {MOST_SEEDS})", metavar="N")
     learning_rates: tuple[float, ...] | None = option(TRIALS, positive, "learning rates: every trial is repeated with each of them", flag="--lr", many=True, metavar="LR")
     interventions: tuple[str, ...] | None = option(TRIALS, str, f"interventions: every trial is repeated with each of them; {', '.join(INTERVENTIONS)}, or several joined with +", many=True, metavar="NAME")
     settings: Mapping[str, Any] | None = option(TRIALS, str, "set a config field in every trial (repeatable)", flag="--set", many=True, metavar="KEY=VALUE")
@@ -76,6 +80,16 @@ class SweepOptions:
     wandb: WandbMode | None = option(RUNNING, str, "mode of the copy for Weights & Biases (default: that of WANDB_DISABLED or WANDB_MODE, else offline, which needs no account)", choices=("offline", "online", "disabled"))
     address: str | None = option(RUNNING, word, "address of an existing Ray cluster, such as auto or ray://HEAD:10001")
     # fmt: on
+
+    @property
+    def first_seeds(self) -> int:
+        """The number of seeds with which the sweep begins."""
+        return ENOUGH_SEEDS if self.seeds == "auto" else self.seeds or 1
+
+    @property
+    def most_seeds(self) -> int | None:
+        """The number of seeds up to which the sweep adds some; None without `--seeds auto`."""
+        return (self.max_seeds or MOST_SEEDS) if self.seeds == "auto" else None
 
     @property
     def cluster(self) -> str | None:

@@ -22,6 +22,7 @@ from altgrad.results import SCHEMA, Lease, LeaseHeld, RunWriter, ended_as, list_
 from altgrad.storage.folder import Folder, check_location
 from altgrad.text.error_hints import cut, did_you_mean, shown
 from tune.plan.machine import Resources, Shares
+from tune.plan.more_seeds import MoreSeeds
 from tune.plan.options import NEWEST, SweepError, SweepOptions
 from tune.plan.trial import SweepPlan, Trial
 
@@ -34,6 +35,7 @@ class PlannedSweep:
     """A planned sweep and its folder `<results>/<name>`; `results` is absolute or a URI.
 
     `shares`: the resources of each trial, fixed when the sweep was created; None if an old record lacks them.
+    `more_seeds`: the rule of `--seeds auto`; None without it.
     `owner`: id of the process that runs the sweep, see `altgrad.results.lease`; None if it is only read.
     """
 
@@ -41,6 +43,7 @@ class PlannedSweep:
     name: str
     trials: tuple[Trial, ...]
     shares: Shares | None = None
+    more_seeds: MoreSeeds | None = None
     owner: str | None = field(default=None, compare=False)
 
     @property
@@ -59,6 +62,23 @@ class PlannedSweep:
         stack.callback(lease.release)
         return replace(self, owner=lease.owner)
 
+    def extended(self, trials: Sequence[Trial]) -> PlannedSweep:
+        """This sweep with one more round of trials, stored in its `sweep.json`; each runs as those of its group do."""
+        assert self.more_seeds is not None
+        rule = replace(self.more_seeds, rounds=self.more_seeds.rounds + 1)
+        record = read_plan(self.folder)
+        record |= {"runs": [one.to_json() for one in (*self.trials, *trials)], "more_seeds": asdict(rule)}
+        shares = self.shares
+        if shares is not None:
+            alike = dict(shares.runs_alike)
+            for trial in trials:
+                kin = [one.run for one in self.trials if one.kin == trial.kin and one.run in alike]
+                alike[trial.run] = alike[kin[0]] if kin else 1
+            shares = replace(shares, runs_alike=alike)
+            record["resources"] = asdict(shares)
+        self.folder.write_json("sweep.json", record)
+        return replace(self, trials=(*self.trials, *trials), shares=shares, more_seeds=rule)
+
     def unfinished(self) -> list[Trial]:
         """The trials without an end record, and those that failed, in the planned order."""
         return [trial for trial in self.trials if not is_finished(self.folder / trial.run)]
@@ -73,7 +93,8 @@ def create_sweep(options: SweepOptions, plan: SweepPlan, resources: Resources | 
     results = _location(options.results)
     with _storage_errors(options):
         shares = None if resources is None else Shares.of(resources, plan.trials)
-        sweep = PlannedSweep(results, options.name or _free_name(results), plan.trials, shares)
+        more_seeds = MoreSeeds.of(options)
+        sweep = PlannedSweep(results, options.name or _free_name(results), plan.trials, shares, more_seeds)
         record = {
             "schema": SCHEMA,
             "sweep": sweep.name,
@@ -83,6 +104,7 @@ def create_sweep(options: SweepOptions, plan: SweepPlan, resources: Resources | 
         }
         record |= {} if shares is None else {"resources": asdict(shares)}
         record |= {} if options.margin is None else {"margin": options.margin}
+        record |= {} if more_seeds is None else {"more_seeds": asdict(more_seeds)}
         existing = _deepest_existing(sweep.folder)
         try:
             sweep.folder.write_json("sweep.json", record)
@@ -129,7 +151,9 @@ def open_sweep(options: SweepOptions) -> PlannedSweep:
         raise SweepError(f"--resume {name}: cannot read its plan: {error}") from error
     found = record.get("resources")
     shares = None if found is None else Shares(**{name: found[name] for name in Shares.__dataclass_fields__})
-    return PlannedSweep(results, name, tuple(trials), shares)
+    rule = record.get("more_seeds")
+    more_seeds = None if rule is None else MoreSeeds(rule["most"], rule["looks"], rule["rounds"])
+    return PlannedSweep(results, name, tuple(trials), shares, more_seeds)
 
 
 def check_same_plan(sweep: PlannedSweep, trials: Sequence[Trial], options: SweepOptions) -> None:

@@ -33,6 +33,11 @@ class Trial:
         return Settings(self.config.model_dump(), self.intervention).pair
 
     @property
+    def kin(self) -> str:
+        """A key that is equal for all runs that differ in nothing but the seed."""
+        return Settings(self.config.model_dump(), self.intervention).group
+
+    @property
     def is_baseline(self) -> bool:
         """Whether other runs are compared with this one, see `Settings.is_baseline`."""
         return Settings(self.config.model_dump(), self.intervention).is_baseline

@@ -43,7 +43,12 @@ def plan_sweep(options: SweepOptions, machine: Machine) -> SweepPlan:
     notes: list[str] = []
     named = branched(_sources(options, notes), options, _overrides(options))
     sources = _with_model(list(named), options, machine, notes)
-    asked = len(sources) * (options.seeds or 1) * len(options.learning_rates or "1") * len(options.interventions or "1")
+    asked = (
+        len(sources)
+        * (options.most_seeds or options.first_seeds)
+        * len(options.learning_rates or "1")
+        * len(options.interventions or "1")
+    )
     if asked > _MOST_TRIALS:
         raise SweepError(
             f"{asked} trials (configs x seeds x rates x interventions); a sweep has at most {_MOST_TRIALS}"
@@ -152,7 +157,7 @@ def _overrides(options: SweepOptions) -> dict[str, Any]:
         settings[field] = value
     if "recipe" in settings and options.recipes is not None:
         raise SweepError("--recipes and --set recipe=...: give one of them")
-    if "seed" in settings and options.seeds is not None and options.seeds > 1:
+    if "seed" in settings and options.first_seeds > 1:
         raise SweepError("--seeds and --set seed=...: give one of them")
     if "learning_rate" in settings and options.learning_rates is not None:
         raise SweepError("--lr and --set learning_rate=...: give one of them")
@@ -208,7 +213,7 @@ def _variants(name: str, config: TrainConfig, intervention: str, options: SweepO
     if intervention != "none" and Trial(name, config).is_baseline:
         return
     for rate in options.learning_rates or (config.learning_rate,):
-        for seed in range(config.seed, config.seed + (options.seeds or 1)):
+        for seed in range(config.seed, config.seed + options.first_seeds):
             run = f"{name}-s{seed}" + (f"-lr{rate:g}" if options.learning_rates else "")
             if intervention != "none":
                 run += f"+{intervention}"
@@ -249,6 +254,18 @@ def _with_baselines(trials: Sequence[Trial]) -> list[Trial]:
             name = f"{Path(TEMPLATE).stem}-s{trial.config.seed}{rate[0] if rate else ''}"
             added.append(Trial(name, trial.config.altered(**_NUMERIC_DEFAULTS)))
     return [*added, *trials]
+
+
+def completed_plan(trials: Sequence[Trial], added: Sequence[Trial]) -> list[Trial]:
+    """The trials to add to a plan: `added`, with names of their own, the baselines that they lack, and paired.
+
+    Baselines come first, since the others are judged by them.
+    """
+    whole = _with_baselines([*trials, *added])
+    known = {id(trial) for trial in trials}
+    new = [trial for trial in whole if id(trial) not in known]
+    new.sort(key=lambda trial: not trial.is_baseline)
+    return _paired(_uniquely_named([*trials, *new]))[len(trials) :]
 
 
 def _uniquely_named(trials: Sequence[Trial]) -> list[Trial]:

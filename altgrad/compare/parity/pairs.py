@@ -14,7 +14,7 @@ from statistics import mean
 
 from altgrad.compare.groups import by_group
 from altgrad.compare.parity.confounds import confounds, joined
-from altgrad.compare.parity.verdict import Parity, default_margin, judged
+from altgrad.compare.parity.verdict import Parity, Terms, default_margin, judged
 from altgrad.compare.row import Row, loss_unit
 from altgrad.compare.statistics import interval
 
@@ -50,17 +50,18 @@ class GroupDifference:
         return f"{self.one} against {self.other}: {figure}: {self.parity.sentence}. Differs in: {self.differs}.{note}"
 
 
-def group_difference(one: Sequence[Row], other: Sequence[Row], margin: float | None = None) -> GroupDifference:
-    """One group against another as a comparison of its own; `margin` as in `comparison`."""
-    found = _unjudged(one, other, margin)
-    return replace(found, parity=judged([found.parity])[0])
+def group_difference(one: Sequence[Row], other: Sequence[Row], terms: Terms | None = None) -> GroupDifference:
+    """One group against another as a comparison of its own."""
+    terms = terms or Terms()
+    found = _unjudged(one, other, terms.margin)
+    return replace(found, parity=judged([found.parity], terms.looks)[0])
 
 
-def all_pairs(rows: Iterable[Row], margin: float | None = None) -> dict[tuple[str, str], GroupDifference]:
+def all_pairs(rows: Iterable[Row], terms: Terms | None = None) -> dict[tuple[str, str], GroupDifference]:
     """(group, other group) -> their difference, for each pair of groups once; the verdicts are those of one table."""
-    groups = by_group(rows)
-    found = {pair: _unjudged(groups[pair[0]], groups[pair[1]], margin) for pair in combinations(groups, 2)}
-    verdicts = judged([one.parity for one in found.values()])
+    terms, groups = terms or Terms(), by_group(rows)
+    found = {pair: _unjudged(groups[pair[0]], groups[pair[1]], terms.margin) for pair in combinations(groups, 2)}
+    verdicts = judged([one.parity for one in found.values()], terms.looks)
     return {pair: replace(one, parity=two) for (pair, one), two in zip(found.items(), verdicts, strict=True)}
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from altgrad.compare.groups import by_group
 from altgrad.compare.parity.confounds import joined
 from altgrad.compare.parity.student_t import CONFIDENCE
-from altgrad.compare.parity.verdict import Parity
+from altgrad.compare.parity.verdict import Parity, Terms
 from altgrad.compare.row import Row, loss_unit
 from altgrad.compare.statistics import PairedGap, paired_gap
 from altgrad.results import RecordError, read_plan
@@ -58,6 +58,8 @@ def parity_note(rows: Iterable[Row]) -> str:
     within = f"margin {', '.join(margins)}; " if margins else ""
     tested = max((one.tested for one in found), default=1)
     many = f", corrected for {tested} groups by Holm's method" if tested > 1 else ""
+    looks = max((one.looks for one in found), default=1)
+    many += f", and for {looks} looks at a growing number of seeds" if looks > 1 else ""
     return (
         f"Paired by seed: {within}two one-sided t tests, {CONFIDENCE:.0%} t intervals{many}. Equivalent: the interval "
         "lies inside the margin; worse or better: beyond it."
@@ -96,10 +98,11 @@ def parity_table(rows: Sequence[Row]) -> Table | None:
     return result
 
 
-def planned_margin(sweep: Folder) -> float | None:
-    """The margin with which a sweep was started; None if it chose none or has no plan."""
+def planned_terms(sweep: Folder, margin: float | None = None) -> Terms:
+    """The terms with which a sweep was started, with `margin` for its own if one is given."""
     try:
-        margin: float | None = read_plan(sweep).get("margin")
+        plan = read_plan(sweep)
     except (RecordError, OSError):
-        return None
-    return margin
+        return Terms(margin)
+    looks = (plan.get("more_seeds") or {}).get("looks", 1)
+    return Terms(plan.get("margin") if margin is None else margin, looks)

@@ -5,7 +5,7 @@ a fourth that it is above or below it.  Each has half the level of a table's ver
 comparison agrees with its 95 % t interval: `equivalent` if the interval lies inside the margin, `worse` if all of it is
 above, `better` if all of it is below, else `undecided`.  A table of many comparisons is corrected by Holm's method,
 which keeps the chance of any wrong verdict in it at 5 %; an interval may then lie inside the margin and still be
-undecided.
+undecided.  A sweep that adds seeds until it can tell looks several times, and each look has its share of the 5 %.
 
 Below three seeds there is no claim, and a group with a dead run is neither equivalent nor better, because the mean is
 that of its survivors.
@@ -32,13 +32,21 @@ RELATIVE_MARGIN = 0.005  # of the loss, if its unit is unknown
 
 
 @dataclass(frozen=True)
+class Terms:
+    """The terms of a table's verdicts: `margin` in the unit of the losses (None: the default one), number of looks."""
+
+    margin: float | None = None
+    looks: int = 1
+
+
+@dataclass(frozen=True)
 class Parity:
     """The verdict on the paired differences of a group to `against`.
 
     `differences`: by seed, in `unit`; positive where the group is behind.  `runs`, `collapsed`, `non_finite` (reached
     NaN or inf), `ended_early`: of the group; a run that reached NaN is as dead as a collapsed one.  `tested`: number of
-    comparisons of the table that are tested.  `level`: the level at which the table tests this comparison next, smaller
-    than 5 % if there are several undecided ones.  `p`: two-sided, corrected by Holm's method.
+    comparisons of the table that are tested.  `looks`: see `Terms`.  `level`: the level at which the table tests this
+    comparison next, smaller than 5 % if there are several undecided ones.  `p`: two-sided, corrected.
     """
 
     verdict: ParityWord
@@ -51,6 +59,7 @@ class Parity:
     non_finite: int = 0
     ended_early: int = 0
     tested: int = 1
+    looks: int = 1
     level: float = LEVEL
     p: float | None = None
 
@@ -122,23 +131,23 @@ def default_margin(unit: str, loss: float | None) -> float | None:
     return None if loss is None or not math.isfinite(loss) or loss == 0 else RELATIVE_MARGIN * abs(loss)
 
 
-def judged(table: Sequence[Parity]) -> list[Parity]:
-    """The comparisons of a table with their verdicts; those given are ignored."""
+def judged(table: Sequence[Parity], looks: int = 1) -> list[Parity]:
+    """The comparisons of a table with their verdicts; those given are ignored.  `looks`: see `Terms`."""
     found = [_claim(one) for one in table]
     order = sorted((at for at, (_, p) in enumerate(found) if p is not None), key=lambda at: found[at][1] or 0.0)
     result = [replace(one, verdict=word, p=None) for one, (word, _) in zip(table, found, strict=True)]
     decided, corrected = 0, 0.0
     for place, at in enumerate(order):
         word, p = found[at]
-        corrected = max(corrected, min((len(order) - place) * (p or 0.0), 1.0))
+        corrected = max(corrected, min((len(order) - place) * looks * (p or 0.0), 1.0))
         if corrected <= LEVEL:
             decided = place + 1
         else:
             word = "undecided"
         result[at] = replace(result[at], verdict=word, p=corrected)
     tested = max(len(order), 1)
-    next_level = LEVEL / max(len(order) - decided, 1)
-    return [replace(one, tested=tested, level=next_level) for one in result]
+    next_level = LEVEL / (max(len(order) - decided, 1) * looks)
+    return [replace(one, tested=tested, looks=looks, level=next_level) for one in result]
 
 
 def _claim(one: Parity) -> tuple[ParityWord, float | None]:

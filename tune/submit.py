@@ -75,9 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options = parse_options(sweep_arguments)
             check_sweep(options)
             check_cluster(own.address)
-            return _submit(
-                own.address, without_secrets(sweep_arguments, SweepOptions), options.notify, wait=not own.no_wait
-            )
+            words = without_secrets(sweep_arguments, SweepOptions)
+            return _submit(own.address, words, options.notify, wait=not own.no_wait, task=options.task_name)
         except SweepError as error:
             print(f"{program_command()}: error: {harmless(error_text(error))}", file=sys.stderr)
             return 2
@@ -136,11 +135,13 @@ def _explain(error: urllib.error.HTTPError) -> str:
     return f"{why_not(error)}; is it the head's dashboard port?"
 
 
-def _submit(address: str, sweep_arguments: Sequence[str], notify: str | None, *, wait: bool) -> int:
+def _submit(
+    address: str, sweep_arguments: Sequence[str], notify: str | None, *, wait: bool, task: str | None = None
+) -> int:
     logging.getLogger("ray").setLevel(logging.ERROR)  # it lists every file that is left out
     variables = {} if notify is None else {"env_vars": {NOTIFY: notify}}
     command = shlex.join(["python", "tune/sweep.py", *sweep_arguments])
-    with sent_code() as sent:
+    with sent_code(() if task is None else (task,)) as sent:
         client, job = _accepted(address, command, {**sent, **variables})
     print(f"job {job}")
     for what in ("status", "logs", "stop"):

@@ -94,7 +94,8 @@ def _sweep(options: SweepOptions, console: Console, journal: Journal, stack: Exi
     if options.cluster is not None:
         from tune.cluster.ray_session import connected_ray
 
-        machine = stack.enter_context(connected_ray(options.cluster))
+        tasks = {trial.config.task for trial in stored.trials} if stored is not None else {options.task_name or ""}
+        machine = stack.enter_context(connected_ray(options.cluster, tasks))
     plan = _plan(options, stored, machine)
     resources = _resources(options, machine, plan.trials, stored)
     if options.probe:

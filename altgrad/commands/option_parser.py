@@ -17,6 +17,9 @@ from altgrad.text.error_hints import cut, did_you_mean, shown
 from altgrad.text.path_text import check_path
 from altgrad.text.yaml_text import NotYaml, parse_value
 
+TASK_HELP = "what is trained: a shipped task, an installed one, or package.module:name (default: the built-in GPT)"
+TASK_ARGUMENT_HELP = "set an argument of the task (repeatable)"
+FROM_HELP = "weights to start from: RUN@STEP, RUN@last, a .safetensors or .pt file, or a folder with model.safetensors"
 _LONGEST = 400  # characters of an error
 _LARGEST = 2**53
 _CHOICE = re.compile(r"invalid choice: (?P<word>.*) \(choose from (?P<known>.*)\)", re.DOTALL)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from altgrad.branch import with_parent
 from altgrad.commands.folders import expect
-from altgrad.commands.option_parser import Commands, location, path
+from altgrad.commands.option_parser import FROM_HELP, TASK_ARGUMENT_HELP, TASK_HELP, Commands, location, path
 from altgrad.config.shipped_configs import config_file
 from altgrad.config.train_config import TrainConfig, check_fields, load_config
 from altgrad.storage.folder import Folder
@@ -22,6 +22,10 @@ def add(commands: Commands) -> None:
     """Add the command to a parser."""
     train = commands.add_parser("train", help="train one config without Ray")
     train.add_argument("config", type=path, help="YAML file, or a shipped one by name: e7m0_uniform")
+    train.add_argument("--task", metavar="NAME", help=TASK_HELP)
+    train.add_argument(
+        "--task-arg", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=TASK_ARGUMENT_HELP
+    )
     train.add_argument(
         "--out",
         type=location,
@@ -35,6 +39,7 @@ def add(commands: Commands) -> None:
     train.add_argument(
         "--baseline", type=location, metavar="RUN_DIR", help="finished BF16 run to measure the gap against"
     )
+    train.add_argument("--from", dest="start_from", metavar="WEIGHTS", help=FROM_HELP)
     train.set_defaults(command=_train)
 
 
@@ -44,7 +49,10 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _trained(options: argparse.Namespace) -> int:
-    config = with_parent(load_config(config_file(options.config), **settings_of_words(options.set)))
+    fields = settings_of_words(options.set) | _task(options.task, options.task_arg)
+    if options.start_from is not None:
+        fields["start_from"] = options.start_from
+    config = with_parent(load_config(config_file(options.config), **fields))
     return train(config, Folder.at(options.out), options.baseline)
 
 
@@ -56,15 +64,16 @@ def train(config: TrainConfig, folder: Folder, baseline_run: str | None) -> int:
         TrainingProgress,
         without_hangups,
     )
-    from altgrad.training.data import TextBatches, load_corpus
+    from altgrad.training.task.found_task import find_task
 
     keep_freed_memory()
     console = Console()
     if folder.has("sweep.json"):
         raise ValueError(f"{folder}: holds a sweep; give the run a folder of its own")
     baseline = _finished_baseline(Folder.at(baseline_run), config) if baseline_run else {}
-    batches = TextBatches(load_corpus(config), config, config.shape.block_size)
-    say(console, batches.source.sentence())
+    batches = find_task(config).batches(config)
+    if batches.source is not None:
+        say(console, batches.source.sentence())
     with without_hangups(), TrainingProgress(console, config.max_steps) as progress:
         runner = FormatExperimentRunner(
             config,
@@ -92,6 +101,16 @@ def settings_of_words(pairs: Sequence[str]) -> dict[str, Any]:
         raise NotYaml(f"--set: {error}") from error
     check_fields(fields, source="--set")
     return fields
+
+
+def _task(name: str | None, pairs: Sequence[str]) -> dict[str, Any]:
+    """The fields that `--task` and `--task-arg` set.  Raises ValueError for a word that is no assignment."""
+    try:
+        arguments = assignments(pairs)
+    except NotYaml as error:
+        raise NotYaml(f"--task-arg: {error}") from error
+    fields = {} if name is None else {"task": name}
+    return fields | ({"task_args": arguments} if arguments else {})
 
 
 def _finished_baseline(folder: Folder, config: TrainConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The origin of a run: its model, its initial weights and its data, as recorded in `run.json` by hashes.
+"""The origin of a run: its task, its model, its initial weights and its data, as recorded in `run.json` by hashes.
 
 Two runs with the same config may still have trained different things: the user passed another model, a data file was
 edited between the runs, or the weights were loaded from a checkpoint.  A difference between their losses then says
@@ -14,6 +14,7 @@ from typing import Any
 
 _SHOWN = 8  # characters of a hash in a sentence
 _WORDS: Mapping[str, str] = {
+    "task_hash": "task",
     "vocabulary": "vocabulary",
     "parameters": "number of parameters",
     "initial_weights_hash": "initial weights",
@@ -29,6 +30,7 @@ NOT_RECORDED = "hashes not recorded"
 class Origin:
     """Fields of `run.json`; None if an older version did not record one, or (`vocabulary`) the model has none."""
 
+    task_hash: Any = None
     vocabulary: Any = None
     parameters: Any = None
     initial_weights_hash: Any = None

@@ -7,6 +7,7 @@ differ.  No torch: the sweep's planning and the dashboard read configs on machin
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -23,6 +24,10 @@ from altgrad.text.path_text import check_path
 from altgrad.text.yaml_text import NotYaml, read_yaml
 
 FORGOTTEN = ("histories",)  # parts of a checkpoint that `branch_from` may leave out: the amaxes of delayed scaling
+BYTES = "bytes"  # the tokenizer whose tokens are the bytes of a text
+BUILT_IN_TASK = "gpt"
+SHIPPED_TASKS = ("nanogpt", "hf_causal_lm", "image_classifier", "regression", "mx_proxy")  # modules of altgrad.tasks
+_TASK = re.compile(r"[A-Za-z_][\w-]*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)?")
 
 
 class TrainConfig(Recipe):
@@ -30,18 +35,24 @@ class TrainConfig(Recipe):
 
     # fmt: off
     # model and data
+    task: str = field(BUILT_IN_TASK, "model", f"what is trained: {BUILT_IN_TASK} (the built-in GPT), {', '.join(SHIPPED_TASKS)}, the name of an installed task, or package.module:name", in_graph=True)
+    task_args: dict[str, Any] = field({}, "model", "arguments of the task, by name", in_graph=True)
+    start_from: str | None = field(None, "model", "weights to start from, at step 0 and with new moments: RUN@STEP or RUN@last (a checkpoint of a run), a .safetensors or .pt file, or a folder with model.safetensors; None: the task's initial weights", timed=False)
     model: str = field("tiny", "model", "preset of the built-in GPT: micro, tiny, small, medium or gpt2", in_graph=True)
     n_layer: int | None = field(None, "model", "number of transformer blocks; None: the preset's", in_graph=True, ge=1)
     n_head: int | None = field(None, "model", "number of attention heads; None: the preset's", in_graph=True, ge=1)
     n_embd: int | None = field(None, "model", "width of the model; None: the preset's", in_graph=True, ge=1)
     block_size: int | None = field(None, "model", "context length in tokens; None: the preset's", in_graph=True, ge=2)
     tied_head: bool = field(False, "model", "the output head shares the token embedding's weights", in_graph=True)
-    data: str = field("opticks", "data", "training data: opticks (built in), a text file, a folder or glob of text files, a file of token ids (*.bin), or a folder with train.bin and val.bin")
+    data: str = field("opticks", "data", "training data: opticks (built in), a text, JSON lines or Parquet file, a folder or glob of such files, a file of token ids (*.bin), a folder with train.bin and val.bin, or a folder or glob of shards with train and val in their names")
+    tokenizer: str = field(BYTES, "data", "tokens of a text: bytes, an encoding of tiktoken by name (gpt2, o200k_base), or a tokenizer.json of `tokenizers`")
+    text_column: str = field("text", "data", "column of JSON lines and Parquet files that holds the text")
     token_dtype: Literal["auto", "uint16", "uint32"] = field("auto", "data", "type of the ids in token files; auto: determined from the files, and an error if that is not possible")
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = field(0.1, "data", "share of the text, at its end, that is held out for validation")
     skip_batches: int = field(0, "data", "number of training batches that are left out: step s trains on batch s + skip_batches", timed=False, ge=0)
     branch_from: dict[str, Any] | None = field(None, "model", "the run and step whose checkpoint this run starts from: {run: folder, step: number, forget: [histories]}; fields that the config leaves out are the parent's; forget: what is not taken over", timed=False)
-    batch_size: int = field(12, "workload", "number of sequences per step", in_graph=True, ge=1)
+    batch_size: int = field(12, "workload", "number of sequences (or examples) per step", in_graph=True, ge=1)
+    accumulate: int = field(1, "workload", "number of equal parts in which a step's batch passes through the model; their gradients are added", in_graph=True, ge=1)
     # optimisation
     max_steps: int = field(500, "workload", "number of optimizer steps", ge=1)
     learning_rate: Positive = field(6e-4, "optimisation", "peak learning rate, reached after warm-up")
@@ -109,6 +120,18 @@ class TrainConfig(Recipe):
             check_origin(origin)
         return origin
 
+    @field_validator("task")
+    @classmethod
+    def _task_name(cls, task: str) -> str:
+        if not _TASK.fullmatch(task):
+            raise ValueError("expected a name, or package.module:name")
+        return task
+
+    @field_validator("task_args")
+    @classmethod
+    def _in_order(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        return dict(sorted(arguments.items()))
+
     @model_validator(mode="after")
     def _buildable(self) -> Self:
         if self.model not in PRESETS:
@@ -124,6 +147,20 @@ class TrainConfig(Recipe):
             raise ValueError(
                 f"cuda_graphs=True with compile={self.compile!r}: CUDA graphs record a step compiled as one graph; use "
                 "compile=auto or true"
+            )
+        if self.start_from is not None and self.branch_from is not None:
+            raise ValueError(
+                "start_from and branch_from: a branch takes its parent's weights with moments and data position; give one"
+            )
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate={self.accumulate}: batch_size={self.batch_size} does not divide into as many parts; use a "
+                "divisor of it"
+            )
+        if self.cuda_graphs and self.accumulate > 1:
+            raise ValueError(
+                f"cuda_graphs=True with accumulate={self.accumulate}: a replay overwrites the gradients of the one "
+                "before; switch one of them off"
             )
         if self.native_fp8 and self.enable_emergency_shift:
             raise ValueError(

@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 
 from altgrad.config.train_config import ConfigError, TrainConfig
+from altgrad.corpus import columns
 from altgrad.text.error_hints import shown
 
 SUFFIXES = (".txt", ".text", ".md", ".rst", ".py")
@@ -24,7 +25,7 @@ _KINDS = {
     b"PK\x03\x04": "a zip file; unpack it",
     b"\x28\xb5\x2f\xfd": "a zstd file; unpack it",
     b"BZh": "a bzip2 file; unpack it",
-    b"PAR1": "a parquet file; export its text column",
+    b"PAR1": "a Parquet file; call it .parquet",
     b"%PDF": "a PDF; export its text",
     b"\x93NUMPY": "a NumPy array; write its token ids with `.astype('uint16').tofile('train.bin')`",
     b"\xff\xfe": "UTF-16 text; convert it to UTF-8",
@@ -55,7 +56,7 @@ def read_text(config: TrainConfig) -> Text:
     wanted = f"{', '.join(_BUILT_IN)} (built in), a text file, a folder, a glob, or train.bin"
     if not files:
         raise ConfigError(f"data={shown(config.data)}: no such text; give {wanted}")
-    content = [_read(file, config) for file in files]
+    content = [_text_of(file, config) for file in files]
     for file, text in zip(files, content, strict=True):
         if obstacle := _no_text(text):
             raise ConfigError(f"data={shown(config.data)}: {file}: {obstacle}")
@@ -69,16 +70,16 @@ def _folder(folder: Path, config: TrainConfig) -> Text:
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         if any(part.startswith(".") for part in file.relative_to(folder).parts):
             skipped["hidden"] += 1
-        elif file.suffix.lower() not in SUFFIXES:
+        elif file.suffix.lower() not in (*SUFFIXES, *columns.SUFFIXES):
             skipped[file.suffix or "without a suffix"] += 1
-        elif not (content := _read(file, config)).strip():
+        elif not (content := _text_of(file, config)).strip():
             skipped["empty"] += 1
         elif _no_text(content):
             skipped["not text inside"] += 1
         else:
             taken.append(content)
     counts = tuple(f"{count} {what}" for what, count in skipped.most_common())
-    wanted = f"a folder with files ending in {', '.join(SUFFIXES)}, or with train.bin and val.bin"
+    wanted = f"a folder with files ending in {', '.join((*SUFFIXES, *columns.SUFFIXES))}, or with train.bin and val.bin"
     if not taken:
         left = f" (skipped: {', '.join(counts[:8])})" if counts else ""
         raise ConfigError(f"data={shown(config.data)}: no such text in this folder{left}; give {wanted}")
@@ -90,6 +91,13 @@ def _joined(content: Sequence[bytes], config: TrainConfig, wanted: str) -> bytes
     if not text.strip():
         raise ConfigError(f"data={shown(config.data)}: the text is empty; give {wanted}")
     return text
+
+
+def _text_of(file: Path, config: TrainConfig) -> bytes:
+    """The bytes of a text file, or the texts in the column of a table."""
+    if file.suffix.lower() in columns.SUFFIXES:
+        return columns.read_column(file, config.text_column, f"data={shown(config.data)}")
+    return _read(file, config)
 
 
 def _read(file: Path, config: TrainConfig) -> bytes:

@@ -1,4 +1,4 @@
-"""Token ids on disk: nanoGPT's train.bin and val.bin, or one such file, as uint16 or uint32.
+"""Token ids on disk: nanoGPT's train.bin and val.bin, one such file, or shards of them, as uint16 or uint32.
 
 A file name does not tell the width of an id, so it is found from the content, by these rules in order:
 
@@ -31,13 +31,11 @@ from typing import Literal, Self
 import numpy as np
 
 from altgrad.config.train_config import ConfigError, TrainConfig
+from altgrad.corpus.meta_file import NAME, vocabulary_in
+from altgrad.corpus.token_paths import HEADER_BYTES, MAGIC, TokenPaths, token_paths
 from altgrad.text.error_hints import shown
 
 Width = Literal["uint16", "uint32"]
-SUFFIX = ".bin"
-LAYOUT = ("train.bin", "val.bin")
-_HEADER_BYTES = 1024
-_MAGIC: dict[int, Width] = {20240520: "uint16", 20240801: "uint32"}  # llm.c: GPT-2 and Llama 3 tokens
 _LARGEST_VOCABULARY = 1 << 22
 _COINS = 32  # even values above all odd ones that are taken as proof
 _SAMPLE = 1 << 20  # ids read at the start, in the middle and at the end of a file
@@ -87,22 +85,48 @@ class TokenFile:
         return cls(place, facts.largest, facts.digest)
 
 
-def layout_of(config: TrainConfig) -> tuple[TokenFile, TokenFile | None] | None:
-    """Training and validation file that `data` names; None if `data` names no token files.
+@dataclass(frozen=True)
+class TokenLayout:
+    """The token files of a split each; `validation` is empty if a part of the training ids is held out.
 
-    `data` is a folder with train.bin and val.bin, or a file `*.bin`; a train.bin beside a val.bin counts as its folder.
-    The validation file is None if there is one file only: then a part of that is held out.  Raises ConfigError.
+    vocabulary: the size in a meta.pkl beside them, else the largest id plus one.
     """
-    files = [TokenFile.read(place) for place in _places(config)]
+
+    training: tuple[TokenFile, ...]
+    validation: tuple[TokenFile, ...]
+    vocabulary: int
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[TokenFile, ...]:
+        """The files of both splits."""
+        return (*self.training, *self.validation)
+
+    @property
+    def digest(self) -> str:
+        """A hash of all ids."""
+        return "".join(file.digest for file in self.files)
+
+
+def layout_of(config: TrainConfig) -> TokenLayout | None:
+    """The token files that `data` names, see `token_paths`; None if it names none.  Raises ConfigError."""
+    paths = token_paths(config)
+    if paths is None:
+        return None
+    read = {place.path: TokenFile.read(place) for place in _places(paths, config)}
+    files = list(read.values())
     for file in files:
         if file.largest >= _LARGEST_VOCABULARY:
             raise ConfigError(
                 f"{_said(config)}: {file.place.path}: the largest {file.place.dtype} id is {file.largest}, which is no "
                 "token of any vocabulary; is token_dtype right?"
             )
-    if not files:
-        return None
-    return files[0], files[1] if len(files) > 1 else None
+    found = max(file.largest for file in files) + 1
+    said = vocabulary_in(files[0].place.path.parent / NAME, _said(config))
+    if said is not None and said < found:
+        raise ConfigError(f"{_said(config)}: the largest id is {found - 1}, but {NAME} says vocab_size {said}")
+    training, validation = (tuple(read[path] for path in split) for split in (paths.training, paths.validation))
+    return TokenLayout(training, validation, found if said is None else said, paths.skipped)
 
 
 def sampled_vocabulary(config: TrainConfig) -> int | None:
@@ -110,12 +134,17 @@ def sampled_vocabulary(config: TrainConfig) -> int | None:
 
     Raises ConfigError, as `layout_of`.
     """
-    return max((int(place.ids()[:_SAMPLE].max()) + 1 for place in _places(config)), default=None)
+    paths = token_paths(config)
+    if paths is None:
+        return None
+    places = _places(paths, config)
+    said = vocabulary_in(places[0].path.parent / NAME, _said(config))
+    return max(int(place.ids()[:_SAMPLE].max()) + 1 for place in places) if said is None else said
 
 
-def _places(config: TrainConfig) -> list[_Place]:
-    """The files of `layout_of`, not yet read whole.  Raises ConfigError if one is damaged or the width is unknown."""
-    widths = {path: _width(path, config) for path in _paths(config)}
+def _places(paths: TokenPaths, config: TrainConfig) -> list[_Place]:
+    """The files, not yet read whole.  Raises ConfigError if one is damaged or the width is unknown."""
+    widths = {path: _width(path, config) for path in (*paths.training, *paths.validation)}
     known = {width for width, _ in widths.values() if width is not None}
     if len(known) > 1:
         pair = ", ".join(f"{path.name} {width}" for path, (width, _) in widths.items())
@@ -128,58 +157,28 @@ def _places(config: TrainConfig) -> list[_Place]:
     return [_Place(path, dtype, offset) for path, (_, offset) in widths.items() for dtype in known]
 
 
-def vocabulary(training: TokenFile, validation: TokenFile | None) -> int:
-    """The largest id of both files, plus one."""
-    return max(file.largest for file in (training, validation) if file is not None) + 1
-
-
 def _said(config: TrainConfig) -> str:
     return f"data={shown(config.data)}"
-
-
-def _paths(config: TrainConfig) -> list[Path]:
-    """The token files that `data` names, the training file first; empty if it names something else."""
-    path = Path(config.data).expanduser()
-    try:
-        is_file = path.is_file()
-    except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise ConfigError(f"{_said(config)}: cannot be read: {error.strerror}") from error
-    if is_file:
-        if path.suffix != SUFFIX:
-            return []
-        if path.name != LAYOUT[0] or not (path.parent / LAYOUT[1]).is_file():
-            return [path]
-        path = path.parent
-    paths = [path / name for name in LAYOUT]
-    if not any(file.exists() for file in paths):
-        return []
-    for file in paths:
-        if not file.is_file() or not file.stat().st_size:
-            raise ConfigError(
-                f"{_said(config)}: {file.name} is missing or empty; nanoGPT's layout has {LAYOUT[0]} and "
-                f"{LAYOUT[1]}; a single token file is given by its own path"
-            )
-    return paths
 
 
 def _width(path: Path, config: TrainConfig) -> tuple[Width | None, int]:
     """Width of a file's ids (None: undecidable) and bytes of its header.  Raises ConfigError if it has no token ids."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(_HEADER_BYTES)
+        head = file.read(HEADER_BYTES)
     where = f"{_said(config)}: {path}"
     chosen: Width | None = None if config.token_dtype == "auto" else config.token_dtype
     magic = int.from_bytes(head[:4], "little")
-    if magic in _MAGIC and len(head) == _HEADER_BYTES:
-        written = _MAGIC[magic]
+    if magic in MAGIC and len(head) == HEADER_BYTES:
+        written = MAGIC[magic]
         if chosen not in (None, written):
             raise ConfigError(f"{where}: its header says {written}, token_dtype={chosen}; leave token_dtype out")
         count = int.from_bytes(head[8:12], "little")
-        if size != _HEADER_BYTES + count * np.dtype(written).itemsize:
+        if size != HEADER_BYTES + count * np.dtype(written).itemsize:
             raise ConfigError(
                 f"{where}: its header says {count} ids of {written}, which are not {size} bytes; is it cut off?"
             )
-        return written, _HEADER_BYTES
+        return written, HEADER_BYTES
     bytes_each = 2 if chosen is None else np.dtype(chosen).itemsize
     if not size or size % bytes_each:
         raise ConfigError(

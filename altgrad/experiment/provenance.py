@@ -13,12 +13,15 @@ import torch
 
 from altgrad import __version__
 from altgrad.quantization.coverage import Coverage, measure_coverage
-from altgrad.training.data import TextBatches
+from altgrad.training.data import Source
+from altgrad.training.task.batch import as_batch, changed
+from altgrad.training.task.loss_value import read_loss
 from altgrad.training.trainer import Trainer
 
 
 def provenance(trainer: Trainer) -> dict[str, Any]:
-    """Versions, machine, execution of the step (compiled, threads), and hashes of initial weights and batches."""
+    """Versions, machine, execution of the step, and the task with hashes of initial weights and batches."""
+    source = getattr(trainer.batches, "source", None)
     return {
         "versions": {"altgrad": __version__, "python": platform.python_version(), "torch": torch.__version__},
         "git_commit": _git_commit(),
@@ -31,9 +34,11 @@ def provenance(trainer: Trainer) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "vocabulary": trainer.batches.vocabulary,
         "layers": list(trainer.layers),
+        "unit": trainer.loss_unit,
+        "task_hash": trainer.task.digest,
         "initial_weights_hash": trainer.initial_weights_hash,
         "batches_hash": trainer.batches.digest(),
-        "data": asdict(trainer.batches.source) if isinstance(trainer.batches, TextBatches) else None,
+        "data": asdict(source) if isinstance(source, Source) else None,
     }
 
 
@@ -45,8 +50,8 @@ def coverage(trainer: Trainer) -> Coverage | None:
     batches = trainer.batches.validation()
     if not batches:
         return Coverage(0, 0, (), "there is no held-out batch to measure it on")
-    inputs, targets = (part.to(trainer.device) for part in batches[0])
-    return measure_coverage(trainer.model, lambda: trainer.model(inputs, targets))
+    batch = changed(as_batch(batches[0], trainer.task.said), lambda tensor: tensor.to(trainer.device))
+    return measure_coverage(trainer.model, lambda: read_loss(trainer.task.loss(trainer.model, batch))[0])
 
 
 def _git_commit() -> str | None:

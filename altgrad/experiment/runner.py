@@ -32,6 +32,7 @@ from altgrad.experiment.checkpointing import Checkpointing, RunInTraining
 from altgrad.experiment.outcome import ExperimentResult, Report
 from altgrad.experiment.process_load import ProcessUsage
 from altgrad.experiment.run_start import RunSettings, start_record
+from altgrad.experiment.stored_weights import stored_weights
 from altgrad.quantization.kernel.ranks import Ranks, lost_another_rank
 from altgrad.report import write_failure_report
 from altgrad.results import Lease, LeaseHeld, NoWriter, RunWriter, Status
@@ -125,7 +126,8 @@ class FormatExperimentRunner:
             check_device(self._settings.resources or {}, self.config.device)
             if not attempt:
                 compiled_before = self._ranks.from_first(lambda: parent_compiled(self.config))
-            trainer = Trainer(self.config, self._model, self._batches, self._runs_alike, compiled_before)
+            start = None if self.config.start_from is None else stored_weights(self.config.start_from)
+            trainer = Trainer(self.config, self._model, self._batches, self._runs_alike, compiled_before, start)
             info, gap = start_record(self._settings, trainer, earlier)
             other = self._ranks.from_first(lambda: another_start(self.folder, info) if attempt else None)
             if other is not None:
@@ -177,10 +179,11 @@ class FormatExperimentRunner:
         self._write(outcome, writer)
         if verdict is not None and known is None:
             writer.event(step, "verdict", rule=verdict.rule, sentence=verdict.sentence())
-        self._rows.append(record)
+        self._rows.append({**record, **outcome.own})
 
     def _write(self, outcome: StepOutcome, writer: RunWriter) -> None:
         writer.step(outcome.record)
+        writer.own(int(outcome.record["step"]), outcome.own)
         writer.layers(outcome.layers)
         writer.tensors(outcome.tensors)
         for event in outcome.events:

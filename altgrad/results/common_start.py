@@ -1,11 +1,15 @@
-"""Two runs can be joined or compared only if the hashes of their initial weights and of their data are equal."""
+"""Two runs can be joined or compared only if the hashes of task, initial weights and data are equal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-_BEGINNINGS = {"initial_weights_hash": "initial weights", "batches_hash": "training data"}
+_BEGINNINGS = {
+    "task_hash": "source of the task",
+    "initial_weights_hash": "initial weights",
+    "batches_hash": "training data",
+}
 
 
 def other_beginning(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:

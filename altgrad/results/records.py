@@ -97,6 +97,8 @@ class StartRecord(Record):
     layers: list[str] | None = None
     initial_weights_hash: str | None = None
     batches_hash: str | None = None
+    task_hash: str | None = None
+    unit: str | None = None
 
 
 class _Verdict(Record):

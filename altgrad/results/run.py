@@ -26,8 +26,10 @@ class Run:
     """One run as read from its folder.
 
     `info` is run.json: `run`, `sweep`, `config` (the resolved TrainConfig), `intervention`, `versions`,
-    `git_commit`, `host`, `device`, `workers` (processes that train it together), `parameters`, `vocabulary`, `layers`,
+    `git_commit`, `host`, `device`, `workers` (processes that train it together), `parameters`, `layers`,
     `initial_weights_hash`, `batches_hash`, and
+    - `vocabulary`: the number of classes of a cross-entropy; null for another loss, or if it is unknown;
+    - `unit`: that of the loss; `task_hash`: changes with the task's name, unit, identity and source;
     - `resources`: {"cpus": cores, "gpus": a number or a share of one} that a sweep gave the run; null outside a sweep;
     - `earlier`: of each attempt before this one {"attempt", "resources", "seconds" of training};
     - `data`: the files, bytes, tokens and id width that were read for the config's `data`, and the files that were
@@ -76,8 +78,9 @@ class Run:
 
     @property
     def loss_unit(self) -> str:
-        """`nats` if the loss is the cross-entropy of a known vocabulary; "" if the unit of the loss is unknown."""
-        return "nats" if self.info.get("vocabulary", 0) is not None else ""
+        """That of the task; in old folders `nats` if the loss has a known vocabulary, "" if its unit is unknown."""
+        unit = self.info.get("unit")
+        return str(unit) if unit is not None else "nats" if self.info.get("vocabulary", 0) is not None else ""
 
     @property
     def verdict(self) -> Verdict | None:

@@ -13,7 +13,7 @@ from altgrad.metrics import columns
 
 SCHEMA = 1
 Status = Literal["running", "completed", "collapsed", "stopped", "failed", "killed"]
-TableName = Literal["steps", "layers", "events", "tensors"]
+TableName = Literal["steps", "layers", "events", "tensors", "own"]
 
 _KEY: list[tuple[str, Any]] = [("step", pa.int64()), ("attempt", pa.int32())]
 _SITE: list[tuple[str, Any]] = [("layer", pa.string()), ("site", pa.string())]
@@ -33,6 +33,8 @@ SCHEMAS: Mapping[TableName, pa.Schema] = {
             ("sample", pa.list_(pa.float32())),
         ]
     ),
+    # metrics of the run's task, which has its own names for them
+    "own": pa.schema([*_KEY, ("name", pa.string()), ("value", pa.float64())]),
 }
 # The columns that identify a row, together with the attempt; two events may agree in everything, so they have no key.
 ROW_KEY: Mapping[TableName, list[str]] = {
@@ -40,9 +42,10 @@ ROW_KEY: Mapping[TableName, list[str]] = {
     "layers": ["step", "layer", "site"],
     "events": [],
     "tensors": ["step", "layer", "site"],
+    "own": ["step", "name"],
 }
 KEY_COLUMNS: Mapping[TableName, list[str]] = {
-    name: [column for column in ("step", "attempt", "layer", "site") if column in schema.names]
+    name: [column for column in ("step", "attempt", "layer", "site", "name") if column in schema.names]
     for name, schema in SCHEMAS.items()
 }
 

@@ -59,6 +59,11 @@ class RunWriter:
         """Add the record of one step: `step` and metrics by name.  Raises KeyError for a name not in `METRICS`."""
         self._add("steps", {"time": time.time(), **record})
 
+    def own(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add metrics of the run's task by name."""
+        for name, value in metrics.items():
+            self._add("own", {"step": step, "name": name, "value": value})
+
     def layers(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add per-layer rows: `step`, `layer`, `site` and layer metrics by name."""
         for row in rows:

@@ -6,6 +6,7 @@ Because batches have no state, every format is trained on the same data, and a r
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,14 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from altgrad.config.train_config import ConfigError, TrainConfig
+from altgrad.config.train_config import BYTES, ConfigError, TrainConfig
+from altgrad.corpus.joined_ids import JoinedIds
 from altgrad.corpus.text_files import read_text
-from altgrad.corpus.token_files import layout_of, vocabulary
+from altgrad.corpus.token_files import TokenFile, layout_of
+from altgrad.corpus.tokenised import tokens_of
 from altgrad.text.error_hints import cut, shown, shown_path
 
 _HASHED_BATCHES = 64
 
-Batch = tuple[Tensor, Tensor]
+Windows = tuple[Tensor, Tensor]  # inputs, targets
+Tokens = Any  # an array of ids, or `JoinedIds`
 
 
 class Batches(Protocol):
@@ -28,12 +32,12 @@ class Batches(Protocol):
 
     vocabulary: int | None  # number of token ids; None if the inputs are not token ids
 
-    def training(self, step: int) -> Batch:
-        """(inputs, targets) of a step, on the CPU; the same for every format."""
+    def training(self, step: int) -> Any:
+        """The batch of a step, (inputs, targets) or other tensors, on the CPU; the same for every format."""
         ...
 
-    def validation(self) -> list[Batch]:
-        """Held-out batches, the same at every call."""
+    def validation(self) -> list[Any]:
+        """Held-out batches, the same at every call; may be empty."""
         ...
 
     def digest(self) -> str:
@@ -72,8 +76,8 @@ class Corpus:
     digest: a hash of all tokens that was computed earlier, for data too large to read at every start; else "".
     """
 
-    training: np.ndarray
-    validation: np.ndarray
+    training: Tokens
+    validation: Tokens
     vocabulary: int
     source: Source
     digest: str = ""
@@ -95,11 +99,11 @@ class TextBatches:
         self._config = config
         self._window = np.arange(block_size + 1)
 
-    def training(self, step: int) -> Batch:
+    def training(self, step: int) -> Windows:
         """The batch of a step, drawn by the config's seed and the step; the same in every run of the seed."""
         return self._cut(self._corpus.training, self._starts(step))
 
-    def validation(self) -> list[Batch]:
+    def validation(self) -> list[Windows]:
         """At most `eval_batches` batches of windows spread evenly over the validation text; always the same."""
         count = self._config.eval_batches * self._config.batch_size
         last = len(self._corpus.validation) - len(self._window)
@@ -122,33 +126,39 @@ class TextBatches:
         generator = np.random.Generator(np.random.Philox(key=[self._config.seed, step]))
         return generator.integers(0, len(self._corpus.training) - len(self._window) + 1, self._config.batch_size)
 
-    def _cut(self, tokens: np.ndarray, starts: np.ndarray) -> Batch:
+    def _cut(self, tokens: Tokens, starts: np.ndarray) -> Windows:
         windows = torch.from_numpy(tokens[starts[:, None] + self._window].astype(np.int64))
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 
 def load_corpus(config: TrainConfig) -> Corpus:
     """The corpus named by `config.data`.  Raises ConfigError if it is missing, empty, or neither text nor tokens."""
-    files = layout_of(config)
-    if files is None:
+    layout = layout_of(config)
+    if layout is None:
         text = read_text(config)
-        tokens = np.frombuffer(text.content, dtype=np.uint8)
+        tokens, vocabulary = tokens_of(text.content, config)
         training, validation = _split(tokens, config)
-        source = _source(config, training, validation, files=text.files, skipped=text.skipped, token_dtype=None)
-        return Corpus(training, validation, 256, source)
-    first, second = files
-    if second is None:
-        training, validation = _split(first.place.ids(), config)
+        dtype = None if config.tokenizer == BYTES else str(tokens.dtype)
+        source = _source(config, training, validation, files=text.files, skipped=text.skipped, token_dtype=dtype)
+        return Corpus(training, validation, vocabulary, source)
+    if config.tokenizer != BYTES:
+        raise ConfigError(f"tokenizer={shown(config.tokenizer)}: {shown(config.data)} holds token ids; leave it out")
+    training = _joined(layout.training)
+    if layout.validation:
+        validation = _joined(layout.validation)
     else:
-        training, validation = first.place.ids(), second.place.ids()
-    source = _source(
-        config, training, validation, files=1 + (second is not None), skipped=(), token_dtype=first.place.dtype
-    )
-    digest = first.digest + (second.digest if second is not None else "")
-    return Corpus(training, validation, vocabulary(first, second), source, digest)
+        training, validation = _split(training, config)
+    dtype = layout.files[0].place.dtype
+    source = _source(config, training, validation, files=len(layout.files), skipped=layout.skipped, token_dtype=dtype)
+    return Corpus(training, validation, layout.vocabulary, source, layout.digest)
 
 
-def _source(config: TrainConfig, training: np.ndarray, validation: np.ndarray, **taken: Any) -> Source:
+def _joined(files: Sequence[TokenFile]) -> Tokens:
+    parts = [file.place.ids() for file in files]
+    return parts[0] if len(parts) == 1 else JoinedIds(parts)
+
+
+def _source(config: TrainConfig, training: Tokens, validation: Tokens, **taken: Any) -> Source:
     return Source(
         config.data,
         bytes=training.nbytes + validation.nbytes,
@@ -158,7 +168,7 @@ def _source(config: TrainConfig, training: np.ndarray, validation: np.ndarray, *
     )
 
 
-def _split(tokens: np.ndarray, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+def _split(tokens: Tokens, config: TrainConfig) -> tuple[Tokens, Tokens]:
     """(training tokens, held-out tokens): the last `validation_fraction` is held out."""
     held_out = max(1, round(len(tokens) * config.validation_fraction))
     return tokens[:-held_out], tokens[-held_out:]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from altgrad.config.train_config import ConfigError
 from altgrad.quantization.kernel.ranks import Ranks
+
+_PREFIXES = ("_orig_mod.", "module.", "model.")
+# masks and tables that older versions of transformers and nanoGPT stored with the weights
+_NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 
 def device_named(name: str) -> torch.device:
@@ -33,6 +37,42 @@ def check_device(resources: Mapping[str, float], name: str) -> None:
             f"device={name!r}: this run holds {gpus:g} GPU but {found}; use a torch build for this machine's GPUs, or "
             "device=cpu and --gpus-per-trial 0"
         )
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights by name into a model; any dtype is converted.  Raises ConfigError where names or shapes differ.
+
+    A prefix that `torch.compile` or a wrapper adds to all names is dropped.  A name may be lacking if another one of
+    the same tensor is there, as for a head that shares the embedding.
+    """
+    own = model.state_dict()
+    found = _without_prefix(weights, own)
+    found = {name: tensor for name, tensor in found.items() if name in own or not name.endswith(_NOT_WEIGHTS)}
+    there = {tensor.data_ptr() for name, tensor in own.items() if name in found}
+    lacking = [name for name, tensor in own.items() if name not in found and tensor.data_ptr() not in there]
+    unknown = [name for name in found if name not in own]
+    if lacking or unknown:
+        said = [f"{what} {_some(names)}" for what, names in (("lacks", lacking), ("has", unknown)) if names]
+        raise ConfigError(f"start_from: the checkpoint is another model's: it {' and '.join(said)}")
+    for name, tensor in found.items():
+        if tensor.shape != own[name].shape:
+            shapes = f"{tuple(tensor.shape)} in the checkpoint and {tuple(own[name].shape)} in the model"
+            raise ConfigError(f"start_from: the checkpoint is another model's: {name} is {shapes}")
+    with torch.no_grad():
+        for name, tensor in found.items():
+            own[name].copy_(tensor)
+
+
+def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = dict(weights)
+    for prefix in _PREFIXES:
+        if found and all(name.startswith(prefix) for name in found) and not any(n.startswith(prefix) for n in own):
+            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def hash_weights(model: nn.Module) -> str:

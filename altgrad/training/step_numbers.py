@@ -5,7 +5,7 @@ With several ranks the gradients are added up first, so that every rank reads th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,31 @@ from torch import Tensor, nn
 from altgrad.quantization.kernel.ranks import Ranks
 from altgrad.stability.protocol import StepState
 from altgrad.training.step_counts import SiteCounts
+
+
+class OwnMetrics:
+    """Metrics of the task in one step: means over the parts of the batch and over ranks.
+
+    `values`: those that were read last, by name.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._found: dict[str, list[Tensor]] = {}
+        self.values: dict[str, float] = {}
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Add the metrics of a part of the batch (0-d each, on the device)."""
+        for name, value in metrics.items():
+            self._found.setdefault(name, []).append(value)
+
+    def take(self) -> tuple[list[str], Tensor | None]:
+        """(names, their means as one tensor, None without any); the next step begins without any."""
+        found, self._found = self._found, {}
+        if not found:
+            return [], None
+        means = torch.stack([torch.stack([value.float() for value in values]).mean() for values in found.values()])
+        return list(found), self._ranks.mean(means)
 
 
 class StepNumbers:
@@ -27,14 +52,18 @@ class StepNumbers:
         self._counts = counts
         self._ranks = ranks
 
-    def read(self, step: int, loss: Tensor) -> StepState:
+    def read(self, step: int, loss: Tensor, own: OwnMetrics) -> StepState:
         """The state of the step after backward.  Every `.grad` becomes that of the global batch.
 
-        loss: 0-d, of this rank's rows.
+        loss: 0-d, of this rank's rows.  own: the task's metrics, which are read in the same transfer.
         """
         there = self._add_up_gradients()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        loss_value, (norm_value, *on_ranks) = self._counts.read(loss, torch.cat([norm.reshape(1), *there]))
+        names, means = own.take()
+        more = [] if means is None else [means]
+        loss_value, numbers = self._counts.read(loss, torch.cat([norm.reshape(1), *there, *more]))
+        norm_value, *on_ranks = numbers[: len(numbers) - len(names)]
+        own.values = dict(zip(names, numbers[len(numbers) - len(names) :], strict=True))
         for parameter, count in zip(self._parameters, on_ranks, strict=False):
             if not count:  # no rank's rows reached this parameter: as in one process the optimizer must skip it
                 parameter.grad = None

@@ -10,14 +10,14 @@ number.  With several ranks (see `kernel.ranks`) each takes its rows of the batc
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from altgrad.config.train_config import TrainConfig
+from altgrad.config.train_config import BUILT_IN_TASK, TrainConfig
 from altgrad.diagnostics.protocol import MeasuredStep
 from altgrad.diagnostics.suite import Diagnostics
 from altgrad.events import Event
@@ -29,31 +29,39 @@ from altgrad.stability.protocol import StepState
 from altgrad.training.branch_state import changed_numerics, rests_elsewhere
 from altgrad.training.compile.policy import How
 from altgrad.training.compile.step_loss import StepLoss
-from altgrad.training.data import Batches, TextBatches, load_corpus
-from altgrad.training.model import build_gpt
-from altgrad.training.optim import build_optimizer, learning_rate
+from altgrad.training.data import Batches
+from altgrad.training.optim import learning_rate
 from altgrad.training.process_settings import full_precision_sums, mixed_precision
-from altgrad.training.starting_point import check_alike, device_named, hash_weights
+from altgrad.training.starting_point import check_alike, device_named, hash_weights, load_weights
 from altgrad.training.step_counts import SiteCounts
-from altgrad.training.step_numbers import StepNumbers
+from altgrad.training.step_numbers import OwnMetrics, StepNumbers
+from altgrad.training.task.batch import as_batch, changed, count, part, rows
+from altgrad.training.task.found_task import find_task
+from altgrad.training.task.loss_value import read_loss
+from altgrad.training.task.protocol import Batch
 from altgrad.training.weight_watch import ForeignChanges, StepRandom, WeightWatch, evaluating
 
 
 @dataclass
 class StepOutcome:
-    """Results of one step: its record (metrics by name), rows of the `layers` and `tensors` tables, and events."""
+    """Results of one step: its record (metrics by name), rows of the `layers` and `tensors` tables, and events.
+
+    `own`: the metrics of the task, by name.
+    """
 
     record: dict[str, float]
     layers: list[Mapping[str, Any]] = field(default_factory=list)
     tensors: list[Mapping[str, Any]] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    own: dict[str, float] = field(default_factory=dict)
 
 
 class Trainer:
-    """Trains one model under one config.
+    """Trains the task of one config (see `task.protocol`).
 
-    `model`: any module whose call `model(inputs, targets)` returns the loss (0-d); it is quantised in place.  None: the
-    config's GPT.  `batches`: the data (see `Batches`); None: the config's text.
+    `model`: any module whose call `model(inputs, targets)` returns the loss; it is quantised in place.  None: the
+    task's.  `batches`: the data (see `Batches`); None: the task's.
+    `weights`: to start from, by name; None: as the model was made.
     `runs_alike`, `compiled_before`: see `StepLoss` (there `runs_alike`, `earlier`).
     If the caller has joined a process group, all its ranks train this run together.
     """
@@ -65,19 +73,18 @@ class Trainer:
         batches: Batches | None = None,
         runs_alike: int | None = None,
         compiled_before: How | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config = config
         self.ranks = Ranks.joined()
         self.ranks.check_batch(config.batch_size)
         self.device = device_named(config.device)
-        if batches is None:
-            block_size = config.shape.block_size
-            batches = TextBatches(load_corpus(config), config, block_size)
-        self.batches = batches
+        self.task = find_task(config, batches)
+        self.batches: Batches = self.task.batches(config) if batches is None else batches
         if model is None:
-            if batches.vocabulary is None:
-                raise ValueError("batches.vocabulary is None, which the built-in GPT needs; give your own model too")
-            model = build_gpt(config, batches.vocabulary)
+            model = self.task.model(config)
+        if weights is not None:
+            load_weights(model, weights)
         self.initial_weights_hash = hash_weights(model)
         self.model = model.to(self.device)
         if not model.training:  # a model in training mode is left alone: parts of it may be frozen in evaluation mode
@@ -87,14 +94,18 @@ class Trainer:
         if not self.ranks.alone:
             self.quantized.share()
         check_alike(self.ranks, self.device, self.initial_weights_hash, self.batches.digest())
-        self.optimizer = build_optimizer(model, config)
+        self.optimizer = self.task.optimizer(model, config)
+        self._rates = [float(group["lr"]) / config.learning_rate for group in self.optimizer.param_groups]
         parameters = [p for p in model.parameters() if p.requires_grad]
         self._write_back = self.quantized.write_back
         self._counts = SiteCounts(self.quantized, self.ranks)
         self._numbers = StepNumbers(parameters, self._counts, self.ranks)
         self._watch = WeightWatch(self.layers, self.optimizer)
         self._random = StepRandom(self.device)
-        self._loss = StepLoss(model, self.layers, config, self.device, runs_alike, compiled_before, self.ranks)
+        self._own = OwnMetrics(self.ranks)
+        self._loss = StepLoss(
+            model, self.layers, config, self.device, runs_alike, compiled_before, self.ranks, self.task, self._own.add
+        )
         corrections = None if self._write_back is None else self._write_back.corrections
         self._diagnostics = Diagnostics(config, model, self.layers, corrections)
         self._changes = ForeignChanges(parameters, self.layers)
@@ -112,6 +123,11 @@ class Trainer:
     def compile_reason(self) -> str:
         """Why the forward and backward pass runs as it does, in one line."""
         return self._loss.reason
+
+    @property
+    def loss_unit(self) -> str:
+        """The task's; "" for a model of the caller's whose batches have no vocabulary, so that its loss is unknown."""
+        return "" if self.config.task == BUILT_IN_TASK and self.batches.vocabulary is None else self.task.unit
 
     def step(self) -> StepOutcome:
         """Train one step and return its measurements.
@@ -132,25 +148,18 @@ class Trainer:
         place = step + config.skip_batches
         self._random.seed("batch", config.seed, place)
         batch = self.batches.training(place)
-        inputs, targets = (self._on_device(part) for part in self.ranks.part(batch))
+        parts = self._parts(batch)
         rate = learning_rate(config, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.quantized.begin_step(None, step, rank=self.ranks.rank)
+        for group, share in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * share
 
         measuring = step % config.diagnostic_interval == 0 or step == config.max_steps
-        self._seed_masks()
-        loss = self._forward_backward(inputs, targets)
-        state = self._numbers.read(step, loss)
+        loss = self._forward_backward(parts)
+        state = self._numbers.read(step, loss, self._own)
         state.measured["learning_rate"] = rate
         if measuring and state.finite:
-
-            def loss_again() -> Tensor:
-                self._seed_masks()  # the shadow's dropout repeats the step's masks
-                return self._model_loss(inputs, targets)
-
-            self._diagnostics.before_step(MeasuredStep(step, self.layers, loss_again, self.ranks))
-        outcome = StepOutcome(state.measured, events=state.events)
+            self._diagnostics.before_step(MeasuredStep(step, self.layers, lambda: self._loss_again(parts), self.ranks))
+        outcome = StepOutcome(state.measured, events=state.events, own=self._own.values)
         for intervention in self.interventions:
             intervention.on_gradients(state)
         if not state.skip:
@@ -162,12 +171,22 @@ class Trainer:
         self._notice_changes()
 
         if step % config.eval_interval == 0 or step == config.max_steps:
-            state.measured["validation_loss"] = self.validation_loss()
-        return outcome, len(batch[0]) if batch[0].is_floating_point() else batch[0].numel()
+            validation = self.validation()
+            if validation is not None:
+                state.measured["validation_loss"], own = validation
+                outcome.own |= own
+        return outcome, count(batch)
 
-    def _seed_masks(self) -> None:
-        """Seed the random numbers of this step's forward pass (dropout), differently on each rank."""
-        self._random.seed("forward", self.config.seed, self.step_number, self.ranks.rank)
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """This rank's rows of a batch on the device, in the parts that pass through the model one after another."""
+        own = part(as_batch(batch, self.task.said), self.ranks.rank, self.ranks.size)
+        pieces = self.config.accumulate
+        return [changed(part(own, number, pieces), self._on_device) for number in range(pieces)]
+
+    def _seed_masks(self, number: int) -> None:
+        """Seed the random numbers of a part's forward pass (dropout), differently on each rank."""
+        words = (number,) if number else ()
+        self._random.seed("forward", self.config.seed, self.step_number, self.ranks.rank, *words)
 
     def _notice_changes(self) -> None:
         """Tell the diagnostics if an intervention or the caller has changed weights or formats."""
@@ -180,18 +199,34 @@ class Trainer:
             part = part.pin_memory()
         return part.to(self.device, non_blocking=True)
 
-    def _model_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss (0-d) of the model itself, never compiled."""
-        with mixed_precision(self.config, self.device):
-            loss: Tensor = self.model(inputs, targets)
-        return loss
-
-    def _forward_backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _forward_backward(self, parts: Sequence[Batch]) -> Tensor:
+        """The mean loss of the parts (0-d), whose gradients are added; each counts as its share of the batch."""
         self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for number, piece in enumerate(parts):
+            self.quantized.begin_step(None, self.step_number, number, self.ranks.rank)
+            self._seed_masks(number)
+            with mixed_precision(self.config, self.device):
+                loss = self._loss(*piece) if isinstance(piece, tuple) else self._loss(piece)
+            weight = self.ranks.weight(loss)
+            if len(parts) > 1:
+                weight = (torch.ones_like(loss) if weight is None else weight) / len(parts)
+            loss.backward(weight)
+            losses.append(loss.detach())
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+
+    def _loss_again(self, parts: Sequence[Batch]) -> Tensor:
+        """The step's loss once more, with its graph: the shadow's dropout repeats the step's masks."""
+        losses = []
+        for number, piece in enumerate(parts):
+            self._seed_masks(number)
+            losses.append(self.loss_of(piece)[0])
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+
+    def loss_of(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """(loss of a batch on the device, metrics of the task), not compiled."""
         with mixed_precision(self.config, self.device):
-            loss = self._loss(inputs, targets)
-        loss.backward(self.ranks.weight(loss))
-        return loss.detach()
+            return read_loss(self.task.loss(self.model, batch))
 
     def _update(self, state: StepState, outcome: StepOutcome, *, measuring: bool) -> None:
         """Clip, take the optimizer step, write weights back to their grid, and measure around it."""
@@ -210,20 +245,34 @@ class Trainer:
             outcome.record.update(snapshot.values)
             outcome.layers = self._counts.rows(state.step, snapshot.layers, self._write_back)
 
-    @torch.no_grad()
-    def validation_loss(self) -> float:
-        """Mean loss over the held-out batches (nats for the built-in model), with the present formats.
+    def validation_loss(self) -> float | None:
+        """Mean loss over the held-out batches (nats for the built-in model); None if there are none."""
+        found = self.validation()
+        return None if found is None else found[0]
 
-        Every rank evaluates all batches, because their number of rows need not be a multiple of the number of ranks.
+    @torch.no_grad()
+    def validation(self) -> tuple[float, dict[str, float]] | None:
+        """(mean loss over the held-out batches, the same of each metric of the task), with the present formats.
+
+        The metrics' names begin with `validation_`.  None if there are no held-out batches.  Every rank evaluates all
+        batches, because their number of rows need not be a multiple of the number of ranks.
         """
-        total, count = torch.zeros((), dtype=torch.float32, device=self.device), 0
+        total, seen = torch.zeros((), dtype=torch.float32, device=self.device), 0
+        own: dict[str, Tensor] = {}
         with self._random.borrowed(), full_precision_sums(), evaluating(self.model):
             self._random.seed("validation", self.config.seed)
-            for number, (inputs, targets) in enumerate(self.batches.validation()):
+            for number, batch in enumerate(self.batches.validation()):
                 self.quantized.begin_validation(None, self.step_number, number)
-                total += self._model_loss(self._on_device(inputs), self._on_device(targets)) * len(inputs)
-                count += len(inputs)
-        return float(total / count)
+                loss, metrics = self.loss_of(changed(as_batch(batch, self.task.said), self._on_device))
+                total += loss * rows(batch)
+                for name, value in metrics.items():
+                    own[name] = own.get(name, torch.zeros_like(total)) + value * rows(batch)
+                seen += rows(batch)
+        if not seen:
+            return None
+        values = torch.stack([total, *own.values()]) / seen
+        mean, *others = values.tolist()
+        return mean, {f"validation_{name}": value for name, value in zip(own, others, strict=True)}
 
     def _account(self, record: dict[str, float], tokens: int, seconds: float) -> None:
         self.tokens += tokens

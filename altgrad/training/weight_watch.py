@@ -50,8 +50,8 @@ class WeightWatch:
             gradient = layer.weight.grad
             assert gradient is not None
             after, intended = layer.rounded_weight(), self._intended[name]
-            group = self._groups[id(layer.weight)]
-            decay = group["lr"] * group["weight_decay"]
+            group = self._groups.get(id(layer.weight), {})
+            decay = group.get("lr", 0.0) * group.get("weight_decay", 0.0)
             found.append(
                 LayerStep(name, layer, gradient.float(), weight, stored, intended, after, scale, inverse, decay)
             )

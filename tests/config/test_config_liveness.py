@@ -85,6 +85,12 @@ def tokens(config: TrainConfig, folder: Folder) -> Any:
     return corpus.vocabulary, len(corpus.training)
 
 
+def table(config: TrainConfig, folder: Folder) -> Any:
+    """What is read of a table with two columns of text."""
+    folder.write_bytes("rows.jsonl", b'{"text": "one text", "other": "and another one"}')
+    return bytes(load_corpus(config.altered(data=str(folder))).training)
+
+
 def planned(config: TrainConfig, folder: Folder) -> Any:
     """The trials of a sweep without arguments, where this config and a plain one are the shipped ones."""
     folder.write_bytes("own.yaml", yaml.safe_dump(config.model_dump()).encode())
@@ -124,6 +130,8 @@ ALTERNATIVES: dict[str, tuple[Mapping[str, Any], Any, Seen]] = {
     "gemm_dtype": ({"format": "FP16"}, "bfloat16", numbers),
     "native_fp8": ({}, True, numbers),
     "seed": ({}, 7, numbers),
+    "task": ({"task_args": {"functions": 2}}, "regression", numbers),
+    "task_args": ({"task": "regression"}, {"functions": 2}, numbers),
     "model": ({"n_layer": None}, "tiny", numbers),
     "block_axis": ({"format": "E2M1", "scale_granularity": "1x8"}, "last", numbers),
     "gemms": ({}, {"wgrad": {"format": "E2M1"}}, numbers),
@@ -142,6 +150,10 @@ ALTERNATIVES: dict[str, tuple[Mapping[str, Any], Any, Seen]] = {
     "token_dtype": ({}, "uint32", tokens),
     "validation_fraction": ({}, 0.3, numbers),
     "batch_size": ({}, 3, numbers),
+    "accumulate": ({}, 2, numbers),
+    "tokenizer": ({}, "no_such_encoding", numbers),
+    "text_column": ({}, "other", table),
+    "start_from": ({}, "/no/such/weights.safetensors", numbers),
     "max_steps": ({}, 5, numbers),
     "learning_rate": ({}, 1e-3, numbers),
     "schedule": ({}, "constant", numbers),

@@ -60,6 +60,7 @@ def train(begun: RunWriter, first: int, last: int) -> None:
         begun.layers([{"step": step, "layer": "a", "site": "weight", "stall_rate": 0.5}])
         begun.event(step, "clip", limit=1.0)
         begun.tensors([{"step": step, "layer": "a", "site": "weight", "exponents": [step], "sample": [0.5]}])
+        begun.own(step, {"accuracy": step / 100})
         begun.flush()
 
 

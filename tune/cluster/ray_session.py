@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -93,8 +93,8 @@ def local_ray(
 
 
 @contextmanager
-def connected_ray(address: str) -> Iterator[Machine]:
-    """Context with a connection to a running cluster; yields its CPUs and GPUs.
+def connected_ray(address: str, tasks: Iterable[str] = ()) -> Iterator[Machine]:
+    """Context with a connection to a running cluster; yields its CPUs and GPUs.  `tasks`: as in `sent_code`.
 
     Inside a Ray job the cluster already has this code; otherwise it is sent.  Raises SweepError if the cluster cannot
     be reached.
@@ -105,7 +105,7 @@ def connected_ray(address: str) -> Iterator[Machine]:
 
     ray_private.send_no_keys_of_the_cloud()
     with ExitStack() as stack:
-        sent = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else stack.enter_context(sent_code())
+        sent = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else stack.enter_context(sent_code(tasks))
         environment = {"env_vars": _WORKER_ENVIRONMENT, **sent}
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)

@@ -1,7 +1,7 @@
 """Estimates the GPU memory of a trial from its config alone, so that the trials on one GPU fit into its memory.
 
 The estimate is a number of float32 values:  kept + max(a step, a diagnosis, a shadow).  Its symbols: P parameters, of
-which L in linear layers (largest matrix: M values), T = batch x block tokens, width d, vocabulary V, and
+which L in linear layers (largest matrix: M values), T = batch / accumulate x block tokens, width d, vocabulary V, and
 S = T max(4d, V) values in the largest GEMM operand or output.
 
     kept         7 P + 2 L: weights P, gradients P, AdamW's moments 2 P, the guard's snapshot of weights and moments
@@ -30,7 +30,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from altgrad.config.train_config import TrainConfig
+from altgrad.config.train_config import BUILT_IN_TASK, TrainConfig
 from altgrad.corpus.token_files import sampled_vocabulary
 from tune.plan.options import SweepError
 
@@ -74,7 +74,7 @@ def estimate(config: TrainConfig, vocabulary: int) -> Estimate:
     largest = max(4 * d * d, vocabulary * d)
     kept = 7 * parameters + 2 * linear
 
-    tokens = config.batch_size * shape.block_size
+    tokens = config.batch_size // config.accumulate * shape.block_size
     site = tokens * max(4 * d, vocabulary)
     saved = (17 * shape.n_layer + 2) * tokens * d + tokens * vocabulary + linear
     blocks = config.scale_granularity not in ("tensor", "row") or bool(config.gemms)
@@ -93,11 +93,14 @@ def vocabulary_of(config: TrainConfig) -> int:
 
 
 def needs(trials: Iterable[Trial]) -> list[tuple[int, str]]:
-    """(bytes of GPU memory, run) of each trial that trains on a GPU, the largest first."""
+    """(bytes of GPU memory, run) of each trial that trains the built-in GPT on a GPU, the largest first.
+
+    The size of another task's model is not known before it is made.
+    """
     found = [
         (estimate(trial.config, vocabulary_of(trial.config)).on_gpu, trial.run)
         for trial in trials
-        if trial.config.device != "cpu"
+        if trial.config.device != "cpu" and trial.config.task == BUILT_IN_TASK
     ]
     return sorted(found, reverse=True)
 

@@ -1,43 +1,81 @@
-"""Checks trials before anything is created: the device exists, the text can be read, layer globs match a layer."""
+"""Checks trials before anything is created: the device exists, task and data can be read, layer globs match a layer."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from altgrad.config.train_config import ConfigError, TrainConfig
+from altgrad.config.train_config import BUILT_IN_TASK, ConfigError, TrainConfig
+from altgrad.text.error_hints import cut
 from tune.plan.machine import Machine
 from tune.plan.trial import Trial
 
-_TEXT_FIELDS = set(TrainConfig.of_kind("model", "data"))  # fields that decide whether a text can be used
+if TYPE_CHECKING:
+    from altgrad.training.task.found_task import FoundTask
+    from altgrad.training.task.task_batches import TaskBatches
+
+_DATA_FIELDS = set(TrainConfig.of_kind("model", "data"))  # fields that decide whether data can be used
 
 
 def check_inputs(trials: Sequence[Trial], machine: Machine) -> list[str]:
-    """Check all trials; return one sentence per text about the data read from it.  Raises ConfigError."""
-    from altgrad.training.data import TextBatches, load_corpus
+    """Check all trials; return one sentence per text about the data read from it.  Raises ConfigError.
 
-    checked: dict[str, TextBatches] = {}
+    Tasks that lie in the current folder become importable for the processes that this one starts.
+    """
+    from altgrad.experiment.stored_weights import stored_weights  # torch
+
+    starts: set[str] = set()
+    checked: dict[str, tuple[FoundTask, TaskBatches]] = {}
     for trial in trials:
         config = trial.config
         if config.device.startswith("cuda") and not machine.gpus:
             raise ConfigError(f"{trial.run}: device={config.device!r}: {machine.gpu_note}; use device=cpu or auto")
-        key = config.model_dump_json(include=_TEXT_FIELDS)
+        key = config.model_dump_json(include=_DATA_FIELDS)
         if key not in checked:
-            checked[key] = TextBatches(load_corpus(config), config, config.shape.block_size)
-        vocabulary = checked[key].vocabulary
-        if (config.layer_formats or config.layer_gemms) and vocabulary is not None:
-            _check_layers(trial, vocabulary)
-    return list(dict.fromkeys(batches.source.sentence() for batches in checked.values()))
+            checked[key] = _read(config)
+        if config.start_from is not None and config.start_from not in starts:
+            starts.add(config.start_from)
+            stored_weights(config.start_from)
+        if config.layer_formats or config.layer_gemms:
+            _check_layers(trial, checked[key][0])
+    if any(task.is_from_here for task, _ in checked.values()):
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()]))
+    sources = [batches.source for _, batches in checked.values() if batches.source is not None]
+    return list(dict.fromkeys(source.sentence() for source in sources))
 
 
-def _check_layers(trial: Trial, vocabulary: int) -> None:
-    """Raise ConfigError if a glob over layer names matches no layer; the model is made on `meta`, without weights."""
+def _read(config: TrainConfig) -> tuple[FoundTask, TaskBatches]:
+    """The task and its data; of a foreign one first batches too.  Raises ConfigError for whatever goes wrong in it."""
+    from altgrad.training.task.found_task import find_task  # torch
+
+    task = find_task(config)
+    if config.task == BUILT_IN_TASK:
+        return task, task.batches(config)
+    try:
+        batches = task.batches(config)
+        batches.training(1)
+        batches.validation()
+    except ConfigError:
+        raise
+    except Exception as error:  # of somebody else's code
+        raise ConfigError(f"{task.said}: reading its data failed: {type(error).__name__}: {cut(str(error))}") from error
+    return task, batches
+
+
+def _check_layers(trial: Trial, task: FoundTask) -> None:
+    """Raise ConfigError if a glob over layer names matches no layer; the model is made on `meta`, without weights.
+
+    Somebody else's model may need real tensors: its trial says it.
+    """
     import torch
 
     from altgrad.quantization.quantized_model import quantize_model
-    from altgrad.training.model import build_gpt
 
+    if trial.config.task != BUILT_IN_TASK:
+        return
     try:
         with torch.device("meta"):
-            quantize_model(build_gpt(trial.config, vocabulary), trial.config.altered(native_fp8=False))
+            quantize_model(task.model(trial.config), trial.config.altered(native_fp8=False))
     except ValueError as error:
         raise ConfigError(f"{trial.run}: {error}") from error

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from altgrad.config.train_config import BUILT_IN_TASK
 from altgrad.experiment import gpu_driver as nvml
 from tune.plan.gpu_memory import GIB, check_share, fitting_share, needs
 from tune.plan.options import SweepError, SweepOptions
@@ -133,7 +134,7 @@ def share_out(options: SweepOptions, machine: Machine, trials: Sequence[Trial]) 
     workers, gpus = options.workers_per_trial or 1, options.gpus_per_trial
     parts = _parts(trials, workers)
     if gpus is None:
-        large = workers > 1 or any(trial.config.model in _LARGE_MODELS for trial in trials)
+        large = workers > 1 or any(_may_be_large(trial) for trial in trials)
         gpus = 0.0 if machine.gpus == 0 else (1.0 if large else _GPU_SHARE)
         if gpus and machine.gpu_bytes is not None:
             gpus = fitting_share(parts, machine.gpu_bytes, gpus)
@@ -159,6 +160,11 @@ def share_out(options: SweepOptions, machine: Machine, trials: Sequence[Trial]) 
         fit //= workers
     concurrent = max(1, min(fit, len(trials), options.max_concurrent or fit))
     return Resources(cpus, gpus, concurrent, workers)
+
+
+def _may_be_large(trial: Trial) -> bool:
+    """Whether a trial may need a whole GPU: a large preset of the GPT, or another task, whose size is not known."""
+    return trial.config.task != BUILT_IN_TASK or trial.config.model in _LARGE_MODELS
 
 
 def _parts(trials: Sequence[Trial], workers: int) -> Sequence[Trial]:

@@ -16,6 +16,9 @@ from typing import Any, Literal
 from altgrad.commands.folders import MARGIN_HELP
 from altgrad.commands.option_fields import add_options, command_words, given, option
 from altgrad.commands.option_parser import (
+    FROM_HELP,
+    TASK_ARGUMENT_HELP,
+    TASK_HELP,
     OneLineParser,
     count,
     count_or_auto,
@@ -56,6 +59,9 @@ class SweepOptions:
     learning_rates: tuple[float, ...] | None = option(TRIALS, positive, "learning rates: every trial is repeated with each of them", flag="--lr", many=True, metavar="LR")
     interventions: tuple[str, ...] | None = option(TRIALS, str, f"interventions: every trial is repeated with each of them; {', '.join(INTERVENTIONS)}, or several joined with +", many=True, metavar="NAME")
     settings: Mapping[str, Any] | None = option(TRIALS, str, "set a config field in every trial (repeatable)", flag="--set", many=True, metavar="KEY=VALUE")
+    task: str | None = option(TRIALS, word, TASK_HELP, metavar="NAME")
+    task_args: Mapping[str, Any] | None = option(TRIALS, str, TASK_ARGUMENT_HELP, flag="--task-arg", many=True, metavar="KEY=VALUE")
+    start_from: str | None = option(TRIALS, word, FROM_HELP, flag="--from", metavar="WEIGHTS")
     model: str | None = option(TRIALS, word, "preset of the built-in GPT: micro, tiny, small, ... (default: small with a GPU, else tiny)", metavar="PRESET")
     max_steps: int | None = option(TRIALS, count, "number of steps of every trial", metavar="N")
     data: str | None = option(TRIALS, path, "training data: a text file, a folder, a glob, or a folder with train.bin", metavar="PATH")
@@ -96,6 +102,12 @@ class SweepOptions:
         """The Ray cluster to use: that of `--address`, or of the Ray job around this process; None: a private Ray."""
         return self.address or os.environ.get("RAY_ADDRESS") or None
 
+    @property
+    def task_name(self) -> str | None:
+        """The task that the options name; None: that of the configs."""
+        named = (self.settings or {}).get("task")
+        return self.task or (str(named) if named else None)
+
     def planning(self) -> list[str]:
         """Names of the given options that determine the trials; with `--resume` the stored plan does."""
         return list(given(self, TRIALS))
@@ -115,9 +127,11 @@ def parse_options(words: Sequence[str] | None = None) -> SweepOptions:
     )
     add_options(parser, SweepOptions)
     found = vars(parser.parse_args(words))
-    pairs = found.pop("settings")
+    words_of = {"settings": ("--set", found.pop("settings")), "task_args": ("--task-arg", found.pop("task_args"))}
     found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
-    try:
-        return SweepOptions(**found, settings=None if pairs is None else assignments(pairs))
-    except NotYaml as error:
-        parser.error(f"argument --set: {error}")
+    for name, (flag, pairs) in words_of.items():
+        try:
+            found[name] = None if pairs is None else assignments(pairs)
+        except NotYaml as error:
+            parser.error(f"argument {flag}: {error}")
+    return SweepOptions(**found)

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from altgrad.config.memory import bytes_per_parameter
+from altgrad.config.train_config import BUILT_IN_TASK
 from altgrad.metrics import METRICS
 from altgrad.text.number_text import duration
 from altgrad.text.terminal_output import cell, say
@@ -48,7 +49,8 @@ def show_plan(console: Console, plan: SweepPlan, resources: Resources, elsewhere
         size = f"{bytes_per_parameter(config):.3g}"
         words = (trial.run, fmt, at_rest, size, config.scaling, trial.intervention, str(config.max_steps), rate)
         times = (duration(round(placed.start)), duration(round(placed.end - placed.start))) if timed else ()
-        table.add_row(*map(cell, (*words, config.model, str(placed.wave + 1), *times)))
+        model = config.model if config.task == BUILT_IN_TASK else config.task
+        table.add_row(*map(cell, (*words, model, str(placed.wave + 1), *times)))
     console.print(table)
     waves = f"{placement.waves} wave" + "s" * (placement.waves != 1)
     if timed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from altgrad.compare.pairing import NUMERICS, RESCUE
 from altgrad.config.published import in_format, published
 from altgrad.config.shipped_configs import CONFIGS, config_file
 from altgrad.config.train_config import (
+    BUILT_IN_TASK,
     ConfigError,
     TrainConfig,
     check_fields,
@@ -147,8 +148,13 @@ def _overrides(options: SweepOptions) -> dict[str, Any]:
     """Config fields that apply to every trial.  Raises SweepError if two options set the same field."""
     settings = dict(options.settings or {})
     check_fields(settings, source="--set")  # before they get mixed up with a file's
-    own = {"--model": ("model", options.model), "--max-steps": ("max_steps", options.max_steps)}
-    own["--data"] = ("data", options.data)
+    own: dict[str, tuple[str, Any]] = {
+        "--model": ("model", options.model),
+        "--max-steps": ("max_steps", options.max_steps),
+    }
+    own |= {"--data": ("data", options.data), "--task": ("task", options.task)}
+    own["--from"] = ("start_from", _absolute_weights(options.start_from))
+    own["--task-arg"] = ("task_args", _absolute_arguments(options.task_args))
     for option, (field, value) in own.items():
         if value is None:
             continue
@@ -193,7 +199,7 @@ def _with_model(
     for name, config in sources:
         fields = config.model_dump(exclude_unset=True)
         result.append((name, make_config({"model": chosen} | fields | _absolute(config.data), name)))
-    if any("model" not in config.model_fields_set for _, config in sources):
+    if any("model" not in config.model_fields_set and config.task == BUILT_IN_TASK for _, config in sources):
         notes.append(f"model {chosen}: {machine.gpu_note}; --model chooses another")
     return result
 
@@ -202,6 +208,24 @@ def _absolute(data: str) -> dict[str, str]:
     """The data field with an absolute path, because trials run in other folders; empty for a built-in corpus."""
     path = os.path.abspath(os.path.expanduser(data))
     return {"data": path} if os.path.exists(path) or glob.glob(path) else {}
+
+
+def _absolute_weights(source: str | None) -> str | None:
+    """The weights to start from, with an absolute path; a URI, and what does not exist, unchanged."""
+    if source is None or "://" in source:
+        return source
+    whole = os.path.abspath(os.path.expanduser(source))
+    return whole if os.path.exists(whole) or os.path.exists(whole.rpartition("@")[0]) else source
+
+
+def _absolute_arguments(arguments: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The arguments of a task; texts that name an existing path (with a slash) become absolute, as `data` does."""
+    if arguments is None:
+        return None
+    return {
+        name: os.path.abspath(value) if isinstance(value, str) and "/" in value and os.path.exists(value) else value
+        for name, value in arguments.items()
+    }
 
 
 def _variants(name: str, config: TrainConfig, intervention: str, options: SweepOptions) -> Iterator[Trial]:

@@ -56,16 +56,6 @@ class Ranks:
         if rows % self.size:
             raise ValueError(f"batch_size={rows} does not divide among {self.size} workers; use a multiple of them")
 
-    def part(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """This rank's rows of a global batch (inputs, targets): an equal share, in order of rank."""
-        if self.alone:
-            return batch
-        rows = len(batch[0])
-        self.check_batch(rows)
-        share = rows // self.size
-        inputs, targets = (part[self.rank * share : (self.rank + 1) * share] for part in batch)
-        return inputs, targets
-
     def weight(self, loss: Tensor) -> Tensor | None:
         """The gradient with which backward starts: 1/size, so that the ranks' gradients sum to that of the mean loss.
 

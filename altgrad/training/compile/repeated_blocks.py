@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from altgrad.quantization.layers import QuantizedLinear
 
@@ -48,19 +48,18 @@ def regions(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> list[lis
 
 
 class RegionalCall:
-    """Calls a model whose regions are compiled; outside of a call the model is unchanged."""
+    """Calls a function of a model whose regions are compiled; outside of a call the model is unchanged."""
 
-    def __init__(self, model: nn.Module, groups: Sequence[Sequence[nn.Module]], **options: Any) -> None:
-        """`options`: for `torch.compile`."""
-        self._model = model
+    def __init__(self, call: Callable[..., Any], groups: Sequence[Sequence[nn.Module]], **options: Any) -> None:
+        """`call`: runs the model.  `options`: for `torch.compile`."""
+        self._call = call
         self._compiled: list[tuple[nn.Module, Callable[..., Any]]] = [
             (module, torch.compile(module.forward, **options)) for group in groups for module in group
         ]
 
-    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, batch: Any) -> Any:
         with self._compiled_regions():
-            loss: Tensor = self._model(inputs, targets)
-        return loss
+            return self._call(batch)
 
     @contextmanager
     def _compiled_regions(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from altgrad.quantization.layers import QuantizedLinear
 from altgrad.training.compile.policy import How, Known, Payoff, cost_of, saved_by
 from altgrad.training.compile.repeated_blocks import RegionalCall, regions
 from altgrad.training.process_settings import room_for_graphs
+from altgrad.training.task.found_task import FoundTask, call_model
+from altgrad.training.task.loss_value import read_loss
+from altgrad.training.task.protocol import Batch
 
 # Without `compile` itself: the way in which the step was compiled is appended to the signature.
 _GRAPH_FIELDS = set(TrainConfig.where(lambda field: field.in_graph)) - {"compile"}
@@ -38,7 +41,7 @@ _said: set[str] = set()
 
 
 class StepLoss:
-    """The model's loss, compiled or not: call it with (inputs, targets).
+    """The task's loss, compiled or not: call it with the entries of a batch, or with a batch that is no tuple.
 
     `how`: the way in which it runs; `reason`: why, in one line.
     """
@@ -52,8 +55,12 @@ class StepLoss:
         runs_alike: int | None = None,
         earlier: How | None = None,
         ranks: Ranks = ALONE,
+        task: FoundTask | None = None,
+        metrics: Callable[[Mapping[str, Tensor]], None] = lambda found: None,
     ) -> None:
-        """`runs_alike`: number of runs, in one process of a sweep, that share compiled graphs; None: a single run.
+        """`task`: None if the model returns the loss.  `metrics`: called with the task's metrics of each batch.
+
+        `runs_alike`: number of runs, in one process of a sweep, that share compiled graphs; None: a single run.
 
         In a sweep `compile: auto` decides by this number and not by the state of the caches.  Otherwise a run that
         starts late, or in a resumed sweep, would run differently from the same run in another sweep.
@@ -69,6 +76,7 @@ class StepLoss:
         """
         self._model = model
         self._config = config
+        self._task, self._metrics = task, metrics
         self._signature = _signature(model, layers, config, ranks.size)
         if config.cuda_graphs and device.type != "cuda":
             raise ConfigError(f"cuda_graphs=true: the device is {device}; use a CUDA device or cuda_graphs=false")
@@ -82,27 +90,33 @@ class StepLoss:
             self.how, self.reason = "eager", "compile=auto: another rank cannot compile"
         self._function = self._build()
 
-    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, *batch: Any) -> Tensor:
         """The loss (0-d).  With CUDA graphs the next call overwrites the loss, the counts and the gradients."""
         if self._config.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
+        whole = batch[0] if len(batch) == 1 else batch
         if self.how == "eager":
-            return self._function(inputs, targets)
-        with room_for_graphs():
-            return self._compiled(inputs, targets)
+            found = self._function(whole)
+        else:
+            with room_for_graphs():
+                found = self._compiled(whole)
+        loss, metrics = read_loss(found)
+        if metrics:
+            self._metrics(metrics)
+        return loss
 
-    def _compiled(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _compiled(self, batch: Batch) -> Any:
         if self._name(self.how) in _compiled_here:
-            return self._function(inputs, targets)
+            return self._function(batch)
         try:
-            loss = self._function(inputs, targets)
+            found = self._function(batch)
         except torch_private.compiler_failure() as error:
             self._refuse(f"the compiler failed ({_first_line(error)})")
             self._function = self._build()
-            return self(inputs, targets)
+            return self._function(batch) if self.how == "eager" else self._compiled(batch)
         _compiled_here.add(self._name(self.how))
         self._marker(self.how).touch()
-        return loss
+        return found
 
     def _decide(
         self, layers: Mapping[str, QuantizedLinear], device: torch.device, runs_alike: int | None, earlier: How | None
@@ -145,13 +159,20 @@ class StepLoss:
         """A file that exists if Inductor's cache on disk has the graphs."""
         return cache_folder() / f"altgrad-{self._name(how)}"
 
-    def _build(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def _build(self) -> Callable[[Batch], Any]:
+        """What a batch is given to; it returns what the task's loss or the model does."""
         if self.how == "eager":
-            return self._model
+            return self._plain
         if self.how == "blocks":
-            return RegionalCall(self._model, self._regions, dynamic=False, options=INDUCTOR_OPTIONS)
+            return RegionalCall(self._plain, self._regions, dynamic=False, options=INDUCTOR_OPTIONS)
         options = INDUCTOR_OPTIONS | {"triton.cudagraphs": self._config.cuda_graphs}
-        return cast("Callable[[Tensor, Tensor], Tensor]", torch.compile(self._model, dynamic=False, options=options))
+        if self._task is None or self._task.model_has_loss:
+            compiled = torch.compile(self._model, dynamic=False, options=options)
+            return lambda batch: call_model(compiled, batch)
+        return torch.compile(self._plain, dynamic=False, options=options)
+
+    def _plain(self, batch: Batch) -> Any:
+        return call_model(self._model, batch) if self._task is None else self._task.loss(self._model, batch)
 
     def _refuse(self, obstacle: str) -> None:
         """Raise ConfigError if the config demands compiling; with `auto` fall back to eager and warn once."""

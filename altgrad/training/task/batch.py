@@ -1,0 +1,121 @@
+"""A batch: tensors in tuples and dicts of any depth; its rows are divided among ranks and micro-batches.
+
+What a task's data yields is brought into this form once, where it enters: lists become tuples, mappings dicts, numpy
+arrays tensors.  Numbers, texts and None are passed on unchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from altgrad.config.train_config import ConfigError
+from altgrad.text.error_hints import cut
+from altgrad.training.task.protocol import Batch
+
+_PASSED_ON = (int, float, bool, str, bytes, type(None))
+
+
+def as_batch(found: Any, whose: str) -> Batch:
+    """A batch from tensors, numpy arrays and numbers in tuples, lists and mappings.
+
+    whose: origin of the batch, for the error.  Raises ConfigError for any other object, and if there is no tensor.
+    """
+    batch = _taken(found, whose, "")
+    if next(tensors(batch), None) is None:
+        raise ConfigError(f"{whose}: a batch has no tensor (found {type(found).__name__}); give tensors, or a dict")
+    return batch
+
+
+def _taken(found: Any, whose: str, where: str) -> Batch:
+    if isinstance(found, (Tensor, *_PASSED_ON)):
+        return found
+    if isinstance(found, np.ndarray) and found.dtype.kind in "biufc":
+        return torch.from_numpy(found if found.flags.writeable else found.copy())
+    if isinstance(found, Mapping):
+        return {key: _taken(value, whose, f"{where}[{key!r}]") for key, value in found.items()}
+    if isinstance(found, tuple | list):
+        return tuple(_taken(value, whose, f"{where}[{number}]") for number, value in enumerate(found))
+    at = f" at {cut(where)}" if where else ""
+    raise ConfigError(
+        f"{whose}: a batch has a {type(found).__name__}{at}; give tensors, numpy arrays or numbers, in tuples or dicts"
+    )
+
+
+def changed(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with every tensor changed."""
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if isinstance(batch, dict):
+        return {key: changed(value, change) for key, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return tuple(changed(value, change) for value in batch)
+    return batch
+
+
+def tensors(batch: Batch) -> Iterator[Tensor]:
+    """All tensors of a batch, in its order."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, dict | tuple | list):
+        for value in batch.values() if isinstance(batch, dict) else batch:
+            yield from tensors(value)
+
+
+def rows(batch: Batch) -> int:
+    """Number of rows: the length of the first tensor that has a dimension; 1 without one."""
+    return next((len(tensor) for tensor in tensors(batch) if tensor.ndim), 1)
+
+
+def count(batch: Batch) -> int:
+    """Number of examples, or of tokens if the first tensor holds whole numbers (token ids)."""
+    first = next(tensors(batch))
+    return rows(batch) if first.is_floating_point() else first.numel()
+
+
+def part(batch: Batch, number: int, parts: int) -> Batch:
+    """The rows of a batch that belong to part `number` of `parts` equal ones.
+
+    A tensor of another length, or without dimensions, belongs to every part.  Raises ConfigError if the rows do not
+    divide.
+    """
+    if parts == 1:
+        return batch
+    whole = rows(batch)
+    if whole % parts:
+        raise ConfigError(f"a batch of {whole} rows does not divide into {parts} parts; use a multiple of them")
+    share = whole // parts
+    return changed(
+        batch, lambda tensor: tensor[number * share : (number + 1) * share] if _has_rows(tensor, whole) else tensor
+    )
+
+
+def _has_rows(tensor: Tensor, whole: int) -> bool:
+    return tensor.ndim > 0 and len(tensor) == whole
+
+
+def update_digest(digest: Any, batch: Batch) -> None:
+    """Add the content of a batch to a hash."""
+    if isinstance(batch, Tensor):
+        content = batch.detach().cpu().contiguous()
+        digest.update(f"{content.dtype}{tuple(content.shape)}".encode())
+        digest.update(content.reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(batch, dict | tuple | list):
+        for key, value in batch.items() if isinstance(batch, dict) else enumerate(batch):
+            digest.update(repr(key).encode())
+            update_digest(digest, value)
+    else:
+        digest.update(repr(batch).encode())
+
+
+def digest_of(*batches: Batch) -> str:
+    """A hash of the content of some batches, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        update_digest(digest, batch)
+    return digest.hexdigest()[:16]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FORMATS
-from altgrad.quantization.kernel.compiled import compiled_round
+from altgrad.quantization.kernel.compiled import CompiledRounding
 from altgrad.quantization.kernel.round import round_to_format
 from bench.harness import MALLOC, malloc_setting, ratio
 from bench.record import write_peers
@@ -27,11 +27,11 @@ Rounding = Callable[[Tensor], object]
 
 
 def _altgrad_compiled() -> Rounding:
-    return lambda x: compiled_round(x, FORMATS["E4M3"])
+    return CompiledRounding(FORMATS["E4M3"])
 
 
 def _altgrad_blocks() -> Rounding:
-    return lambda x: compiled_round(x, FORMATS["E4M3"], granularity="1x32")
+    return CompiledRounding(FORMATS["E4M3"], granularity="1x32")
 
 
 def _altgrad_eager() -> Rounding:

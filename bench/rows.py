@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from altgrad.quantization.kernel.compiled import compiled_round_and_count
-from bench import dashboard, gpu, processes
+from bench import dashboard, kernels, processes
 from bench.harness import Row
 from bench.kernels import against_clone
 from bench.steps import (
@@ -22,7 +21,7 @@ from bench.steps import (
     trainer_step_against_plain,
 )
 
-_COUNTING = against_clone(round_with=compiled_round_and_count)
+_COUNTING = against_clone(counting=True)
 _50M = {"model": "medium", "n_layer": 16, "batch_size": 16}
 
 # fmt: off
@@ -53,9 +52,9 @@ ROWS: Mapping[str, Row] = {
     "dashboard_nothing_new": Row("dashboard: a look that finds nothing new (seconds)", 0.01, dashboard.nothing_new, 21),
     "dashboard_curves": Row("dashboard: 60 curves on one chart (seconds)", 1.5, dashboard.sixty_curves, 1),
     # a GPU
-    "cuda_round": Row("GPU: round 2^27 float32, nearest (x clone)", 1.18, gpu.round_against_clone),
+    "cuda_round": Row("GPU: round 2^27 float32, nearest (x clone)", 1.18, kernels.gpu_round_against_clone),
     "cuda_step": Row("GPU: training step, 50M parameters, rounded (x BF16)", 1.3, rounded_step_against_bfloat16(**_50M), 11),
     "cuda_graphs": Row("GPU: training step, 50M parameters, rounded, CUDA graphs (x BF16)", 1.3, rounded_step_against_bfloat16(**_50M, cuda_graphs=True), 11),
-    "cuda_native": Row("GPU: MLP of a 1B model, FP8 tensor cores (x BF16)", 0.99, gpu.native_mlp_against_bfloat16, 11),
+    "cuda_native": Row("GPU: MLP of a 1B model, FP8 tensor cores (x BF16)", 0.99, kernels.native_mlp_against_bfloat16, 11),
 }
 # fmt: on

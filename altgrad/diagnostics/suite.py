@@ -18,13 +18,12 @@ from altgrad.config.train_config import TrainConfig
 from altgrad.diagnostics.measures import value_histogram as histogram
 from altgrad.diagnostics.measures.decay import DecayLost
 from altgrad.diagnostics.measures.gradient_norm import LayerGradientNorm
-from altgrad.diagnostics.measures.gradient_stiffness import GradientStiffness
 from altgrad.diagnostics.measures.grid_alignment import GridAlignment
 from altgrad.diagnostics.measures.realised_displacement import Displacement
 from altgrad.diagnostics.measures.shadow import Shadow
 from altgrad.diagnostics.measures.stable_rank import StableRank
 from altgrad.diagnostics.measures.stall import Stall
-from altgrad.diagnostics.measures.stiffness import Stiffness
+from altgrad.diagnostics.measures.stiffness import GradientStiffness, Stiffness
 from altgrad.diagnostics.measures.ulps_moved import UlpsMoved
 from altgrad.diagnostics.measures.update_size import GradientSparsity, UpdateSize
 from altgrad.diagnostics.protocol import Diagnostic, DiagnosticSnapshot, LayerStep, MeasuredStep

@@ -16,7 +16,7 @@ from statistics import median_low
 import numpy as np
 import torch
 
-from altgrad.diagnostics.measures.gradient_stiffness import SHUFFLE_SEED
+from altgrad.diagnostics.measures.stiffness import SHUFFLE_SEED
 from altgrad.formats import NumberFormat
 from tests.references.oracles import groups, power_of_two_scale, quantise_by_hand
 

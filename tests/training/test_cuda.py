@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import TrainConfig
 from altgrad.formats import FORMATS
-from altgrad.quantization.kernel.compiled import compiled_round, compiled_round_and_count
+from altgrad.quantization.kernel.compiled import CompiledRounding
 from altgrad.quantization.kernel.round import round_to_format, spec_of
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 from altgrad.quantization.quantized_model import quantize_model
@@ -43,8 +43,9 @@ def bits(x: Tensor) -> Tensor:
 def test_rounding_is_that_of_the_cpu_bit_for_bit_eager_and_compiled(fmt, rounding):
     x = torch.from_numpy(million(fmt)[: 64 * 1024]).view(64, 1024)
     expected = round_to_format(x, fmt, rounding, torch.Generator().manual_seed(1))
-    for rounded in (round_to_format, compiled_round):
-        assert torch.equal(bits(rounded(x.cuda(), fmt, rounding, torch.Generator().manual_seed(1))), bits(expected))
+    eager = round_to_format(x.cuda(), fmt, rounding, torch.Generator().manual_seed(1))
+    compiled = CompiledRounding(fmt, rounding)(x.cuda(), torch.Generator().manual_seed(1))
+    assert torch.equal(bits(eager), bits(expected)) and torch.equal(bits(compiled), bits(expected))
 
 
 @pytest.mark.parametrize("name", CASTS)
@@ -52,8 +53,8 @@ def test_rounding_is_that_of_torchs_casts_on_the_device(name):
     fmt = FORMATS[name]
     x = torch.from_numpy(million(fmt)).cuda()
     x = x[torch.isfinite(x) & (x.abs() <= fmt.max)].reshape(1, -1)
-    for rounded in (round_to_format, compiled_round):
-        assert torch.equal(bits(rounded(x, fmt)), bits(x.to(CASTS[name]).float()))
+    for rounded in (round_to_format(x, fmt), CompiledRounding(fmt)(x)):
+        assert torch.equal(bits(rounded), bits(x.to(CASTS[name]).float()))
 
 
 @pytest.mark.parametrize("power_of_two", [True, False])
@@ -64,8 +65,7 @@ def test_scales_and_counts_are_those_of_the_cpu(granularity, power_of_two):
         x = torch.randn(64, 96, generator=torch.Generator().manual_seed(1)) * 3
         x[0, :3] = torch.tensor([float("nan"), float("inf"), 0.0])
         expected, counts = round_site(x, spec_of(fmt), torch.zeros(0), torch.zeros(2, dtype=torch.int32), mode)
-        how = {"granularity": granularity, "power_of_two": power_of_two}
-        ours, found = compiled_round_and_count(x.cuda(), fmt, **how)
+        ours, found = CompiledRounding(fmt, "nearest", granularity, power_of_two).with_counts(x.cuda())
         assert torch.equal(bits(ours), bits(expected)), fmt
         assert torch.equal(found.cpu(), counts), fmt
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,55 +29,38 @@ INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
 }
 
 
-def compiled_round(
-    x: Tensor,
-    fmt: NumberFormat,
-    rounding: Rounding = "nearest",
-    generator: torch.Generator | None = None,
-    *,
-    granularity: str | None = None,
-    power_of_two: bool = True,
-) -> Tensor:
+@dataclass(frozen=True)
+class CompiledRounding:
     """`round_to_format`, compiled; with a `granularity` also scaled by the amax of the tensor, rows or tiles (`tiles`).
 
-    x: float32, at least 1-d.  One graph per shape and mode serves all formats and seeds.  The result equals that of
-    eager rounding bit for bit; stochastic rounding draws the same numbers.  Raises TypeError for another dtype.
+    One graph per shape and mode serves all formats and seeds.  The result equals that of eager rounding bit for bit;
+    stochastic rounding draws the same numbers.
     """
-    return _round(x, fmt, rounding, generator, granularity, power_of_two, counting=False)[0]
 
+    fmt: NumberFormat
+    rounding: Rounding = "nearest"
+    granularity: str | None = None
+    power_of_two: bool = True
 
-def compiled_round_and_count(
-    x: Tensor,
-    fmt: NumberFormat,
-    rounding: Rounding = "nearest",
-    generator: torch.Generator | None = None,
-    *,
-    granularity: str | None = None,
-    power_of_two: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """As `compiled_round`, with counts: (rounded, float32 counts in the order of `counters.COUNTERS`)."""
-    return _round(x, fmt, rounding, generator, granularity, power_of_two, counting=True)
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """x rounded, in its shape.  x: float32, at least 1-d.  Raises TypeError for another dtype."""
+        return self._round(x, generator, counting=False)[0]
 
+    def with_counts(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """(x rounded, float32 counts in the order of `counters.COUNTERS`).  Raises TypeError as a call does."""
+        return self._round(x, generator, counting=True)
 
-def _round(
-    x: Tensor,
-    fmt: NumberFormat,
-    rounding: Rounding,
-    generator: torch.Generator | None,
-    granularity: str | None,
-    power_of_two: bool,
-    counting: bool,
-) -> tuple[Tensor, Tensor]:
-    if x.dtype != torch.float32:
-        raise TypeError(f"compiled_round: x has dtype {x.dtype}; formats are simulated in torch.float32")
-    scaling = "none" if granularity is None else "dynamic"
-    mode = Mode(rounding, scaling, granularity or "tensor", power_of_two, 1.0)
-    stochastic = rounding == "stochastic"
-    key = draw_key(generator, x.device) if stochastic else torch.zeros(2, dtype=torch.int32, device=x.device)
-    if x.numel() == 0:
-        return round_site(x, _spec(fmt, x.device), x, key, mode)
-    with torch.no_grad():
-        return _graph(mode, counting)(x, _spec(fmt, x.device), key)
+    def _round(self, x: Tensor, generator: torch.Generator | None, counting: bool) -> tuple[Tensor, Tensor]:
+        if x.dtype != torch.float32:
+            raise TypeError(f"compiled rounding: x has dtype {x.dtype}; formats are simulated in torch.float32")
+        scaling = "none" if self.granularity is None else "dynamic"
+        mode = Mode(self.rounding, scaling, self.granularity or "tensor", self.power_of_two, 1.0)
+        stochastic = self.rounding == "stochastic"
+        key = draw_key(generator, x.device) if stochastic else torch.zeros(2, dtype=torch.int32, device=x.device)
+        if x.numel() == 0:
+            return round_site(x, _spec(self.fmt, x.device), x, key, mode)
+        with torch.no_grad():
+            return _graph(mode, counting)(x, _spec(self.fmt, x.device), key)
 
 
 @functools.cache

@@ -24,7 +24,7 @@ if not __package__:  # run as a script: this folder is on the path, the reposito
 from rich.console import Console
 
 from altgrad.commands.typed_command import dashboard_command, program_command
-from altgrad.compare import comparison, comparison_table, parity_table, planned_terms, write_comparison
+from altgrad.compare import comparison, comparison_table, parity_table, planned_terms, rates_markdown, write_comparison
 from altgrad.config.train_config import ConfigError
 from altgrad.results import list_runs
 from altgrad.results.stop_request import stop_request
@@ -247,6 +247,8 @@ def _show_results(sweep: PlannedSweep, options: SweepOptions, console: Console) 
     console.print(comparison_table(rows))
     if (parity := parity_table(rows)) is not None:
         console.print(parity)
+    if (rates := rates_markdown(rows)) is not None:
+        say(console, rates)
     lines = [] if compute is None else [compute]
     lines += [f"results: {sweep.folder} (comparison.md, comparison.csv)"]
     lines += [f"failure report: {run.folder / REPORT}" for run in runs if run.folder.has(REPORT)]

@@ -97,6 +97,11 @@ def positive(text: str) -> float:
     return _number(text, float, "a number above 0", lambda value: 0 < value < float("inf"))
 
 
+def positive_or_auto(text: str) -> float | Literal["auto"]:
+    """A number above 0, or the word auto.  Raises argparse.ArgumentTypeError for another word."""
+    return "auto" if text == "auto" else positive(text)
+
+
 def not_negative(text: str) -> float:
     """A number from 0.  Raises argparse.ArgumentTypeError for another word."""
     return _number(text, float, "a number from 0", lambda value: 0 <= value < float("inf"))

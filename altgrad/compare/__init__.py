@@ -6,7 +6,7 @@ All tables, pages, reports and exports take these facts from here:
 - the gap and its step: `gap`.  All runs that are alive are compared at the last step that all of them measured; a run
   that collapsed at step 135 has its gap at step 100, its last measurement, and is left out of means and rankings;
 - the groups of runs and their names: `groups`;
-- the mean gap of a group and the ranking: `statistics`; the survivors: `rescue`;
+- the mean gap of a group and the ranking: `statistics`; the survivors: `rescue`; the best learning rates: `rates`;
 - the claim that a group's gaps support, any group against any other, and what differs besides the format: `parity`.
 
 A row depends on the whole comparison (the common step, the fields that differ), while a statistic depends on the rows
@@ -28,16 +28,19 @@ from altgrad.compare.parity.table import (
     planned_terms,
 )
 from altgrad.compare.parity.verdict import Parity, Terms
+from altgrad.compare.rates import RATE_HEADS, RateLine, rate_lines, rates_markdown, rates_note
 from altgrad.compare.rescue import RescueCell, Survival, matrix_axes, rescue_matrix, survival
 from altgrad.compare.row import Row, Unpaired, loss_unit
 from altgrad.compare.statistics import PairedGap, collapse_step, furthest, paired_gap, ranking
 
 __all__ = [
+    "RATE_HEADS",
     "STEP_COLUMNS",
     "GroupDifference",
     "PairedGap",
     "Parity",
     "ParityLine",
+    "RateLine",
     "RescueCell",
     "Row",
     "Settings",
@@ -64,6 +67,9 @@ __all__ = [
     "parity_table",
     "planned_terms",
     "ranking",
+    "rate_lines",
+    "rates_markdown",
+    "rates_note",
     "read_row",
     "rescue_matrix",
     "settings_of",

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from altgrad.compare.parity.table import parity_markdown
+from altgrad.compare.rates import rates_markdown
 from altgrad.compare.row import Row
 from altgrad.events import kind_of
 from altgrad.metrics import METRICS
@@ -190,6 +191,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
 def write_comparison(sweep: Folder, rows: Sequence[Row], below: str | None = None) -> None:
     """Write `comparison.md`, with the text `below` after its tables, and `comparison.csv` into the sweep's folder."""
     tables = [comparison_markdown(rows), "## Parity", parity_markdown(rows)]
+    tables += ["## Learning rates", rates] if (rates := rates_markdown(rows)) is not None else []
     parts = [f"# Comparison: {as_markdown(sweep.name)}", *tables, *([] if below is None else [below])]
     sweep.write_bytes("comparison.md", ("\n\n".join(parts) + "\n").encode())
     sweep.write_bytes("comparison.csv", comparison_csv(rows).encode())

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from altgrad.compare import (
+    RATE_HEADS,
     RescueCell,
     Row,
     comparison_csv,
@@ -17,6 +18,8 @@ from altgrad.compare import (
     matrix_axes,
     parity_lines,
     parity_note,
+    rate_lines,
+    rates_note,
     rescue_matrix,
 )
 from altgrad.compare.comparison_table import COLUMNS, Column
@@ -137,7 +140,7 @@ def rescues_section(rows: Sequence[Row]) -> Html:
         f"step; median collapse step. Hatched: fewer than {ENOUGH_SEEDS} ended runs."
     )
     matrix = element("div", table(head, body, "Rescue matrix: format by intervention"), class_="matrix")
-    return join([element("p", said), matrix, element("h3", "Parity with BF16"), _parity(rows)])
+    return join([element("p", said), matrix, element("h3", "Parity with BF16"), _parity(rows), *_rates(rows)])
 
 
 def _in_unit(rows: Sequence[Row]) -> str:
@@ -152,6 +155,19 @@ def _parity(rows: Sequence[Row]) -> Html:
     body = [list(line.cells) for line in lines]
     said = f"{parity_note(rows)} Both runs of a pair saw the same batches from the same initial weights."
     return join([table(list(HEADS), body, "Parity of each group with BF16", "lrlll"), element("p", said)])
+
+
+def _rates(rows: Sequence[Row]) -> list[Html]:
+    lines = rate_lines(rows)
+    if not lines:
+        return []
+    body = [list(line.cells) for line in lines]
+    title = element("h3", "Learning rates")
+    return [
+        title,
+        table(list(RATE_HEADS), body, "Best learning rate of each format", "lrllrr"),
+        element("p", rates_note(rows)),
+    ]
 
 
 def _collapses(contents: Contents, links: Links) -> list[Html]:

@@ -15,6 +15,7 @@ from altgrad.compare import (
     matrix_axes,
     parity_markdown,
     planned_terms,
+    rates_markdown,
     rescue_matrix,
 )
 from altgrad.results import list_runs
@@ -36,6 +37,8 @@ def sweep_report(sweep: Folder, margin: float | None = None) -> str:
     folders = {run.name: run.folder.name for run in runs}
     parts = [f"# Sweep: {as_markdown(sweep.name)}", _counts(rows), "## Comparison", comparison_markdown(rows)]
     parts += ["## Parity", parity_markdown(rows)]
+    if (rates := rates_markdown(rows)) is not None:
+        parts += ["## Learning rates", rates]
     if len({row.intervention for row in rows}) > 1:
         parts += ["## Rescues", _matrix(rows)]
     parts += ["## Collapses", _collapses(rows, folders, reported)]

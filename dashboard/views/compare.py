@@ -8,7 +8,17 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from altgrad.compare import Row, config_difference, loss_unit, parity_lines, parity_note, rescue_matrix
+from altgrad.compare import (
+    RATE_HEADS,
+    Row,
+    config_difference,
+    loss_unit,
+    parity_lines,
+    parity_note,
+    rate_lines,
+    rates_note,
+    rescue_matrix,
+)
 from altgrad.compare.parity.table import HEADS
 from altgrad.metrics import METRICS
 from dashboard.figures.curve_figures import CONFIG
@@ -83,6 +93,10 @@ def _learning_rate(rows: Sequence[Row]) -> None:
         st.info("No validation loss has been measured yet.")
         return
     rates = {row.learning_rate for row in rows}
+    if lines := rate_lines(rows):
+        frame = pd.DataFrame([dict(zip(RATE_HEADS, line.cells, strict=True)) for line in lines])
+        show_table(frame, alt="The best learning rate of each format, the usable ones, and the gaps to BF16.")
+        st.caption(rates_note(rows))
     alt = "Final validation loss against learning rate, one line per format and intervention."
     st.plotly_chart(learning_rate_figure(rows), key="learning rate", config=CONFIG, alt=alt)
     if len(rates) == 1:

@@ -27,6 +27,7 @@ from altgrad.commands.option_parser import (
     not_negative,
     path,
     positive,
+    positive_or_auto,
     webhook,
     word,
 )
@@ -36,6 +37,7 @@ from altgrad.config.train_config import INTERVENTIONS
 from altgrad.text.yaml_text import NotYaml, assignments
 
 MOST_SEEDS = 12  # of --seeds auto
+RATE_FACTORS = (0.25, 0.5, 1, 2, 4)  # of --lr auto
 NEWEST = "newest"  # `--resume` without a name
 NOTIFY = "ALTGRAD_NOTIFY"  # variable for the webhook's address, which other users could read on a command line
 TRIALS, RESULTS, RUNNING = "which trials", "where the results go", "how it runs"
@@ -56,7 +58,7 @@ class SweepOptions:
     formats: tuple[str, ...] | None = option(TRIALS, str, "number formats, one trial each, with the other fields of the configs or of bf16_baseline.yaml; with --recipes every recipe in every format", many=True, metavar="FORMAT")
     seeds: int | Literal["auto"] | None = option(TRIALS, count_or_auto, "number of seeds: every trial is repeated with N seeds, from the config's seed upward; auto begins with 3 and adds seeds until every parity verdict is clear", metavar="N")
     max_seeds: int | None = option(TRIALS, count, f"with --seeds auto: most seeds of a trial (default: {MOST_SEEDS})", metavar="N")
-    learning_rates: tuple[float, ...] | None = option(TRIALS, positive, "learning rates: every trial is repeated with each of them", flag="--lr", many=True, metavar="LR")
+    learning_rates: tuple[float | Literal["auto"], ...] | None = option(TRIALS, positive_or_auto, f"learning rates: every trial is repeated with each of them; auto takes {', '.join(f'{factor:g}' for factor in RATE_FACTORS)} times the config's, and says where each format is best", flag="--lr", many=True, metavar="LR")
     interventions: tuple[str, ...] | None = option(TRIALS, str, f"interventions: every trial is repeated with each of them; {', '.join(INTERVENTIONS)}, or several joined with +", many=True, metavar="NAME")
     settings: Mapping[str, Any] | None = option(TRIALS, str, "set a config field in every trial (repeatable)", flag="--set", many=True, metavar="KEY=VALUE")
     task: str | None = option(TRIALS, word, TASK_HELP, metavar="NAME")
@@ -97,6 +99,13 @@ class SweepOptions:
         """The number of seeds up to which the sweep adds some; None without `--seeds auto`."""
         return (self.max_seeds or MOST_SEEDS) if self.seeds == "auto" else None
 
+    def rates(self, usual: float) -> tuple[float, ...]:
+        """The learning rates of a config whose own is `usual`."""
+        rates = self.learning_rates or (usual,)
+        if rates == ("auto",):
+            return tuple(float(f"{factor * usual:.6g}") for factor in RATE_FACTORS)
+        return tuple(rate for rate in rates if rate != "auto")
+
     @property
     def cluster(self) -> str | None:
         """The Ray cluster to use: that of `--address`, or of the Ray job around this process; None: a private Ray."""
@@ -129,6 +138,8 @@ def parse_options(words: Sequence[str] | None = None) -> SweepOptions:
     found = vars(parser.parse_args(words))
     words_of = {"settings": ("--set", found.pop("settings")), "task_args": ("--task-arg", found.pop("task_args"))}
     found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+    if "auto" in (rates := found.get("learning_rates") or ()) and len(rates) > 1:
+        parser.error("argument --lr: auto stands alone, without other rates")
     for name, (flag, pairs) in words_of.items():
         try:
             found[name] = None if pairs is None else assignments(pairs)

@@ -47,7 +47,7 @@ def plan_sweep(options: SweepOptions, machine: Machine) -> SweepPlan:
     asked = (
         len(sources)
         * (options.most_seeds or options.first_seeds)
-        * len(options.learning_rates or "1")
+        * len(options.rates(1.0))
         * len(options.interventions or "1")
     )
     if asked > _MOST_TRIALS:
@@ -236,7 +236,7 @@ def _variants(name: str, config: TrainConfig, intervention: str, options: SweepO
     fields = intervention_fields(intervention)
     if intervention != "none" and Trial(name, config).is_baseline:
         return
-    for rate in options.learning_rates or (config.learning_rate,):
+    for rate in options.rates(config.learning_rate):
         for seed in range(config.seed, config.seed + options.first_seeds):
             run = f"{name}-s{seed}" + (f"-lr{rate:g}" if options.learning_rates else "")
             if intervention != "none":

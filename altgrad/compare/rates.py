@@ -1,0 +1,153 @@
+"""Learning rates: the best one of each format, how wide the usable ones are, the gap at a shared rate and at each best.
+
+A format that needs a smaller rate than BF16 looks worse at BF16's rate than it is.  So a sweep over rates gives two
+gaps: at the rate at which BF16 is best, and between the two at their own best rates.  All losses are those of the
+common step, paired by seed.  A rate at which a run died or reached NaN is neither best nor usable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from altgrad.compare.groups import by_group
+from altgrad.compare.row import Row, loss_unit
+from altgrad.compare.statistics import interval
+from altgrad.text.foreign_text import as_markdown
+from altgrad.text.number_text import ABSENT, table
+
+USABLE = 0.1  # nats above a format's own best
+_USABLE_SHARE = 0.05  # of the loss, if its unit is unknown
+RATE_HEADS = ("Format", "Best rate", "Optimum", "Usable rates", "Gap at BF16's best rate", "Gap, each at its best")
+
+
+@dataclass(frozen=True)
+class RateLine:
+    """A format (with treatment and intervention) over the rates that were tried.
+
+    `losses`: rate -> mean loss over seeds at the common step, for rates at which all runs are well.  `best`: the rate
+    with the smallest.  `where`: `interior`, or at which edge of the grid the best lies.  `usable`: lowest and highest
+    rate around the best without one in between that ends 0.1 nats (or 5 % of an unknown loss) above it.
+    `shared`, `tuned`: mean and interval of the gap at the baseline's best rate, and of each at its own; None without.
+    """
+
+    name: str
+    rates: tuple[float, ...]
+    losses: Mapping[float, float]
+    best: float
+    where: str
+    usable: tuple[float, float]
+    shared: tuple[float | None, float | None, float | None]
+    tuned: tuple[float | None, float | None, float | None]
+
+    @property
+    def width(self) -> float:
+        """Highest divided by lowest usable rate."""
+        return self.usable[1] / self.usable[0]
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The texts under `RATE_HEADS`."""
+        low, high = self.usable
+        width = f"{low:.3g} to {high:.3g} (x{self.width:.3g})" if high > low else f"{low:.3g} alone"
+        return self.name, f"{self.best:.3g}", self.where, width, _figure(self.shared), _figure(self.tuned)
+
+
+def rate_lines(rows: Iterable[Row]) -> list[RateLine]:
+    """A line per format that was tried at several rates, the baseline first, then by the gap at the best rates."""
+    groups: dict[str, dict[float, list[Row]]] = {}
+    for members in by_group(rows).values():
+        rates = groups.setdefault(members[0].label_at_any_rate, {})
+        rates.setdefault(members[0].learning_rate, []).extend(members)
+    whole = {name: {rate: own for rate, own in rates.items() if _is_well(own)} for name, rates in groups.items()}
+    tried = [name for name, rates in groups.items() if len(rates) > 1 and whole[name]]
+    baselines = [name for name in tried if any(row.is_baseline for own in groups[name].values() for row in own)]
+    reference = whole[baselines[0]] if baselines else {}
+    shared = _best(reference) if reference else 0.0
+    lines = []
+    for name in tried:
+        best, grid = _best(whole[name]), tuple(sorted(groups[name]))
+        theirs = None if name in baselines else reference.get(shared)
+        lines.append(
+            RateLine(
+                name=name,
+                rates=grid,
+                losses=_losses(whole[name]),
+                best=best,
+                where=_where(best, grid),
+                usable=_usable(best, grid, whole[name]),
+                shared=_gap(whole[name].get(shared), theirs),
+                tuned=_gap(whole[name][best], theirs),
+            )
+        )
+    return sorted(lines, key=lambda line: (line.name not in baselines, line.tuned[0] is None, line.tuned[0] or 0.0))
+
+
+def rates_note(rows: Iterable[Row]) -> str:
+    """What the columns mean, in a sentence or two."""
+    unit = loss_unit(rows)
+    near = f"{USABLE:g} {unit}" if unit else f"{100 * _USABLE_SHARE:g} % of the loss"
+    return (
+        f"Usable: all runs are alive and end within {near} of the format's own best rate. Gaps are paired by seed, "
+        "with 95 % t intervals. An optimum at the edge may lie beyond the rates that were tried."
+    )
+
+
+def rates_markdown(rows: Sequence[Row]) -> str | None:
+    """The table as markdown with its note; None if no format was tried at several rates."""
+    lines = rate_lines(rows)
+    if not lines:
+        return None
+    cells = ([as_markdown(text) for text in line.cells] for line in lines)
+    return f"{table(list(RATE_HEADS), cells, 'lrllrr')}\n\n{rates_note(rows)}"
+
+
+def _is_well(members: Sequence[Row]) -> bool:
+    return all(row.final_loss is not None and math.isfinite(row.final_loss) and not row.non_finite for row in members)
+
+
+def _losses(rates: Mapping[float, Sequence[Row]]) -> dict[float, float]:
+    return {rate: mean(row.final_loss or 0.0 for row in own) for rate, own in sorted(rates.items())}
+
+
+def _best(rates: Mapping[float, Sequence[Row]]) -> float:
+    losses = _losses(rates)
+    return min(losses, key=losses.__getitem__)
+
+
+def _where(best: float, rates: Sequence[float]) -> str:
+    return "at the lower edge" if best == rates[0] else "at the upper edge" if best == rates[-1] else "interior"
+
+
+def _usable(best: float, rates: Sequence[float], whole: Mapping[float, Sequence[Row]]) -> tuple[float, float]:
+    losses = _losses(whole)
+    unit = loss_unit(row for own in whole.values() for row in own)
+    most = losses[best] + (USABLE if unit == "nats" else _USABLE_SHARE * abs(losses[best]))
+    at = rates.index(best)
+    low = high = at
+    while low > 0 and losses.get(rates[low - 1], math.inf) <= most:
+        low -= 1
+    while high + 1 < len(rates) and losses.get(rates[high + 1], math.inf) <= most:
+        high += 1
+    return rates[low], rates[high]
+
+
+def _gap(own: Sequence[Row] | None, theirs: Sequence[Row] | None) -> tuple[float | None, float | None, float | None]:
+    if not own or not theirs:
+        return None, None, None
+    reference = {row.seed: row.final_loss for row in theirs}
+    gaps = [
+        row.final_loss - other
+        for row in own
+        if row.final_loss is not None and (other := reference.get(row.seed)) is not None
+    ]
+    return interval(gaps)
+
+
+def _figure(gap: tuple[float | None, float | None, float | None]) -> str:
+    middle, low, high = gap
+    if middle is None:
+        return ABSENT
+    return f"{middle:+.4f}" + ("" if low is None else f" [{low:+.4f}, {high:+.4f}]")

@@ -1,0 +1,92 @@
+"""Best learning rates against figures worked out by hand and by scipy; the grid of `--lr auto`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from altgrad.compare import comparison, comparison_csv, rate_lines, rates_markdown
+from altgrad.html import html_report
+from altgrad.results import list_runs
+from altgrad.storage.folder import Folder
+from tests.support.html_tree import parse
+from tests.support.sweep_plans import planned
+from tests.support.written_runs import write_run
+
+RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
+# mean loss at each rate; None: a run of the three seeds collapses there
+CURVES: dict[str, list[float | None]] = {
+    "BF16": [2.40, 2.08, 2.00, 2.05, 2.30],  # best at 4e-4, usable from 2e-4 to 8e-4
+    "E4M3": [2.20, 2.04, 2.20, 2.50, None],  # best at 2e-4: +0.20 at BF16's best rate, +0.04 at its own
+    "E5M2": [2.60, 2.50, 2.45, 2.35, 2.30],  # still falling: at the edge
+    "E7M0": [2.50, None, None, None, None],  # lives at the lowest rate alone
+}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    folder = Folder.at(tmp_path_factory.mktemp("rates"))
+    for fmt, losses in CURVES.items():
+        for rate, loss in zip(RATES, losses, strict=True):
+            for seed in range(3):
+                dead = loss is None and seed == 1
+                write_run(folder, f"{fmt.lower()}-{rate:g}-{seed}",
+                          {100: 9.0 if dead else (loss or 3.0) + 0.01 * seed + noise(fmt, rate, seed)},
+                          config={"format": fmt, "learning_rate": rate, "seed": seed},
+                          status="collapsed" if dead else "completed")  # fmt: skip
+    return folder
+
+
+def noise(fmt: str, rate: float, seed: int) -> float:
+    return float(np.random.default_rng([seed, round(rate * 1e6), len(fmt), ord(fmt[1])]).normal(0, 0.002))
+
+
+def losses_of(fmt: str, rate: float) -> np.ndarray:
+    at = CURVES[fmt][RATES.index(rate)]
+    assert at is not None
+    return np.array([at + 0.01 * seed + noise(fmt, rate, seed) for seed in range(3)])
+
+
+def test_each_format_has_its_optimum_its_usable_rates_and_two_gaps(sweep: Folder) -> None:
+    lines = {line.name: line for line in rate_lines(comparison(list_runs(sweep)[0]))}
+    assert next(iter(lines)) == "BF16" and lines.keys() == CURVES.keys()
+    assert {name: (line.best, line.where, line.usable) for name, line in lines.items()} == {
+        "BF16": (4e-4, "interior", (2e-4, 8e-4)),
+        "E4M3": (2e-4, "interior", (2e-4, 2e-4)),
+        "E5M2": (1.6e-3, "at the upper edge", (8e-4, 1.6e-3)),
+        "E7M0": (1e-4, "at the lower edge", (1e-4, 1e-4)),
+    }
+    assert lines["BF16"].shared == lines["BF16"].tuned == (None, None, None)
+    for fmt, own, gap in (("E4M3", 4e-4, "shared"), ("E4M3", 2e-4, "tuned"), ("E5M2", 1.6e-3, "tuned")):
+        paired = stats.ttest_rel(losses_of(fmt, own), losses_of("BF16", 4e-4))
+        interval = paired.confidence_interval(0.95)
+        middle = (losses_of(fmt, own) - losses_of("BF16", 4e-4)).mean()
+        assert getattr(lines[fmt], gap) == pytest.approx((middle, interval.low, interval.high)), (fmt, gap)
+    assert lines["E7M0"].shared == (None, None, None), "a run of it died at the shared rate"
+    assert lines["E4M3"].width == 1 and lines["E5M2"].width >= 2
+
+
+def test_documents_have_the_table_only_where_rates_were_tried(sweep: Folder, tmp_path: Path) -> None:
+    rows = comparison(list_runs(sweep)[0])
+    text = rates_markdown(rows)
+    assert text is not None and "at the upper edge" in text
+    page = parse(html_report(sweep, 0.0)).text
+    for line in rate_lines(rows):
+        assert all(cell in page and cell in text.replace("\\", "") for cell in line.cells)
+    assert len(comparison_csv(rows).splitlines()) == 1 + 3 * 5 * 4
+    write_run(Folder.at(tmp_path), "one", {100: 2.0}, config={"format": "E4M3"})
+    assert rates_markdown(comparison(list_runs(Folder.at(tmp_path))[0])) is None
+
+
+def test_lr_auto_is_a_grid_around_each_configs_own_rate_with_baselines_at_each(tmp_path: Path) -> None:
+    trials = planned("--formats", "E4M3", "--lr", "auto", "--set", "max_steps=10")
+    rates = {fmt: sorted(t.config.learning_rate for t in trials.values() if t.config.format == fmt)
+             for fmt in ("E4M3", "BF16")}  # fmt: skip
+    own = next(iter(planned("--formats", "E4M3").values())).config.learning_rate
+    assert rates["E4M3"] == rates["BF16"] == pytest.approx([own / 4, own / 2, own, 2 * own, 4 * own])
+    assert all(trial.baseline in trials for trial in trials.values() if trial.config.format == "E4M3")
+    with pytest.raises(SystemExit):
+        planned("--formats", "E4M3", "--lr", "auto", "3e-4")

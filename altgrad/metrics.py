@@ -113,6 +113,12 @@ _TABLE = (
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
 
 
+def described(name: str) -> Metric:
+    """The metric of a name; any other name is that of a metric of a run's task, which has no unit."""
+    known = METRICS.get(name)
+    return known or Metric(name, name.replace("_", " ").capitalize(), "", "a metric of the run's task")
+
+
 def columns(level: Level) -> list[str]:
     """Names of the metrics of one table, in this module's order."""
     return [metric.name for metric in METRICS.values() if level in metric.levels]

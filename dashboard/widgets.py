@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 import streamlit as st
 
-from altgrad.metrics import METRICS
+from altgrad.metrics import described
 from altgrad.text.foreign_text import as_code
 from dashboard.data.watched_sweep import WatchedRun
 
@@ -132,7 +132,7 @@ def choose_run(runs: Sequence[WatchedRun], key: str = "run") -> WatchedRun:
 
 def metric_label(name: str, loss_unit: str) -> str:
     """The label of a metric with its unit; `loss_unit`: see `Run.loss_unit`."""
-    return METRICS[name].axis_in(loss_unit)
+    return described(name).axis_in(loss_unit)
 
 
 def shortened(name: str) -> str:

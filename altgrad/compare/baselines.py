@@ -10,6 +10,9 @@ from altgrad.compare.origin import NOT_RECORDED
 from altgrad.compare.parity.confounds import confounds
 from altgrad.compare.row import Row, Unpaired
 
+# Config fields that say which layers and GEMMs are not rounded.
+_EXEMPTING = ("recipe", "gemms", "layer_formats", "layer_gemms", "high_first_blocks", "high_last_blocks")
+
 
 @dataclass(frozen=True)
 class _Match:
@@ -47,12 +50,24 @@ def _candidates(members: Iterable[Unpaired]) -> dict[str, list[Unpaired]]:
 def _match(member: Unpaired, candidates: Sequence[Unpaired]) -> _Match:
     if not candidates:
         return _Match(member, None, "")
-    obstacles = [member.origin.obstacle(candidate.origin) for candidate in candidates]
+    obstacles = [_obstacle(member, candidate) for candidate in candidates]
     if None not in obstacles:
         return _Match(member, None, obstacles[0] or "")
     baseline = candidates[obstacles.index(None)]
     vouched = baseline is member or member.origin.vouches_for(baseline.origin)
     return _Match(member, baseline, "" if vouched else NOT_RECORDED)
+
+
+def _obstacle(member: Unpaired, baseline: Unpaired) -> str | None:
+    """Why the two cannot be compared; None if they can.
+
+    If another share of the model is rounded although both configs exempt the same layers, the models or the versions
+    of altgrad round different layers.
+    """
+    coverage = member.origin.other_coverage(baseline.origin)
+    exempt = [[one.settings.config.get(name) for name in _EXEMPTING] for one in (member, baseline)]
+    unexplained = f"not compared: {coverage}" if coverage is not None and exempt[0] == exempt[1] else None
+    return member.origin.obstacle(baseline.origin) or unexplained
 
 
 def _common_steps(matches: Iterable[_Match]) -> dict[str, int | None]:

@@ -22,6 +22,7 @@ _WORDS: Mapping[str, str] = {
 }
 _HASHES = ("initial_weights_hash", "batches_hash")
 _SURROUNDINGS = ("device", "threads", "workers", "compiled")
+_SAME_SHARE = 0.01
 _VERSIONS = ("altgrad", "torch")
 NOT_RECORDED = "hashes not recorded"
 
@@ -35,6 +36,7 @@ class Origin:
     parameters: Any = None
     initial_weights_hash: Any = None
     batches_hash: Any = None
+    rounded_share: float | None = None  # of the FLOPs of the model's matrix products
     surroundings: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
@@ -43,7 +45,10 @@ class Origin:
         versions = info.get("versions") or {}
         around = [(name, info[name]) for name in _SURROUNDINGS if info.get(name) is not None]
         around += [(name, versions[name]) for name in _VERSIONS if name in versions]
-        return cls(**{name: info.get(name) for name in _WORDS}, surroundings=tuple(around))
+        coverage = info.get("coverage")
+        share = coverage.get("share") if isinstance(coverage, Mapping) else None
+        known = float(share) if isinstance(share, int | float) else None
+        return cls(**{name: info.get(name) for name in _WORDS}, rounded_share=known, surroundings=tuple(around))
 
     def other_surroundings(self, other: Origin) -> list[str]:
         """What differs in hardware, threads and versions: `torch 2.13 vs 2.14`; an unrecorded one is left out."""
@@ -53,6 +58,13 @@ class Origin:
             for name, value in self.surroundings
             if name in theirs and theirs[name] != value
         ]
+
+    def other_coverage(self, other: Origin) -> str | None:
+        """The rounded shares, if they differ by more than a hundredth: `10 % of the GEMM FLOPs are rounded vs 98 %`."""
+        own, theirs = self.rounded_share, other.rounded_share
+        if own is None or theirs is None or abs(own - theirs) <= _SAME_SHARE:
+            return None
+        return f"{own:.0%} of the GEMM FLOPs are rounded vs {theirs:.0%}"
 
     @property
     def model(self) -> tuple[Any, Any] | None:

@@ -17,6 +17,7 @@ from altgrad.compare import Row, by_group
 from altgrad.metrics import METRICS
 from altgrad.results import Run
 from altgrad.results.curves import Curve, Span, buckets, difference, measured, non_finite_spans, smooth
+from altgrad.results.own_metrics import curve_of
 from altgrad.text.number_text import number
 
 Axis = Literal["step", "tokens", "elapsed_seconds"]
@@ -93,11 +94,11 @@ def line(row: Row, run: Run, view: View, baseline: Run | None = None) -> Line | 
 
 def _curve(run: Run, view: View, baseline: Run | None) -> Curve | None:
     """The curve of a run for a view before smoothing; None if it has no points."""
-    curve = measured(run.table("steps", [view.metric]), view.metric)
+    curve = curve_of(run, view.metric)
     if view.difference:
         if baseline is None:
             return None
-        curve = difference(curve, measured(baseline.table("steps", [view.metric]), view.metric))
+        curve = difference(curve, curve_of(baseline, view.metric))
     return curve if len(curve.steps) else None
 
 

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 
 from altgrad.compare import Row
 from altgrad.events import Event, kind_of
-from altgrad.metrics import METRICS
+from altgrad.metrics import described
 from altgrad.show.drawn_curves import AXES, Band, Line, View, log_scale, off_scale, scale
 from altgrad.show.palette import ALARM, NEUTRAL, curve_dash, curve_marker, event_colour, format_colour
 from altgrad.text.foreign_text import as_label
@@ -265,7 +265,7 @@ def _figure(
 
 def y_title(view: View) -> str:
     """The title of the y-axis, with its unit."""
-    metric = METRICS[view.metric]
+    metric = described(view.metric)
     title = f"{metric.label}, difference to BF16" if view.difference else metric.label
     return f"{title} ({metric.unit})" if metric.unit else title
 

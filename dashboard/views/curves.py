@@ -12,8 +12,9 @@ import pandas as pd
 import streamlit as st
 
 from altgrad.compare import Row, by_group, loss_unit
-from altgrad.metrics import METRICS, columns
+from altgrad.metrics import METRICS, columns, described
 from altgrad.results import read_events
+from altgrad.results.own_metrics import own_names
 from altgrad.show.drawn_curves import AXES, Axis, Line, View, describe, line, non_finite_count, not_on_log, seed_bands
 from altgrad.text.foreign_text import as_label
 from dashboard.data.sweep_frame import csv_of, frame_of_columns, group_name
@@ -44,7 +45,7 @@ def show(context: PageContext) -> None:
     lines = lines_of(context, rows, view)
     if not lines:
         reason = "or has no BF16 baseline of the same seed " if view.difference else ""
-        st.info(f"{METRICS[view.metric].label} was not measured {reason}in the chosen runs and window.")
+        st.info(f"{described(view.metric).label} was not measured {reason}in the chosen runs and window.")
         return
     if layout == "multiples":
         _multiples(lines, view, log_x, log_y)
@@ -72,7 +73,8 @@ def lines_of(context: PageContext, rows: Sequence[Row], view: View) -> list[Line
     """The lines of some rows; a run in which the metric was not measured has none."""
     runs = {run.name: run for run in context.sweep.runs}
     wanted = [view.metric] if view.axis == "step" else [view.metric, view.axis]
-    context.sweep.prefetch([runs[row.run] for row in rows], "steps", wanted)
+    known = [name for name in wanted if name in METRICS]
+    context.sweep.prefetch([runs[row.run] for row in rows], "steps", known)
     found = []
     for row in rows:
         run = runs[row.run]
@@ -120,7 +122,8 @@ def _chosen_view(context: PageContext) -> tuple[View, str, bool, bool]:
     label = partial(metric_label, loss_unit=loss_unit(context.rows))
     first, second, third, fourth = st.columns([2, 1, 2, 1])
     with first:
-        metric = choose_kept("Metric", columns("step"), "metric", "loss", format_func=label)
+        own = dict.fromkeys(name for run in context.sweep.runs for name in own_names(run))
+        metric = choose_kept("Metric", [*columns("step"), *own], "metric", "loss", format_func=label)
     with second:
         axis = choose_kept("Over", list(AXES), "over", "step", format_func=_axis_label)
     with third:

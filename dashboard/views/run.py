@@ -12,9 +12,10 @@ import streamlit as st
 from altgrad.compare import Row
 from altgrad.compare.comparison_table import gap_text
 from altgrad.compare.pairing import DEFAULTS
-from altgrad.metrics import METRICS, columns
+from altgrad.metrics import METRICS, columns, described
 from altgrad.report import stored_report
 from altgrad.results import read_events
+from altgrad.results.own_metrics import own_names
 from altgrad.show.drawn_curves import View, describe, line
 from altgrad.show.sweep_progress import event_row
 from altgrad.text.foreign_text import as_code, as_command, as_file_name, as_here_document, as_markdown, without_pictures
@@ -80,8 +81,9 @@ def _state(context: PageContext, run: WatchedRun, row: Row) -> None:
 
 
 def _curves(run: WatchedRun, row: Row) -> None:
-    names = columns("step")
-    shown = choose_named("Metrics", {name: METRICS[name].axis_in(run.loss_unit) for name in names}, "metrics", _FIRST)
+    own = own_names(run)
+    names = {name: described(name).axis_in(run.loss_unit) for name in (*columns("step"), *own)}
+    shown = choose_named("Metrics", names, "metrics", _FIRST)
     events = read_events(run)
     cells: Sequence[Any] = []
     for position, metric in enumerate(shown):
@@ -91,12 +93,12 @@ def _curves(run: WatchedRun, row: Row) -> None:
             view = View(metric)
             one = line(row, run, view)
             if one is None:
-                st.caption(f"{METRICS[metric].label} has not been measured in this run.")
+                st.caption(f"{described(metric).label} has not been measured in this run.")
                 continue
             figure = curves_figure([one], view)
             add_moments(figure, one, events, row.collapse_step)
             figure.update_layout(height=280, legend=_LEGEND, showlegend=len(figure.data) > 1)
-            alt = f"{METRICS[metric].label} of {run.name} over steps: {describe([one])}"
+            alt = f"{described(metric).label} of {run.name} over steps: {describe([one])}"
             st.plotly_chart(figure, key=f"run {metric}", config=CONFIG, alt=alt)
 
 

@@ -130,7 +130,7 @@ ALTERNATIVES: dict[str, tuple[Mapping[str, Any], Any, Seen]] = {
     "gemm_dtype": ({"format": "FP16"}, "bfloat16", numbers),
     "native_fp8": ({}, True, numbers),
     "seed": ({}, 7, numbers),
-    "task": ({"task_args": {"functions": 2}}, "regression", numbers),
+    "task": ({}, "regression", numbers),
     "task_args": ({"task": "regression"}, {"functions": 2}, numbers),
     "model": ({"n_layer": None}, "tiny", numbers),
     "block_axis": ({"format": "E2M1", "scale_granularity": "1x8"}, "last", numbers),

@@ -40,6 +40,8 @@ def confounds(one: Settings, origin: Origin, other: Settings, other_origin: Orig
         said = describe_field(name, values[0])
         is_plain = name in NUMERICS | RESCUE and values[1] == DEFAULTS[name]
         found.append(said if is_plain else f"{said} vs {describe_field(name, values[1])}")
+    coverage = origin.other_coverage(other_origin)
+    found += [] if coverage is None else [coverage]
     found += origin.other_surroundings(other_origin)
     if not origin.vouches_for(other_origin):
         found.append(NOT_RECORDED)

@@ -1,9 +1,8 @@
 """How `make test` shares two cores between its two processes (pytest-xdist), and what the marks of tests are held to.
 
-Tests that start Ray run one after another in one process, from the beginning, since they take the longest.  Those that
-visit the dashboard stay together, so that there is one browser, and of every other file the tests, so that its fixtures
-are made once.  Tests that compile come last and each by itself: they take seconds to a minute, so that both processes
-have work until the end.
+The tests of a file stay together, so that its fixtures are made once, and those that visit the dashboard, so that there
+is one browser.  Files that start Ray come first, since they take the longest.  Tests that compile come last and each by
+itself: they take seconds to a minute, so that both processes have work until the end.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         file, _, test = item.nodeid.partition("::")
         alone = f"{file} {test}"
-        groups = {"ray": "ray", "compiled": alone, "browser": "browser"}
+        groups = {"compiled": alone, "browser": "browser"}
         group = next((groups[mark] for mark in groups if _is(item, mark)), file).replace("@", " ")
         item.add_marker(pytest.mark.xdist_group(group))
         if _groups_are_in_ids(config) and hasattr(item, "_id"):

@@ -76,10 +76,10 @@ def test_without_masters_what_the_write_backs_took_away_was_intended_too() -> No
     corrections: dict[str, Tensor] = {"a": torch.tensor([[0.25, -0.5]])}  # stored minus intended
     measure = Displacement(layers, corrections)
     tied = stepped(layers["tied"], "tied", [5.0, 5.0], [5.0, 5.0])
-    found = displaced(measure, stepped(layers["a"], "a", [9.0, 9.0], [0.5, 1.0]), tied)
+    found = displaced(measure, tied, stepped(layers["a"], "a", [9.0, 9.0], [0.5, 1.0]))
     # changed by -0.5 and 0, intended -0.75 and 0.5
     assert found == (0.375 / 0.8125, {"a": 0.375 / 0.8125}) and corrections["a"].tolist() == [[0, 0]]
-    assert displaced(measure, stepped(layers["a"], "a", [9.0, 9.0], [1.0, 1.0]), tied)[1] == {"a": 1.0}
+    assert displaced(measure, tied, stepped(layers["a"], "a", [9.0, 9.0], [1.0, 1.0]))[1] == {"a": 1.0}
 
 
 def test_a_window_goes_on_where_its_state_was_taken() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,16 @@ def test_the_hash_is_that_of_the_data_however_long_a_run_is_and_of_a_large_corpu
     assert batches(training=[*range(19), 99], digest="a").digest() == large[0]  # its tokens are not read again
 
 
+def test_the_hash_is_of_the_lengths_the_tokens_and_the_first_64_batches() -> None:
+    """A run that goes on under a later version is refused if this changes."""
+    data, digest = batches(), hashlib.sha256()
+    for length, tokens in ((b"20,", range(20)), (b"10,", range(100, 110))):
+        digest.update(length + np.array(tokens, dtype=np.int32).tobytes())
+    for step in range(1, 65):
+        digest.update(data.training(step)[0][:, 0].numpy().astype(np.int64).tobytes())
+    assert data.digest() == digest.hexdigest()[:16] and data.vocabulary == 256
+
+
 def test_seed_and_step_decide_and_always_alike() -> None:
     """Recorded: a run that goes on under a later version must see the batches that it would have seen."""
     starts = {
@@ -110,6 +121,7 @@ def test_the_end_of_the_text_is_held_out(tmp_path: Any, fraction: float, held_ou
     assert bytes(corpus.validation) == b"abcdefghijkl"[-held_out:]
     source = corpus.source
     assert (source.files, source.bytes, source.token_dtype, source.skipped) == (1, 12, None, ())
+    assert source.data == str(tmp_path / "text.txt")
     assert (source.training_tokens, source.validation_tokens) == (12 - held_out, held_out)
     assert (corpus.vocabulary, corpus.digest) == (256, "")
 
@@ -122,6 +134,7 @@ def test_two_token_files_are_training_and_held_out_and_one_is_split(tmp_path: An
     assert (len(corpus.training), len(corpus.validation), corpus.vocabulary) == (4000, 1000, 51)
     assert (corpus.training[0], corpus.validation[0]) == (0, 1)
     assert (corpus.source.files, corpus.source.bytes, corpus.source.token_dtype) == (2, 10_000, "uint16")
+    assert (corpus.source.data, corpus.source.skipped) == (str(tmp_path), ())
     both = corpus.digest
     (np.arange(1000) % 50).astype(np.uint16).tofile(tmp_path / "val.bin")
     changed = load_corpus(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.quantized_model import QuantizedModel, quantize_model
-from altgrad.quantization.write_back import WriteBack
+from altgrad.quantization.write_back import WriteBack, _on
 
 UNSCALED = {"format": "E4M3", "scaling": "none", "master_weights": False}  # steps of 1/8 from 1 to 2
 
@@ -88,6 +89,24 @@ def drawn(write_back: WriteBack, weight: Tensor) -> tuple[float, ...]:
     return values
 
 
+RECORDED = {  # by seed, step and write-back: which of the first 16 weights halfway between two values go up
+    (0, 0, 0): "0001011011010100",
+    (1, 2, 0): "0111101110110000",
+    (1, 2, 1): "1010100010100110",
+}
+
+
+def test_the_numbers_of_a_step_are_those_that_every_version_draws() -> None:
+    """Recorded: a run that goes on under a later version must be rounded as it would have been."""
+    _, write_back, weight = stored(update_rounding="stochastic")
+    found = {}
+    for seed, step, number in RECORDED:
+        if number == 0 and seed:
+            write_back.begin_step(seed, step)
+        found[seed, step, number] = "".join("01"[value > 1] for value in drawn(write_back, weight)[:16])
+    assert found == RECORDED
+
+
 def test_every_write_back_of_every_step_and_seed_draws_its_own_numbers_and_the_same_ones_again() -> None:
     _, write_back, weight = stored(update_rounding="stochastic")
     found = {}
@@ -163,5 +182,29 @@ def test_a_dtype_that_cannot_hold_the_grid_is_refused_with_the_reason(
 )
 def test_a_dtype_that_holds_every_value_is_taken(dtype: torch.dtype, fields: Any) -> None:
     model = nn.Sequential(nn.Linear(4, 4, bias=False)).to(dtype)
-    quantize_model(model, Recipe(**{"master_weights": False} | fields))
-    assert model[0].weight.dtype == dtype
+    for rounding in ("nearest", "stochastic"):
+        quantized = quantize_model(
+            copy.deepcopy(model), Recipe(**fields, master_weights=False, update_rounding=rounding)
+        )
+        assert quantized.layers["0"].weight.dtype == dtype and quantized.write_back is not None
+        assert quantized.write_back.corrections["0"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("rule", ["kahan", "eco", "eco_stochastic"])
+def test_an_error_that_is_kept_needs_float32(rule: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False)).to(torch.bfloat16)
+    with pytest.raises(ValueError) as caught:
+        quantize_model(model, Recipe(format="E4M3", master_weights=False, update_rounding=rule))
+    assert str(caught.value) == (
+        f"update_rounding='{rule}': layer 0 has a weight of torch.bfloat16, in which the error that is to be kept is "
+        "lost before it is measured; use a float32 model"
+    )
+
+
+def test_what_is_kept_follows_a_model_that_moves() -> None:
+    here, elsewhere = torch.device("cpu"), torch.device("meta")
+    kept = {"a": torch.ones(2)}
+    assert _on(here, kept, "a") is kept["a"]
+    assert _on(elsewhere, kept, "a") is kept["a"] and kept["a"].is_meta
+    back = _on(here, kept, "a")  # what was nowhere begins at nothing
+    assert back is kept["a"] and back.device == here and back.tolist() == [0, 0]

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from altgrad.compare import Row, comparison
@@ -27,7 +26,7 @@ from altgrad.training import run_format_experiment
 from tests.servers.object_store import ENVIRONMENT, ObjectStore, object_store
 from tests.servers.polling import Poller, polling, wait_until
 from tests.servers.ray_nodes import environment, free_port, ray_node
-from tests.servers.sweep_process import complete, write_configs
+from tests.servers.sweep_process import complete, processes_of, write_configs
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
@@ -109,17 +108,10 @@ def lose_everything(home: Path, store: ObjectStore) -> Survivor:
         content = (last / "checkpoints").read_bytes(newest)
         (last / "checkpoints").write_bytes(newest, content[: len(content) // 2])
         resumed = complete(start("--resume", "s"))
-    left = [p.name() for p in psutil.process_iter() if _home_of(p) == str(home)]
+    left = [process.name() for process in processes_of(home)]
     trained = sum(began + 2 < moment < ended for moment in times)
     loaded = {run.name: run for run in list_runs(sweep)[0]}
     return Survivor(home, interrupted, resumed, loaded, trained, last.name, poller, left)
-
-
-def _home_of(process: psutil.Process) -> str | None:
-    try:
-        return process.environ().get("HOME")
-    except psutil.Error:
-        return None
 
 
 def test_the_sweep_ends_with_the_same_table_as_an_undisturbed_one(survivor: Survivor, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,16 @@ def checkpoints(run: Path) -> set[str]:
 def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The processes that a sweep has started, Ray's workers included."""
     return psutil.Process(process.pid).children(recursive=True)
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    """All processes that live in this home, whoever their parent is."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("HOME") == str(home):
+                found.append(process)
+    return found
 
 
 def complete(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:

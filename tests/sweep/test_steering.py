@@ -23,8 +23,9 @@ from altgrad.results.stop_request import request_stop
 from altgrad.storage.folder import Folder
 from altgrad.training import run_format_experiment
 from tests.servers.object_store import KEYS
-from tests.servers.polling import PATIENCE, Poller, polling, wait_until
+from tests.servers.polling import PATIENCE, SOON, Poller, polling, wait_until
 from tests.servers.ray_nodes import environment
+from tests.servers.sweep_process import processes_of
 from tune.run.trainable import REPORT_INTERVAL
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -54,17 +55,6 @@ class Steered:
     runs: dict[str, Run]
     poller: Poller
     left: list[str]
-
-
-def processes_of(home: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("HOME") == str(home):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def the_worker(home: Path) -> psutil.Process:
@@ -118,7 +108,7 @@ def steered(tmp_path_factory: pytest.TempPathFactory) -> Steered:
         process.kill()
         server.shutdown()
     runs, _ = list_runs(Folder.at(out))
-    _, left = psutil.wait_procs(processes_of(home), timeout=15)
+    _, left = psutil.wait_procs(processes_of(home), timeout=SOON)
     return Steered(home, process.returncode, output, {r.name: r for r in runs}, poller, [p.name() for p in left])
 
 

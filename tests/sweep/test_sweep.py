@@ -23,8 +23,8 @@ from altgrad.config.train_config import load_config
 from altgrad.results import Run, list_runs, read_run
 from altgrad.storage.folder import Folder
 from altgrad.training import ExperimentResult, TrainConfig, run_format_experiment
-from tests.servers.polling import PATIENCE, wait_until
-from tests.servers.sweep_process import attempt, checkpoints, complete, family, start, write_configs
+from tests.servers.polling import PATIENCE, wait_for, wait_for_content, wait_until
+from tests.servers.sweep_process import attempt, checkpoints, complete, family, processes_of, start, write_configs
 from tests.support.small_runs import losses
 from tune.plan.machine import this_machine
 
@@ -119,22 +119,15 @@ def test_a_trial_is_bit_for_bit_the_same_run_as_without_ray(finished: Finished, 
 
 def test_every_trial_has_an_offline_tracking_run_and_a_collapse_its_report(finished: Finished) -> None:
     for run in finished.runs:
-        files = list((finished.folder / run / "wandb").glob("offline-run-*/*.wandb"))
-        assert len(files) == 1
-        assert (b"failure_report.md" in files[0].read_bytes()) >= (run == "c_hopeless-s42")
+        [file] = (finished.folder / run / "wandb").glob("offline-run-*/*.wandb")
+        if run == "c_hopeless-s42":
+            wait_for_content(file, b"failure_report.md")  # its service may outlive the run for a moment
 
 
 def test_a_sweep_leaves_no_process_and_no_litter(finished: Finished) -> None:
     assert not (finished.folder / ".ray").exists()
     assert not (finished.home / "home" / ".ray").exists()
-    assert not [p for p in psutil.process_iter() if _belongs_to(p, finished.home)]
-
-
-def _belongs_to(process: psutil.Process, home: Path) -> bool:
-    try:
-        return process.environ().get("HOME") == str(home / "home")
-    except psutil.Error:
-        return False
+    wait_for(lambda: not processes_of(finished.home / "home"))
 
 
 # one that is killed in every way

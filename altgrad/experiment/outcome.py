@@ -24,7 +24,7 @@ class Report:
 
 @dataclass(frozen=True)
 class ExperimentResult:
-    """The end of a run; losses in nats for the built-in model.  A loss that was not measured is None."""
+    """The end of a run; losses in `loss_unit`, "" if it is unknown.  A loss that was not measured is None."""
 
     run: str
     folder: Folder
@@ -35,6 +35,7 @@ class ExperimentResult:
     best_loss: float | None
     final_validation_loss: float | None
     seconds: float
+    loss_unit: str = "nats"
 
     def summary(self) -> dict[str, Any]:
         """The numbers of the end, as the run's end record has them."""

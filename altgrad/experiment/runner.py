@@ -220,6 +220,7 @@ class FormatExperimentRunner:
             run.losses.best,
             run.losses.validation,
             run.trainer.elapsed_seconds,
+            run.trainer.loss_unit,
         )
         summary = result.summary()
         summary["formats"] = {name: layer.format_names() for name, layer in run.trainer.layers.items()}

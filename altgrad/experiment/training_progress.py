@@ -61,10 +61,9 @@ class TrainingProgress:
     @staticmethod
     def summary(result: ExperimentResult) -> str:
         """A text about how the run ended and where its results are."""
-        loss = (
-            "no validation loss" if result.final_validation_loss is None else f"{result.final_validation_loss:.4f} nats"
-        )
-        line = f"{result.run}: {result.status} after {result.steps} steps, validation {loss}, {result.seconds:.0f} s"
+        value, unit = result.final_validation_loss, result.loss_unit
+        loss = "no validation loss" if value is None else f"validation loss {value:.4f}{unit and f' {unit}'}"
+        line = f"{result.run}: {result.status} after {result.steps} steps, {loss}, {result.seconds:.0f} s"
         if result.verdict is not None:
             line += f"\n{result.verdict.sentence()}\nreport: {result.folder / 'failure_report.md'}"
         return line + f"\nresults: {result.folder}"

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.config.train_config import ConfigError, TrainConfig
+from altgrad.tasks.drawn import normal
 from altgrad.text.error_hints import shown
 from altgrad.training.task.protocol import Split
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": nn.functional.relu, "gelu": nn.functional.gelu}
-_HELD_OUT = 1 << 32  # added to the number of a held-out batch: no step is as large
 _TEACHER = 0x7EAC  # seed of the teacher, the same for all runs
 
 
@@ -92,10 +92,7 @@ class Proxy:
         teacher = self._made_teacher()
 
         def batch(number: int) -> tuple[Tensor, Tensor]:
-            held_out = _HELD_OUT if split == "validation" else 0
-            generator = torch.Generator().manual_seed((config.seed << 34) + held_out + number)
-            inputs = torch.randn(config.batch_size, self._width, generator=generator)
-            noise = torch.randn(config.batch_size, self._width, generator=generator)
+            inputs, noise = normal(config, split, number, self._width, self._width)
             with torch.no_grad():
                 return inputs, teacher(inputs) + self._noise * noise
 

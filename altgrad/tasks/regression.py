@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.config.train_config import TrainConfig
+from altgrad.tasks.drawn import normal
 from altgrad.training.task.protocol import Split
-
-_HELD_OUT = 1 << 32  # added to the number of a held-out batch: no step is as large
 
 
 class Perceptron(nn.Module):
@@ -59,9 +58,7 @@ class Regression:
         """Batches drawn anew at every step: x (batch, inputs), normal, and the function of x (batch, 1)."""
 
         def batch(number: int) -> tuple[Tensor, Tensor]:
-            held_out = _HELD_OUT if split == "validation" else 0
-            generator = torch.Generator().manual_seed((config.seed << 34) + held_out + number)
-            inputs = torch.randn(config.batch_size, self._inputs, generator=generator)
+            [inputs] = normal(config, split, number, self._inputs)
             waves = torch.sin(inputs @ self._directions)
             return inputs, waves.sum(1, keepdim=True) * math.sqrt(2 / self._directions.shape[1])
 

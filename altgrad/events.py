@@ -47,9 +47,10 @@ class Event:
 _TABLE = (
     # acts of an intervention
     EventKind("clip", "clip", "the clipper reduced the gradient norm to the limit of the format, because gradients overflowed", True, "triangle-down", "run"),
-    EventKind("skip", "skip", "the optimizer step was skipped, because the loss or a gradient was NaN or inf", True, "x", "run"),
-    EventKind("rollback", "rollback", "weights and optimizer state were restored from the last finite snapshot, because they held NaN or inf", True, "triangle-left", "run"),
+    EventKind("skip", "skip", "the optimizer step was skipped, because the loss or a gradient was NaN or inf, or by the rescue ladder, because the loss was far above its best", True, "x", "run"),
+    EventKind("rollback", "rollback", "weights and optimizer state were restored from the last finite snapshot, because they held NaN or inf, or by the rescue ladder from the last healthy one", True, "triangle-left", "run"),
     EventKind("format_shift", "format shift", "a failing format was replaced by a safer one during the run", True, "star", "run"),
+    EventKind("rate_cut", "rate cut", "the rescue ladder cut the learning rate to a tenth, from where it warms up again", True, "triangle-down", "run"),
     # other events
     EventKind("shift_unavailable", "shift unavailable", "a format shift was due, but no tensor of the model has a safer format left", False, "diamond", "run"),
     EventKind("restore", "restore", "the run was interrupted, and a further attempt continued from a checkpoint or from step 0", False, "circle", "neutral"),

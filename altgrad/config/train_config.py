@@ -19,6 +19,7 @@ from altgrad.config.field_traits import field
 from altgrad.config.gpt_sizes import PRESETS, GPTShape
 from altgrad.config.published import check_shorthand, merged_gemms, own_fields, published_fields
 from altgrad.config.recipe import Fraction, Positive, Recipe, recipe_defaults
+from altgrad.formats import find_format
 from altgrad.text.error_hints import did_you_mean, shown, shown_path
 from altgrad.text.path_text import check_path
 from altgrad.text.yaml_text import NotYaml, read_yaml
@@ -28,6 +29,9 @@ BYTES = "bytes"  # the tokenizer whose tokens are the bytes of a text
 BUILT_IN_TASK = "gpt"
 SHIPPED_TASKS = ("nanogpt", "hf_causal_lm", "image_classifier", "regression", "mx_proxy")  # modules of altgrad.tasks
 _TASK = re.compile(r"[A-Za-z_][\w-]*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)?")
+
+
+Rung = Literal["skip", "rate", "rollback", "shift"]
 
 
 class TrainConfig(Recipe):
@@ -82,6 +86,12 @@ class TrainConfig(Recipe):
     emergency_shift_stall_threshold: Fraction = field(0.5, "rescue", "STAB-06: a diagnostic window counts as frozen only if its stall rate is above this", only_with=("enable_emergency_shift", True))
     emergency_shift_stall_windows: int = field(2, "rescue", "STAB-06: number of consecutive frozen diagnostic windows before a shift", only_with=("enable_emergency_shift", True), ge=1)
     emergency_shift_displacement: Fraction = field(0.25, "rescue", "STAB-06: a diagnostic window counts as frozen only if its realised displacement is below this", only_with=("enable_emergency_shift", True))
+    enable_rescue_ladder: bool = field(False, "rescue", "act on a run whose loss is not finite or far above its best, by the rungs of rescue_rungs, one after the other")
+    rescue_rungs: list[Rung] = field(["skip", "rate", "rollback", "shift"], "rescue", "rescue ladder: the acts in their order: skip (the batch), rate (cut and warm up again), rollback (to the last healthy weights, without the batches since), shift (to rescue_shift_format)", only_with=("enable_rescue_ladder", True), min_length=1)
+    rescue_margin: Positive = field(0.5, "rescue", "rescue ladder: nats above the best smoothed loss from which on a step is in trouble", only_with=("enable_rescue_ladder", True))
+    rescue_window: int = field(10, "rescue", "rescue ladder: number of steps that an act has to help, before the next rung", only_with=("enable_rescue_ladder", True), ge=1)
+    rescue_budget: int = field(8, "rescue", "rescue ladder: most acts of a run; afterwards the verdict stands", only_with=("enable_rescue_ladder", True), ge=1)
+    rescue_shift_format: str = field("BF16", "rescue", "rescue ladder: format of all scaled sites after a shift", only_with=("enable_rescue_ladder", True))
     # collapse rules
     stop_on_collapse: bool = field(True, "judging", "true: end the run when a collapse rule judges it; false: record the verdict and go on")
     non_finite_patience: int = field(5, "judging", "rule non_finite: number of consecutive steps with a NaN or inf loss or gradient; it also judges a run in which most recent steps are like that", ge=1)
@@ -112,6 +122,11 @@ class TrainConfig(Recipe):
         if "://" in data:
             raise ValueError("a URI; text and token files are read from a disk that every node sees")
         return data
+
+    @field_validator("rescue_shift_format")
+    @classmethod
+    def _registered_shift(cls, name: str) -> str:
+        return find_format(name).name
 
     @field_validator("branch_from")
     @classmethod
@@ -167,6 +182,15 @@ class TrainConfig(Recipe):
                 "native_fp8=True with enable_emergency_shift=True: a shift leads to E5M2 at every site, which no FP8 GEMM "
                 "multiplies; switch one of them off"
             )
+        if (
+            self.enable_rescue_ladder
+            and "shift" in self.rescue_rungs
+            and (self.native_fp8 or self.gemm_dtype == "bfloat16")
+        ):
+            raise ValueError(
+                "rescue_rungs with shift: native_fp8=True and gemm_dtype='bfloat16' fix the formats of the GEMMs; leave "
+                "shift out of rescue_rungs"
+            )
         return self
 
     @property
@@ -216,6 +240,11 @@ INTERVENTIONS: Mapping[str, Mapping[str, Any]] = {
     "none": {},
     "clip": {"enable_partition_clipping": True},
     "shift": {"enable_emergency_shift": True},
+    "skip": {"enable_rescue_ladder": True, "rescue_rungs": ["skip"]},
+    "rate": {"enable_rescue_ladder": True, "rescue_rungs": ["rate"]},
+    "rollback": {"enable_rescue_ladder": True, "rescue_rungs": ["rollback"]},
+    "bf16": {"enable_rescue_ladder": True, "rescue_rungs": ["shift"]},
+    "ladder": {"enable_rescue_ladder": True},
     "stochastic": {"update_rounding": "stochastic"},
     "master": {"master_weights": True},
     "scaling": {"scaling": "dynamic"},

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from altgrad import torch_private
 from altgrad.stability.protocol import StepState
+from altgrad.stability.snapshot import Snapshot
 
 
 class NonFiniteGuard:
@@ -26,20 +27,18 @@ class NonFiniteGuard:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, interval: int, companions: Sequence[Tensor] = ()) -> None:
-        self._optimizer = optimizer
         self._interval = interval
-        self._parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
         self._companions = companions
         # a companion that is not finite at the start (an attention mask of -inf) is meant to be so
         self._never_finite = ~_finite(companions) if companions else None
-        self.take(step=0)
+        self._snapshot = Snapshot(optimizer, companions)
 
     def on_gradients(self, state: StepState) -> None:
         """Skip a step that is not finite, as a `skip` event; restore the snapshot if weights are not finite either."""
         if state.finite:
             return
         state.skip = True
-        state.event("skip", loss=_word(state.loss), gradient_norm=_word(state.gradient_norm))
+        state.event("skip", loss=number_or_name(state.loss), gradient_norm=number_or_name(state.gradient_norm))
         if not self._good():
             self._restore(state)
 
@@ -54,30 +53,20 @@ class NonFiniteGuard:
 
     def state_dict(self) -> dict[str, Any]:
         """The snapshot."""
-        return {
-            "step": self._step,
-            "parameters": self._kept_parameters,
-            "companions": self._kept_companions,
-            "moments": self._kept_moments,
-        }
+        return self._snapshot.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the snapshot of a state of `state_dict`.  Raises ValueError if it is of another model."""
-        self._step = state["step"]
-        self._kept_parameters = _like(self._parameters, state["parameters"])
-        self._kept_companions = _like(self._companions, state["companions"])
-        self._kept_moments = [
-            {key: value.to(parameter.device) if torch.is_tensor(value) else value for key, value in moments.items()}
-            for parameter, moments in zip(self._parameters, state["moments"], strict=True)
-        ]
+        self._snapshot.load_state_dict(state)
 
-    def _moments(self) -> list[dict[str, Any]]:
-        return [self._optimizer.state.get(parameter, {}) for parameter in self._parameters]
+    def take(self, step: int) -> None:
+        """Take the snapshot now, at the end of `step`."""
+        self._snapshot.take(step)
 
     def _good(self) -> bool:
         tensors = [
-            *self._parameters,
-            *(t for moments in self._moments() for t in moments.values() if torch.is_tensor(t)),
+            *self._snapshot.parameters,
+            *(t for moments in self._snapshot.moments() for t in moments.values() if torch.is_tensor(t)),
         ]
         floats = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
         good = _finite(floats).all()
@@ -85,29 +74,9 @@ class NonFiniteGuard:
             good = good & (_finite(self._companions) | self._never_finite).all()
         return bool(good)
 
-    def take(self, step: int) -> None:
-        """Take the snapshot now, at the end of `step`."""
-        self._step = step
-        self._kept_parameters = [parameter.detach().clone() for parameter in self._parameters]
-        self._kept_companions = [companion.clone() for companion in self._companions]
-        self._kept_moments = [
-            {key: value.clone() if torch.is_tensor(value) else value for key, value in moments.items()}
-            for moments in self._moments()
-        ]
-
-    @torch.no_grad()
     def _restore(self, state: StepState) -> None:
-        for parameter, kept, moments in zip(self._parameters, self._kept_parameters, self._kept_moments, strict=True):
-            parameter.copy_(kept)
-            self._optimizer.state[parameter] = {
-                key: value.clone() if torch.is_tensor(value) else value for key, value in moments.items()
-            }
-        for companion, kept in zip(self._companions, self._kept_companions, strict=True):
-            companion.copy_(kept)
-        for parameter, moments in zip(self._parameters, self._kept_moments, strict=True):
-            if not moments:
-                del self._optimizer.state[parameter]
-        state.event("rollback", to_step=self._step)
+        self._snapshot.restore()
+        state.event("rollback", to_step=self._snapshot.step)
 
 
 def _finite(tensors: Sequence[Tensor]) -> Tensor:
@@ -115,11 +84,6 @@ def _finite(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([torch.isfinite(norm) for norm in torch_private.largest_magnitudes(tensors)])
 
 
-def _like(tensors: Sequence[Tensor], kept: Sequence[Tensor]) -> list[Tensor]:
-    """The kept copies, each moved to the device of its original."""
-    return [copy.to(tensor.device) for tensor, copy in zip(tensors, kept, strict=True)]
-
-
-def _word(value: float) -> float | str:
+def number_or_name(value: float) -> float | str:
     """The value, or for NaN and inf, which JSON lacks, their name."""
     return value if value == value and abs(value) != float("inf") else str(value)

@@ -8,13 +8,19 @@ from altgrad.config.train_config import TrainConfig
 from altgrad.quantization.quantized_model import QuantizedModel
 from altgrad.stability.clipper import PartitionRelativeClipper
 from altgrad.stability.guard import NonFiniteGuard
+from altgrad.stability.ladder import RescueLadder
 from altgrad.stability.protocol import Intervention
 from altgrad.stability.shift import EmergencyMantissaShift
 
 
 def intervention_names(config: TrainConfig) -> list[str]:
     """Names of the interventions that `chosen_interventions` builds, in its order."""
-    chosen = {"guard": True, "shift": config.enable_emergency_shift, "clip": config.enable_partition_clipping}
+    chosen = {
+        "guard": True,
+        "shift": config.enable_emergency_shift,
+        "ladder": config.enable_rescue_ladder,
+        "clip": config.enable_partition_clipping,
+    }
     return [name for name, wanted in chosen.items() if wanted]
 
 
@@ -31,6 +37,8 @@ def chosen_interventions(
     chosen: list[Intervention] = [NonFiniteGuard(optimizer, config.diagnostic_interval, past)]
     if config.enable_emergency_shift:
         chosen.append(EmergencyMantissaShift(config, quantized.layers, quantized.write_back))
+    if config.enable_rescue_ladder:
+        chosen.append(RescueLadder(config, quantized.layers, optimizer, quantized.write_back, past))
     if config.enable_partition_clipping:
         chosen.append(PartitionRelativeClipper(config, quantized.layers))
     return chosen

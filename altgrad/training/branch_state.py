@@ -51,7 +51,9 @@ def adapted(
     own = dict(zip(names["fresh"], fresh["interventions"], strict=True))
     changed = bool(changed_numerics(before, after)) or bool(forget)
     if changed:
-        kept.pop("guard")  # its snapshot is taken anew
+        kept.pop("guard")  # its snapshot is taken anew, and so is that of the ladder
+        if "ladder" in kept and "ladder" in own:
+            kept["ladder"] = {**kept["ladder"], "healthy": own["ladder"]["healthy"]}
     return {
         "step": state["step"],
         "tokens": state["tokens"],

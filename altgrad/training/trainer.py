@@ -25,6 +25,7 @@ from altgrad.quantization.kernel.ranks import Ranks
 from altgrad.quantization.quantized_model import quantize_model
 from altgrad.stability.guard import NonFiniteGuard
 from altgrad.stability.interventions import chosen_interventions
+from altgrad.stability.ladder import RescueLadder
 from altgrad.stability.protocol import StepState
 from altgrad.training.branch_state import changed_numerics, rests_elsewhere
 from altgrad.training.compile.policy import How
@@ -320,5 +321,5 @@ class Trainer:
         self._diagnostics.weights_were_changed()
         self._changes.accept()
         for intervention in self.interventions:
-            if isinstance(intervention, NonFiniteGuard):
+            if isinstance(intervention, NonFiniteGuard | RescueLadder):
                 intervention.take(self.step_number)

@@ -21,7 +21,7 @@ from altgrad.storage.folder import Folder
 from altgrad.training import TrainConfig, run_format_experiment
 from altgrad.training.data import load_corpus
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import SMALL, TIMED, multiply_loss, untimed
+from tests.support.small_runs import SMALL, TIMED, multiply_loss, train, untimed
 from tune.plan.machine import Machine
 from tune.plan.options import parse_options
 from tune.plan.trials import plan_sweep
@@ -49,6 +49,12 @@ def disturbed(config: TrainConfig, folder: Folder) -> Any:
     trainer = Trainer(config)
     multiply_loss(trainer, dict.fromkeys((3, 4, 5), math.nan))
     outcomes = [trainer.step() for _ in range(config.max_steps)]
+    return repr([(untimed(o.record), o.events) for o in outcomes])
+
+
+def spiked(config: TrainConfig, folder: Folder) -> Any:
+    """A run in whose later steps the loss is ten times too large: what happened in it."""
+    outcomes = train(config, dict.fromkeys(range(8, 15), 10.0))[1]
     return repr([(untimed(o.record), o.events) for o in outcomes])
 
 
@@ -106,6 +112,7 @@ STORED = E4M3 | {"master_weights": False}
 CLIPPED = {"format": "E5M2", "amax_factor": 0.05, "enable_partition_clipping": True, "partition_clip_base": 1e-3}
 SHIFTING = {"format": "E7M0", "enable_emergency_shift": True, "emergency_shift_nan_patience": 9}
 FROZEN = SHIFTING | {"master_weights": False, "learning_rate": 1e-5, "max_steps": 8, "emergency_shift_stall_windows": 3}
+SPIKED = {"format": "E4M3", "max_steps": 14, "enable_rescue_ladder": True, "rescue_window": 2}
 JUDGED = {"max_steps": STEPS, "diagnostic_interval": 20}
 
 # field -> circumstances, other value, where it shows
@@ -180,6 +187,12 @@ ALTERNATIVES: dict[str, tuple[Mapping[str, Any], Any, Seen]] = {
     "emergency_shift_stall_threshold": (FROZEN, 1.0, numbers),
     "emergency_shift_stall_windows": (FROZEN, 2, numbers),
     "emergency_shift_displacement": (FROZEN, 0.0, numbers),
+    "enable_rescue_ladder": (SPIKED, False, spiked),
+    "rescue_rungs": (SPIKED, ["rollback"], spiked),
+    "rescue_margin": (SPIKED, 100.0, spiked),
+    "rescue_window": (SPIKED, 5, spiked),
+    "rescue_budget": (SPIKED, 1, spiked),
+    "rescue_shift_format": (SPIKED | {"rescue_rungs": ["shift"]}, "E5M2", spiked),
     "stop_on_collapse": ({"learning_rate": 1e30, "gradient_clip": 0.0, "non_finite_patience": 1}, False, numbers),
     "non_finite_patience": (JUDGED, 50, verdicts),
     "diverged_margin": (JUDGED, 50.0, verdicts),

@@ -27,6 +27,7 @@ LOW, HIGH = 0.9, 1.1
 LOGS = {"use_shadow": True, "log_stiffness": True, "log_ulp": True, "log_grid_alignment": True}
 CASES: dict[str, dict[str, Any]] = {
     "tiny": {"model": "tiny"},
+    "tiny, rescue ladder": {"model": "tiny", "enable_rescue_ladder": True},
     "tiny, every diagnostic": {"model": "tiny", **LOGS},
     "small, stored weights": {"model": "small", "batch_size": 1, "master_weights": False},
     "small, a batch of activations": {"model": "small", "batch_size": 8, "block_size": 128, "n_layer": 3},

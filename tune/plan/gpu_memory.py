@@ -5,7 +5,7 @@ which L in linear layers (largest matrix: M values), T = batch / accumulate x bl
 S = T max(4d, V) values in the largest GEMM operand or output.
 
     kept         7 P + 2 L: weights P, gradients P, AdamW's moments 2 P, the guard's snapshot of weights and moments
-                 3 P; the window of the realised displacement 2 L (stored weights at its start, and either the masters
+                 3 P, and 3 P more with the rescue ladder; the window of the realised displacement 2 L (stored weights at its start, and either the masters
                  then or the corrections since)
     a step       17 T d per transformer block, saved for backward (T d each: both norms' inputs, the rounded inputs of
                  qkv, proj and up, attention's output; 3 T d: q, k, v; 4 T d each: GELU's input, the rounded input of
@@ -72,7 +72,7 @@ def estimate(config: TrainConfig, vocabulary: int) -> Estimate:
     embeddings = (shape.block_size + (0 if config.tied_head else vocabulary)) * d
     parameters = linear + embeddings + shape.n_layer * 13 * d + 2 * d  # biases and norms
     largest = max(4 * d * d, vocabulary * d)
-    kept = 7 * parameters + 2 * linear
+    kept = (7 + 3 * config.enable_rescue_ladder) * parameters + 2 * linear
 
     tokens = config.batch_size // config.accumulate * shape.block_size
     site = tokens * max(4 * d, vocabulary)

@@ -1,0 +1,130 @@
+"""The rescue ladder: what each rung does to the next weights, in which order, and that it is absent without trouble."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+from altgrad.config.train_config import ConfigError, TrainConfig, intervention_fields
+from altgrad.events import Event
+from altgrad.training.trainer import Trainer
+from tests.support.small_runs import SMALL, multiply_loss, untimed, weights
+
+CALM = SMALL.altered(format="E4M3", max_steps=40, diagnostic_interval=3)
+BAD = 8  # the first step whose loss is ten times too large
+
+
+def armed(*rungs: str, **fields: object) -> TrainConfig:
+    return CALM.altered(enable_rescue_ladder=True, rescue_rungs=list(rungs), rescue_window=4, **fields)
+
+
+def spiked(config: TrainConfig, until: int, last: int = 99, factor: float = 10.0) -> Trainer:
+    """A run up to a step, in which the losses of steps `BAD` to `last` are multiplied."""
+    trainer = Trainer(config)
+    multiply_loss(trainer, dict.fromkeys(range(BAD, last + 1), factor))
+    for _ in range(until):
+        trainer.step()
+    return trainer
+
+
+def events(config: TrainConfig, steps: int, last: int = 99, factor: float = 10.0) -> list[Event]:
+    trainer = spiked(config, 0, last, factor)
+    return [event for _ in range(steps) for event in trainer.step().events]
+
+
+@pytest.fixture(scope="module")
+def before() -> torch.Tensor:
+    return weights(spiked(CALM, BAD - 1).model)
+
+
+def test_without_trouble_it_is_bitwise_absent():
+    for config in (armed("skip", "rate", "rollback", "shift"), CALM.altered(enable_rescue_ladder=True)):
+        trainer, plain = Trainer(config), Trainer(CALM)
+        for _ in range(9):
+            one, other = trainer.step(), plain.step()
+            assert untimed(one.record) == untimed(other.record) and not one.events
+        assert torch.equal(weights(trainer.model), weights(plain.model))
+
+
+def test_skip_leaves_the_weights_of_a_bad_batch(before):
+    assert torch.equal(weights(spiked(armed("skip"), BAD).model), before)
+    assert torch.equal(weights(spiked(armed("skip"), BAD + 2).model), before)  # each bad batch of the window
+    assert not torch.equal(weights(spiked(CALM, BAD).model), before)
+
+
+def test_rate_cuts_to_a_tenth_and_warms_up_over_five_windows():
+    trainer, plain = spiked(armed("rate"), BAD - 1, last=BAD), spiked(CALM, BAD - 1, last=BAD)
+    for step in range(BAD, BAD + 23):
+        rate, usual = (one.step().record["learning_rate"] for one in (trainer, plain))
+        assert rate == pytest.approx(usual * min(1.0, 0.1 + 0.9 * (step - BAD) / 20), rel=1e-12)
+    alone = spiked(CALM, BAD - 1, last=BAD)
+    real = Trainer._update
+
+    def tenth(self, state, outcome, *, measuring):  # the same step by hand
+        for group in self.optimizer.param_groups:
+            group["lr"] *= 0.1
+        real(self, state, outcome, measuring=measuring)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Trainer, "_update", tenth)
+        alone.step()
+    assert torch.equal(weights(alone.model), weights(spiked(armed("rate"), BAD, last=BAD).model))
+
+
+def test_rollback_goes_back_to_the_last_healthy_weights_and_their_moments():
+    at_six = spiked(CALM, 6)
+    back = spiked(armed("rollback"), BAD)
+    assert torch.equal(weights(back.model), weights(at_six.model))
+    for group in zip(back.optimizer.state.values(), at_six.optimizer.state.values(), strict=True):
+        assert all(torch.equal(group[0][key], group[1][key]) for key in group[0])
+    later = events(armed("rollback", rescue_budget=3), 25)
+    assert [(e.step, e.detail["to_step"]) for e in later if e.kind == "rollback"] == [(8, 6), (12, 6), (16, 6)]
+
+
+def test_shift_changes_every_scaled_site_to_the_chosen_format():
+    for wanted in ("BF16", "E5M2"):
+        trainer = spiked(armed("shift", rescue_shift_format=wanted), BAD)
+        assert {site.format.name for layer in trainer.layers.values() for site in layer.sites.values()} == {wanted}
+        stored = spiked(armed("shift", rescue_shift_format=wanted, master_weights=False), BAD)
+        for layer in stored.layers.values():
+            assert torch.equal(layer.rounded_weight(), layer.weight)
+    with pytest.raises(ConfigError, match="rescue_rungs with shift"):
+        armed("shift", format="BF16", gemm_dtype="bfloat16")
+
+
+def test_rungs_act_in_order_a_window_apart_until_the_budget_is_spent():
+    found = events(armed("skip", "rate", "rollback", "shift", rescue_budget=5), 34)
+    acts = [(e.step, e.kind) for e in found if e.kind != "skip" or e.step in (BAD, BAD + 4)]
+    assert acts == [(8, "skip"), (12, "rate_cut"), (16, "rollback"), (20, "format_shift"), (24, "shift_unavailable")]
+    again = events(armed("skip", "rate"), 30, last=BAD)  # one bad batch: the second trouble begins at the foot again
+    assert [(e.step, e.kind) for e in again] == [(8, "skip")]
+
+
+def test_a_nan_is_trouble_too_and_the_guard_still_skips_it():
+    found = events(armed("rate", "rollback"), 14, last=13, factor=math.nan)
+    assert [(e.step, e.kind) for e in found if e.kind != "skip"] == [(8, "rate_cut"), (12, "rollback")]
+    assert [e.step for e in found if e.kind == "skip"] == [8, 9, 10, 11, 12, 13]
+
+
+def test_a_restored_run_climbs_on_bit_for_bit():
+    config = armed("skip", "rate", "rollback", "shift", scaling="delayed", master_weights=False)
+    straight, states, seen = spiked(config, 0), [], []
+    for _ in range(24):
+        states.append(copy.deepcopy(straight.state_dict()))
+        outcome = straight.step()
+        seen.append((untimed(outcome.record), outcome.events))
+    for step in (9, 13, 17):
+        trainer = spiked(config, 0)
+        trainer.load_state_dict(states[step])
+        found = [trainer.step() for _ in range(step, 24)]
+        assert [(untimed(o.record), o.events) for o in found] == seen[step:], step
+        assert torch.equal(weights(trainer.model), weights(straight.model))
+
+
+def test_each_rung_is_an_intervention_by_name():
+    for name, rungs in (("skip", ["skip"]), ("rate", ["rate"]), ("rollback", ["rollback"]), ("bf16", ["shift"])):
+        assert intervention_fields(name) == {"enable_rescue_ladder": True, "rescue_rungs": rungs}
+    assert TrainConfig(**intervention_fields("ladder")).rescue_rungs == ["skip", "rate", "rollback", "shift"]

@@ -5,8 +5,8 @@ which L in linear layers (largest matrix: M values), T = batch / accumulate x bl
 S = T max(4d, V) values in the largest GEMM operand or output.
 
     kept         7 P + 2 L: weights P, gradients P, AdamW's moments 2 P, the guard's snapshot of weights and moments
-                 3 P, and 3 P more with the rescue ladder; the window of the realised displacement 2 L (stored weights at its start, and either the masters
-                 then or the corrections since)
+                 3 P, and 3 P more with the rescue ladder; the window of the realised displacement 2 L (stored
+                 weights at its start, and either the masters then or the corrections since)
     a step       17 T d per transformer block, saved for backward (T d each: both norms' inputs, the rounded inputs of
                  qkv, proj and up, attention's output; 3 T d: q, k, v; 4 T d each: GELU's input, the rounded input of
                  down); at the head 2 T d, and T V log-probabilities; L rounded weights; 5 S temporaries of rounding

@@ -105,7 +105,8 @@ def _sweep(options: SweepOptions, console: Console, journal: Journal, stack: Exi
     if options.dry_run:
         show_plan(console, plan, resources, elsewhere=options.cluster is not None)
         return 0
-    for line in check_inputs(plan.trials, machine):
+    uses_gpus_here = bool(resources.gpus) and options.cluster is None
+    for line in check_inputs(plan.trials, machine, uses_gpus_here=uses_gpus_here):
         say(console, line)
     sweep = create_sweep(options, plan, resources).held(stack) if stored is None else stored
     show_plan(console, plan, resources, elsewhere=options.cluster is not None)

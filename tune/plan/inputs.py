@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 _DATA_FIELDS = set(TrainConfig.of_kind("model", "data"))  # fields that decide whether data can be used
 
 
-def check_inputs(trials: Sequence[Trial], machine: Machine) -> list[str]:
+def check_inputs(trials: Sequence[Trial], machine: Machine, *, uses_gpus_here: bool = False) -> list[str]:
     """Check all trials; return one sentence per text about the data read from it.  Raises ConfigError.
 
-    Tasks that lie in the current folder become importable for the processes that this one starts.
+    uses_gpus_here: the trials hold GPUs of this machine; then torch is asked whether it can use them, because only the
+    driver was asked before.  Tasks that lie in the current folder become importable for the processes that this one
+    starts.
     """
+    if uses_gpus_here:
+        _check_torch_finds(machine)
     from altgrad.experiment.stored_weights import stored_weights  # torch
 
     starts: set[str] = set()
@@ -43,6 +47,17 @@ def check_inputs(trials: Sequence[Trial], machine: Machine) -> list[str]:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()]))
     sources = [batches.source for _, batches in checked.values() if batches.source is not None]
     return list(dict.fromkeys(source.sentence() for source in sources))
+
+
+def _check_torch_finds(machine: Machine) -> None:
+    """Raise ConfigError if torch finds no GPU although the driver does: each trial would fail with the same reason."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"{machine.gpu_note}, but torch {torch.__version__} cannot use any; install a torch build for this driver, "
+            "or train on the CPU with --gpus-per-trial 0"
+        )
 
 
 def _read(config: TrainConfig) -> tuple[FoundTask, TaskBatches]:

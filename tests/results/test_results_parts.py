@@ -14,6 +14,7 @@ from pyarrow import fs as pafs
 from altgrad.results import SCHEMAS, RunWriter, read_rows, read_run, read_table, writer
 from altgrad.storage.folder import Folder
 from dashboard.data.run_tables import RunTables
+from tests.servers.polling import wait_for
 from tests.support import generated_results as generated
 
 STEPS = 12
@@ -174,11 +175,12 @@ def test_reader_in_another_thread_sees_only_beginnings_of_the_run(
     thread = threading.Thread(target=poll)
     thread.start()
     begun = started(folder)
-    train(begun, 1, 60)
+    train(begun, 1, 30)
+    wait_for(lambda: len(seen) > 4)
+    train(begun, 31, 60)
     begun.end("completed", None, {})
     done.set()
     thread.join()
-    assert len(seen) > 4
     assert all(steps == list(range(1, len(steps) + 1)) for steps in seen)
     assert all(len(later) >= len(earlier) for earlier, later in zip(seen[::2], seen[2::2], strict=False))
 

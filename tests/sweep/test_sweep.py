@@ -39,9 +39,9 @@ def listening(processes: Sequence[psutil.Process]) -> set[str]:
     return {c.laddr.ip for c in psutil.net_connections("inet") if c.status == "LISTEN" and c.pid in pids}
 
 
-def without_ray(config: TrainConfig, folder: Path) -> ExperimentResult:
+def without_ray(config: TrainConfig, folder: Path, threads: int = 1) -> ExperimentResult:
     """The same run as a sweep's trial, in this process: the oracle."""
-    return run_format_experiment(config.altered(threads=1), folder)
+    return run_format_experiment(config.altered(threads=threads), folder)
 
 
 # one that simply runs
@@ -74,7 +74,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     }
     write_configs(home / "configs", configs)
     command = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--configs", "configs"]
-    process = start([*command, "--results", "out", "--name", "one", "--max-concurrent", "2"], home)
+    command += ["--results", "out", "--name", "one", "--max-concurrent", "2", "--cpus-per-trial", "1"]
+    process = start(command, home)
     output, _ = process.communicate(timeout=PATIENCE)
     runs, broken = list_runs(Folder.at(home / "out" / "one"))
     assert not broken, output
@@ -217,7 +218,8 @@ def test_a_killed_driver_takes_its_processes_along(survivor: Survivor) -> None:
 @pytest.mark.parametrize("name", ["bf16", "e4m3"])
 def test_after_all_that_a_run_is_bit_for_bit_the_undisturbed_one(name: str, survivor: Survivor, tmp_path: Path) -> None:
     run = survivor.run(f"{name}-s42")
-    alone = without_ray(load_config(survivor.home / "configs" / f"{name}.yaml"), tmp_path / "alone")
+    config = load_config(survivor.home / "configs" / f"{name}.yaml")
+    alone = without_ray(config, tmp_path / "alone", run.info["threads"])
     assert run.status == "completed"
     assert losses(run) == losses(read_run(alone.folder))
     last = run.info["attempt"]

@@ -131,5 +131,11 @@ def test_what_cannot_be_explained_is_one_line(planted, tmp_path):
     with pytest.raises(SweepError, match="the run did not collapse") as caught:
         replayed(read_run(healthy), None, 1)
     assert "\n" not in str(caught.value)
+    info = planted[0].read_json("run.json")
+    own = Folder.at(tmp_path / "own")
+    own.write_json("run.json", {**info, "data": None})
+    own.write_bytes("end.json", planted[0].read_bytes("end.json"))
+    with pytest.raises(SweepError, match="were given in Python"):
+        replayed(read_run(own), None, 1)
     with pytest.raises(SweepError, match="use at least 5"):
         replayed(read_run(planted[0]), 3, 1)

@@ -8,6 +8,7 @@ from typing import Any
 
 from altgrad.branch.checkpoints import checkpoint_steps
 from altgrad.branch.parent import parent_config
+from altgrad.config.train_config import BUILT_IN_TASK
 from altgrad.explain import Case
 from altgrad.metrics import columns
 from altgrad.report.evidence import Evidence
@@ -62,13 +63,13 @@ def replayed(run: Run, steps: int | None, replays: int) -> Replayed:
     verdict = run.verdict
     if verdict is None:
         raise SweepError(f"{run.folder}: the run did not collapse ({run.status}); there is nothing to explain")
-    if run.info.get("data") is None or not run.info.get("layers"):
+    config = parent_config(run.folder)
+    if (run.info.get("data") is None and config.task == BUILT_IN_TASK) or not run.info.get("layers"):
         raise SweepError(f"{run.folder}: its model or its batches were given in Python; only a config can be replayed")
     if (run.info.get("workers") or 1) > 1:
         raise SweepError(
             f"{run.folder}: {run.info['workers']} processes trained it; a replay has one, and would differ"
         )
-    config = parent_config(run.folder)
     evidence = Evidence.of(run)
     signals = what_moved(((name, evidence.curve(name)) for name in columns("step")), run.loss_unit)
     moved = signals.moved[0] if signals.moved else None

@@ -7,6 +7,7 @@ counts into two passes over the data; with these thresholds it keeps intermediat
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from altgrad.config.cast import Dimension
 from altgrad.formats import NumberFormat
 from altgrad.quantization.kernel.random import draw_key
 from altgrad.quantization.kernel.round import Rounding, spec_of
@@ -34,13 +36,14 @@ class CompiledRounding:
     """`round_to_format`, compiled; with a `granularity` also scaled by the amax of the tensor, rows or tiles (`tiles`).
 
     One graph per shape and mode serves all formats and seeds.  The result equals that of eager rounding bit for bit;
-    stochastic rounding draws the same numbers.
+    stochastic rounding draws the same numbers.  `dimension`: along which rows and tiles run.
     """
 
     fmt: NumberFormat
     rounding: Rounding = "nearest"
     granularity: str | None = None
     power_of_two: bool = True
+    dimension: Dimension = "last"
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """x rounded, in its shape.  x: float32, at least 1-d.  Raises TypeError for another dtype."""
@@ -54,7 +57,9 @@ class CompiledRounding:
         if x.dtype != torch.float32:
             raise TypeError(f"compiled rounding: x has dtype {x.dtype}; formats are simulated in torch.float32")
         scaling = "none" if self.granularity is None else "dynamic"
-        mode = Mode(self.rounding, scaling, self.granularity or "tensor", self.power_of_two, 1.0)
+        mode = Mode(
+            self.rounding, scaling, self.granularity or "tensor", self.power_of_two, 1.0, last=self.dimension == "last"
+        )
         stochastic = self.rounding == "stochastic"
         key = draw_key(generator, x.device) if stochastic else torch.zeros(2, dtype=torch.int32, device=x.device)
         if x.numel() == 0:
@@ -78,4 +83,6 @@ def _graph(mode: Mode, counting: bool) -> Callable[[Tensor, Tensor, Tensor], tup
         # Returning the amax of blocks, computed anyway, stops Inductor from splitting the loop into two passes.
         return values, counts[-2] if mode.in_blocks and x.device.type == "cpu" else x.new_empty(0)
 
-    return torch.compile(rounded, dynamic=False, options=INDUCTOR_OPTIONS)
+    # A code object of its own: Dynamo compiles one at most eight times, and then runs it eagerly.
+    own = types.FunctionType(rounded.__code__.replace(), globals(), closure=rounded.__closure__)
+    return torch.compile(own, dynamic=False, options=INDUCTOR_OPTIONS)

@@ -46,6 +46,14 @@ def count(
     return [*sums, torch.ones_like(amax.max()), amax.max(), scale.max()]
 
 
+def of_parts(counts: Sequence[list[Tensor]]) -> list[Tensor]:
+    """The counts of one rounding from those of its parts: numbers are added; uses, amax and scale are alike."""
+    if len(counts) < 2:
+        return counts[0] if counts else []
+    added = [functools.reduce(torch.add, numbers) for numbers in zip(*counts, strict=True)]
+    return added[: SUMS - 1] + counts[0][SUMS - 1 :]
+
+
 def _packed(
     x: Tensor, scaled: Tensor, magnitude: Tensor, fmt: FormatTensors, amax: Tensor, scale: Tensor | None
 ) -> list[Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -18,13 +19,22 @@ from torch import Tensor
 
 from altgrad.config.cast import Cast, Dimension
 from altgrad.formats import FORMATS, NumberFormat
-from altgrad.quantization.kernel.counters import COUNTERS, count
+from altgrad.quantization.kernel.counters import COUNTERS, count, of_parts
 from altgrad.quantization.kernel.random import materialised, uniform
 from altgrad.quantization.kernel.ranks import largest_over_ranks
 from altgrad.quantization.kernel.rotation import rotated
 from altgrad.quantization.kernel.round import SPEC_LENGTH, FormatTensors, Rounding, round_magnitude, saturate, spec_of
 from altgrad.quantization.kernel.scale import scale_for, settled_amax, two_level_scale
-from altgrad.quantization.kernel.tiles import finite_amax, in_groups, join, split, tile_of
+from altgrad.quantization.kernel.tiles import (
+    deinterleaved,
+    finite_amax,
+    in_groups,
+    interleaved,
+    join,
+    rows_at_once,
+    split,
+    tile_of,
+)
 
 # Hash of this folder's sources, an argument of the operator below: torch's graph cache on disk identifies an operator
 # by its arguments alone, and would serve graphs of an older kernel.
@@ -121,7 +131,7 @@ def code_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode)
     scale: 0-d for "tensor", (..., 1) for "row".
     """
     assert tile_of(mode.granularity) is None and mode.last and not mode.hadamard
-    codes, (scale, _), counts = _code(x, spec, history, key, mode, in_bits=torch.compiler.is_compiling())
+    (codes,), (scale, _), counts = _code(x, spec, history, key, mode, in_bits=torch.compiler.is_compiling())
     return codes, scale, torch.stack(counts)
 
 
@@ -138,21 +148,28 @@ def rounded_with_counts(
     return join(_unscaled(codes, scale, mode), x, mode.granularity, mode.last), counts
 
 
-def _unscaled(codes: Tensor, scale: Tensor, mode: Mode) -> Tensor:
-    return codes if mode.scaling == "none" else codes * scale
+def _unscaled(codes: list[Tensor], scale: Tensor, mode: Mode) -> Tensor:
+    """The parts multiplied by their scales and put together: multiplied later, Inductor would store them twice."""
+    return deinterleaved(codes if mode.scaling == "none" else [part * scale for part in codes])
 
 
 def _code(
     x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode, in_bits: bool, counting: bool = True
-) -> tuple[Tensor, tuple[Tensor, Tensor], list[Tensor]]:
-    """(Q(x) / scale, (scale, inverse scale), counts), shaped as `split` or `in_groups` returns them."""
+) -> tuple[list[Tensor], tuple[Tensor, Tensor], list[Tensor]]:
+    """(parts of Q(x) / scale, (scale, inverse scale), counts), shaped as `split` or `in_groups` returns them.
+
+    It is one part, but for columns in compiled code on a CPU (see `rows_at_once`).
+    """
     if in_bits and x.is_contiguous():
         x = materialised(x)  # amax and rounding both read it; else Inductor computes a GELU before it twice
     fmt = FormatTensors.view(spec)
     values = split(x, mode.granularity, mode.last)
     if in_bits and mode.in_blocks and not mode.two_level and x.device.type == "cpu":
         values, fmt = in_groups(values, fmt)
-    amax = finite_amax(values, mode.granularity, mode.last, fmt.infinity)
+    compared, together = 1, 1
+    if in_bits and x.device.type == "cpu":
+        compared, together = rows_at_once(values, mode.granularity, mode.last)
+    amax = finite_amax(values, mode.granularity, mode.last, fmt.infinity, compared)
     if mode.shares_amax:
         amax = largest_over_ranks(amax)
     if mode.at_rest and mode.scaling not in ("none", "static"):
@@ -160,12 +177,19 @@ def _code(
         values = torch.clamp(values, -amax, amax)
     noise = _noise(x, values, fmt, key, mode) if mode.rounding == "stochastic" else None
     scale, inverse = _scale(amax, fmt, spec, history, mode)
-    scaled = values if mode.scaling == "none" else values * inverse
-    magnitude = round_magnitude(scaled, fmt, mode.rounding, noise)
-    rounded = saturate(magnitude, scaled, fmt)
     applied = None if mode.scaling == "none" else scale
-    counts = count(values, scaled, magnitude, fmt, amax, applied, in_bits) if counting else []
-    return rounded, (scale, inverse), counts
+    codes, counts = [], []
+    for part, of_part in zip(interleaved(values, together), _parts(noise, together), strict=True):
+        scaled = part if mode.scaling == "none" else part * inverse
+        magnitude = round_magnitude(scaled, fmt, mode.rounding, of_part)
+        codes.append(saturate(magnitude, scaled, fmt))
+        if counting:
+            counts.append(count(part, scaled, magnitude, fmt, amax, applied, in_bits))
+    return codes, (scale, inverse), of_parts(counts)
+
+
+def _parts(noise: Tensor | None, rows: int) -> Sequence[Tensor | None]:
+    return [None] * rows if noise is None else interleaved(noise, rows)
 
 
 def _noise(x: Tensor, values: Tensor, fmt: FormatTensors, key: Tensor, mode: Mode) -> Tensor:
@@ -186,7 +210,8 @@ def rounded_and_scale(
     if x.numel() == 0:
         return x, torch.ones_like(x), torch.ones_like(x)
     codes, (scale, inverse), _ = _code(x, spec, history, key, mode, in_bits=False, counting=False)
-    parts = (_unscaled(codes, scale, mode), scale.expand(codes.shape), inverse.expand(codes.shape))
+    rounded = _unscaled(codes, scale, mode)
+    parts = (rounded, scale.expand(rounded.shape), inverse.expand(rounded.shape))
     values, scale, inverse = (join(part, x, mode.granularity, mode.last) for part in parts)
     return values, scale, inverse
 

@@ -11,6 +11,9 @@ A tile at the edge is padded with zeros, as hardware does: a zero changes neithe
 
 from __future__ import annotations
 
+import functools
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -19,6 +22,8 @@ from altgrad.quantization.kernel.random import materialised
 from altgrad.quantization.kernel.round import FormatTensors
 
 GROUP_VALUES = 2048  # values that compiled code takes at a time: 8 KiB, which the L1 cache keeps until they are rounded
+_COMPARED_ROWS, _ROUNDED_ROWS = 8, 4
+_BEYOND_CACHE = 2**22  # values: 16 MiB
 _FIELD = 23  # float32: bits below the exponent field
 _MAGNITUDE = 0x7FFFFFFF
 _NEXT_EXPONENT = 1 << _FIELD
@@ -69,11 +74,14 @@ def join(values: Tensor, like: Tensor, granularity: str, last: bool) -> Tensor:
     return matrix[:height, :columns].reshape(like.shape)
 
 
-def finite_amax(values: Tensor, granularity: str, last: bool, infinity: Tensor | float = torch.inf) -> Tensor:
+def finite_amax(
+    values: Tensor, granularity: str, last: bool, infinity: Tensor | float = torch.inf, rows: int = 1
+) -> Tensor:
     """Largest finite magnitude of each scale's values; 0 if none is finite.
 
     `values`: as `split` returns them; the reduced dimensions stay, with size 1; the result is 0-d for "tensor".
-    `infinity`: a tensor that `in_groups` made, or the number.
+    `infinity`: a tensor that `in_groups` made, or the number.  `rows`: so many rows of a tile are compared first, in
+    one pass along them.
     """
     tile = tile_of(granularity)
     if tile is not None and tile[0] == 1 and last:  # a short row of integers is slow to reduce
@@ -82,11 +90,39 @@ def finite_amax(values: Tensor, granularity: str, last: bool, infinity: Tensor |
     # The bits of magnitudes, as integers, have the order of their values.  Adding 1 to the exponent field overflows
     # into the sign for inf and NaN, whose field is 255: they become negative and never win the maximum.
     bits = (values.view(torch.int32) & _MAGNITUDE) + _NEXT_EXPONENT
+    if rows > 1:
+        bits = materialised(functools.reduce(torch.maximum, interleaved(bits, rows)))
     if granularity == "tensor":
         largest = bits.amax() if bits.device.type == "cpu" else bits.amax(dim=-1).amax()
     else:
         largest = bits.amax(dim=(1, 3) if tile else (-1 if last else 0), keepdim=True)
     return (largest.clamp(min=_NEXT_EXPONENT) - _NEXT_EXPONENT).view(torch.float32)
+
+
+def rows_at_once(values: Tensor, granularity: str, last: bool) -> tuple[int, int]:
+    """(rows that one pass of compiled CPU code compares, rows that one rounds), of large tensors in 1 x B tiles along
+    the first dimension; 1 each for all others.
+
+    The tiles of a (4096, 4096) tensor that are 1 x 32 along the first dimension are columns of 32 rows.  Left alone,
+    Inductor takes the maximum of a column before that of the next one, 16 KiB from row to row, and rounds row by row,
+    which loads all scales for every row again.  Eight rows at once are read like a single one, and four rows rounded at
+    once load their common scales once.  Compiling that takes 1.7 times as long, so that tensors which a cache holds,
+    as most are in a training step on a CPU, are rounded row by row.
+    """
+    tile = tile_of(granularity)
+    if tile is None or tile[0] != 1 or last or values.numel() < _BEYOND_CACHE:
+        return 1, 1
+    return math.gcd(tile[1], _COMPARED_ROWS), math.gcd(tile[1], _ROUNDED_ROWS)
+
+
+def interleaved(values: Tensor, rows: int) -> list[Tensor]:
+    """Tiles (tiles, B, ...) as `rows` tensors (tiles, B / rows, ...): the rows 0, 4, 8, ... of 4, then 1, 5, 9, ..."""
+    return list(values.unflatten(1, (-1, rows)).unbind(2)) if rows > 1 else [values]
+
+
+def deinterleaved(parts: list[Tensor]) -> Tensor:
+    """Undo `interleaved`."""
+    return torch.stack(parts, 2).flatten(1, 2) if len(parts) > 1 else parts[0]
 
 
 def in_groups(blocks: Tensor, fmt: FormatTensors) -> tuple[Tensor, FormatTensors]:

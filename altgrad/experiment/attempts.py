@@ -30,8 +30,9 @@ def next_attempt(folder: Folder, config: TrainConfig) -> tuple[int, How | None]:
         raise ConfigError(f"{error}; remove the run's folder to train it from the start") from None
     if ended_as(folder) not in (None, "failed"):
         raise ConfigError(f"{folder}: holds a run that has ended; choose another folder or remove it")
-    here = config.model_dump(mode="json")
-    changed = sorted(key for key, value in here.items() if info["config"].get(key) != value)
+    here, usual = config.model_dump(mode="json"), TrainConfig().model_dump(mode="json")
+    theirs = usual | info["config"]  # a field that an older version did not know has its default
+    changed = sorted(key for key, value in here.items() if theirs[key] != value)
     if changed:
         raise ConfigError(f"{folder}: holds a run with another config ({', '.join(changed)}); choose another folder")
     compiled = info.get("compiled")

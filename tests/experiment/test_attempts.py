@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from altgrad.config.train_config import ConfigError
 from altgrad.experiment import checkpointing, runner
+from altgrad.experiment.attempts import next_attempt
 from altgrad.experiment.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from altgrad.experiment.outcome import Report
 from altgrad.results import RunWriter, read_run
@@ -136,3 +138,12 @@ def test_a_second_attempt_compiles_as_the_first_did(tmp_path: Path, monkeypatch:
     folder.write_json("run.json", read_run(folder).info | {"compiled": "blocks"})
     told_run(folder)
     assert given == [None, "blocks"]
+
+
+def test_a_run_of_an_older_version_goes_on_if_fields_that_it_lacks_have_their_default(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path / "run")
+    fields = {name: value for name, value in CONFIG.model_dump().items() if name not in ("task", "accumulate")}
+    RunWriter(folder).start({"config": fields, "compiled": "eager"})
+    assert next_attempt(folder, CONFIG) == (1, "eager")
+    with pytest.raises(ConfigError, match=r"another config \(accumulate\)"):
+        next_attempt(folder, CONFIG.altered(accumulate=2))

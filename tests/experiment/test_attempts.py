@@ -129,7 +129,7 @@ def test_a_second_attempt_compiles_as_the_first_did(tmp_path: Path, monkeypatch:
 
     class Recording(runner.Trainer):
         def __init__(self, *args: Any) -> None:
-            given.append(args[-1])
+            given.append(args[4])  # compiled_before
             super().__init__(*args)
 
     monkeypatch.setattr(runner, "Trainer", Recording)

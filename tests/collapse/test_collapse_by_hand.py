@@ -126,6 +126,14 @@ def test_who_has_learned_is_measured_from_the_start_or_from_uniform(start: float
     assert (verdict is not None and verdict.rule == "never_learned") == judged
 
 
+@pytest.mark.parametrize(("level", "judged"), [(5.38, False), (5.41, True), (5.6, True)])
+def test_given_weights_need_not_learn_unless_they_are_as_good_as_none(level: float, judged: bool) -> None:
+    given = CONFIG.altered(start_from="weights.pt")
+    verdict = judge(records(lambda step: level), given)
+    assert (verdict is not None and verdict.rule == "never_learned") == judged
+    assert judge(records(lambda step: level), given, None) is None and one(records(lambda step: level)) is not None
+
+
 def test_a_loss_of_unknown_unit_that_nowhere_fell_is_said_to_have_stayed_where_it_is() -> None:
     found = one(records(lambda step: 0.09 + (0.01 if step % 2 else -0.01)), vocabulary=None)
     assert (found.rule, found.step, found.metric) == ("never_learned", 200, "loss")

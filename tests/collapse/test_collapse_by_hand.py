@@ -150,6 +150,7 @@ def test_a_loss_of_unknown_unit_that_nowhere_fell_is_said_to_have_stayed_where_i
 def test_a_gap_is_judged_with_the_last_step_of_its_patience_after_warm_up(config: TrainConfig, at: int) -> None:
     found = one(records(lambda step: 4 - step / 500, gap_to_baseline=lambda step: 1.01), config)
     assert (found.rule, found.step, found.value, found.limit) == ("gap_to_baseline", at, 1.01, 1.0)
+    assert found.metric == "gap_to_baseline"
     assert found.detail == (
         f"more than 1 nats behind the baseline since step 51, not catching up for {at - 50} steps"
     )  # fmt: skip
@@ -176,6 +177,16 @@ def test_a_gap_of_unknown_unit_is_a_third_of_what_the_baseline_learned_and_none_
     assert judge(chance, LONG, None) is None
     clear = one(records(risen, 390, gap_to_baseline=lambda step: 0.2), LONG, None)
     assert (clear.rule, clear.limit) == ("gap_to_baseline", pytest.approx(0.06, rel=0.2))
+
+
+def test_a_gap_recovers_with_six_percent_of_itself_and_needs_a_start_to_be_measured_by() -> None:
+    for later, at in ((1.9, 210), (1.87, 311)):
+        rows = records(lambda step: 4 - step / 500, gap_to_baseline=lambda step, x=later: 2.0 if step < 151 else x)
+        assert one(rows).step == at, later
+    flat = one(records(lambda step: 0.09, gap_to_baseline=lambda step: 0.5), CONFIG.altered(warmup_steps=0), None)
+    assert (flat.rule, flat.step, flat.limit) == ("gap_to_baseline", 160, pytest.approx(0.5 / 3))
+    few = [row for row in records(lambda step: 0.09, 99, gap_to_baseline=lambda step: 0.5) if row["step"] % 30 == 0]
+    assert judge(few, vocabulary=None) is None
 
 
 def bad_of_four(bad: int) -> Callable[[int], float]:

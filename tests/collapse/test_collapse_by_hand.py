@@ -184,7 +184,7 @@ def test_a_gap_recovers_with_six_percent_of_itself_and_needs_a_start_to_be_measu
         rows = records(lambda step: 4 - step / 500, gap_to_baseline=lambda step, x=later: 2.0 if step < 151 else x)
         assert one(rows).step == at, later
     flat = one(records(lambda step: 0.09, gap_to_baseline=lambda step: 0.5), CONFIG.altered(warmup_steps=0), None)
-    assert (flat.rule, flat.step, flat.limit) == ("gap_to_baseline", 160, pytest.approx(0.5 / 3))
+    assert (flat.rule, flat.step, flat.limit) == ("gap_to_baseline", 164, pytest.approx(0.5 / 3))
     few = [row for row in records(lambda step: 0.09, 99, gap_to_baseline=lambda step: 0.5) if row["step"] % 30 == 0]
     assert judge(few, vocabulary=None) is None
 

@@ -76,6 +76,13 @@ def test_a_gap_of_nothing_is_a_gap_and_neither_the_baseline_nor_the_dead_are_los
     assert (paired_gap(lost).lost, paired_gap(lost).non_finite) == (3, 2)
 
 
+def test_a_group_has_the_step_and_the_verdict_of_its_runs() -> None:
+    verdict: Any = object()
+    rows = [row(1, 0.5, gap_step=80, common_step=80), row(2, 0.5, gap_step=80, common_step=80, parity=verdict), row(3)]
+    assert (paired_gap(rows).step, paired_gap(rows).parity) == (80, verdict)
+    assert (paired_gap(rows[:1]).parity, paired_gap([row(4)]).step) == (None, None)
+
+
 def test_whole_groups_are_ranked_by_their_means_and_those_with_a_collapse_after_them() -> None:
     means = {"worst": 0.75, "best": -0.5, "dead": -3.0, "even": 0.0, "nan": -2.0, "second": 0.25}
     rows = [row(1, mean, group=name) for name, mean in means.items()]

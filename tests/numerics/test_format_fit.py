@@ -79,7 +79,9 @@ def test_scale_puts_the_largest_value_into_the_top_half() -> None:
         for amax in (1e-20, 0.3, 1.0, fmt.max, 1.0001 * fmt.max, 7e9):
             scale = power_of_two_scale(amax, fmt)
             assert fmt.max / 2 < amax / scale <= fmt.max
-    assert power_of_two_scale(0.0, SPLITS[0]) == 1.0
+        assert power_of_two_scale(0.0, fmt) == 1.0
+    unscaled = [fmt for fmt in FORMATS.values() if not fmt.scaled]
+    assert unscaled and {power_of_two_scale(1e6, fmt) for fmt in unscaled} == {1.0}
 
 
 def test_uniform_values_have_the_textbook_sqnr_in_fixed_point() -> None:

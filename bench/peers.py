@@ -1,4 +1,7 @@
-"""`make bench-peers`: time of other libraries to round 2^24 float32 values to E4M3, divided by that of `torch.clone`.
+"""`make bench-peers`: what other libraries take for the same.
+
+Rounding 2^24 float32 values to E4M3, divided by the time of `torch.clone`; and the training step of the tiny model in
+MXFP8, divided by that of the plain compiled step.
 
 A library that is not installed, or cannot be loaded here, is listed with the reason.  `--write` writes the table to
 bench/README.md and peers.json.
@@ -14,16 +17,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from altgrad.config.train_config import TrainConfig
 from altgrad.formats import FORMATS
 from altgrad.quantization.kernel.compiled import CompiledRounding
 from altgrad.quantization.kernel.round import round_to_format
+from altgrad.training.data import Batches
+from altgrad.training.trainer import Trainer
 from bench.harness import MALLOC, malloc_setting, ratio
 from bench.record import write_peers
+from bench.steps import TINY, bare_step, config, loop_step, plain_model
 
 _PAIRS = 5
 Rounding = Callable[[Tensor], object]
+Step = Callable[[], object]
 
 
 def _altgrad_compiled() -> Rounding:
@@ -96,25 +104,83 @@ PEERS: dict[str, tuple[str, Callable[[], Rounding]]] = {
 }
 
 
+def _altgrad_step(settings: TrainConfig, batches: Batches) -> Step:
+    return bare_step(settings, batches, quantised=True)
+
+
+def _torchao_step(settings: TrainConfig, batches: Batches) -> Step:
+    """The products of torchao's MXFP8 training layer, emulated: casts and products in torch's own operations."""
+    model = plain_model(settings, batches)
+    _emulate_mx(model)
+    return loop_step(model, model, settings, batches)
+
+
+def _torchao_compiled_step(settings: TrainConfig, batches: Batches) -> Step:
+    model = plain_model(settings, batches)
+    _emulate_mx(model)
+    return loop_step(model, torch.compile(model, dynamic=False), settings, batches)
+
+
+def _emulate_mx(model: nn.Module) -> None:
+    from torchao.prototype.moe_training.mxfp8_linear import mx_mm
+    from torchao.prototype.mx_formats import config as mx
+    from torchao.quantization.quantize_.common.kernel_preference import KernelPreference
+
+    kinds = (torch.float8_e4m3fn,) * 3
+    kernels = mx.MXFP8Dim0CastKernelChoice.TORCH, mx.MXFP8Dim1CastKernelChoice.TORCH
+    how = (32, KernelPreference.EMULATED, *kernels, mx.ScaleCalculationMode.RCEIL, False)
+
+    class MxLinear(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = mx_mm.apply(x, self.weight, *kinds, *how)
+            return y if self.bias is None else y + self.bias
+
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = MxLinear
+
+
+STEPS: dict[str, tuple[str, Callable[[TrainConfig, Batches], Step]]] = {
+    "altgrad mxfp8, compiled": ("altgrad", _altgrad_step),
+    "torchao MX, emulated": ("torchao", _torchao_step),
+    "torchao MX, emulated, compiled": ("torchao", _torchao_compiled_step),
+}
+
+
 def main() -> None:
     if "GLIBC_TUNABLES" not in os.environ:
         environment = os.environ | {"GLIBC_TUNABLES": MALLOC, "OMP_NUM_THREADS": "1"}
         os.execve(sys.executable, [sys.executable, "-m", "bench.peers", *sys.argv[1:]], environment)
-    print(f"2^24 float32 to E4M3, x torch.clone; threads {torch.get_num_threads()}, malloc {malloc_setting()}")
+    print(f"threads {torch.get_num_threads()}, malloc {malloc_setting()}\n2^24 float32 to E4M3, x torch.clone")
     x = torch.randn(4096, 4096)
-    rows: list[dict[str, object]] = []
-    for name, (package, prepare) in PEERS.items():
-        measured, note = None, ""
-        try:
-            round_it = prepare()
-            with torch.no_grad():
-                measured = statistics.median(ratio(lambda run=round_it: run(x), x.clone, _PAIRS))
-        except (ImportError, AttributeError, TypeError, RuntimeError) as error:  # another library's version or build
-            note = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-        print(f"{name:32} {f'not measured: {note}' if measured is None else f'{measured:8.1f}'}", flush=True)
-        rows.append({"name": name, "version": _version(package), "ratio": measured, "note": note})
+
+    def rounding(prepare: Callable[[], Rounding]) -> list[float]:
+        round_it = prepare()
+        with torch.no_grad():
+            return ratio(lambda: round_it(x), x.clone, _PAIRS)
+
+    roundings = [_row(name, package, lambda p=prepare: rounding(p)) for name, (package, prepare) in PEERS.items()]
+    print("training step, tiny, MXFP8, x plain compiled step")
+    settings = config(recipe="mxfp8", **TINY)
+    batches = Trainer(settings.altered(compile=False)).batches
+    plain = bare_step(settings, batches, quantised=False)
+    steps = [
+        _row(name, package, lambda p=prepare: ratio(p(settings, batches), plain, _PAIRS))
+        for name, (package, prepare) in STEPS.items()
+    ]
     if "--write" in sys.argv[1:]:
-        write_peers(rows, Path(__file__).parent)
+        write_peers(roundings, steps, Path(__file__).parent)
+
+
+def _row(name: str, package: str, measure: Callable[[], list[float]]) -> dict[str, object]:
+    """The median of what `measure` returns, printed; or the reason why it could not be measured."""
+    measured, note = None, ""
+    try:
+        measured = statistics.median(measure())
+    except (ImportError, AttributeError, TypeError, RuntimeError) as error:  # another library's version or build
+        note = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    print(f"{name:32} {f'not measured: {note}' if measured is None else f'{measured:8.1f}'}", flush=True)
+    return {"name": name, "version": _version(package), "ratio": measured, "note": note}
 
 
 def _version(package: str) -> str:

@@ -36,15 +36,19 @@ def write_results(rows: Sequence[Measured], folder: Path) -> None:
     _insert(folder, "table", _table(here, ordered))
 
 
-def write_peers(rows: Sequence[dict[str, object]], folder: Path) -> None:
-    """peers.json, and the table of peers in README.md; `rows` with name, version, ratio (or None) and note."""
+def write_peers(rows: Sequence[dict[str, object]], steps: Sequence[dict[str, object]], folder: Path) -> None:
+    """peers.json, and both tables of peers in README.md; rows with name, version, ratio (or None) and note."""
     here = machine() | {"date": time.strftime("%Y-%m-%d")}
-    (folder / "peers.json").write_text(json.dumps({"machine": here, "rows": rows}, indent=1) + "\n")
-    lines = ["; ".join(f"{name}: {value}" for name, value in here.items()), ""]
-    lines += ["| 2^24 float32 to E4M3 | version | x clone |", "|---|---|---|"]
-    for row in rows:
-        measured = f"not measured: {row['note']}" if row["ratio"] is None else f"{row['ratio']:.1f}"
-        lines.append(f"| {row['name']} | {row['version']} | {measured} |")
+    (folder / "peers.json").write_text(json.dumps({"machine": here, "rows": rows, "steps": steps}, indent=1) + "\n")
+    lines = ["; ".join(f"{name}: {value}" for name, value in here.items())]
+    for what, table in (
+        ("2^24 float32 to E4M3 | version | x clone", rows),
+        ("training step, tiny, MXFP8 | version | x plain compiled step", steps),
+    ):
+        lines += ["", f"| {what} |", "|---|---|---|"]
+        for row in table:
+            measured = f"not measured: {row['note']}" if row["ratio"] is None else f"{row['ratio']:.1f}"
+            lines.append(f"| {row['name']} | {row['version']} | {measured} |")
     _insert(folder, "peers", "\n".join(lines) + "\n")
 
 

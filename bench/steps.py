@@ -33,28 +33,49 @@ _RUN_STEPS = 500  # of a run of the default sweep
 
 
 def config(**fields: Any) -> TrainConfig:
-    """E4M3 for all tensors, without validation and diagnostics unless `fields` set their intervals."""
+    """E4M3 for all tensors unless `fields` name a recipe; without validation and diagnostics unless they say so."""
+    numbers = {} if "recipe" in fields else {"format": "E4M3"}
     never = {"eval_interval": 10**9, "diagnostic_interval": 10**9, "checkpoint_interval": 10**9, "max_steps": 10**8}
-    return TrainConfig(**({"format": "E4M3", "compile": True, "threads": 1, "device": "cpu"} | never | fields))
+    return TrainConfig(**({"compile": True, "threads": 1, "device": "cpu"} | numbers | never | fields))
 
 
 def bare_step(
     settings: TrainConfig, batches: Batches, quantised: bool, device: torch.device = _CPU
 ) -> Callable[[], object]:
     """The step of a plain training loop: forward, backward, fused AdamW, reading the loss; on a GPU in autocast."""
+    model = plain_model(settings, batches, device)
+    if not quantised:
+        return loop_step(model, torch.compile(model, dynamic=False), settings, batches, device)
+    quantized = quantize_model(model, settings, counting=False)
+    loss_of = StepLoss(model, quantized.layers, settings, device)
+    return loop_step(model, loss_of, settings, batches, device, before=lambda n: quantized.begin_step(None, n))
+
+
+def plain_model(settings: TrainConfig, batches: Batches, device: torch.device = _CPU) -> nn.Module:
     assert batches.vocabulary is not None
-    model: nn.Module = build_gpt(settings, batches.vocabulary).to(device)
-    layers = quantize_model(model, settings, counting=False).layers if quantised else {}
+    return build_gpt(settings, batches.vocabulary).to(device)
+
+
+def loop_step(
+    model: nn.Module,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    settings: TrainConfig,
+    batches: Batches,
+    device: torch.device = _CPU,
+    before: Callable[[int], object] = lambda number: None,
+) -> Callable[[], object]:
+    """The step of a plain training loop around `loss_of`, a form of the model; `before` gets the step's number."""
     optimizer = build_optimizer(model, settings)
     parameters = list(model.parameters())
-    loss_of = StepLoss(model, layers, settings, device) if quantised else torch.compile(model, dynamic=False)
     numbers = iter(range(1, 10**9))
 
     def step() -> object:
-        inputs, targets = (part.to(device) for part in batches.training(next(numbers)))
+        number = next(numbers)
+        before(number)
+        inputs, targets = (part.to(device) for part in batches.training(number))
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss: Tensor = loss_of(inputs, targets)
+            loss = loss_of(inputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, settings.gradient_clip)
         optimizer.step()

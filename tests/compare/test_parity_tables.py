@@ -30,9 +30,9 @@ from altgrad.report import sweep_report
 from altgrad.results import SCHEMA, list_runs
 from altgrad.storage.folder import Folder
 from dashboard.data.sweep_frame import group_frame
-from tests.compare.test_gap import HASHES, oracle, two_rates
+from tests.references.gap_oracle import oracle, two_rates
 from tests.support.html_tree import parse
-from tests.support.written_runs import rows_of, write_run
+from tests.support.written_runs import HASHES, rows_of, write_run
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,6 @@ from dashboard.figures.group_figures import learning_rate_figure, pareto_figure,
 from tests.references.gap_oracle import oracle, two_rates
 from tests.support.html_tree import parse
 from tests.support.written_runs import COLLAPSED, rows_of, write_run
-
-NAN = math.nan
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from torch import Tensor
 from altgrad.formats import NumberFormat
 from altgrad.quantization.kernel.ranks import ALONE, Ranks
 from altgrad.quantization.kernel.round import FormatTensors, grid_index
-from altgrad.quantization.layers import QuantizedLinear
+from altgrad.quantization.layers import RoundedGemm
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LayerStep:
     """
 
     name: str
-    layer: QuantizedLinear
+    layer: RoundedGemm
     gradient: Tensor  # as the optimizer saw it, after interventions and clipping
     weight_before: Tensor
     stored_before: Tensor
@@ -121,7 +121,7 @@ class MeasuredStep:
     """
 
     step: int
-    layers: Mapping[str, QuantizedLinear]
+    layers: Mapping[str, RoundedGemm]
     loss_of: Callable[[], Tensor]
     ranks: Ranks = ALONE
 

@@ -27,7 +27,7 @@ from altgrad.diagnostics.measures.stiffness import GradientStiffness, Stiffness
 from altgrad.diagnostics.measures.ulps_moved import UlpsMoved
 from altgrad.diagnostics.measures.update_size import GradientSparsity, UpdateSize
 from altgrad.diagnostics.protocol import Diagnostic, DiagnosticSnapshot, LayerStep, MeasuredStep
-from altgrad.quantization.layers import QuantizedLinear
+from altgrad.quantization.layers import RoundedGemm
 
 MIN_HISTOGRAM_INTERVAL = 10  # in steps, so that the `tensors` table of a run of 500 steps stays within 1 MB
 
@@ -42,7 +42,7 @@ class Diagnostics:
         self,
         config: TrainConfig,
         model: nn.Module,
-        layers: Mapping[str, QuantizedLinear],
+        layers: Mapping[str, RoundedGemm],
         corrections: Mapping[str, Tensor] | None,
     ) -> None:
         self._displacement = Displacement(layers, corrections)
@@ -74,7 +74,7 @@ class Diagnostics:
 
     def before_step(self, context: MeasuredStep) -> None:
         """Measure the gradients that backward computed, before anything changes them."""
-        gradients = {name: layer.weight.grad for name, layer in context.layers.items()}
+        gradients = {name: layer.weight_gradient for name, layer in context.layers.items()}
         self._finite_gradient = {name: _finite(g) for name, g in gradients.items() if g is not None}
         for diagnostic in self._diagnostics:
             diagnostic.before_step(context)

@@ -51,7 +51,9 @@ def coverage(trainer: Trainer) -> Coverage | None:
     if not batches:
         return Coverage(0, 0, (), "there is no held-out batch to measure it on")
     batch = changed(as_batch(batches[0], trainer.task.said), lambda tensor: tensor.to(trainer.device))
-    return measure_coverage(trainer.model, lambda: read_loss(trainer.task.loss(trainer.model, batch))[0])
+    return measure_coverage(
+        trainer.model, lambda: read_loss(trainer.task.loss(trainer.model, batch))[0], trainer.quantized.left_out
+    )
 
 
 def _git_commit() -> str | None:

@@ -1,8 +1,8 @@
 """Measures the share of a model's matrix products that is rounded, and lists the products that are not.
 
-Only `QuantizedLinear` layers round.  A model that also multiplies elsewhere (Conv1D of Hugging Face's GPT-2,
-convolutions, recurrent cells, the products inside attention) is rounded in part, and a format that trains it well may
-have been used for a small part of the work only.
+Layers of the kinds in `adapters.registry` are rounded.  A model that also multiplies elsewhere (by hand, in a layer
+of its own kind, in the products inside attention) is rounded in part, and a format that trains it well may have been
+used for a small part of the work only.
 
 One batch is run forward and backward without rounding, and the FLOPs of every product are counted (2 per
 multiply-add).  A product of the backward pass is attributed to the module whose forward pass made its autograd node.
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import bisect
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils.flop_counter import flop_registry
 
 from altgrad import torch_private
-from altgrad.quantization.layers import QuantizedLinear, unrounded
+from altgrad.quantization.layers import RoundedGemm, RoundedModule, unrounded
 from altgrad.torch_private import TorchDispatchMode
 
 MOST_LISTED = 20
@@ -78,20 +78,30 @@ class Coverage:
         return f"{warning}{self.share:.1%} of the GEMM FLOPs are rounded{left_out}{note}"
 
 
-def measure_coverage(model: nn.Module, loss: Callable[[], Tensor]) -> Coverage | None:
+def measure_coverage(
+    model: nn.Module, loss: Callable[[], Tensor], left_out: Mapping[str, str] | None = None
+) -> Coverage | None:
     """Measure which share of the products behind `loss()` is rounded; None on the `meta` device.
 
-    loss: computes the loss (0-d) of `model` on one batch.  The model is left unchanged: weights, buffers, gradients,
+    loss: computes the loss (0-d) of `model` on one batch.  left_out: why modules were left plain, by name (see
+    `QuantizedModel`).  The model is left unchanged: weights, buffers, gradients,
     counts, training flags and random states.  Exceptions of the model are caught: if its backward pass fails, only the
     forward pass is counted, and `note` gives the reason.
     """
     if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
         return None
-    counter = _Counter(model)
+    counter = _Counter(model, left_out or {})
     note = ""
     with _undisturbed(model) as undo, ExitStack() as stack:
         counter.before_write = undo
-        for context in (unrounded(counter.rounded_layers), torch.enable_grad(), counter.modules_noted(), counter):
+        contexts = (
+            unrounded(counter.layers),
+            counter.layers_watched(),
+            torch.enable_grad(),
+            counter.modules_noted(),
+            counter,
+        )
+        for context in contexts:
             stack.enter_context(context)
         try:
             part = "forward"
@@ -105,20 +115,29 @@ def measure_coverage(model: nn.Module, loss: Callable[[], Tensor]) -> Coverage |
     return counter.coverage(note)
 
 
-class _Counter(TorchDispatchMode):
-    """Adds up the FLOPs of every product by module and reason."""
+class _Place(NamedTuple):
+    """Where a product is computed: in a module, and there in a rounded product or outside of one."""
 
-    def __init__(self, model: nn.Module) -> None:
+    module: nn.Module
+    rounded: bool = False
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the FLOPs of every product by place and reason."""
+
+    def __init__(self, model: nn.Module, left_out: Mapping[str, str]) -> None:
         super().__init__()
+        self._left_out = left_out
         self._names: dict[nn.Module, str] = {}
         for name, module in model.named_modules():
             self._names.setdefault(module, name)
-        self._model = model
-        self.rounded_layers = [module for module in self._names if isinstance(module, QuantizedLinear)]
-        self._inside: list[nn.Module] = [model]
+        self.layers: list[RoundedGemm] = [
+            layer for module in self._names if isinstance(module, RoundedModule) for layer in module.gemms().values()
+        ]
+        self._inside: list[_Place] = [_Place(model)]
         self._sequence: list[int] = [0]  # autograd nodes from this sequence number on ...
-        self._owner: list[nn.Module] = [model]  # ... were made inside this module
-        self._flops: dict[tuple[nn.Module, str], int] = {}
+        self._owner: list[_Place] = [_Place(model)]  # ... were made at this place
+        self._flops: dict[tuple[_Place, str], int] = {}
         self.before_write: Callable[[Tensor], None] = lambda tensor: None
 
     @contextmanager
@@ -134,9 +153,28 @@ class _Counter(TorchDispatchMode):
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def layers_watched(self) -> Iterator[None]:
+        """Context in which the rounded layers tell when they multiply."""
+        for layer in self.layers:
+            layer.watch = self._multiplies
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.watch = None
+
+    @contextmanager
+    def _multiplies(self, layer: RoundedGemm) -> Iterator[None]:
+        self._inside.append(_Place(layer.module, rounded=True))
+        self._note()
+        yield
+        self._inside.pop()
+        self._note()
+
     def _enter(self, module: nn.Module, inputs: Any) -> None:
         if module in self._names:
-            self._inside.append(module)
+            self._inside.append(_Place(module))
             self._note()
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -148,7 +186,7 @@ class _Counter(TorchDispatchMode):
         self._sequence.append(torch_private.next_node_number())
         self._owner.append(self._inside[-1])
 
-    def _current(self) -> nn.Module:
+    def _current(self) -> _Place:
         number = torch_private.running_node_number()
         if number is None or len(self._inside) > 1:  # forward, or forward again within backward (checkpointing)
             return self._inside[-1]
@@ -163,17 +201,34 @@ class _Counter(TorchDispatchMode):
         result = func(*args, **kwargs)
         flops = _flops(func, args, kwargs, result)
         if flops:
-            module = self._current()
-            key = module, _reason(module, func.overloadpacket.__name__)
+            place = self._current()
+            key = place, self._reason(place, func.overloadpacket.__name__)
             self._flops[key] = self._flops.get(key, 0) + flops
         return result
 
+    def _reason(self, place: _Place, operation: str) -> str:
+        """The reason why a product is not rounded; "" if it is."""
+        if place.rounded:
+            return ""
+        if operation.startswith((*_BATCHED, *_ATTENTION)):
+            return "product of two activations"
+        known = self._left_out.get(self._names[place.module])
+        if known is not None:
+            return known
+        if isinstance(place.module, nn.RNNCellBase):
+            return "recurrent cell"
+        if operation.startswith("convolution"):
+            return "convolution"
+        if isinstance(place.module, nn.Linear) and not isinstance(place.module, RoundedModule):
+            return "nn.Linear itself, not quantised"
+        return "no kind of layer that is rounded"
+
     def coverage(self, note: str) -> Coverage:
-        rounded = sum(flops for (module, _), flops in self._flops.items() if isinstance(module, QuantizedLinear))
+        rounded = sum(flops for (place, _), flops in self._flops.items() if place.rounded)
         left_out = [
-            LeftOut(self._names[module] or "(the model itself)", type(module).__name__, flops, reason)
-            for (module, reason), flops in self._flops.items()
-            if not isinstance(module, QuantizedLinear)
+            LeftOut(self._names[place.module] or "(the model itself)", _type(place.module), flops, reason)
+            for (place, reason), flops in self._flops.items()
+            if not place.rounded
         ]
         left_out.sort(key=lambda one: -one.flops)
         return Coverage(sum(self._flops.values()), rounded, tuple(left_out[:MOST_LISTED]), note)
@@ -192,21 +247,9 @@ def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
 
 
-def _reason(module: nn.Module, operation: str) -> str:
-    """The reason why a product is not rounded; "" if it is."""
-    if isinstance(module, QuantizedLinear):
-        return ""
-    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        return "recurrent layer"
-    if operation.startswith("convolution"):
-        return "convolution"
-    if operation.startswith((*_BATCHED, *_ATTENTION)):
-        return "product of two activations"
-    if isinstance(module, nn.MultiheadAttention):
-        return "nn.MultiheadAttention multiplies its weights itself"
-    if isinstance(module, nn.Linear):
-        return "nn.Linear itself, not quantised" if type(module) is nn.Linear else "a subclass of nn.Linear"
-    return "a product outside nn.Linear"
+def _type(module: nn.Module) -> str:
+    """The class that the module has without rounding."""
+    return (module.plain_class if isinstance(module, RoundedModule) else type(module)).__name__
 
 
 @contextmanager

@@ -9,13 +9,13 @@ the effects of its rounding on every step (see `kernel.counters`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Self
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from altgrad import torch_private
 from altgrad.config.cast import GEMM_SITES, Cast, Gemm, GemmSite
@@ -24,51 +24,114 @@ from altgrad.config.recipe import Recipe
 from altgrad.formats import NumberFormat, Overflow, find_format
 from altgrad.quantization import native_fp8 as native
 from altgrad.quantization import products as gemm
-from altgrad.quantization.kernel.scaled_rounding import rounded_and_scale
-from altgrad.quantization.kernel.site import Site
+from altgrad.quantization.kernel.round import Rounding
+from altgrad.quantization.kernel.scaled_rounding import round_site, rounded_and_scale
+from altgrad.quantization.kernel.site import Site, together
 from altgrad.quantization.operand_gemms import Plan, operand_gemms, reads_of
 
 OPERAND_TENSORS: tuple[GemmSite, ...] = ("activation", "weight", "gradient")
 _SALT_APART = 1 << 20  # between the random numbers of two roundings of one tensor
 
 
-class QuantizedLinear(nn.Linear):
-    """A linear layer that shares the Parameters of the one it replaces and rounds the operands of its GEMMs.
+_CLASSES: dict[tuple[Any, Any], Any] = {}  # made by `rounded_class`
+if TYPE_CHECKING:
+    _Module = nn.Module  # an adapter stands in front of a subclass of it
+else:
+    _Module = object
+Watch = Callable[["RoundedGemm"], AbstractContextManager[None]]
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that a product with x has within autocast, which leaves float64 alone."""
+    return x.dtype if x.dtype == torch.float64 else torch.get_autocast_dtype(x.device.type)
+
+
+class RoundedModule(_Module):
+    """What a module gains while products of it are rounded: mixed into its class, in place, and taken out again.
+
+    The module stays the same object with the same Parameters, buffers, hooks and state dict.
+    """
+
+    plain_class: type[nn.Module]  # of the module before
+    only_linear = True  # whether all its products are x W^T with a matrix W
+    owned: Mapping[str, RoundedGemm]  # products, where the module is not one itself
+    added: frozenset[str]  # names of the attributes that rounding has added
+
+    @classmethod
+    def weights_of(cls, module: nn.Module) -> list[str]:
+        """Names of the weights within a plain module of this kind; "" for one product, with `weight`."""
+        raise NotImplementedError
+
+    def made_gemms(self) -> dict[str, RoundedGemm]:
+        """A `RoundedGemm`, to be set up by the caller, for each of `weights_of`."""
+        raise NotImplementedError
+
+    def gemms(self) -> Mapping[str, RoundedGemm]:
+        """The rounded products, by the name of their weight within the module."""
+        return self.owned
+
+    def note_added(self, before: frozenset[str]) -> None:
+        """`before`: names of the module's attributes while it was plain."""
+        self.added = frozenset(vars(self)) - before
+
+    def become_plain(self) -> None:
+        """Give the module its class back, and drop all that rounding has added to it."""
+        for name in (*self.added, "added"):
+            self.__dict__.pop(name, None)
+        self.__class__ = self.plain_class  # type: ignore[assignment]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A class that was made for this kind of module has no importable name, so that a pickle names its parts."""
+        if type(self).__dict__.get("made_here"):
+            return _unpickled, (type(self).__bases__, self.plain_class), dict(vars(self))
+        return super().__reduce_ex__(protocol)
+
+
+def _unpickled(bases: tuple[type, ...], plain_class: type[nn.Module]) -> Any:
+    cls = rounded_class(bases[0], plain_class)
+    return cls.__new__(cls)
+
+
+def rounded_class(mixin: Any, plain_class: Any) -> Any:
+    """`plain_class` with the mixin, an adapter, in front: a subclass of both, the same for the same two."""
+    if issubclass(mixin, nn.Module) and mixin.plain_class is plain_class:
+        return mixin
+    if (mixin, plain_class) not in _CLASSES:
+        _CLASSES[mixin, plain_class] = _new_class(mixin, plain_class)
+    return _CLASSES[mixin, plain_class]
+
+
+def _new_class(mixin: Any, plain_class: Any) -> Any:
+    return type(f"Rounded{plain_class.__name__}", (mixin, plain_class), {"plain_class": plain_class, "made_here": True})
+
+
+class RoundedGemm:
+    """The roundings of the six operands of a layer's three GEMMs, and these GEMMs.
 
     `sites` holds the roundings by name: `weight`, `activation` and `gradient` if all GEMMs round the tensor alike, else
     one for each GEMM that differs, such as `wgrad.activation`.  A site has the format and, if `counting` is set, the
-    counts since they were last taken (see `Site.take_counts`).  The state dict is that of the plain layer.
+    counts since they were last taken (see `Site.take_counts`).
     `bypass` is the number of `unrounded` contexts around the layer; if it is not 0, nothing is rounded or counted.
-    weight (out, in); input (..., in), output (..., out), computed in float32 and returned in the dtype
-    that the plain layer returns: the input's, or autocast's where that is on.
+    `weight`: the Parameter, or the tensor that the module computes from Parameters (weight norm).
     """
 
+    weight: Tensor
+    name: str
     sites: dict[str, Site]
     key: Tensor  # (3,) int32: words of the step's random numbers, then the rank
     draws: int  # stochastic forward passes since the key was set
+    watch: Watch | None  # told of the products that are left unrounded by `bypass`
 
-    def __init__(
-        self,
-        linear: nn.Linear,
-        recipe: Recipe,
-        name: str,
-        salt: int = 0,
-        casts: Mapping[Operand, Cast] | None = None,
-    ) -> None:
-        """`casts`: those of the six operands; None: those of `recipe` for a layer of this name."""
-        nn.Module.__init__(self)
-        # Takes over Parameters, training flag and all hooks; some hooks compute the weight (spectral_norm).
-        self.__dict__.update(linear.__dict__)
-        self._buffers, self._modules = dict(linear._buffers), dict(linear._modules)
+    def set_up(self, recipe: Recipe, name: str, salt: int, casts: Mapping[Operand, Cast], device: torch.device) -> None:
+        """`casts`: those of the six operands; salt: tells the random numbers of layers apart."""
         self.name = name
         self.master_weights = recipe.master_weights
         self.bypass = 0
+        self.watch = None
         self.counting = True
         self.native_fp8 = recipe.native_fp8
         self.gemm_dtype = recipe.gemm_dtype
-        device = linear.weight.device
         self.bfloat16_pays = gemm.bfloat16_pays(device)
-        casts = recipe.casts_at(name) if casts is None else casts
         self._by_tensor: dict[GemmSite, list[Site]] = {}
         self.sites = {}
         for place, (site, found) in enumerate(roundings(casts).items()):
@@ -80,6 +143,44 @@ class QuantizedLinear(nn.Linear):
         self.stochastic = any(cast.rounding == "stochastic" or cast.redraws for cast in casts.values())
         self.key = torch.zeros(3, dtype=torch.int32, device=device)
         self.draws = 0
+
+    @property
+    def module(self) -> nn.Module:
+        """The module whose forward pass computes the products."""
+        assert isinstance(self, nn.Module)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    def trained(self) -> list[nn.Parameter]:
+        """The Parameters on which the weight depends."""
+        weight = self.weight
+        return [weight] if isinstance(weight, nn.Parameter) else list(self.module.parameters())
+
+    @property
+    def weight_gradient(self) -> Tensor | None:
+        """Gradient of the weight; None if there is none yet, or if the weight is computed from Parameters."""
+        weight = self.weight
+        return weight.grad if weight.is_leaf else None
+
+    def sizes(self) -> tuple[int, int]:
+        """(outputs, inputs) of a GEMM with the weight."""
+        weight = self.weight
+        return weight.shape[0], weight[0].numel()
+
+    def one_matrix(self, weight: Tensor) -> Tensor:
+        """The weight, or a tensor of its shape, as a matrix: a row for each output, or the transpose of that."""
+        return weight.flatten(1)
+
+    def matrices(self, weight: Tensor) -> list[Tensor]:
+        """The weight, or a tensor of its shape, as the GEMMs read it: one tensor for each rounding."""
+        return [weight]
+
+    def from_matrices(self, matrices: Sequence[Tensor]) -> Tensor:
+        """Undo `matrices`."""
+        return matrices[0]
 
     def roundings(self, tensor: GemmSite) -> list[Site]:
         """The roundings of a tensor, moved to the weight's device first (loading a state dict may have moved that)."""
@@ -105,34 +206,49 @@ class QuantizedLinear(nn.Linear):
         """The format of the first rounding of a tensor, see `site`."""
         return self.site(site).format
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out), in the dtype of x or of an autocast block around it; within, all is float32."""
-        device = x.device.type
-        if not torch.is_autocast_enabled(device):  # checked first: torch caches no graph that enters autocast
-            return self._forward(x.float()).to(x.dtype)
-        returned = x.dtype if x.dtype == torch.float64 else torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
-            return self._forward(x.float()).to(returned)
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None, batched: bool = False) -> Tensor:
+        """x W^T + b with rounded operands, in the dtype that the plain product would have.
 
-    def _forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.float()
+        x (..., in), weight (out, in), bias (out,); batched: x (b, rows, in), weight (b, out, in), without bias.
+        """
+        kind = x.device.type
+        bias = None if bias is None else bias.float()
+        if not torch.is_autocast_enabled(kind):  # checked first: torch caches no graph that enters autocast
+            return self.compute(x.float(), weight.float(), bias, batched).to(x.dtype)
+        with torch.autocast(kind, enabled=False):
+            y = self.compute(x.float(), weight.float(), bias, batched)
+        return y.to(autocast_dtype(x))
+
+    def compute(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        batched: bool = False,
+        convolution: gemm.Convolution | None = None,
+    ) -> Tensor:
+        """As `multiply`, all float32.  convolution: x (batch, in, ...), weight (out, in / groups, ...)."""
         if self.bypass:
-            return functional.linear(x, self.weight.float(), bias)
+            if self.watch is None:
+                return gemm.plain(x, weight, bias, batched, convolution)
+            with self.watch(self):
+                return gemm.plain(x, weight, bias, batched, convolution)
         self._check_transforms()
         use = self._next_use() if self.stochastic else 0
         if self.native_fp8 and x.numel():
-            return self._native(x, bias, use)
+            return self._native(x, weight, bias, use)
         training = torch.is_grad_enabled()
         wanted: list[Gemm] = ["fprop"]
         if training and x.requires_grad:
             wanted.append("dgrad")
-        if training and self.weight.requires_grad:
+        if training and weight.requires_grad:
             wanted.append("wgrad")
         sites = [self.roundings(tensor) for tensor in OPERAND_TENSORS]
-        plan = Plan.of(
-            sites, self._reads, tuple(wanted), use=use, narrow=self.multiplies_bfloat16, counting=self.counting
-        )
-        y, counts = operand_gemms(x, self.weight.float(), bias, self.key, sites, plan)
+        narrow = self.multiplies_bfloat16 and not batched and convolution is None
+        plan = Plan.of(sites, self._reads, tuple(wanted), use=use, narrow=narrow, counting=self.counting)
+        if batched or convolution is not None:
+            plan = plan._replace(batched=batched, convolution=convolution)
+        y, counts = operand_gemms(x, weight, bias, self.key, sites, plan)
         if training and self.counting:
             for site, counted in counts:
                 site.add_counts(counted)
@@ -174,13 +290,13 @@ class QuantizedLinear(nn.Linear):
                 "`unrounded(layers)`"
             )
 
-    def _native(self, x: Tensor, bias: Tensor | None, use: int) -> Tensor:
+    def _native(self, x: Tensor, weight: Tensor, bias: Tensor | None, use: int) -> Tensor:
         if torch.is_grad_enabled() and x.shape[:-1].numel() % native.DIVISOR:
             native.refuse_rows(
                 self.name, x.shape
             )  # reading self.name earlier would add a guard on it: one graph per layer
         sites = [self.site(name) for name in GEMM_SITES]
-        y, *counts = native.native_linear(x, self.weight.float(), bias, *self._counter(), self.key, sites, use)
+        y, *counts = native.native_linear(x, weight, bias, *self._counter(), self.key, sites, use)
         if torch.is_grad_enabled() and self.counting:
             self.site("activation").add_counts(counts[0])
             self.site("weight").add_counts(counts[1])
@@ -193,12 +309,6 @@ class QuantizedLinear(nn.Linear):
             return self.bfloat16_pays and all(site.exact_in_bfloat16 for site in self.sites.values())
         return self.gemm_dtype == "bfloat16"
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        if self.key.device != self.weight.device:
-            self._follow()
-        return self
-
     def _follow(self) -> None:
         """Move the key and the sites to the weight's device."""
         device = self.weight.device
@@ -208,14 +318,26 @@ class QuantizedLinear(nn.Linear):
             site.follow(device)
 
     def rounded_weight(self) -> Tensor:
-        """The rounded weight Q_w(W), (out, in), without counting."""
+        """The rounded weight Q_w(W), in the shape of the weight, without counting."""
         return self.rounded_weight_and_scale()[0]
 
     def rounded_weight_and_scale(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(rounded weight, scale, inverse scale), each (out, in), without counting."""
+        """(rounded weight, scale, inverse scale), each in the shape of the weight, without counting."""
         site = self.site("weight")
         with torch.no_grad():
-            return rounded_and_scale(self.weight.detach().float(), site.spec, site.history, self.key, site.mode)
+            found = [
+                rounded_and_scale(matrix, site.spec, site.history, self.key, site.mode)
+                for matrix in self.matrices(self.weight.detach().float())
+            ]
+            rounded, scale, inverse = (self.from_matrices(parts) for parts in zip(*found, strict=True))
+        return rounded, scale, inverse
+
+    def rounded_at_rest(self, wanted: Tensor, key: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
+        """(stored weight, counts) for a weight that shall become `wanted`, float32, in the shape of the weight."""
+        site = self.site("weight")
+        mode = site.mode._replace(rounding=rounding, at_rest=True)
+        found = [round_site(matrix, site.spec, site.history, key, mode) for matrix in self.matrices(wanted)]
+        return self.from_matrices([rounded for rounded, _ in found]), functools.reduce(together, [c for _, c in found])
 
     def format_names(self) -> dict[str, tuple[str, Overflow]]:
         """Name and overflow rule of each rounding's format, for a checkpoint."""
@@ -236,15 +358,64 @@ class QuantizedLinear(nn.Linear):
             raise ValueError(f"native_fp8=True: a site cannot change from {site.format} to {fmt}; use native_fp8=False")
         site.set_format(fmt)
 
+
+class RoundedLayer(RoundedGemm, RoundedModule):
+    """A module with one rounded product, that with its `weight`."""
+
+    @classmethod
+    def weights_of(cls, module: nn.Module) -> list[str]:
+        return [""]
+
+    def made_gemms(self) -> dict[str, RoundedGemm]:
+        return {"": self}
+
+    def gemms(self) -> Mapping[str, RoundedGemm]:
+        return {"": self}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if self.key.device != self.weight.device:
+            self._follow()
+        return self
+
     def extra_repr(self) -> str:
         """The layer's sizes and the format of each site, for `print`."""
         formats = ", ".join(f"{name}={site.format}" for name, site in self.sites.items())
         return f"{super().extra_repr()}, {formats}"
 
 
+class OwnedGemm(RoundedGemm):
+    """A rounded product of a module with a weight that has a name of its own, such as `in_proj_weight`."""
+
+    def __init__(self, module: nn.Module, weight: str) -> None:
+        self._module, self._weight = module, weight
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        weight: Tensor = getattr(self._module, self._weight)
+        return weight
+
+    @property
+    def module(self) -> nn.Module:
+        return self._module
+
+
+class QuantizedLinear(RoundedLayer, nn.Linear):
+    """A linear layer that rounds the operands of its GEMMs.
+
+    weight (out, in); input (..., in), output (..., out), computed in float32 and returned in the dtype that the plain
+    layer would return.
+    """
+
+    plain_class = nn.Linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.multiply(x, self.weight, self.bias)
+
+
 @contextmanager
-def unrounded(layers: Iterable[QuantizedLinear]) -> Iterator[None]:
-    """Context in which the layers compute as plain linear layers and count nothing; it may be nested."""
+def unrounded(layers: Iterable[RoundedGemm]) -> Iterator[None]:
+    """Context in which the layers compute as plain layers and count nothing; it may be nested."""
     layers = list(layers)
     for layer in layers:
         layer.bypass += 1

@@ -19,6 +19,7 @@ from torch import Tensor
 from altgrad.config.cast import GEMMS, Gemm
 from altgrad.config.operands import Operand
 from altgrad.quantization import products as gemm
+from altgrad.quantization.kernel.batch import round_batched
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 from altgrad.quantization.kernel.site import Site
 from altgrad.quantization.straight_through import differentiable_once
@@ -56,6 +57,8 @@ class Plan(NamedTuple):
     wanted: tuple[Gemm, ...]  # the GEMMs that will be computed
     narrow: bool  # multiply bfloat16
     counting: bool  # count the effects of the rounding of dy
+    batched: bool = False  # one product for each matrix of a batch: x (b, rows, in), W (b, out, in)
+    convolution: gemm.Convolution | None = None  # of x and W as they are, instead of matrices
 
     @classmethod
     def of(
@@ -123,23 +126,25 @@ class _OperandGemms(torch.autograd.Function):
         slots = len(plan.gradient)
         states = _pairs(tensors[slots:])
         counts: list[Tensor] = []
+        rounding = round_batched if plan.batched else round_site
 
         def made(values: Tensor, places: list[int], modes: tuple[Mode, ...], first: int) -> dict[int, Tensor]:
             rounded = {}
             for place in places:
                 spec, history = states[first + place]
-                found, counted = round_site(values, spec, history, key, modes[place])
+                found, counted = rounding(values, spec, history, key, modes[place])
                 rounded[place] = found.bfloat16() if plan.narrow else found
                 counts.append(counted)
             return rounded
 
         of_x = made(x, plan.of_x, plan.activation, 0)
         of_weight = made(weight, plan.of_weight, plan.weight, len(plan.activation))
-        y = gemm.product(of_x[plan.fprop[0]], of_weight[plan.fprop[1]], bias)
+        y = _product(of_x[plan.fprop[0]], of_weight[plan.fprop[1]], bias, plan)
         kept_weight = of_weight[plan.dgrad[1]] if "dgrad" in plan.wanted else None
         kept_x = of_x[plan.wgrad[1]] if "wgrad" in plan.wanted else None
         ctx.save_for_backward(kept_weight, kept_x, key, *tensors[-2 * slots :])
         ctx.plan, ctx.counters, ctx.shape, ctx.inputs = plan, counters, x.shape, len(tensors)
+        ctx.weight_shape = weight.shape
         ctx.mark_non_differentiable(*counts)
         return y, *counts
 
@@ -151,19 +156,41 @@ class _OperandGemms(torch.autograd.Function):
         states = _pairs(tensors)
         rounded: dict[int, Tensor] = {}
         in_slots: list[Tensor | None] = [None] * len(plan.gradient)
+        rounding = round_batched if plan.batched else round_site
         for place in plan.of_dy:
             spec, history = states[place]
-            found, counts = round_site(dy, spec, history, key, plan.gradient[place])
+            found, counts = rounding(dy, spec, history, key, plan.gradient[place])
             rounded[place] = found.bfloat16() if plan.narrow else found
             if ctx.counters is not None:
                 ctx.counters[place].add_counts(counts)
             elif plan.counting:
                 in_slots[place] = counts
-        dx = gemm.dgrad(rounded[plan.dgrad[0]], weight, ctx.shape) if "dgrad" in plan.wanted else None
-        dw = gemm.wgrad(rounded[plan.wgrad[0]], x) if "wgrad" in plan.wanted else None
-        bias = dy.reshape(-1, dy.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
+        dx = _dgrad(rounded[plan.dgrad[0]], weight, ctx.shape, plan) if "dgrad" in plan.wanted else None
+        dw = _wgrad(rounded[plan.wgrad[0]], x, ctx.weight_shape, plan) if "wgrad" in plan.wanted else None
+        bias = None
+        if ctx.needs_input_grad[2]:
+            outputs = dy if plan.convolution is None else dy.transpose(1, -1)
+            bias = outputs.reshape(-1, outputs.shape[-1]).sum(0)
         rest = (None,) * (ctx.inputs - len(in_slots))
         return dx, dw, bias, None, None, None, *in_slots, *rest
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+    if plan.convolution is not None:
+        return plan.convolution.product(x, weight, bias)
+    return gemm.batched(x, weight.transpose(-1, -2)) if plan.batched else gemm.product(x, weight, bias)
+
+
+def _dgrad(dy: Tensor, weight: Tensor, shape: torch.Size, plan: Plan) -> Tensor:
+    if plan.convolution is not None:
+        return plan.convolution.dgrad(dy, weight, shape)
+    return gemm.batched(dy, weight) if plan.batched else gemm.dgrad(dy, weight, shape)
+
+
+def _wgrad(dy: Tensor, x: Tensor, shape: torch.Size, plan: Plan) -> Tensor:
+    if plan.convolution is not None:
+        return plan.convolution.wgrad(dy, x, shape)
+    return gemm.batched(dy.transpose(-1, -2), x) if plan.batched else gemm.wgrad(dy, x)
 
 
 def _pairs(states: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

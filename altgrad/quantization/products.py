@@ -7,14 +7,54 @@ are summed and returned.  The operands are saved for the backward pass in bfloat
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional, grad
 
 
 def bfloat16_pays(device: torch.device) -> bool:
     """Whether bfloat16 products are faster than float32 ones: on GPUs of compute capability 8.0 and later."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+class Convolution(NamedTuple):
+    """A convolution of tensors with one scale each: x (batch, in, ...), W (out, in / groups, ...)."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """y (batch, out, ...)."""
+        y: Tensor = _CONVOLUTIONS[len(self.stride)](x, weight, bias, *self)
+        return y
+
+    def dgrad(self, dy: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        """dx, in the shape of x."""
+        dx: Tensor = _DGRADS[len(self.stride)](shape, weight, dy, *self)
+        return dx
+
+    def wgrad(self, dy: Tensor, x: Tensor, shape: torch.Size) -> Tensor:
+        """dW, in the shape of W."""
+        dw: Tensor = _WGRADS[len(self.stride)](x, shape, dy, *self)
+        return dw
+
+
+_CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_DGRADS = {1: grad.conv1d_input, 2: grad.conv2d_input, 3: grad.conv3d_input}
+_WGRADS = {1: grad.conv1d_weight, 2: grad.conv2d_weight, 3: grad.conv3d_weight}
+
+
+def plain(
+    a: Tensor, b: Tensor, bias: Tensor | None, batched: bool = False, convolution: Convolution | None = None
+) -> Tensor:
+    """The product of unrounded operands, as the plain layer computes it."""
+    if convolution is not None:
+        return convolution.product(a, b, bias)
+    return torch.matmul(a, b.transpose(-1, -2)) if batched else functional.linear(a, b, bias)
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
@@ -40,6 +80,11 @@ def dgrad(dy: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
 def wgrad(dy: Tensor, x: Tensor) -> Tensor:
     """dy^T x, float32 (out, in); dy (..., out), x (..., in)."""
     return _mm(dy.reshape(-1, dy.shape[-1]).t(), x.reshape(-1, x.shape[-1]))
+
+
+def batched(a: Tensor, b: Tensor) -> Tensor:
+    """a b, float32, for each a (b, rows, k) and b (b, k, columns) of a batch, both float32."""
+    return torch.matmul(a, b)
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:

@@ -23,13 +23,13 @@ from torch.optim import Optimizer
 
 from altgrad import torch_private
 from altgrad.config.cast import GEMM_SITES
-from altgrad.config.operands import high_precision_layers
 from altgrad.config.recipe import Recipe
 from altgrad.quantization import native_fp8 as native
+from altgrad.quantization.fit import Filter, rounded_layers
 from altgrad.quantization.kernel.counters import COUNTERS
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.site import Site
-from altgrad.quantization.layers import QuantizedLinear
+from altgrad.quantization.layers import RoundedGemm
 from altgrad.quantization.optimizer_states import OptimizerStates
 from altgrad.quantization.reminder import Reminder
 from altgrad.quantization.write_back import WriteBack
@@ -40,10 +40,19 @@ _AMAX, _USES, _OVERFLOW = (COUNTERS.index(name) for name in ("amax", "uses", "ov
 
 
 class QuantizedModel:
-    """The result of `quantize_model`.  `layers`: the rounded layers by name; `write_back`: None with master weights."""
+    """The result of `quantize_model`.  `layers`: the rounded layers by name; `write_back`: None with master weights.
 
-    def __init__(self, model: nn.Module, recipe: Recipe, layers: dict[str, QuantizedLinear]) -> None:
-        self.model, self.recipe, self.layers = model, recipe, layers
+    `left_out`: modules of a kind that is rounded which are left plain, by name, with the reason.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        layers: dict[str, RoundedGemm],
+        left_out: Mapping[str, str] | None = None,
+    ) -> None:
+        self.model, self.recipe, self.layers, self.left_out = model, recipe, layers, dict(left_out or {})
         self.write_back = None if recipe.master_weights else WriteBack(layers, recipe)
         self._sites: dict[SiteKey, Site] = {
             (name, site): part for name, layer in layers.items() for site, part in layer.sites.items()
@@ -181,7 +190,7 @@ class QuantizedModel:
     def _set_key(self, words: tuple[int, int], rank: int) -> None:
         filled = set()
         for layer in self.layers.values():
-            device = layer.weight.device
+            device = layer.device
             key = self._keys.get(device)
             if key is None:
                 key = self._keys[device] = torch.zeros(3, dtype=torch.int32, device=device)
@@ -219,35 +228,31 @@ def _check_names(what: str, ours: Mapping[str, Any], state: Mapping[str, Any]) -
         raise ValueError(f"quantised state: {what}: {there}; it must be of the same model and recipe")
 
 
-def quantize_model(model: nn.Module, recipe: Recipe, counting: bool = True) -> QuantizedModel:
-    """Replace every `nn.Linear` of a model in place by a `QuantizedLinear` with the same Parameters.
+def quantize_model(
+    model: nn.Module, recipe: Recipe, counting: bool = True, filter_fn: Filter | None = None
+) -> QuantizedModel:
+    """Round the operands of the GEMMs of a model's layers from now on; the model stays the same, with its Parameters.
 
     `counting`: count the effects of each rounding, for `QuantizedModel.counts`; without it a step is a few percent
     faster, but delayed scaling needs it.  Without master weights the weights are rounded to their grid here.  The state
-    dict of the model keeps the keys of the plain model.
+    dict of the model keeps the keys of the plain model.  `filter_fn(module, name)`: false for a module that is to stay
+    plain.
 
-    A layer that occurs in several places stays one layer.  Subclasses of `nn.Linear` have their own forward and are not
-    replaced (`nn.MultiheadAttention` never calls its output projection).
+    Which kinds of layers are rounded, `adapters.registry` tells.  A layer that occurs in several places stays one
+    layer.  The model may be a single layer.  A model that is rounded already gets the new recipe instead; a
+    `QuantizedModel` of before is of no more use.
 
-    Raises ValueError if the model has no `nn.Linear`; for delayed scaling without counting; if a glob of
+    Raises ValueError if the model has no layer of these kinds; for delayed scaling without counting; if a glob of
     `layer_formats` or `layer_gemms` matches no layer; if two layers with different formats share a weight; if a weight
-    without a master has a dtype that cannot hold its grid; and with `native_fp8` for a shape or a device without FP8
-    GEMMs.
+    without a master has a dtype that cannot hold its grid, or is computed; and with `native_fp8` for a shape or a
+    device without FP8 GEMMs.
     """
-    layers: dict[str, QuantizedLinear] = {}
-    swapped: dict[nn.Module, QuantizedLinear] = {}
-    modules = list(model.named_modules(remove_duplicate=False))
-    high = high_precision_layers(recipe, [name for name, module in modules if type(module) is nn.Linear])
-    for name, module in modules:
-        if type(module) is nn.Linear and name:
-            if module not in swapped:
-                casts = recipe.casts_at(name, name in high)
-                swapped[module] = layers[name] = QuantizedLinear(module, recipe, name, len(layers), casts)
-                layers[name].counting = counting
-            parent_name, _, child_name = name.rpartition(".")
-            setattr(model.get_submodule(parent_name), child_name, swapped[module])
+    layers, left_out = rounded_layers(model, recipe, filter_fn)
     if not layers:
-        raise ValueError(f"quantize_model: {type(model).__name__} has no nn.Linear inside to quantise")
+        why = "".join(f"; {name or 'itself'}: {reason}" for name, reason in left_out.items())
+        raise ValueError(f"quantize_model: {type(model).__name__} has no layer to round, such as nn.Linear{why}")
+    for layer in layers.values():
+        layer.counting = counting
     if not counting and any(site.delayed for layer in layers.values() for site in layer.sites.values()):
         raise ValueError("quantize_model: scaling='delayed' remembers the amaxes of past steps and needs counting=True")
     _keep_fused_inference_off(model)
@@ -257,7 +262,7 @@ def quantize_model(model: nn.Module, recipe: Recipe, counting: bool = True) -> Q
         for layer in layers.values():
             native.check_native(layer.name, layer.weight, [layer.site(site) for site in GEMM_SITES])
     model.register_load_state_dict_pre_hook(_refuse_sites)
-    return QuantizedModel(model, recipe, layers)
+    return QuantizedModel(model, recipe, layers, left_out)
 
 
 def _refuse_sites(model: nn.Module, state: Mapping[str, Any], *_: Any) -> None:
@@ -279,15 +284,15 @@ def _keep_fused_inference_off(model: nn.Module) -> None:
             module.use_nested_tensor = False
 
 
-def _check_globs(recipe: Recipe, layers: dict[str, QuantizedLinear]) -> None:
+def _check_globs(recipe: Recipe, layers: dict[str, RoundedGemm]) -> None:
     for field in ("layer_formats", "layer_gemms"):
         for pattern in getattr(recipe, field):
             if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
                 raise ValueError(f"{field}: {pattern!r} matches no layer; layers: {', '.join(layers)}")
 
 
-def _check_shared_weights(layers: dict[str, QuantizedLinear]) -> None:
-    owner: dict[Tensor, QuantizedLinear] = {}
+def _check_shared_weights(layers: dict[str, RoundedGemm]) -> None:
+    owner: dict[Tensor, RoundedGemm] = {}
     for layer in layers.values():
         first = owner.setdefault(layer.weight, layer)
         if not layer.master_weights and first.format_of("weight") != layer.format_of("weight"):

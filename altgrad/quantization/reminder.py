@@ -11,16 +11,17 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from altgrad.quantization.layers import RoundedGemm
 
 
 class Reminder:
     """Warns at the second step of an optimizer of these layers if a needed call did not happen in between."""
 
-    def __init__(self, layers: Iterable[nn.Linear], *, begin_step: bool, after_optimizer: bool) -> None:
-        self._weights = {id(layer.weight) for layer in layers}
+    def __init__(self, layers: Iterable[RoundedGemm], *, begin_step: bool, after_optimizer: bool) -> None:
+        self._weights = {id(parameter) for layer in layers for parameter in layer.trained()}
         self._needs = {"begin_step": begin_step, "after_optimizer": after_optimizer}
         self._stepped: dict[str, set[int]] = {call: set() for call, needed in self._needs.items() if needed}
         listener = weakref.ref(self)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from altgrad.config.recipe import Recipe
@@ -19,8 +19,7 @@ from altgrad.formats import FORMATS
 from altgrad.quantization.error_feedback import Feedback
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.round import Rounding, round_to_format
-from altgrad.quantization.kernel.scaled_rounding import round_site
-from altgrad.quantization.layers import QuantizedLinear
+from altgrad.quantization.layers import RoundedGemm
 
 _ORIGIN = 0x57  # separates the keys of a step's further write-backs from other derived keys
 
@@ -33,13 +32,14 @@ class WriteBack:
     only with `update_rounding: kahan`: the part of the intended weight that the stored one lacks, on the BF16 grid.
     """
 
-    def __init__(self, layers: Mapping[str, QuantizedLinear], recipe: Recipe) -> None:
+    def __init__(self, layers: Mapping[str, RoundedGemm], recipe: Recipe) -> None:
         """Raises ValueError for a weight whose dtype cannot hold the values of its grid."""
-        self._layers: dict[str, QuantizedLinear] = {}
+        self._layers: dict[str, RoundedGemm] = {}
         for name, layer in layers.items():
             if not any(layer.weight is other.weight for other in self._layers.values()):
                 self._layers[name] = layer
         for layer in self._layers.values():
+            _check_stored(layer)
             _check_dtype(layer, recipe)
         self._rounding: Rounding = "stochastic" if "stochastic" in recipe.update_rounding else "nearest"
         self.feeds_back = recipe.update_rounding.startswith("eco")
@@ -70,18 +70,17 @@ class WriteBack:
         self._done += 1
         filled = set()
         for name, layer in self._layers.items():
-            weight, site = layer.weight.float(), layer.site("weight")
+            weight = layer.weight.float()
             device = weight.device
             key = self._keys.setdefault(device, layer.key.new_zeros(2))
             if self._rounding == "stochastic" and device not in filled:
                 fill_key(key, *words)
                 filled.add(device)
-            mode = site.mode._replace(rounding=self._rounding, at_rest=True)
             wanted = weight
             if self.compensations:
                 compensation = _on(device, self.compensations, name)
                 wanted = weight + compensation
-            rounded, self.counts[name] = round_site(wanted, site.spec, site.history, key, mode)
+            rounded, self.counts[name] = layer.rounded_at_rest(wanted, key, self._rounding)
             if self.compensations:
                 compensation.copy_(round_to_format(wanted - rounded, FORMATS["BF16"]))
             if feedback is not None:
@@ -104,7 +103,16 @@ def _on(device: torch.device, tensors: dict[str, Tensor], name: str) -> Tensor:
     return tensors[name]
 
 
-def _check_dtype(layer: QuantizedLinear, recipe: Recipe) -> None:
+def _check_stored(layer: RoundedGemm) -> None:
+    """Raise ValueError if the weight is computed in every forward pass, so that it cannot be stored rounded."""
+    if not isinstance(layer.weight, nn.Parameter):
+        raise ValueError(
+            f"master_weights=False: layer {layer.name} computes its weight from other parameters (weight norm or "
+            "another parametrisation), so that none is stored; use master_weights=True, or leave the layer out"
+        )
+
+
+def _check_dtype(layer: RoundedGemm, recipe: Recipe) -> None:
     """Raise ValueError if the parameter's dtype cannot hold every value of the grid exactly."""
     fmt, dtype = layer.format_of("weight"), layer.weight.dtype
     if dtype in (torch.float32, torch.float64):

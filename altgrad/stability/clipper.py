@@ -18,7 +18,7 @@ from typing import Any
 
 from altgrad.config.train_config import TrainConfig
 from altgrad.formats import FORMATS
-from altgrad.quantization.layers import QuantizedLinear
+from altgrad.quantization.layers import RoundedGemm
 from altgrad.stability.protocol import StepState
 
 
@@ -28,7 +28,7 @@ class PartitionRelativeClipper:
     It acts only in steps in which the measured overflow rate of the gradients reaches the threshold.
     """
 
-    def __init__(self, config: TrainConfig, layers: Mapping[str, QuantizedLinear]) -> None:
+    def __init__(self, config: TrainConfig, layers: Mapping[str, RoundedGemm]) -> None:
         self._base = config.partition_clip_base
         self._threshold = config.partition_clip_overflow_threshold
         self._layers = layers

@@ -15,7 +15,7 @@ from typing import Any
 from altgrad.config.train_config import TrainConfig
 from altgrad.format_relations import FALLBACKS
 from altgrad.formats import find_format
-from altgrad.quantization.layers import QuantizedLinear
+from altgrad.quantization.layers import RoundedGemm
 from altgrad.quantization.write_back import WriteBack
 from altgrad.stability.protocol import StepState
 
@@ -26,7 +26,7 @@ class EmergencyMantissaShift:
     """
 
     def __init__(
-        self, config: TrainConfig, layers: Mapping[str, QuantizedLinear], write_back: WriteBack | None = None
+        self, config: TrainConfig, layers: Mapping[str, RoundedGemm], write_back: WriteBack | None = None
     ) -> None:
         self._config = config
         self._layers = layers

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from altgrad import torch_private
 from altgrad.diagnostics.protocol import LayerStep
 from altgrad.formats import NumberFormat
-from altgrad.quantization.layers import QuantizedLinear
+from altgrad.quantization.layers import RoundedGemm
 
 
 class WeightWatch:
@@ -24,7 +24,7 @@ class WeightWatch:
     A layer whose weight got no gradient in this step is left out.
     """
 
-    def __init__(self, layers: Mapping[str, QuantizedLinear], optimizer: Optimizer) -> None:
+    def __init__(self, layers: Mapping[str, RoundedGemm], optimizer: Optimizer) -> None:
         self._layers = layers
         self._groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         self._before: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
@@ -35,7 +35,7 @@ class WeightWatch:
         self._before = {
             name: (_copy(layer.weight), *layer.rounded_weight_and_scale())
             for name, layer in self._layers.items()
-            if layer.weight.grad is not None
+            if layer.weight_gradient is not None
         }
 
     def after_optimizer(self) -> None:
@@ -47,7 +47,7 @@ class WeightWatch:
         found = []
         for name, (weight, stored, scale, inverse) in self._before.items():
             layer = self._layers[name]
-            gradient = layer.weight.grad
+            gradient = layer.weight_gradient
             assert gradient is not None
             after, intended = layer.rounded_weight(), self._intended[name]
             group = self._groups.get(id(layer.weight), {})
@@ -66,7 +66,7 @@ class ForeignChanges:
     in-place change, whatever code makes it.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], layers: Mapping[str, QuantizedLinear]) -> None:
+    def __init__(self, parameters: Sequence[Tensor], layers: Mapping[str, RoundedGemm]) -> None:
         self._parameters = parameters
         self._layers = layers
         self.accept()

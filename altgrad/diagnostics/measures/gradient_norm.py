@@ -17,7 +17,7 @@ class LayerGradientNorm(Diagnostic):
         self._norms: dict[str, Tensor] = {}
 
     def before_step(self, context: MeasuredStep) -> None:
-        gradients = {name: layer.weight.grad for name, layer in context.layers.items()}
+        gradients = {name: layer.weight_gradient for name, layer in context.layers.items()}
         self._norms = {name: total(g.float() * g).sqrt() for name, g in gradients.items() if g is not None}
 
     def measure(self, steps: Sequence[LayerStep]) -> Measured:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from altgrad.diagnostics.moments import total
 from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured
-from altgrad.quantization.layers import QuantizedLinear
+from altgrad.quantization.layers import RoundedGemm
 
 
 class Displacement(Diagnostic):
@@ -29,7 +29,7 @@ class Displacement(Diagnostic):
     class sets it to zero when a window ends.  None with master weights.
     """
 
-    def __init__(self, layers: Mapping[str, QuantizedLinear], corrections: Mapping[str, Tensor] | None) -> None:
+    def __init__(self, layers: Mapping[str, RoundedGemm], corrections: Mapping[str, Tensor] | None) -> None:
         self._layers = layers
         self._corrections = corrections
         self._stored = {name: layer.rounded_weight() for name, layer in layers.items()}

@@ -25,7 +25,7 @@ class StableRank(Diagnostic):
     """
 
     def measure(self, steps: Sequence[LayerStep]) -> Measured:
-        ranks = {step.name: stable_rank(step.weight_before) for step in steps}
+        ranks = {step.name: stable_rank(step.layer.one_matrix(step.weight_before)) for step in steps}
         found = Measured()
         found.add("stable_rank", ranks, torch.stack(list(ranks.values())).nanmedian())
         return found

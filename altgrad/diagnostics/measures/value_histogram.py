@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from altgrad.diagnostics.protocol import LayerStep
-from altgrad.quantization.layers import QuantizedLinear
+from altgrad.quantization.layers import RoundedGemm
 
 SAMPLE = 64
 _LOWEST, _HIGHEST = -149, 127  # floor(log2 |x|) of float32 values, subnormals included
@@ -26,7 +26,7 @@ _ZEROS, _NON_FINITE = _BINS, _BINS + 1  # positions of these counts
 class Histograms:
     """Histogram and sample of each layer's weight before the step and of the weight's gradient."""
 
-    def __init__(self, layers: Mapping[str, QuantizedLinear]) -> None:
+    def __init__(self, layers: Mapping[str, RoundedGemm]) -> None:
         generator = torch.Generator("cpu").manual_seed(0)
         self._positions = {}
         for name, layer in layers.items():

@@ -87,7 +87,7 @@ class Site:
 
     def add_counts(self, counts: Tensor) -> None:
         """Add the counts of one more use: the first SUMS are added, of amax and scale the larger is kept."""
-        self.counts = _together(self.counts, counts)
+        self.counts = together(self.counts, counts)
 
     def set_aside(self) -> None:
         """Call before a further micro-batch: `counts` is None again, so that its guard holds (no recompilation)."""
@@ -95,7 +95,7 @@ class Site:
 
     def counted(self) -> Tensor | None:
         """Counts since they were last taken, (len(COUNTERS),); None if the site was not used."""
-        return self._aside if self.counts is None else _together(self._aside, self.counts)
+        return self._aside if self.counts is None else together(self._aside, self.counts)
 
     def take_counts(self) -> Tensor | None:
         """Return what `counted` returns, and reset the counts."""
@@ -104,7 +104,8 @@ class Site:
         return counts
 
 
-def _together(before: Tensor | None, counts: Tensor) -> Tensor:
+def together(before: Tensor | None, counts: Tensor) -> Tensor:
+    """Counts of two roundings: the first SUMS are added, of amax and scale the larger is kept."""
     if before is None:
         return counts
     return torch.cat([counts[:SUMS] + before[:SUMS], torch.maximum(counts[SUMS:], before[SUMS:])])

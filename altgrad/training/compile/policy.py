@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from altgrad.config.train_config import TrainConfig
-from altgrad.quantization.layers import QuantizedLinear
+from altgrad.quantization.layers import RoundedGemm
 
 How = Literal["eager", "blocks", "whole"]  # how a step runs: not compiled, a graph per block, one graph
 
@@ -53,9 +53,9 @@ def cost_of(layers: int, known: Known, runs_alike: int) -> float:
     return warm if known == "on disk" else warm + (_COLD + _COLD_PER_LAYER * layers) / runs_alike
 
 
-def saved_by(layers: Mapping[str, QuantizedLinear], config: TrainConfig, regions: int) -> float:
+def saved_by(layers: Mapping[str, RoundedGemm], config: TrainConfig, regions: int) -> float:
     """Seconds that compiling saves over a run on one core; `regions`: graphs entered per step (1: one graph)."""
     tokens = config.batch_size * config.shape.block_size  # only a guess for a model that is not the built-in one
-    values = sum(layer.weight.numel() + tokens * (layer.in_features + layer.out_features) for layer in layers.values())
+    values = sum(layer.weight.numel() + tokens * sum(layer.sizes()) for layer in layers.values())
     saved = _SAVED_PER_LAYER * len(layers) + _SAVED_PER_VALUE * values
     return config.max_steps * (saved - _LOST_PER_REGION * regions)

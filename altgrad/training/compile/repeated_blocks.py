@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from altgrad.quantization.layers import QuantizedLinear
+from altgrad.quantization.layers import RoundedGemm, RoundedModule
 
 _MOST_OTHERS = 4  # rounded layers outside of blocks, each of which needs a separate graph
 
@@ -28,7 +28,7 @@ def repeated_blocks(model: nn.Module) -> list[list[nn.Module]]:
     if isinstance(model, nn.ModuleList | nn.Sequential):
         alike: dict[object, list[nn.Module]] = defaultdict(list)
         for child in model:
-            if any(isinstance(part, QuantizedLinear) for part in child.modules() if part is not child):
+            if any(isinstance(part, RoundedModule) for part in child.modules() if part is not child):
                 alike[_likeness(child)].append(child)
         groups = [blocks for blocks in alike.values() if len(blocks) > 1]
         if groups:
@@ -36,14 +36,16 @@ def repeated_blocks(model: nn.Module) -> list[list[nn.Module]]:
     return [group for child in model.children() for group in repeated_blocks(child)]
 
 
-def regions(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> list[list[nn.Module]]:
+def regions(model: nn.Module, layers: Mapping[str, RoundedGemm]) -> list[list[nn.Module]]:
     """Groups of modules with one graph per group: the repeated blocks, and each rounded layer outside of them.
 
     Empty if the model repeats no block, or if more than a few rounded layers lie outside.
     """
     groups = repeated_blocks(model)
     inside = {part for group in groups for block in group for part in block.modules()}
-    others: list[list[nn.Module]] = [[layer] for layer in dict.fromkeys(layers.values()) if layer not in inside]
+    others: list[list[nn.Module]] = [
+        [module] for module in dict.fromkeys(layer.module for layer in layers.values()) if module not in inside
+    ]
     return groups + others if groups and len(others) <= _MOST_OTHERS else []
 
 

@@ -25,7 +25,7 @@ from altgrad import torch_private
 from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.quantization.kernel.compiled import INDUCTOR_OPTIONS
 from altgrad.quantization.kernel.ranks import ALONE, Ranks
-from altgrad.quantization.layers import QuantizedLinear
+from altgrad.quantization.layers import RoundedGemm, RoundedModule
 from altgrad.training.compile.policy import How, Known, Payoff, cost_of, saved_by
 from altgrad.training.compile.repeated_blocks import RegionalCall, regions
 from altgrad.training.process_settings import room_for_graphs
@@ -49,7 +49,7 @@ class StepLoss:
     def __init__(
         self,
         model: nn.Module,
-        layers: Mapping[str, QuantizedLinear],
+        layers: Mapping[str, RoundedGemm],
         config: TrainConfig,
         device: torch.device,
         runs_alike: int | None = None,
@@ -119,7 +119,7 @@ class StepLoss:
         return found
 
     def _decide(
-        self, layers: Mapping[str, QuantizedLinear], device: torch.device, runs_alike: int | None, earlier: How | None
+        self, layers: Mapping[str, RoundedGemm], device: torch.device, runs_alike: int | None, earlier: How | None
     ) -> tuple[How, str]:
         config = self._config
         if config.compile is False:
@@ -135,7 +135,7 @@ class StepLoss:
         payoffs: dict[How, Payoff] = {"whole": self._payoff("whole", len(layers), 1, layers, runs_alike)}
         if self._regions:
             distinct = [group[0] for group in self._regions]
-            inside = sum(isinstance(part, QuantizedLinear) for first in distinct for part in first.modules())
+            inside = sum(isinstance(part, RoundedModule) for first in distinct for part in first.modules())
             calls = sum(len(group) for group in self._regions)
             payoffs["blocks"] = self._payoff("blocks", inside, calls, layers, runs_alike)
         how = max(payoffs, key=lambda how: payoffs[how].gain)
@@ -143,7 +143,7 @@ class StepLoss:
         return ("eager" if device.type == "cpu" and payoffs[how].gain < 0 else how), said
 
     def _payoff(
-        self, how: How, compiled: int, calls: int, layers: Mapping[str, QuantizedLinear], runs_alike: int | None
+        self, how: How, compiled: int, calls: int, layers: Mapping[str, RoundedGemm], runs_alike: int | None
     ) -> Payoff:
         """`compiled`: number of rounded layers in the graphs to be compiled; `calls`: graphs entered per step."""
         place: Known = "nowhere"
@@ -206,7 +206,7 @@ def _obstacle(device: torch.device) -> str | None:
     return None
 
 
-def _signature(model: nn.Module, layers: Mapping[str, QuantizedLinear], config: TrainConfig, ranks: int) -> str:
+def _signature(model: nn.Module, layers: Mapping[str, RoundedGemm], config: TrainConfig, ranks: int) -> str:
     """Hash of all that a compiled graph depends on: model structure, rounding modes, batch shape, torch."""
     shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
     modes = [(name, site.mode) for layer in layers.values() for name, site in layer.sites.items()]

@@ -1,0 +1,79 @@
+"""Puts the adapters into a model: which of its modules are rounded, under which names, and which are left plain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from altgrad.config.operands import high_precision_layers
+from altgrad.config.recipe import Recipe
+from altgrad.quantization.adapters.registry import Adapter, adapter_for
+from altgrad.quantization.layers import RoundedGemm, RoundedModule, rounded_class
+
+Filter = Callable[[nn.Module, str], bool]
+ALONE = "layer"  # name of a layer that is the whole model
+
+
+def rounded_layers(
+    model: nn.Module, recipe: Recipe, filter_fn: Filter | None = None
+) -> tuple[dict[str, RoundedGemm], dict[str, str]]:
+    """(the rounded products by name, why other modules stay plain by name) of a model, which is changed in place.
+
+    A product is named after its module, or after its weight where that is not `weight`: `h.0.attn.in_proj_weight`.
+    """
+    make_plain(model)
+    chosen, left_out = _chosen(model, recipe, filter_fn)
+    names = {module: _names(name, adapter.weights_of(module)) for module, (name, adapter) in chosen.items()}
+    high = high_precision_layers(recipe, [name for found in names.values() for name in found.values()])
+    layers: dict[str, RoundedGemm] = {}
+    for module, (_, adapter) in chosen.items():
+        before = frozenset(vars(module))
+        device = next(module.parameters()).device
+        module.__class__ = rounded_class(adapter, type(module))
+        assert isinstance(module, RoundedModule)
+        for within, layer in module.made_gemms().items():
+            name = names[module][within]
+            layer.set_up(recipe, name, len(layers), recipe.casts_at(name, name in high), device)
+            layers[name] = layer
+        module.note_added(before)
+    return layers, left_out
+
+
+def make_plain(model: nn.Module) -> None:
+    """Take all rounding out of a model again; its weights stay as they are."""
+    for module in model.modules():
+        if isinstance(module, RoundedModule):
+            module.become_plain()
+
+
+def _chosen(
+    model: nn.Module, recipe: Recipe, filter_fn: Filter | None
+) -> tuple[dict[nn.Module, tuple[str, Adapter]], dict[str, str]]:
+    """(module -> its first name and adapter, name -> why it stays plain)"""
+    chosen: dict[nn.Module, tuple[str, Adapter]] = {}
+    left_out: dict[str, str] = {}
+    swallowed: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        adapter = adapter_for(module)
+        if adapter is None:
+            continue
+        reason = adapter if isinstance(adapter, str) else None
+        if module in swallowed:
+            reason = "nn.MultiheadAttention, which is left plain, multiplies by its weight itself"
+        elif filter_fn is not None and not filter_fn(module, name):
+            reason = "filter_fn"
+        elif not isinstance(adapter, str) and recipe.native_fp8 and not adapter.only_linear:
+            reason = f"native_fp8 has no FP8 GEMM for {type(module).__name__}"
+        if reason is None and not isinstance(adapter, str):
+            chosen[module] = (name, adapter)
+            continue
+        left_out[name] = str(reason)
+        if isinstance(module, nn.MultiheadAttention):
+            swallowed.add(module.out_proj)
+    return chosen, left_out
+
+
+def _names(module: str, weights: list[str]) -> dict[str, str]:
+    """Weight within the module -> name of the product."""
+    return {weight: ".".join(part for part in (module, weight) if part) or ALONE for weight in weights}

@@ -1,0 +1,65 @@
+"""The three GEMMs of a product with rounded operands, slowly: rounded by ml_dtypes, multiplied in float64.
+
+The scale is the smallest power of two under which the largest magnitude does not exceed the format's largest value.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import Tensor
+
+_LARGEST = 448.0  # of E4M3
+
+
+def e4m3(x: np.ndarray, block: int | None = None, axis: int = -1) -> np.ndarray:
+    """x rounded to E4M3: with one scale, or in blocks along an axis (0: one scale for all values along it)."""
+    if block is None:
+        return _rounded(x)
+    moved = np.moveaxis(x, axis, -1)
+    out = np.empty_like(moved)
+    for place in np.ndindex(moved.shape[:-1]):
+        length = moved.shape[-1]
+        for start in range(0, length, block or length):
+            part = slice(start, start + (block or length))
+            out[place][part] = _rounded(moved[place][part])
+    return np.moveaxis(out, -1, axis)
+
+
+def _rounded(x: np.ndarray) -> np.ndarray:
+    amax = np.abs(x).max()
+    scale = 2.0 ** np.ceil(np.log2(amax / _LARGEST)) if amax else 1.0
+    return (x / scale).astype(np.float32).astype(ml_dtypes.float8_e4m3fn).astype(np.float64) * scale
+
+
+class ReferenceGemm(torch.autograd.Function):
+    """y = x W^T of x (m, k), W (n, k), float64; `block`: along what each GEMM contracts, None: one scale per tensor.
+
+    With `row` every operand has one scale for each row of its tensor, whatever is contracted.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, block: int | None = None, row: bool = False) -> Tensor:
+        a, w = x.detach().numpy(), weight.detach().numpy()
+        ctx.kept = a, w, block, row
+        length = 0 if row else block
+        return torch.from_numpy(e4m3(a, length, 1) @ e4m3(w, length, 1).T)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        a, w, block, row = ctx.kept
+        dy = gradients[0].numpy()
+        length, other = (0, 1) if row else (block, 0)
+        dx = e4m3(dy, length, 1) @ e4m3(w, length, other)
+        dw = e4m3(dy, length, other).T @ e4m3(a, length, other)
+        return torch.from_numpy(dx), torch.from_numpy(dw), None, None
+
+
+def reference_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, **how: Any) -> Tensor:
+    """`functional.linear` through `ReferenceGemm`; x (..., in)."""
+    y = ReferenceGemm.apply(x.reshape(-1, x.shape[-1]), weight, how.get("block"), how.get("row", False))
+    y = y.view(*x.shape[:-1], -1)
+    return y if bias is None else y + bias

@@ -152,6 +152,7 @@ class RoundedGemm:
 
     @property
     def device(self) -> torch.device:
+        """The device of the weight."""
         return self.weight.device
 
     def trained(self) -> list[nn.Parameter]:
@@ -392,6 +393,7 @@ class OwnedGemm(RoundedGemm):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
+        """The module's Parameter of that name."""
         weight: Tensor = getattr(self._module, self._weight)
         return weight
 
@@ -410,6 +412,7 @@ class QuantizedLinear(RoundedLayer, nn.Linear):
     plain_class = nn.Linear
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)"""
         return self.multiply(x, self.weight, self.bias)
 
 

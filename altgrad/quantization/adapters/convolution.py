@@ -35,6 +35,7 @@ class RoundedConvolution(RoundedLayer):
     only_linear = False
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (batch, in, ...) or (in, ...) -> (batch, out, ...) or (out, ...)"""
         kind = x.device.type
         if not torch.is_autocast_enabled(kind):
             return self._convolution(x.float()).to(x.dtype)

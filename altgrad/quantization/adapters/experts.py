@@ -66,7 +66,7 @@ class RoundedExperts(RoundedModule):
         return self.owned
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        # the class's own, which runs the experts one by one, below a wrapper that picks a fused kernel instead
+        """The class's own, which runs the experts one by one, below any wrapper that would pick a fused kernel."""
         forward = inspect.unwrap(self.plain_class.forward)
         with LinearCalls(self._linear, transposed=True):
             return forward(self, *inputs, **named)

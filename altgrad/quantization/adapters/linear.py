@@ -22,6 +22,7 @@ class RoundedTransposedLinear(RoundedLayer):
     bias: Tensor | None
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)"""
         return self.multiply(x, self.weight.t(), self.bias)
 
     def matrices(self, weight: Tensor) -> list[Tensor]:
@@ -41,6 +42,7 @@ class RoundedOwnForward(RoundedLayer):
     """
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
+        """The class's own."""
         with LinearCalls(self._linear):
             return super().forward(*inputs, **named)
 

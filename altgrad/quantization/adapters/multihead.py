@@ -6,6 +6,7 @@ The forward pass here is that of the function, step by step, with its projection
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class RoundedMultiheadAttention(RoundedModule):
             raise ValueError("a rounded nn.MultiheadAttention takes no nested tensors; pass padded ones and a mask")
         if is_causal and attn_mask is None:
             raise ValueError("is_causal=True is a hint about attn_mask, which is missing")
-        plain: nn.MultiheadAttention = self
+        plain: Any = self
         dtype, single = query.dtype, query.ndim == 2
         alike = query is key and key is value
         if single:
@@ -91,7 +92,7 @@ class RoundedMultiheadAttention(RoundedModule):
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor, alike: bool) -> list[Tensor]:
         """q, k, v of shape (time, batch, width)."""
-        plain: nn.MultiheadAttention = self
+        plain: Any = self
         bias = plain.in_proj_bias
         if plain.in_proj_weight is None:
             weights: list[Tensor] = [getattr(plain, name) for name in _SEPARATE]

@@ -30,7 +30,7 @@ class RoundedRecurrent(RoundedModule):
 
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:
         """As the plain layer's."""
-        plain: nn.RNNBase = self
+        plain: Any = self
         packed = input if isinstance(input, PackedSequence) else None
         single = False
         if packed is not None:
@@ -70,7 +70,7 @@ class RoundedRecurrent(RoundedModule):
 
     def _states(self, hx: Any, batch: int, data: Tensor, single: bool, order: Tensor | None) -> tuple[Tensor, ...]:
         """The states at the start, each (layers x directions, batch, width), in the order of a packed sequence."""
-        plain: nn.RNNBase = self
+        plain: Any = self
         count = plain.num_layers * (2 if plain.bidirectional else 1)
         if hx is None:
             zeros = data.new_zeros(count, batch, plain.proj_size or plain.hidden_size)
@@ -109,7 +109,7 @@ class RoundedRecurrent(RoundedModule):
 
     def _cell(self, gates: Tensor, recurrent: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The next states, from both products; the first of them is the output."""
-        mode: str = self.mode
+        mode = getattr(self, "mode", "")
         if mode == "LSTM":
             let_in, forget, new, out = (gates + recurrent).chunk(4, -1)
             cell = torch.sigmoid(forget) * states[1] + torch.sigmoid(let_in) * torch.tanh(new)

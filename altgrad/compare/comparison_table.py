@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from altgrad.compare.coverage_note import coverage_note
 from altgrad.compare.parity.table import parity_markdown
 from altgrad.compare.rates import rates_markdown
 from altgrad.compare.row import Row
@@ -141,7 +142,9 @@ def comparison_markdown(rows: Sequence[Row]) -> str:
     """The comparison as a markdown table."""
     align = "".join("r" if column.is_number else "l" for column in COLUMNS)
     cells = ([as_markdown(column.shown(row)) for column in COLUMNS] for row in rows)
-    return table([column.head for column in COLUMNS], cells, align)
+    note = coverage_note(rows)
+    found = table([column.head for column in COLUMNS], cells, align)
+    return found if note is None else f"{found}\n\n{as_markdown(note)}"
 
 
 def comparison_csv(rows: Sequence[Row]) -> str:
@@ -166,10 +169,11 @@ def comparison_table(rows: Sequence[Row]) -> Table:
             same += [f"{column.head.lower()} {text}" for text in texts - {ABSENT}]
         elif texts != {ABSENT}:
             shown.append(column)
+    below = [text for text in (", ".join(same), coverage_note(rows)) if text]
     result = Table(
         title="Comparison, by validation loss; runs that collapsed or ended early come last",
         title_justify="left",
-        caption=cell(", ".join(same)) if same else None,
+        caption=cell(". ".join(below)) if below else None,
         caption_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

@@ -62,6 +62,7 @@ class Recipe(Declared):
     first_moment: dict[str, Any] | None = field(None, "numeric", "rounding of Adam's first moment of every matrix after each step: fields of a cast (format, block: tensor or 1xB, rounding, scaling, scale_rule, scale_format) and range_expansion; None: FP32")
     second_moment: dict[str, Any] | None = field(None, "numeric", "rounding of Adam's second moment of every matrix after each step: fields of a cast and range_expansion, as for first_moment; None: FP32")
     # products
+    attention_gemms: bool = field(False, "numeric", "also round the operands of attention's two products: query and probabilities as activation, key and value as weight", in_graph=True)
     gemm_dtype: Literal["auto", "float32", "bfloat16"] = field("auto", "numeric", "dtype of the operands that the GEMMs multiply; sums are float32; auto: bfloat16 on CUDA in layers whose rounded values bfloat16 holds exactly, else float32", in_graph=True, moves_baseline=False)
     native_fp8: bool = field(False, "numeric", "multiply E4M3 and E5M2 codes on FP8 tensor cores; with scale_granularity=row, rows then run along the contraction dimension of each GEMM", in_graph=True)
     seed: int = field(42, "seed", "seed of initial weights, batches and stochastic rounding", ge=0)
@@ -167,6 +168,8 @@ class Recipe(Declared):
             return "gemms, layer_gemms and high_*_blocks round operands for one GEMM each; leave them out"
         if self.scale_granularity == "row" and not self.master_weights:
             return "scale_granularity='row' rounds a weight anew for dx, off the grid it lives on; use 'tensor'"
+        if self.attention_gemms:
+            return "attention_gemms has no FP8 GEMM here; leave it out"
         if self.gemm_dtype != "auto":
             return f"the GEMMs multiply codes of 8 bits, not gemm_dtype={self.gemm_dtype!r}; leave that out"
         wide = [site for site in GEMM_SITES if self.format_at("", site).name == "E5M2"]

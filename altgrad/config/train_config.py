@@ -110,6 +110,7 @@ class TrainConfig(Recipe):
     threads: int | None = field(None, "running", "number of CPU threads; None: the trial's CPUs in a sweep, else torch's own choice", ge=1)
     compile: Literal["auto", "blocks", True, False] = field("auto", "running", "torch.compile of the step: true: as one graph; blocks: one graph for all repeated blocks; false: none; auto: chosen by expected time", in_graph=True)
     cuda_graphs: bool = field(False, "running", "record the compiled step as CUDA graphs; needs a CUDA device and fixed shapes", in_graph=True)
+    on_uncovered: Literal["warn", "raise", "ignore"] = field("warn", "running", "what a model does whose products are rounded in part: warn: say so at the start; raise: refuse it if no kind of layer here rounds one of them; ignore: say the share without a warning", timed=False)
     checkpoint_interval: int = field(100, "running", "steps between checkpoints", timed=False, ge=1)
     keep_checkpoints: Literal["newest", "octaves", "all"] = field("octaves", "running", "which checkpoints stay: the newest two; also one per octave of age while the run trains, and for good if it collapses (octaves); all", timed=False)
     default_sweep: bool = field(True, "planning", "part of a sweep without arguments")

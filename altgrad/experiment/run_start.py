@@ -12,9 +12,11 @@ from typing import Any
 
 from altgrad.branch import branch_record
 from altgrad.collapse import BaselineGap, gap_to_baseline
+from altgrad.config.config_errors import ConfigError
 from altgrad.config.memory import bytes_per_parameter
 from altgrad.experiment.outcome import Report
 from altgrad.experiment.provenance import coverage, provenance
+from altgrad.quantization.coverage import Coverage
 from altgrad.results.common_start import other_beginning
 from altgrad.training.trainer import Trainer
 
@@ -53,10 +55,22 @@ def start_record(
     return info, None
 
 
+def _check_covered(covered: Coverage | None, wanted: str) -> None:
+    """Raise ConfigError, in one line, where the config refuses a model with products that nothing here rounds."""
+    if wanted != "raise" or covered is None or not covered.uncovered:
+        return
+    found = ", ".join(f"{one.module} ({one.type}, {one.reason})" for one in covered.uncovered[:3])
+    raise ConfigError(
+        f"on_uncovered='raise': {len(covered.uncovered)} module(s) multiply without rounding: {found}; register the "
+        "kind with register_gemm, or use on_uncovered='warn'"
+    )
+
+
 def _info(settings: RunSettings, trainer: Trainer, earlier: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     covered = coverage(trainer)
+    _check_covered(covered, trainer.config.on_uncovered)
     if covered is not None and settings.announce is not None and trainer.ranks.first:
-        settings.announce(covered.sentence())
+        settings.announce(covered.sentence(warned=trainer.config.on_uncovered == "warn"))
     return {
         "run": settings.run,
         "sweep": settings.sweep,

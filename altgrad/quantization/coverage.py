@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,10 +25,11 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils.flop_counter import flop_registry
 
 from altgrad import torch_private
-from altgrad.quantization.layers import RoundedGemm, RoundedModule, unrounded
+from altgrad.quantization.layers import RoundedGemm, RoundedModule, gemms_of, unrounded
 from altgrad.torch_private import TorchDispatchMode
 
 MOST_LISTED = 20
+CHOSEN = ("filter_fn", "product of two activations")  # reasons that are a choice: of the user, or of the recipe
 LITTLE = 0.5  # below this share a run is weak evidence about its format
 _BATCHED = ("bmm", "baddbmm")
 _ATTENTION = ("_scaled_dot_product", "_flash_attention", "_efficient_attention")
@@ -60,11 +62,27 @@ class Coverage:
         """Rounded share of the FLOPs; None if no product was seen."""
         return self.rounded_flops / self.total_flops if self.total_flops else None
 
+    @property
+    def uncovered(self) -> tuple[LeftOut, ...]:
+        """The listed products that are left out without having been chosen: nothing here can round them."""
+        return tuple(one for one in self.modules if one.reason not in CHOSEN)
+
     def record(self) -> dict[str, Any]:
         """The form in which `run.json` stores it."""
         return {"share": self.share, **asdict(self), "modules": [asdict(one) for one in self.modules]}
 
-    def sentence(self) -> str:
+    def _repr_html_(self) -> str:
+        """For a notebook: the sentence, and the products that are left out as a table."""
+        rows = "".join(
+            f"<tr><td>{escape(one.module)}</td><td>{escape(one.type)}</td><td>{one.flops / self.total_flops:.1%}</td>"
+            f"<td>{escape(one.reason)}</td></tr>"
+            for one in self.modules
+        )
+        head = "<tr><th>left out</th><th>class</th><th>GEMM FLOPs</th><th>reason</th></tr>"
+        said = self.sentence().partition(";")[0] if self.share is not None else self.sentence()
+        return f"<p>{escape(said)}</p>" + (f"<table>{head}{rows}</table>" if rows else "")
+
+    def sentence(self, warned: bool = True) -> str:
         """`91.4 % of the GEMM FLOPs are rounded; left out: h.0.attn (product of two activations) 2.1 %, ...`."""
         if self.share is None:
             return f"which share of the GEMM FLOPs is rounded is not known: {self.note or 'no product was seen'}"
@@ -73,7 +91,7 @@ class Coverage:
         )
         rest = ", ..." if len(self.modules) > 3 else ""
         left_out = f"; left out: {largest}{rest}" if largest else ""
-        warning = "Warning: only " if self.share < LITTLE else ""
+        warning = "Warning: only " if warned and self.share < LITTLE else ""
         note = f" ({self.note})" if self.note else ""
         return f"{warning}{self.share:.1%} of the GEMM FLOPs are rounded{left_out}{note}"
 
@@ -131,9 +149,7 @@ class _Counter(TorchDispatchMode):
         self._names: dict[nn.Module, str] = {}
         for name, module in model.named_modules():
             self._names.setdefault(module, name)
-        self.layers: list[RoundedGemm] = [
-            layer for module in self._names if isinstance(module, RoundedModule) for layer in module.gemms().values()
-        ]
+        self.layers = gemms_of(model)
         self._inside: list[_Place] = [_Place(model)]
         self._sequence: list[int] = [0]  # autograd nodes from this sequence number on ...
         self._owner: list[_Place] = [_Place(model)]  # ... were made at this place

@@ -8,6 +8,7 @@ from torch import nn
 
 from altgrad.config.operands import high_precision_layers
 from altgrad.config.recipe import Recipe
+from altgrad.quantization.adapters.attention import SCORES, VALUES, ProductGemm, RoundedAttention, attention_gemms
 from altgrad.quantization.adapters.registry import Adapter, adapter_for
 from altgrad.quantization.layers import RoundedGemm, RoundedModule, rounded_class
 
@@ -24,18 +25,27 @@ def rounded_layers(
     """
     make_plain(model)
     chosen, left_out = _chosen(model, recipe, filter_fn)
-    names = {module: _names(name, adapter.weights_of(module)) for module, (name, adapter) in chosen.items()}
+    names = {
+        module: _names(name, _within(module, adapter, recipe.attention_gemms))
+        for module, (name, adapter) in chosen.items()
+    }
     high = high_precision_layers(recipe, [name for found in names.values() for name in found.values()])
     layers: dict[str, RoundedGemm] = {}
+    salt = 0
     for module, (_, adapter) in chosen.items():
         before = frozenset(vars(module))
         device = next(module.parameters()).device
         module.__class__ = rounded_class(adapter, type(module))
         assert isinstance(module, RoundedModule)
-        for within, layer in module.made_gemms().items():
+        made = module.made_gemms()
+        if recipe.attention_gemms and isinstance(module, nn.MultiheadAttention):
+            made |= attention_gemms(module)
+        for within, layer in made.items():
             name = names[module][within]
-            layer.set_up(recipe, name, len(layers), recipe.casts_at(name, name in high), device)
-            layers[name] = layer
+            layer.set_up(recipe, name, salt, recipe.casts_at(name, name in high), device)
+            salt += 1
+            if not isinstance(layer, ProductGemm):
+                layers[name] = layer
         module.note_added(before)
     return layers, left_out
 
@@ -56,6 +66,8 @@ def _chosen(
     swallowed: set[nn.Module] = set()
     for name, module in model.named_modules():
         adapter = adapter_for(module)
+        if adapter is None and recipe.attention_gemms and RoundedAttention.fits(module):
+            adapter = RoundedAttention
         if adapter is None:
             continue
         reason = adapter if isinstance(adapter, str) else None
@@ -72,6 +84,12 @@ def _chosen(
         if isinstance(module, nn.MultiheadAttention):
             swallowed.add(module.out_proj)
     return chosen, left_out
+
+
+def _within(module: nn.Module, adapter: Adapter, attention: bool) -> list[str]:
+    """What a module's products are named after within it."""
+    found = adapter.weights_of(module)
+    return [*found, SCORES, VALUES] if attention and isinstance(module, nn.MultiheadAttention) else found
 
 
 def _names(module: str, weights: list[str]) -> dict[str, str]:

@@ -236,7 +236,7 @@ class RoundedGemm:
                 return gemm.plain(x, weight, bias, batched, convolution)
         self._check_transforms()
         use = self._next_use() if self.stochastic else 0
-        if self.native_fp8 and x.numel():
+        if self.native_fp8 and not batched and x.numel():
             return self._native(x, weight, bias, use)
         training = torch.is_grad_enabled()
         wanted: list[Gemm] = ["fprop"]
@@ -312,7 +312,7 @@ class RoundedGemm:
 
     def _follow(self) -> None:
         """Move the key and the sites to the weight's device."""
-        device = self.weight.device
+        device = self.device
         self.bfloat16_pays = gemm.bfloat16_pays(device)
         self.key = torch.zeros_like(self.key, device=device) if self.key.is_meta else self.key.to(device)
         for site in self.sites.values():
@@ -399,6 +399,7 @@ class OwnedGemm(RoundedGemm):
 
     @property
     def module(self) -> nn.Module:
+        """The module that has the weight."""
         return self._module
 
 
@@ -414,6 +415,11 @@ class QuantizedLinear(RoundedLayer, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)"""
         return self.multiply(x, self.weight, self.bias)
+
+
+def gemms_of(model: nn.Module) -> list[RoundedGemm]:
+    """All rounded products of a model, those without weights included."""
+    return [gemm for module in model.modules() if isinstance(module, RoundedModule) for gemm in module.gemms().values()]
 
 
 @contextmanager

@@ -14,7 +14,8 @@ The trainer is such a loop.  If the recipe needs one of the calls and the loop o
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,11 +26,13 @@ from altgrad import torch_private
 from altgrad.config.cast import GEMM_SITES
 from altgrad.config.recipe import Recipe
 from altgrad.quantization import native_fp8 as native
-from altgrad.quantization.fit import Filter, rounded_layers
+from altgrad.quantization.adapters.attention import ProductGemm
+from altgrad.quantization.coverage import Coverage, measure_coverage
+from altgrad.quantization.fit import Filter, make_plain, rounded_layers
 from altgrad.quantization.kernel.counters import COUNTERS
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.site import Site
-from altgrad.quantization.layers import RoundedGemm
+from altgrad.quantization.layers import RoundedGemm, gemms_of
 from altgrad.quantization.optimizer_states import OptimizerStates
 from altgrad.quantization.reminder import Reminder
 from altgrad.quantization.write_back import WriteBack
@@ -42,6 +45,7 @@ _AMAX, _USES, _OVERFLOW = (COUNTERS.index(name) for name in ("amax", "uses", "ov
 class QuantizedModel:
     """The result of `quantize_model`.  `layers`: the rounded layers by name; `write_back`: None with master weights.
 
+    `products`: the rounded products of two activations, if the recipe rounds attention's, by name.
     `left_out`: modules of a kind that is rounded which are left plain, by name, with the reason.
     """
 
@@ -51,16 +55,20 @@ class QuantizedModel:
         recipe: Recipe,
         layers: dict[str, RoundedGemm],
         left_out: Mapping[str, str] | None = None,
+        undo: Sequence[Callable[[], None]] = (),
     ) -> None:
+        self._undo = list(undo)
         self.model, self.recipe, self.layers, self.left_out = model, recipe, layers, dict(left_out or {})
+        self.products = {gemm.name: gemm for gemm in gemms_of(model) if isinstance(gemm, ProductGemm)}
+        self._gemms: dict[str, RoundedGemm] = {**layers, **self.products}
         self.write_back = None if recipe.master_weights else WriteBack(layers, recipe)
         self._sites: dict[SiteKey, Site] = {
-            (name, site): part for name, layer in layers.items() for site, part in layer.sites.items()
+            (name, site): part for name, gemm in self._gemms.items() for site, part in gemm.sites.items()
         }
         self._shared = False
         self._seed = recipe.seed if recipe.rounding_seed is None else recipe.rounding_seed
         self._keys: dict[torch.device, Tensor] = {}
-        stochastic = any(layer.stochastic for layer in layers.values())
+        stochastic = any(gemm.stochastic for gemm in self._gemms.values())
         stochastic |= not recipe.master_weights and "stochastic" in recipe.update_rounding
         moments = recipe.moment_casts()
         self._states = OptimizerStates(moments) if moments else None
@@ -74,8 +82,8 @@ class QuantizedModel:
     def share(self) -> None:
         """Treat batches from now on as this rank's rows of larger ones, with scales and random numbers of the whole."""
         self._shared = True
-        for layer in self.layers.values():
-            layer.share()
+        for gemm in self._gemms.values():
+            gemm.share()
 
     def begin_step(self, seed: int | None, step: int, micro_batch: int = 0, rank: int = 0) -> None:
         """Draw the random numbers of (seed, step, micro_batch) from now on; micro_batch 0 also resets all counts.
@@ -98,6 +106,21 @@ class QuantizedModel:
             self.write_back.begin_step(seed, step)
         if self._states is not None:
             self._states.begin_step(seed, step)
+
+    def dequantize_(self) -> nn.Module:
+        """Make the model plain again, with its weights as they are, and return it; this object is of no more use."""
+        make_plain(self.model)
+        while self._undo:
+            self._undo.pop()()
+        self._reminder.stop()
+        return self.model
+
+    def coverage(self, loss: Callable[[], Tensor]) -> Coverage | None:
+        """Measure which share of the products behind `loss()`, the loss on one batch, is rounded.
+
+        The model is left unchanged; see `measure_coverage`.
+        """
+        return measure_coverage(self.model, loss, self.left_out)
 
     def begin_validation(self, seed: int | None, step: int, batch: int) -> None:
         """Draw the random numbers of a held-out batch from now on; every rank evaluates the whole batch."""
@@ -142,6 +165,10 @@ class QuantizedModel:
         found = ((key, site.counted()) for key, site in self._sites.items())
         return {key: counts for key, counts in found if counts is not None}
 
+    def site_keys(self) -> list[SiteKey]:
+        """Layer and rounding of every site, in an order that does not change."""
+        return list(self._sites)
+
     def histories(self) -> dict[str, Tensor]:
         """The amax histories of delayed scaling, newest first, by `layer.site`; writing to them changes the scales."""
         return {f"{name}.{site}": part.history for (name, site), part in self._sites.items() if part.delayed}
@@ -154,7 +181,7 @@ class QuantizedModel:
         """Formats, amax histories, corrections and compensations: the state of the next step beyond the model's own."""
         compensations = self.compensations()
         return {
-            "formats": {name: layer.format_names() for name, layer in self.layers.items()},
+            "formats": {name: gemm.format_names() for name, gemm in self._gemms.items()},
             "histories": {
                 f"{name}.{site}": part.history.clone() for (name, site), part in self._sites.items() if part.delayed
             },
@@ -167,7 +194,7 @@ class QuantizedModel:
         histories = self.histories()
         corrections = {} if self.write_back is None else self.write_back.corrections
         compensations = self.compensations()
-        for what, ours in (("formats", self.layers), ("histories", histories), ("corrections", corrections)):
+        for what, ours in (("formats", self._gemms), ("histories", histories), ("corrections", corrections)):
             _check_names(what, ours, state)
         if compensations:
             _check_names("compensations", compensations, state)
@@ -178,7 +205,7 @@ class QuantizedModel:
                     f"amax_history={len(history)} here"
                 )
         for name, formats in state["formats"].items():
-            self.layers[name].restore_formats(formats)
+            self._gemms[name].restore_formats(formats)
         for name, history in histories.items():
             history.copy_(state["histories"][name])
         for name, correction in corrections.items():
@@ -189,7 +216,7 @@ class QuantizedModel:
 
     def _set_key(self, words: tuple[int, int], rank: int) -> None:
         filled = set()
-        for layer in self.layers.values():
+        for layer in self._gemms.values():
             device = layer.device
             key = self._keys.get(device)
             if key is None:
@@ -251,18 +278,18 @@ def quantize_model(
     if not layers:
         why = "".join(f"; {name or 'itself'}: {reason}" for name, reason in left_out.items())
         raise ValueError(f"quantize_model: {type(model).__name__} has no layer to round, such as nn.Linear{why}")
-    for layer in layers.values():
+    for layer in gemms_of(model):
         layer.counting = counting
     if not counting and any(site.delayed for layer in layers.values() for site in layer.sites.values()):
         raise ValueError("quantize_model: scaling='delayed' remembers the amaxes of past steps and needs counting=True")
-    _keep_fused_inference_off(model)
+    undo = _keep_fused_inference_off(model)
     _check_globs(recipe, layers)
     _check_shared_weights(layers)
     if recipe.native_fp8:
         for layer in layers.values():
             native.check_native(layer.name, layer.weight, [layer.site(site) for site in GEMM_SITES])
-    model.register_load_state_dict_pre_hook(_refuse_sites)
-    return QuantizedModel(model, recipe, layers, left_out)
+    hook = model.register_load_state_dict_pre_hook(_refuse_sites)
+    return QuantizedModel(model, recipe, layers, left_out, [hook.remove, *undo])
 
 
 def _refuse_sites(model: nn.Module, state: Mapping[str, Any], *_: Any) -> None:
@@ -275,13 +302,23 @@ def _refuse_sites(model: nn.Module, state: Mapping[str, Any], *_: Any) -> None:
         )
 
 
-def _keep_fused_inference_off(model: nn.Module) -> None:
-    """Switch off the fused kernel of `nn.TransformerEncoderLayer` in evaluation, which would use unrounded weights."""
+def _keep_fused_inference_off(model: nn.Module) -> list[Callable[[], None]]:
+    """Switch off the fused kernel of `nn.TransformerEncoderLayer` in evaluation, which would use unrounded weights.
+
+    Returns what switches it on again.
+    """
+    switches: list[tuple[nn.Module, str, Any]] = []
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0
+            switches.append((module, "activation_relu_or_gelu", 0))
         elif isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False
+            switches.append((module, "use_nested_tensor", False))
+    undo: list[Callable[[], None]] = [
+        functools.partial(setattr, module, name, getattr(module, name)) for module, name, _ in switches
+    ]
+    for module, name, off in switches:
+        setattr(module, name, off)
+    return undo
 
 
 def _check_globs(recipe: Recipe, layers: dict[str, RoundedGemm]) -> None:

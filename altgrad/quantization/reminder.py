@@ -34,6 +34,10 @@ class Reminder:
         if self._stepped:
             weakref.finalize(self, register_optimizer_step_post_hook(heard).remove)
 
+    def stop(self) -> None:
+        """Warn no more."""
+        self._stepped.clear()
+
     def step_begun(self) -> None:
         """Note that `begin_step` was called."""
         self._stepped.get("begin_step", set()).clear()

@@ -57,7 +57,7 @@ class SiteCounts:
     def _over_ranks(self, head: Tensor, used: Mapping[SiteKey, Tensor]) -> tuple[Tensor, dict[SiteKey, Tensor]]:
         """(loss and others, counts) of the global batch; a site that no rank used has zeros."""
         width, nothing = len(COUNTERS), head.new_zeros(len(COUNTERS))
-        sites: list[SiteKey] = [(name, site) for name, layer in self._quantized.layers.items() for site in layer.sites]
+        sites = self._quantized.site_keys()
         counts = [used.get(key, nothing) for key in sites]
         head = torch.cat([head[:1] / self._ranks.size, head[1:]])
         largest = [False] + [True] * (len(head) - 1)

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from torch import nn
 
 from altgrad.collapse import CollapseDetector
 from altgrad.results import read_run
@@ -107,6 +109,24 @@ def planned(config: TrainConfig, folder: Folder) -> Any:
     return [trial.run for trial in plan.trials]
 
 
+class ByHand(nn.Module):
+    """A model with a product that no kind of layer stands for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(256, 16), nn.Linear(16, 256)
+        self.own = nn.Parameter(torch.eye(16))
+
+    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        scores = self.head(self.table(inputs) @ self.own)
+        return nn.functional.cross_entropy(scores.flatten(0, 1), targets.flatten())
+
+
+def with_a_product_by_hand(config: TrainConfig, folder: Folder) -> Any:
+    """A run of a model of one's own."""
+    return run_format_experiment(config, folder, model=ByHand()).status
+
+
 E4M3 = {"format": "E4M3"}
 STORED = E4M3 | {"master_weights": False}
 CLIPPED = {"format": "E5M2", "amax_factor": 0.05, "enable_partition_clipping": True, "partition_clip_base": 1e-3}
@@ -130,6 +150,7 @@ ALTERNATIVES: dict[str, tuple[Mapping[str, Any], Any, Seen]] = {
     "scale_power_of_two": (E4M3, False, numbers),
     "amax_history": (E4M3 | {"scaling": "delayed"}, 1, numbers),
     "amax_factor": (E4M3, 0.1, numbers),
+    "attention_gemms": (E4M3, True, numbers),
     "master_weights": (E4M3, False, numbers),
     "update_rounding": (STORED, "stochastic", numbers),
     "first_moment": ({}, {"format": "E4M3"}, numbers),
@@ -208,6 +229,7 @@ ALTERNATIVES: dict[str, tuple[Mapping[str, Any], Any, Seen]] = {
     "device": ({}, "cuda:63", numbers),
     "threads": ({}, 2, numbers),
     "compile": ({}, "blocks", numbers),
+    "on_uncovered": ({}, "raise", with_a_product_by_hand),
     "cuda_graphs": ({"device": "cpu", "compile": "auto"}, True, numbers),
     "checkpoint_interval": ({}, 4, numbers),
     "keep_checkpoints": ({"checkpoint_interval": 1}, "all", numbers),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.adapters.linear import RoundedTransposedLinear
@@ -202,6 +203,182 @@ def test_multihead_attention_in_fp32_is_the_plain_one_with_any_mask(options: dic
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(single, expected, strict=True))
 
 
+class Experts(nn.Module):
+    """Laid out as in Hugging Face's mixtures, `transposed` as in some of them; every expert gets every second token."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        self.is_transposed = transposed
+        self.gate_up_proj, self.down_proj = nn.Parameter(torch.randn(3, 12, 8)), nn.Parameter(torch.randn(3, 8, 6))
+        if transposed:
+            self.gate_up_proj, self.down_proj = (
+                nn.Parameter(p.detach().transpose(1, 2).contiguous()) for p in (self.gate_up_proj, self.down_proj)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = []
+        for expert in torch.arange(3):
+            if self.is_transposed:
+                gate, up = (x[expert % 2 :: 2] @ self.gate_up_proj[expert]).chunk(2, -1)
+                parts.append((functional.silu(gate) * up) @ self.down_proj[expert])
+            else:
+                gate, up = functional.linear(x[expert % 2 :: 2], self.gate_up_proj[expert]).chunk(2, -1)
+                parts.append(functional.linear(functional.silu(gate) * up, self.down_proj[expert]))
+        return torch.cat(parts)
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_each_expert_of_a_mixture_is_a_linear_layer(how: str, transposed: bool) -> None:
+    fields, reference = HOW[how]
+    model = Experts(transposed)
+    quantized = quantize_model(model, Recipe(format="E4M3", **fields))
+    assert list(quantized.layers) == ["gate_up_proj", "down_proj"]
+
+    def by_hand(x: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+        parts = []
+        for expert, weights in enumerate(zip(gate_up_proj, down_proj, strict=True)):
+            wide, narrow = (w.t() if transposed else w for w in weights)
+            gate, up = reference_linear(x[expert % 2 :: 2], wide, **reference).chunk(2, -1)
+            parts.append(reference_linear(functional.silu(gate) * up, narrow, **reference))
+        return torch.cat(parts)
+
+    same(model, by_hand, torch.randn(6, 8), tolerance=1e-5)
+    expert = quantize_model(Experts(transposed), Recipe(format="E4M3", master_weights=False, **fields)).layers[
+        "down_proj"
+    ]
+    kept = expert.weight.detach()
+    assert torch.equal(expert.rounded_weight(), kept)  # stored on the grid on which each expert is rounded
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_recurrent_layer_rounds_inputs_of_all_times_at_once_and_states_one_by_one(kind: Any) -> None:
+    layer = kind(6, 4)
+    quantize_model(layer, Recipe(format="E4M3"))
+
+    def by_hand(x: Tensor, **p: Tensor) -> Tensor:
+        h = c = x.new_zeros(x.shape[1], 4)
+        inputs, outputs = reference_linear(x, p["weight_ih_l0"], p["bias_ih_l0"]), []
+        for now in inputs:
+            again = reference_linear(h, p["weight_hh_l0"], p["bias_hh_l0"])
+            if kind is nn.LSTM:
+                i, f, g, o = (now + again).chunk(4, -1)
+                c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+                h = o.sigmoid() * c.tanh()
+            elif kind is nn.GRU:
+                (r, z, n), (rh, zh, nh) = now.chunk(3, -1), again.chunk(3, -1)
+                z = (z + zh).sigmoid()
+                h = (1 - z) * (n + (r + rh).sigmoid() * nh).tanh() + z * h
+            else:
+                h = (now + again).tanh()
+            outputs.append(h)
+        return torch.stack(outputs)
+
+    same(layer, by_hand, torch.randn(5, 3, 6), tolerance=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_layers": 2, "bidirectional": True},
+        {"batch_first": True, "bias": False},
+        {"proj_size": 3, "bidirectional": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_recurrent_layer_in_fp32_is_the_plain_one(kind: Any, options: dict[str, Any]) -> None:
+    if kind is nn.GRU:
+        options = {name: value for name, value in options.items() if name != "proj_size"}
+    plain = kind(6, 4, **options)
+    rounded = copy.deepcopy(plain)
+    quantize_model(rounded, FP32)
+    first = plain.batch_first
+    x = torch.randn(3, 5, 6) if first else torch.randn(5, 3, 6)
+    lengths = torch.tensor([2, 5, 3])
+    packed = pack_padded_sequence(x, lengths, batch_first=first, enforce_sorted=False)
+    count = plain.num_layers * (2 if plain.bidirectional else 1)
+    h, c = torch.randn(count, 3, plain.proj_size or 4), torch.randn(count, 3, 4)
+    start = (h, c) if kind is nn.LSTM else h
+    single = tuple(state[:, 0] for state in start) if kind is nn.LSTM else start[:, 0]
+    for inputs in ((x,), (x, start), (packed,), (packed, start), (x[:, 0], single)):
+        for ours, expected in zip(_tensors(rounded(*inputs)), _tensors(plain(*inputs)), strict=True):
+            assert ours.shape == expected.shape and torch.allclose(ours, expected, atol=1e-6)
+
+
+def _tensors(found: Any) -> list[Tensor]:
+    if isinstance(found, Tensor):
+        return [found]
+    return [tensor for part in found if part is not None for tensor in _tensors(part)]
+
+
+class SelfAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x: Tensor, **how: Any) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        return functional.scaled_dot_product_attention(q, k, v, **how).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_products_of_attention_are_rounded_where_the_recipe_says_so(how: str) -> None:
+    fields, reference = HOW[how]
+    model = SelfAttention()
+    plain = copy.deepcopy(model)
+    quantized = quantize_model(model, Recipe(format="E4M3", attention_gemms=True, **fields))
+    assert (list(quantized.layers), list(quantized.products)) == (["qkv"], ["scores", "values"])
+
+    def products(a: Tensor, b: Tensor) -> Tensor:
+        if how != "tensor":
+            return torch.stack([reference_linear(x, y, **reference) for x, y in zip(a, b, strict=True)])
+        wide = torch.block_diag(*b)  # one scale for the batch: one product, of which the blocks are taken
+        rows = torch.block_diag(*a)
+        y = reference_linear(rows, wide.view(len(b), b.shape[1], -1).flatten(0, 1))
+        return torch.stack([part.chunk(len(b), 1)[i] for i, part in enumerate(y.chunk(len(a), 0))])
+
+    def by_hand(x: Tensor, qkv_weight: Tensor, qkv_bias: Tensor) -> Tensor:
+        q, k, v = reference_linear(x, qkv_weight, qkv_bias, **reference).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        scores = products(q.flatten(0, 1), k.flatten(0, 1)) / 2
+        weights = scores.masked_fill(~torch.ones(5, 5, dtype=torch.bool).tril(), -torch.inf).softmax(-1)
+        y = products(weights, v.flatten(0, 1).transpose(1, 2))
+        return y.unflatten(0, (2, 2)).transpose(1, 2).flatten(2)
+
+    class Causal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def named_parameters(self, *a: Any, **k: Any) -> Any:
+            return model.named_parameters()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x, is_causal=True)
+
+    same(Causal(), by_hand, torch.randn(2, 5, 8), tolerance=1e-5)
+    quantize_model(model, Recipe(format="FP32", attention_gemms=True))
+    x, mask = torch.randn(2, 5, 8), torch.rand(2, 1, 5, 5) > 0.4
+    mask[0, 0, 1] = False  # a query that may attend to nothing
+    for options in ({}, {"attn_mask": mask}, {"attn_mask": mask.float(), "scale": 0.3}):
+        assert torch.allclose(model(x, **options), plain(x, **options), atol=1e-6), options
+
+
+def test_the_products_of_multihead_attention_are_rounded_too() -> None:
+    layer = nn.MultiheadAttention(8, 2, batch_first=True)
+    plain = copy.deepcopy(layer)
+    quantized = quantize_model(layer, Recipe(format="E4M3", attention_gemms=True))
+    x = torch.randn(3, 5, 8)
+    for need_weights in (True, False):
+        y = layer(x, x, x, need_weights=need_weights)[0]
+    assert torch.equal(layer(x, x, x)[0], y) and {key[0] for key in quantized.counts()} >= {"scores", "values"}
+    quantize_model(layer, Recipe(format="FP32", attention_gemms=True))
+    for ours, expected in zip(layer(x, x, x), plain(x, x, x), strict=True):
+        assert torch.allclose(ours, expected, atol=1e-6)
+    found = quantize_model(nn.Sequential(layer), Recipe(format="E4M3", attention_gemms=True))
+    assert list(found.layers) == ["0.in_proj_weight", "0.out_proj"] and list(found.products) == ["0.scores", "0.values"]
+
+
 class Scaled(nn.Linear):
     """A subclass with a forward pass of its own."""
 
@@ -225,7 +402,7 @@ def test_a_subclass_of_linear_keeps_its_own_forward_pass() -> None:
 
 @pytest.mark.parametrize("layer", [nn.Linear(4, 4), nn.Conv2d(4, 4, 1), Alike(4, 4), nn.MultiheadAttention(4, 1)])
 def test_a_rounded_layer_is_copied_pickled_and_made_plain_again(layer: nn.Module) -> None:
-    kind, keys = type(layer), list(layer.state_dict())
+    kind, keys, before = type(layer), list(layer.state_dict()), set(vars(layer))
     quantize_model(layer, Recipe(format="E2M1"))
     inputs = (torch.randn(2, 4, 3, 3) if kind is nn.Conv2d else torch.randn(2, 4),) * (
         3 if kind is nn.MultiheadAttention else 1
@@ -235,5 +412,6 @@ def test_a_rounded_layer_is_copied_pickled_and_made_plain_again(layer: nn.Module
     assert list(layer.state_dict()) == keys
     for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert torch.equal(first(again(*inputs)), expected)
-    quantize_model(layer, FP32)  # a second recipe
+    second = quantize_model(layer, FP32)  # another recipe on the same model
     assert not torch.equal(first(layer(*inputs)), expected)
+    assert second.dequantize_() is layer and type(layer) is kind and set(vars(layer)) == before

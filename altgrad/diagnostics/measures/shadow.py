@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured, MeasuredStep
-from altgrad.quantization.layers import unrounded
+from altgrad.quantization.layers import gemms_of, unrounded
 
 
 class _Agreement(NamedTuple):
@@ -54,7 +54,7 @@ class Shadow(Diagnostic):
 
     def before_step(self, context: MeasuredStep) -> None:
         parameters = [p for p in self._model.parameters() if p.grad is not None]
-        with unrounded(context.layers.values()), _undisturbed(self._model, parameters):
+        with unrounded(gemms_of(self._model)), _undisturbed(self._model, parameters):
             loss = context.loss_of()
             shadows: Sequence[Tensor | None] = torch.autograd.grad(
                 loss, parameters, context.ranks.weight(loss), allow_unused=True

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from altgrad.quantization.adapters.attention import SCORES, attention
 from altgrad.quantization.layers import OwnedGemm, RoundedGemm, RoundedModule
 
 _PACKED, _SEPARATE = ("in_proj_weight",), ("q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -72,18 +73,24 @@ class RoundedMultiheadAttention(RoundedModule):
         mask = _joined(mask, padding, batch, heads)
         dropout = plain.dropout if plain.training else 0.0
         weights = None
-        if need_weights:
+        rounded = SCORES in self.owned
+        if rounded:
+            q, k, v = (x.unflatten(0, (batch, heads)) for x in (q, k, v))
+            mask = _of_heads(mask, batch, heads)
+            y, weights = attention(self.owned, q, k, v, mask, dropout, is_causal)
+        elif need_weights:
             scores = torch.bmm(q * math.sqrt(1.0 / q.shape[-1]), k.transpose(1, 2))
             weights = torch.softmax(scores if mask is None else scores + mask, -1)
             weights = functional.dropout(weights, dropout) if dropout else weights
             y = torch.bmm(weights, v).unflatten(0, (batch, heads))
             weights = weights.unflatten(0, (batch, heads))
-            weights = weights.mean(1) if average_attn_weights else weights
         else:
             q, k, v = (x.unflatten(0, (batch, heads)) for x in (q, k, v))
-            if mask is not None:
-                mask = mask.unsqueeze(0) if mask.shape[0] == 1 else mask.unflatten(0, (batch, heads))
+            mask = _of_heads(mask, batch, heads)
             y = functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
+        weights = weights if need_weights else None
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
         y = y.permute(2, 0, 1, 3).reshape(length * batch, width)
         y = plain.out_proj(y).view(length, batch, -1)
         if single:
@@ -132,3 +139,10 @@ def _joined(mask: Tensor | None, padding: Tensor | None, batch: int, heads: int)
     if mask is None:
         return padding
     return mask if padding is None else mask + padding
+
+
+def _of_heads(mask: Tensor | None, batch: int, heads: int) -> Tensor | None:
+    """The mask (batch or 1, heads or 1, queries, keys)."""
+    if mask is None:
+        return None
+    return mask.unsqueeze(0) if mask.shape[0] == 1 else mask.unflatten(0, (batch, heads))

@@ -186,7 +186,7 @@ class RoundedGemm:
     def roundings(self, tensor: GemmSite) -> list[Site]:
         """The roundings of a tensor, moved to the weight's device first (loading a state dict may have moved that)."""
         sites = self._by_tensor[tensor]
-        if sites[0].spec.device != self.weight.device:
+        if sites[0].spec.device != self.device:
             self._follow()
         return sites
 

@@ -31,7 +31,7 @@ def encoder() -> Made:
 
 
 def attention() -> Made:
-    layer, x = nn.MultiheadAttention(64, 2), torch.randn(8, 3, 64)
+    layer, x = nn.MultiheadAttention(64, 2), torch.randn(4, 3, 64)
     return layer, lambda: layer(x, x, x)[0].square().mean()
 
 

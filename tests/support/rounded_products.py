@@ -37,7 +37,10 @@ class _Products(TorchDispatchMode):
         if formula is not None:
             flops = int(formula(*args, **kwargs, out_val=result))
             name = func.overloadpacket.__name__
-            operands = args[1:3] if name in ("addmm", "baddbmm") else args[: 3 if name.endswith("backward") else 2]
+            operands = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
+            if name == "convolution_backward":  # for dx it reads dy and W, for dW dy and x
+                dy, x, weight, *_, wanted = args
+                operands = [dy, *([weight] if wanted[0] else []), *([x] if wanted[1] else [])]
             self.total += flops
             self.rounded += flops if all(few_bits(x) for x in operands) else 0
         return result

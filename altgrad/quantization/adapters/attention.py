@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from altgrad.config.cast import GemmSite
-from altgrad.quantization.kernel.site import Site
 from altgrad.quantization.layers import RoundedGemm, RoundedModule
 
 SCORES, VALUES = "scores", "values"
@@ -38,12 +36,6 @@ class ProductGemm(RoundedGemm):
     def device(self) -> torch.device:
         """The device of the module's first Parameter."""
         return next(self._module.parameters()).device
-
-    def roundings(self, tensor: GemmSite) -> list[Site]:
-        """The roundings of a tensor, where the module is."""
-        if self.key.device != self.device:
-            self._follow()
-        return self._by_tensor[tensor]
 
     def times(self, a: Tensor, b: Tensor) -> Tensor:
         """a b^T for a (..., rows, k) and b (..., columns, k) with the same dimensions before."""

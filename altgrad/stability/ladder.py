@@ -27,7 +27,7 @@ from torch import Tensor
 from altgrad.collapse.smoothing import Smoothed
 from altgrad.config.train_config import TrainConfig
 from altgrad.formats import find_format
-from altgrad.quantization.layers import QuantizedLinear
+from altgrad.quantization.layers import RoundedGemm
 from altgrad.quantization.write_back import WriteBack
 from altgrad.stability.guard import number_or_name
 from altgrad.stability.protocol import StepState
@@ -44,7 +44,7 @@ class RescueLadder:
     def __init__(
         self,
         config: TrainConfig,
-        layers: Mapping[str, QuantizedLinear],
+        layers: Mapping[str, RoundedGemm],
         optimizer: torch.optim.Optimizer,
         write_back: WriteBack | None = None,
         companions: Sequence[Tensor] = (),

@@ -11,21 +11,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from altgrad.compare import Row, furthest, loss_unit, paired_gap, ranking, rescue_matrix, survival
+from altgrad.compare import furthest, loss_unit, paired_gap, ranking, rescue_matrix, survival
 from altgrad.compare.gap import gap_at, last_common_step
 from altgrad.results.curves import Curve
+from tests.support.written_runs import row
 
 NAN = math.nan
-
-
-def row(seed: int = 0, gap: float | None = None, **fields: Any) -> Row:
-    plain: dict[str, Any] = dict(
-        run=f"r{seed}", group="g", format="E4M3", variant="", intervention="none", seed=seed, learning_rate=1e-3,
-        status="completed", is_baseline=False, validation_loss=None, best_validation_loss=None, gap=gap, gap_step=None,
-        collapse_step=None, collapse_rule=None, reason=None, acts={}, shifted_to=None, tokens_per_second=None,
-        stall_rate=None, overflow_rate=None, step=100, max_steps=100, seconds=None,
-    )  # fmt: skip
-    return Row(**(plain | fields))
 
 
 def test_a_paired_interval_is_the_t_interval_computed_by_hand() -> None:

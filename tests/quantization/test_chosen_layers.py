@@ -21,8 +21,8 @@ from altgrad.quantization.adapters.registry import register_gemm
 from altgrad.quantization.coverage import Coverage, LeftOut
 from altgrad.quantization.filters import lora_adapters, lora_base
 from altgrad.quantization.quantized_model import quantize_model
-from tests.compare.test_compare_statistics import row
 from tests.support.gemm_reference import reference_linear
+from tests.support.written_runs import row
 
 E4M3 = Recipe(format="E4M3")
 

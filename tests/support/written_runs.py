@@ -52,3 +52,14 @@ def write_run(
 
 def rows_of(sweep: Folder) -> dict[str, Row]:
     return {row.run: row for row in comparison(list_runs(sweep)[0])}
+
+
+def row(seed: int = 0, gap: float | None = None, **fields: Any) -> Row:
+    """A row of a comparison that no folder stands behind."""
+    plain: dict[str, Any] = dict(
+        run=f"r{seed}", group="g", format="E4M3", variant="", intervention="none", seed=seed, learning_rate=1e-3,
+        status="completed", is_baseline=False, validation_loss=None, best_validation_loss=None, gap=gap, gap_step=None,
+        collapse_step=None, collapse_rule=None, reason=None, acts={}, shifted_to=None, tokens_per_second=None,
+        stall_rate=None, overflow_rate=None, step=100, max_steps=100, seconds=None,
+    )  # fmt: skip
+    return Row(**(plain | fields))

@@ -18,7 +18,7 @@ from altgrad.compare.comparison_rows import STEP_COLUMNS, comparison, pair, read
 from altgrad.compare.comparison_table import comparison_csv, comparison_markdown, comparison_table, write_comparison
 from altgrad.compare.groups import by_group
 from altgrad.compare.pairing import Settings, config_difference, settings_of
-from altgrad.compare.parity.pairs import GroupDifference, all_pairs, group_difference
+from altgrad.compare.parity.pairs import GroupDifference, all_pairs, difference_curve, group_difference, paired_runs
 from altgrad.compare.parity.table import (
     ParityLine,
     parity_lines,
@@ -55,12 +55,14 @@ __all__ = [
     "comparison_markdown",
     "comparison_table",
     "config_difference",
+    "difference_curve",
     "furthest",
     "group_difference",
     "loss_unit",
     "matrix_axes",
     "pair",
     "paired_gap",
+    "paired_runs",
     "parity_lines",
     "parity_markdown",
     "parity_note",

@@ -71,7 +71,7 @@ class Curves:
         """The paths of all lines; the page must contain them once."""
         frame = Frame(0, 0, *_SPACE, self.steps, self.values)
         paths = (
-            element("path", id=f"curve-{self.number_of[one.row.run]}", d=_path(one.raw, frame), class_="curve")
+            element("path", id=f"curve-{self.number_of[one.row.run]}", d=path_data(one.raw, frame), class_="curve")
             for one in self.lines
         )
         return element("svg", element("defs", join(paths)), width=0, height=0, aria_hidden="true", class_="shared")
@@ -109,7 +109,7 @@ def alone(curves: Curves, one: Line) -> Html:
     if high - low > _FAR * (highest - lowest):
         single = replace(single, limits=curves.values)
     space = Frame(0, 0, *_SPACE, single.steps, single.values)
-    line = element("path", d=_path(one.raw, space), class_="curve", **_stroke(one.row, 1.6))
+    line = element("path", d=path_data(one.raw, space), class_="curve", **_stroke(one.row, 1.6))
     return _drawn(single, [one], line, 860, 230, f"{METRICS[curves.metric].label} of {one.row.run}")
 
 
@@ -155,7 +155,7 @@ def _drawn(curves: Curves, lines: Sequence[Line], plot: Html, width: int, height
                    style=f"max-width:{width}px")  # fmt: skip
 
 
-def _path(curve: Curve, frame: Frame) -> str:
+def path_data(curve: Curve, frame: Frame) -> str:
     """The curve as SVG path data with a gap at non-finite values; values outside the scale are drawn outside."""
     (first, last), (low, high) = frame.steps, frame.values
     x = np.rint(frame.left + frame.width * (curve.steps - first) / (last - first)).astype(int).tolist()

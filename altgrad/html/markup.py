@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from altgrad.text.foreign_text import as_html
 
+_VOID = frozenset({"img"})  # elements that have no content and no end tag
 Attribute = str | int | float | None
 
 
@@ -26,7 +27,7 @@ def element(name: str, *content: str, **attributes: Attribute) -> Html:
         for key, value in attributes.items()
         if value is not None
     )
-    return Html(f"<{name}{said}>{join(content)}</{name}>")
+    return Html(f"<{name}{said}>" if name in _VOID else f"<{name}{said}>{join(content)}</{name}>")
 
 
 def join(parts: Iterable[str], between: str = "") -> Html:

@@ -13,6 +13,7 @@ from importlib import resources
 from altgrad import __version__
 from altgrad.html.charts import Curves
 from altgrad.html.failures import failures_section, links_of
+from altgrad.html.group_board import BOARD_STYLE, group_board
 from altgrad.html.markup import Html, element, join
 from altgrad.html.sections import comparison_section, curves_section, overview, rescues_section, unreadable
 from altgrad.html.sweep_contents import METRIC, Contents, read_contents
@@ -49,7 +50,7 @@ def html_report(sweep: Folder, now: float, margin: float | None = None) -> str:
         Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
         Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
         element("title", title),
-        element("style", Html(resources.files("altgrad.html").joinpath("style.css").read_text())),
+        element("style", Html(resources.files("altgrad.html").joinpath("style.css").read_text() + BOARD_STYLE)),
     ]
     page = element("html", element("head", *head), "\n", element("body", join(parts, "\n")), lang="en")
     return f"<!doctype html>\n{page}\n"
@@ -68,6 +69,7 @@ def _header(contents: Contents, title: str, now: float) -> Html:
 
 _SECTIONS = {
     "Overview": "overview",
+    "Groups": "groups",
     "Comparison": "comparison",
     "Loss curves": "curves",
     "Rescues": "rescues",
@@ -82,6 +84,7 @@ def _main(contents: Contents, now: float) -> Html:
     links = links_of(contents.rows)
     content = [
         overview(contents, links, now),
+        group_board(contents.rows, contents.lines, lambda row: None),
         comparison_section(contents.rows, curves, links, contents.sweep.name),
         curves_section(curves),
         rescues_section(contents.rows),

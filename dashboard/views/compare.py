@@ -11,26 +11,37 @@ import streamlit as st
 from altgrad.compare import (
     RATE_HEADS,
     Row,
+    by_group,
     config_difference,
+    difference_curve,
+    group_difference,
     loss_unit,
+    paired_runs,
     parity_lines,
     parity_note,
+    planned_terms,
     rate_lines,
     rates_note,
     rescue_matrix,
 )
 from altgrad.compare.parity.table import HEADS
 from altgrad.metrics import METRICS
+from altgrad.results.curves import Curve, measured
+from altgrad.text.foreign_text import as_markdown
+from dashboard.data.sweep_frame import group_name
+from dashboard.data.watched_sweep import WatchedRun
 from dashboard.figures.curve_figures import CONFIG
+from dashboard.figures.difference_figure import difference_figure
 from dashboard.figures.group_figures import learning_rate_figure, matrix_figure, pareto, pareto_figure, survival_figure
 from dashboard.page_context import PageContext
-from dashboard.widgets import choose_many, choose_one, show_table
+from dashboard.widgets import choose_kept, choose_many, choose_one, show_table
 
 _PARTS = {
     "matrix": "Rescue matrix",
     "bits": "Bits against loss",
     "learning_rate": METRICS["learning_rate"].label,
     "survival": "Survival",
+    "groups": "Two groups",
     "settings": "Settings",
     "parity": "Parity",
 }
@@ -50,6 +61,8 @@ def show(context: PageContext) -> None:
         _learning_rate(rows)
     elif part == "survival":
         _survival(rows)
+    elif part == "groups":
+        _two_groups(context, rows)
     elif part == "settings":
         _settings(context, rows)
     else:
@@ -120,6 +133,10 @@ def _survival(rows: Sequence[Row]) -> None:
 
 def _settings(context: PageContext, rows: Sequence[Row]) -> None:
     names = choose_many("Runs", sorted(row.run for row in rows), "runs", [row.run for row in rows[:2]])
+    _config_differences(context, names)
+
+
+def _config_differences(context: PageContext, names: Sequence[str]) -> None:
     runs = [run for name in names if (run := context.sweep.run(name)) is not None]
     if len(runs) < 2:
         st.info("Choose at least two runs.")
@@ -134,6 +151,45 @@ def _settings(context: PageContext, rows: Sequence[Row]) -> None:
     )
     st.dataframe(frame, alt="Config fields in which the chosen runs differ: a row per field, a column per run.")
     st.caption(f"Fields that differ: {len(different)}. All others are the same.")
+
+
+def _two_groups(context: PageContext, rows: Sequence[Row]) -> None:
+    """Any two groups side by side: paired difference with its verdict, its course, and what differs."""
+    named = {group_name(members): members for members in by_group(rows).values()}
+    if len(named) < 2:
+        st.info("There is one group only: two groups differ in more than the seed.")
+        return
+    names = sorted(named, key=lambda name: (any(row.is_baseline for row in named[name]), named[name][0].group_label))
+    left, right = st.columns(2)
+    with left:
+        one = choose_kept("Group", names, "one", format_func=lambda name: named[name][0].group_label)
+    with right:
+        rest = [name for name in names if name != one]
+        other = choose_kept("against", rest, "other", rest[-1], format_func=lambda name: named[name][0].group_label)
+    found = group_difference(named[one], named[other], planned_terms(context.sweep.folder))
+    st.markdown(as_markdown(found.sentence))
+    matched, pairs = paired_runs(named[one], named[other]), []
+    for row, against in matched:
+        runs = context.sweep.run(row.run), context.sweep.run(against.run)
+        if runs[0] is not None and runs[1] is not None:
+            pairs.append((_validation(runs[0]), _validation(runs[1])))
+    curve = difference_curve(pairs)
+    if curve is None:
+        st.info("No step has a validation loss of both groups for the same seed, so there is no curve.")
+    else:
+        alt = "Difference of the validation losses of the two groups by step, with its 95 % interval over seeds."
+        figure = difference_figure(curve, named[one][0], found)
+        st.plotly_chart(figure, key="difference", config=CONFIG, alt=alt)
+        st.caption(
+            f"{found.one} minus {found.other}, paired by seed (n = {curve.n}); above 0 it is behind. Band: 95 % t "
+            "interval; shaded: the margin. It is judged alone; the part Parity corrects for all groups of the sweep."
+        )
+    first = matched[0] if matched else (named[one][0], named[other][0])
+    _config_differences(context, [row.run for row in first])
+
+
+def _validation(run: WatchedRun) -> Curve:
+    return measured(run.table("steps", ["validation_loss"]), "validation_loss")
 
 
 def _text(value: Any) -> str:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from urllib.parse import quote
 
 import pandas as pd
 import streamlit as st
 
 from altgrad.compare import STEP_COLUMNS, Row, by_group, loss_unit
+from altgrad.html.group_board import BOARD_STYLE, group_board
+from altgrad.show.drawn_curves import Line, View, line
 from dashboard.data.sweep_frame import CELL_COLUMNS, COLUMNS, HEADS, csv_of, group_frame, group_name, run_frame
 from dashboard.page_context import PageContext
 from dashboard.widgets import choose_kept, choose_many, choose_named, choose_one, show_table, switch
@@ -15,6 +20,7 @@ from dashboard.widgets import choose_kept, choose_many, choose_named, choose_one
 _HIDDEN = ("learning_rate", "loss", "best_step")  # columns that the viewer must choose to see
 _WHERE_THERE_IS_ANY = ("setting", "pairing")  # columns that are shown if a row has a value in them
 _BETTER_IF_LOWER = ("loss", "validation_loss", "best_validation_loss", "gap", "gap_low", "gap_high")
+_VIEW = View("loss", buckets=60)
 _MANY = 200  # with more rows there are no small loss curves: they would take longer than the rest of the page
 
 
@@ -23,6 +29,8 @@ def show(context: PageContext) -> None:
     st.title("Sweep")
     context.sweep.prefetch(context.sweep.runs, "steps", [*STEP_COLUMNS, *CELL_COLUMNS])  # in one pass over the files
     rows = filtered(context)
+    if 0 < len(rows) <= _MANY:
+        _board(context, rows)
     first, second, third, fourth = st.columns([2, 2, 1, 1], vertical_alignment="bottom")
     with first:
         per_group = choose_one("One row per", {"run": "run", "group": "group of seeds"}, "rows") == "group"
@@ -55,6 +63,25 @@ def show(context: PageContext) -> None:
         mime="text/csv",
         on_click="ignore",
     )
+
+
+def _board(context: PageContext, rows: Sequence[Row]) -> None:
+    """The groups at a glance; the table below has every column."""
+    lines: dict[str, Line] = {}
+    for row in rows:
+        run = context.sweep.run(row.run)
+        if run is None:
+            continue
+        drawn = context.sweep.remembered(run, "board line", partial(line, row, run, _VIEW))
+        if drawn is not None:
+            lines[row.run] = replace(drawn, row=row)
+    sweep = quote(context.sweep.folder.name)
+
+    def link(row: Row) -> str:
+        members = [one for one in rows if one.group == row.group]
+        return f"curves?sweep={sweep}&group={quote(group_name(members))}"
+
+    st.html(f"<style>{BOARD_STYLE}</style>{group_board(rows, lines, link, images=True)}")
 
 
 def _is_shown(frame: pd.DataFrame, name: str, per_group: bool) -> bool:

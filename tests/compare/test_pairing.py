@@ -29,7 +29,7 @@ def sweep(tmp_path: Path) -> Folder:
 WITHOUT_EFFECT = [
     {}, {"scaling": "none"}, {"scaling": "delayed"}, {"scale_granularity": "row"}, {"update_rounding": "stochastic"},
     {"weight_format": "BF16"}, {"amax_history": 4}, {"block_axis": "last"}, {"high_first_blocks": 1.0},
-    {"high_last_blocks": 0.5},
+    {"high_last_blocks": 0.5}, {"rounding_seed": 5},
 ]  # fmt: skip
 
 NOT_THE_REFERENCE = [
@@ -38,7 +38,7 @@ NOT_THE_REFERENCE = [
     {"format": "FP32"}, {"format": "FP16"}, {"enable_emergency_shift": True}, {"enable_partition_clipping": True},
     {"overflow": "saturate"}, {"scale_power_of_two": False}, {"amax_factor": 0.5},
     {"master_weights": False, "update_rounding": "stochastic"}, {"recipe": "mxfp8"}, {"recipe": "bf16_sr"},
-    {"gemms": {"wgrad": {"format": "E4M3"}}},
+    {"gemms": {"wgrad": {"format": "E4M3"}}}, {"layer_gemms": {"lm_head": {"wgrad": {"weight": {"format": "E4M3"}}}}},
     {"first_moment": {"format": "E4M3"}}, {"second_moment": {"format": "E4M3"}},
 ]  # fmt: skip
 

@@ -19,6 +19,7 @@ from altgrad.compare import (
     by_group,
     comparison,
     comparison_csv,
+    difference_curve,
     group_difference,
     paired_gap,
     parity_lines,
@@ -28,6 +29,7 @@ from altgrad.compare import (
 from altgrad.html import html_report
 from altgrad.report import sweep_report
 from altgrad.results import SCHEMA, list_runs
+from altgrad.results.curves import Curve
 from altgrad.storage.folder import Folder
 from dashboard.data.sweep_frame import group_frame
 from tests.references.gap_oracle import oracle, two_rates
@@ -108,6 +110,22 @@ def test_pairs_of_groups_are_paired_by_seed_like_scipys_related_samples(sweep: F
     assert group_difference(groups["E4M3"], groups["E5M2"]).parity.verdict == "better"
     assert {two.parity.tested for two in all_pairs(rows).values()} == {3}
     assert main(["compare", sweep.path, "--groups", "E5M2", "e4m3-2"]) == 2, "it has no sweep.json"
+
+
+def test_a_difference_curve_is_scipys_paired_interval_at_each_step_that_all_have() -> None:
+    rng = np.random.default_rng(8)
+    steps = [np.arange(10, 101, 10), np.arange(10, 81, 10), np.arange(20, 101, 10)]  # seeds end and begin elsewhere
+    pairs = [tuple(Curve(at, rng.normal(2, 0.1, len(at))) for at in (own, steps[0])) for own in steps]
+    found = difference_curve(pairs)
+    assert found is not None and found.steps.tolist() == list(range(20, 81, 10)) and found.n == 3
+    for place, step in enumerate(found.steps):
+        one, other = (np.array([pair[side].values[pair[side].steps == step][0] for pair in pairs]) for side in (0, 1))
+        interval = stats.ttest_rel(one, other).confidence_interval(0.95)
+        assert (found.mean[place], found.low[place], found.high[place]) == pytest.approx(
+            ((one - other).mean(), interval.low, interval.high)
+        )
+    alone = difference_curve(pairs[:1])
+    assert alone is not None and np.isnan(alone.low).all() and difference_curve([]) is None
 
 
 def pair_of(sweep: Folder, config: dict[str, Any], info: dict[str, Any] | None = None) -> Row:

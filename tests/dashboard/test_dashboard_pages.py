@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from altgrad.compare import by_group, comparison, group_difference
+from altgrad.results import list_runs
+from altgrad.storage.folder import Folder
 from dashboard import streamlit_app
 from tests.support import generated_results as generated
 from tests.support.dashboard_pages import PAGES, show, words
@@ -160,6 +163,20 @@ def test_no_link_holds_a_label(roots: dict[str, Path]) -> None:
     assert app.multiselect[0].value == ["loss", "stall_rate"]
     app = show(roots["completed"], "compare", part="survival")
     assert "No run has collapsed" in words(app)
+
+
+def test_any_two_groups_are_compared_side_by_side(roots: dict[str, Path]) -> None:
+    sweep = next(path for path in roots["completed"].iterdir() if (path / "sweep.json").exists())
+    groups = by_group(comparison(list_runs(Folder.at(sweep))[0]))
+    one, other = (min(row.run for row in members) for members in list(groups.values())[:2])
+    found = group_difference(
+        *(next(m for m in groups.values() if name in {row.run for row in m}) for name in (one, other))
+    )
+    app = show(roots["completed"], "compare", part="groups", one=one, other=other)
+    assert not app.exception
+    assert found.sentence in words(app).replace("\\", "")
+    app = show(roots["completed"], "compare", part="parity")
+    assert "Holm" in words(app) or "two one-sided t tests" in words(app)
 
 
 def test_link_to_a_run_opens_that_run(roots: dict[str, Path]) -> None:

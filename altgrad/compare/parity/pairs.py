@@ -9,14 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import combinations
 from statistics import mean
 
+import numpy as np
+from numpy.typing import NDArray
+
 from altgrad.compare.groups import by_group
 from altgrad.compare.parity.confounds import confounds, joined
+from altgrad.compare.parity.student_t import t_quantile
 from altgrad.compare.parity.verdict import Parity, Terms, default_margin, judged
 from altgrad.compare.row import Row, loss_unit
 from altgrad.compare.statistics import interval
+from altgrad.results.curves import Curve
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,50 @@ def all_pairs(rows: Iterable[Row], terms: Terms | None = None) -> dict[tuple[str
     return {pair: replace(one, parity=two) for (pair, one), two in zip(found.items(), verdicts, strict=True)}
 
 
+@dataclass(frozen=True)
+class DifferenceCurve:
+    """Mean difference of two groups by step over `n` seeds, with its 95 % t interval (NaN below two seeds)."""
+
+    n: int
+    steps: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def difference_curve(pairs: Sequence[tuple[Curve, Curve]]) -> DifferenceCurve | None:
+    """The first minus the second of pairs of curves, one per seed, at the steps that all have; None without one.
+
+    The band ends where the first of the runs ends: a mean over survivors would mislead.
+    """
+    if not pairs:
+        return None
+    common = reduce(np.intersect1d, (curve.steps for pair in pairs for curve in pair))
+    if not len(common):
+        return None
+    with np.errstate(invalid="ignore"):
+        values = np.stack([_at(common, one) - _at(common, other) for one, other in pairs])  # (seeds, steps)
+    n, middle = len(pairs), values.mean(axis=0)
+    half = np.full_like(middle, np.nan)
+    if n > 1:
+        half = t_quantile(n - 1) * values.std(axis=0, ddof=1) / math.sqrt(n)
+    return DifferenceCurve(n, common, middle, middle - half, middle + half)
+
+
+def _at(steps: NDArray[np.int64], curve: Curve) -> NDArray[np.float64]:
+    return curve.values[np.searchsorted(curve.steps, steps)]
+
+
+def paired_runs(one: Sequence[Row], other: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """The runs of two groups with the same seed that may be compared, in order of the seeds."""
+    pairs = [(mine, theirs) for mine in one for theirs in other if mine.seed == theirs.seed]
+    return sorted((pair for pair in pairs if _obstacle(*pair) is None), key=lambda pair: pair[0].seed)
+
+
 def _unjudged(one: Sequence[Row], other: Sequence[Row], margin: float | None) -> GroupDifference:
     pairs = [(mine, theirs) for mine in one for theirs in other if mine.seed == theirs.seed]
     obstacles = dict.fromkeys(said for mine, theirs in pairs if (said := _obstacle(mine, theirs)) is not None)
-    matched = [pair for pair in pairs if _obstacle(*pair) is None]
+    matched = paired_runs(one, other)
     by_seed: dict[int, list[tuple[float, float]]] = {}
     for mine, theirs in matched:
         if mine.final_loss is not None and theirs.final_loss is not None:

@@ -19,6 +19,7 @@ from dashboard.data.watched_sweep import WatchedRun
 from dashboard.figures.curve_figures import CONFIG
 from dashboard.figures.signal_strips import alike, first_layers, signals_of, strips_figure
 from dashboard.page_context import PageContext
+from dashboard.verdict_card import verdict_card
 from dashboard.widgets import choose_run, shortened, show_table
 
 
@@ -72,7 +73,7 @@ def _forensics(context: PageContext, run: WatchedRun, collapsed: Sequence[Row]) 
     except ConfigError as error:
         st.warning(f"The forensics of this run cannot be drawn: {as_markdown(str(error))}")
         return
-    st.error(as_markdown(f"{run.name}: {evidence.verdict.sentence()}"))
+    verdict_card(evidence, context.row[run.name], context.rows)
     signals = signals_of(evidence)
     st.subheader("What moved first")
     if signals.moved:

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.browser
 
 HOSTILE = "![i](http://evil.test/a.png) <img src=http://evil.test/b.png> [c](http://evil.test) `$(touch x)` :red[y]"
 
+FOREIGN_IMAGES = 'img:not([src^="data:image/svg+xml,"])'  # the drawings of the board carry their own data
+
 
 def disguised_links(visit: Visit) -> list[str]:
     """Links that lead elsewhere than they say; an address that is written out may be one."""
@@ -59,13 +61,13 @@ def test_hostile_names_texts_and_reports_load_nothing_and_are_shown_as_written(v
         visit.go_to(name)
         visit.page.wait_for_timeout(300)
         visit.take_picture(f"hostile-{name.lower()}")
-        assert not visit.page.locator("[data-testid=stMain] img, [data-testid=stSidebar] img").count(), name
+        assert not visit.page.locator(FOREIGN_IMAGES).count(), name
         assert not disguised_links(visit), name
     for path in ("failures", "run", "layers"):
         visit.open(f"{path}?sweep={quote(hostile)}&run={quote(f'E7M0 2 {HOSTILE}')}")
         visit.page.wait_for_timeout(300)
         assert "![i](http://evil.test/a.png)" in visit.text() or path == "layers"
-        assert not visit.page.locator("img").count() and not disguised_links(visit), path
+        assert not visit.page.locator(FOREIGN_IMAGES).count() and not disguised_links(visit), path
     visit.open("overview?sweep=![x](http://evil.test/d.png)")
     visit.open(f"curves?sweep={quote(hostile)}&run={quote(HOSTILE)}&group={quote(HOSTILE)}")
     assert not visit.outside, visit.outside

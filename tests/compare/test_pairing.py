@@ -38,8 +38,8 @@ NOT_THE_REFERENCE = [
     {"format": "FP32"}, {"format": "FP16"}, {"enable_emergency_shift": True}, {"enable_partition_clipping": True},
     {"overflow": "saturate"}, {"scale_power_of_two": False}, {"amax_factor": 0.5},
     {"master_weights": False, "update_rounding": "stochastic"}, {"recipe": "mxfp8"}, {"recipe": "bf16_sr"},
-    {"gemms": {"wgrad": {"format": "E4M3"}}}, {"layer_gemms": {"lm_head": {"wgrad": {"weight": {"format": "E4M3"}}}}},
-    {"first_moment": {"format": "E4M3"}}, {"second_moment": {"format": "E4M3"}},
+    {"gemms": {"wgrad": {"format": "E4M3"}}}, {"layer_gemms": {"lm_head": {"wgrad": {"format": "E4M3"}}}},
+    {"attention_gemms": True}, {"first_moment": {"format": "E4M3"}}, {"second_moment": {"format": "E4M3"}},
 ]  # fmt: skip
 
 

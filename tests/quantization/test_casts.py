@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from altgrad.config.cast import Cast
+from altgrad.formats import find_format
 from altgrad.quantization.fake_quantize import fake_quantize
 from altgrad.quantization.kernel.rotation import hadamard, rotated, unrotated
+from altgrad.quantization.kernel.round import spec_of
+from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 
 TYPES = {
     "E4M3": ml_dtypes.float8_e4m3fn,
@@ -133,6 +136,23 @@ def test_a_rotation_leaves_the_product_as_it_was_and_is_undone_exactly(shape, ke
         back = unrotated(rotated(a, 16, last, words), a.shape, 16, last, words)
         torch.testing.assert_close(back, a, rtol=1e-5, atol=1e-6)
     assert not torch.equal(turned, a)
+
+
+def test_the_hadamard_matrix_is_sylvesters():
+    matrix = np.ones((1, 1))
+    for size in (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024):
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+        assert np.array_equal(hadamard(size).numpy(), (matrix / size**0.5).astype(np.float32))
+
+
+def test_one_graph_after_another_traces_a_rotation():
+    mode = Mode("nearest", "dynamic", "1x32", True, 1.0, hadamard=32)
+    rest = spec_of(find_format("E2M1")), torch.zeros(0), torch.zeros(2, dtype=torch.int32), mode
+    for rows in (8, 12):
+        x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(rows))
+        torch._dynamo.reset()
+        traced = torch.compile(lambda x: round_site(x, *rest)[0], backend="aot_eager", dynamic=False)
+        assert torch.equal(traced(x), round_site(x, *rest)[0])
 
 
 def test_redrawn_signs_differ_from_key_to_key():

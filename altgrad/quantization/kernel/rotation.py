@@ -8,8 +8,6 @@ signs): the largest value, and with it the scale, is halved.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -19,13 +17,17 @@ from altgrad.quantization.kernel.random import uniform
 _FIXED_SEED = 0x5EED
 
 
-@functools.cache
 def hadamard(size: int, device: torch.device | str = "cpu") -> Tensor:
-    """Sylvester's Hadamard matrix divided by sqrt(size): (size, size), float32, orthogonal; size: a power of two."""
-    matrix = torch.ones(1, 1, dtype=torch.float64)
-    for _ in range(size.bit_length() - 1):
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)], 0)
-    return (matrix / size**0.5).to(torch.float32).to(device)
+    """Sylvester's Hadamard matrix divided by sqrt(size): (size, size), float32, orthogonal; size: a power of two.
+
+    Entry (i, j) is negative if i and j have an odd number of bits in common.  It is computed anew each time: a matrix
+    kept from the tracing of one graph could not be used in the next one.
+    """
+    index = torch.arange(size, dtype=torch.int32, device=device)
+    common = index[:, None] & index
+    for places in (8, 4, 2, 1):  # the parity of up to 16 bits
+        common = common ^ (common >> places)
+    return (1 - 2 * (common & 1)).to(torch.float32) * size**-0.5
 
 
 def signs(size: int, key: Tensor | None, device: torch.device | str = "cpu") -> Tensor:

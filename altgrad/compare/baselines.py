@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from altgrad.compare.gap import gap_at, last_common_step, loss_at
 from altgrad.compare.origin import NOT_RECORDED
+from altgrad.compare.pairing import NUMERICS, SITE_FORMATS
 from altgrad.compare.parity.confounds import confounds
 from altgrad.compare.row import Row, Unpaired
 
-# Config fields that say which layers and GEMMs are not rounded.
-_EXEMPTING = ("recipe", "gemms", "layer_formats", "layer_gemms", "high_first_blocks", "high_last_blocks")
+# Config fields of which another value may mean that other layers and products are rounded.
+_EXPLAINING = NUMERICS - {"format", *SITE_FORMATS}
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,13 @@ def _match(member: Unpaired, candidates: Sequence[Unpaired]) -> _Match:
 def _obstacle(member: Unpaired, baseline: Unpaired) -> str | None:
     """Why the two cannot be compared; None if they can.
 
-    If another share of the model is rounded although both configs exempt the same layers, the models or the versions
+    If another share of the model is rounded although both configs differ in formats alone, the models or the versions
     of altgrad round different layers.
     """
     coverage = member.origin.other_coverage(baseline.origin)
-    exempt = [[one.settings.config.get(name) for name in _EXEMPTING] for one in (member, baseline)]
-    unexplained = f"not compared: {coverage}" if coverage is not None and exempt[0] == exempt[1] else None
+    one, other = member.settings.config, baseline.settings.config
+    explained = any(one.get(name) != other.get(name) for name in _EXPLAINING)
+    unexplained = None if coverage is None or explained else f"not compared: {coverage}"
     return member.origin.obstacle(baseline.origin) or unexplained
 
 

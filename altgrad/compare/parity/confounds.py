@@ -15,8 +15,8 @@ from altgrad.compare.pairing import DEFAULTS, NUMERICS, RESCUE, Settings, descri
 from altgrad.config.published import published_fields
 from altgrad.config.train_config import TrainConfig
 
-_IN_WORDS = frozenset({"format", "recipe"})
 _WITHOUT_EFFECT = TrainConfig.of_kind("seed", "measuring", "judging", "planning", "running")
+_COMPARED = tuple(name for name in DEFAULTS if name not in _WITHOUT_EFFECT | {"format", "recipe"})
 FORMAT_ALONE = "only the format"
 
 
@@ -31,9 +31,7 @@ def confounds(one: Settings, origin: Origin, other: Settings, other_origin: Orig
     recipes = one.config.get("recipe"), other.config.get("recipe")
     if recipes[0] != recipes[1]:
         found.append(f"recipe {recipes[0] or 'none'}" + _against(recipes[1] or "none", "none"))
-    for name in DEFAULTS:
-        if name in _IN_WORDS | _WITHOUT_EFFECT:
-            continue
+    for name in _COMPARED:
         values = one.config[name], other.config[name]
         if values[0] == values[1] or (name in NUMERICS and _of_recipes(name, values, recipes)):
             continue

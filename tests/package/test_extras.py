@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from altgrad.commands.extras import EXTRAS
+from altgrad.commands.extras import EXTRAS, OF_ONE_TASK
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -118,7 +118,7 @@ def test_the_table_of_modules_is_that_of_the_project() -> None:
 
 def test_every_package_that_is_imported_is_required_by_the_base_or_an_extra() -> None:
     known = BASE | {module for modules in EXTRAS.values() for module in modules}
-    known |= {"altgrad", "tune", "dashboard"} | set(sys.stdlib_module_names)
+    known |= {"altgrad", "tune", "dashboard", *OF_ONE_TASK} | set(sys.stdlib_module_names)
     imported = set()
     for folder in ("altgrad", "tune", "dashboard"):
         for file in (ROOT / folder).rglob("*.py"):

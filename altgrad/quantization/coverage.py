@@ -25,7 +25,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils.flop_counter import flop_registry
 
 from altgrad import torch_private
-from altgrad.quantization.layers import RoundedGemm, RoundedModule, gemms_of, unrounded
+from altgrad.quantization.adapters.rounded_module import RoundedModule
+from altgrad.quantization.layers import RoundedGemm, gemms_of, unrounded
 from altgrad.torch_private import TorchDispatchMode
 
 MOST_LISTED = 20

@@ -27,8 +27,8 @@ from altgrad.config.cast import GEMM_SITES
 from altgrad.config.recipe import Recipe
 from altgrad.quantization import native_fp8 as native
 from altgrad.quantization.adapters.attention import ProductGemm
+from altgrad.quantization.adapters.fit import Filter, make_plain, rounded_layers
 from altgrad.quantization.coverage import Coverage, measure_coverage
-from altgrad.quantization.fit import Filter, make_plain, rounded_layers
 from altgrad.quantization.kernel.counters import COUNTERS
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.site import Site

@@ -5,12 +5,13 @@ The scale is the smallest power of two under which the largest magnitude does no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _LARGEST = 448.0  # of E4M3
 
@@ -63,3 +64,31 @@ def reference_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, **ho
     y = ReferenceGemm.apply(x.reshape(-1, x.shape[-1]), weight, how.get("block"), how.get("row", False))
     y = y.view(*x.shape[:-1], -1)
     return y if bias is None else y + bias
+
+
+# how operands are scaled: fields of a recipe, and of `reference_linear`
+HOW: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "tensor": ({}, {}),
+    "row": ({"scale_granularity": "row"}, {"row": True}),
+    "block": ({"scale_granularity": "1x4"}, {"block": 4}),
+}
+
+
+def same_gemms(rounded: nn.Module, reference: Callable[..., Tensor], *inputs: Tensor, tolerance: float = 1e-6) -> None:
+    """Assert that a module and a reference in float64, with its parameters by name, agree, and all gradients too."""
+    ours = [x.clone().requires_grad_() for x in inputs]
+    theirs = [x.double().requires_grad_() for x in inputs]
+    parameters = {
+        name.replace(".", "_"): p.detach().double().requires_grad_() for name, p in rounded.named_parameters()
+    }
+    y = rounded(*ours)
+    y = y[0] if isinstance(y, tuple) else y
+    expected = reference(*theirs, **parameters)
+    assert y.shape == expected.shape
+    dy = torch.randn(y.shape)
+    y.backward(dy)
+    expected.backward(dy.double())
+    pairs = [(y, expected), *((a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))]
+    pairs += [(p.grad, parameters[name.replace(".", "_")].grad) for name, p in rounded.named_parameters()]
+    for ours_now, expected_now in pairs:
+        assert (ours_now.double() - expected_now).abs().max() <= tolerance * expected_now.abs().max()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from altgrad.quantization.layers import RoundedGemm, RoundedModule
+from altgrad.quantization.adapters.rounded_module import RoundedModule
+from altgrad.quantization.layers import RoundedGemm
 
 SCORES, VALUES = "scores", "values"
 

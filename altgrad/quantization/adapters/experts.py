@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from altgrad import torch_private
 from altgrad.quantization.adapters.linear import LinearCalls
-from altgrad.quantization.layers import OwnedGemm, RoundedGemm, RoundedModule
+from altgrad.quantization.adapters.rounded_module import RoundedModule
+from altgrad.quantization.layers import OwnedGemm, RoundedGemm
 
 
 class ExpertGemm(OwnedGemm):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from altgrad.quantization.adapters.attention import SCORES, attention
-from altgrad.quantization.layers import OwnedGemm, RoundedGemm, RoundedModule
+from altgrad.quantization.adapters.rounded_module import RoundedModule
+from altgrad.quantization.layers import OwnedGemm, RoundedGemm
 
 _PACKED, _SEPARATE = ("in_proj_weight",), ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from altgrad.quantization.layers import OwnedGemm, RoundedGemm, RoundedModule
+from altgrad.quantization.adapters.rounded_module import RoundedModule
+from altgrad.quantization.layers import OwnedGemm, RoundedGemm
 
 
 class RoundedRecurrent(RoundedModule):

@@ -10,7 +10,8 @@ from altgrad.quantization.adapters.experts import RoundedExperts
 from altgrad.quantization.adapters.linear import RoundedOwnForward, RoundedTransposedLinear
 from altgrad.quantization.adapters.multihead import RoundedMultiheadAttention
 from altgrad.quantization.adapters.recurrent import RoundedRecurrent
-from altgrad.quantization.layers import QuantizedLinear, RoundedModule
+from altgrad.quantization.adapters.rounded_module import RoundedModule
+from altgrad.quantization.layers import QuantizedLinear
 
 Adapter = type[RoundedModule]
 

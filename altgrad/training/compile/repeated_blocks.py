@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from altgrad.quantization.layers import RoundedGemm, RoundedModule
+from altgrad.quantization.adapters.rounded_module import RoundedModule
+from altgrad.quantization.layers import RoundedGemm
 
 _MOST_OTHERS = 4  # rounded layers outside of blocks, each of which needs a separate graph
 

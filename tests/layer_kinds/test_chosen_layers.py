@@ -17,9 +17,9 @@ from torch.nn.utils import parametrizations
 from altgrad.compare.comparison_table import comparison_markdown
 from altgrad.compare.coverage_note import coverage_note
 from altgrad.config.recipe import Recipe
+from altgrad.quantization.adapters.filters import lora_adapters, lora_base
 from altgrad.quantization.adapters.registry import register_gemm
 from altgrad.quantization.coverage import Coverage, LeftOut
-from altgrad.quantization.filters import lora_adapters, lora_base
 from altgrad.quantization.quantized_model import quantize_model
 from tests.support.gemm_reference import reference_linear
 from tests.support.written_runs import row

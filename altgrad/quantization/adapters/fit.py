@@ -10,7 +10,8 @@ from altgrad.config.operands import high_precision_layers
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.adapters.attention import SCORES, VALUES, ProductGemm, RoundedAttention, attention_gemms
 from altgrad.quantization.adapters.registry import Adapter, adapter_for
-from altgrad.quantization.layers import RoundedGemm, RoundedModule, rounded_class
+from altgrad.quantization.adapters.rounded_module import RoundedModule, rounded_class
+from altgrad.quantization.layers import RoundedGemm
 
 Filter = Callable[[nn.Module, str], bool]
 ALONE = "layer"  # name of a layer that is the whole model

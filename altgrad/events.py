@@ -52,6 +52,7 @@ _TABLE = (
     EventKind("format_shift", "format shift", "a failing format was replaced by a safer one during the run", True, "star", "run"),
     EventKind("rate_cut", "rate cut", "the rescue ladder cut the learning rate to a tenth, from where it warms up again", True, "triangle-down", "run"),
     # other events
+    EventKind("phase", "phase of the recipe", "the schedule of the recipe changed the casts of the GEMMs, as configured", False, "diamond", "run"),
     EventKind("shift_unavailable", "shift unavailable", "a format shift was due, but no tensor of the model has a safer format left", False, "diamond", "run"),
     EventKind("restore", "restore", "the run was interrupted, and a further attempt continued from a checkpoint or from step 0", False, "circle", "neutral"),
     EventKind("checkpoint_fallback", "checkpoint fallback", "a checkpoint was damaged, and the run was restored from an older one", False, "square", "neutral"),

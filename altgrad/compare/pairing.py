@@ -15,6 +15,7 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
+from altgrad.config.phases import phases_text
 from altgrad.config.published import own_gemms, published_fields
 from altgrad.config.recipe import GEMM_SITES
 from altgrad.config.train_config import INTERVENTIONS, TrainConfig
@@ -146,6 +147,8 @@ def config_difference(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
 
 def describe_field(name: str, value: Any) -> str:
     """A config field in a label: `stored`, `gradient E5M2`, `lr 3e-4`.  Different values have different texts."""
+    if name == "phases" and value:
+        return phases_text(value)
     try:
         return _WORDS[name, value]
     except (KeyError, TypeError):  # TypeError: layer_formats is a dict

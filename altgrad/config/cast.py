@@ -42,7 +42,11 @@ def _normal_block(value: Any) -> Any:
 
 
 class Cast(BaseModel):
-    """How an operand is rounded.  A cast to BF16 or FP32, which are never scaled, is called "high precision"."""
+    """How an operand is rounded.  A cast to BF16 or FP32, which are never scaled, is called "high precision".
+
+    FP16 has a scale only with `scale_fp16`: it reaches from 2^-24 to 65504, so that a scale decides what becomes zero
+    or infinite.  BF16, TF32 and FP32 have float32's range, in which no scale helps.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -55,6 +59,7 @@ class Cast(BaseModel):
     scale_rule: Literal["ceil", "floor", "even", "ceil_amax", "real"] = Field("ceil", description="how an amax becomes a scale: ceil: smallest power of two that keeps amax in range; floor: the OCP MX rule, under which the largest values may saturate; even: power of two for the amax rounded to the element's mantissa; ceil_amax: power of two for the amax rounded up to a power of two; real: amax / largest value")
     scale_format: Literal["E8M0", "FP32", "E4M3"] = Field("E8M0", description="format in which a scale is stored; E4M3: one per block, multiplied by one FP32 scale per tensor (two-level scale)")
     static_scale: Annotated[float, Field(gt=0)] = Field(1.0, description="the fixed scale; used if scaling is static")
+    scale_fp16: bool = Field(False, description="scale FP16 too, which is left unscaled otherwise")
     amax_history: int = Field(16, ge=1, description="number of steps whose amax is remembered; used if scaling is delayed")
     amax_factor: Annotated[float, Field(gt=0)] = Field(1.0, description="the scale is chosen for amax times this factor (a margin); below 1 the largest values overflow")
     rounding: Literal["nearest", "toward_zero", "stochastic"] = Field("nearest", description="rounding mode of the operand")
@@ -82,6 +87,13 @@ class Cast(BaseModel):
                 f"block={self.block!r} with scaling={self.scaling!r}: rows and blocks of the next batch have no history; "
                 "use block='tensor' or scaling='dynamic'"
             )
+        if self.scale_fp16 and fmt.name != "FP16":
+            raise ValueError(
+                f"scale_fp16=True with format={fmt.name!r}: it is for FP16; narrower formats are scaled without it, and "
+                "BF16, TF32 and FP32 have float32's range, in which no scale helps"
+            )
+        if self.scale_fp16 and self.scaling == "none":
+            raise ValueError("scale_fp16=True with scaling='none'; choose dynamic, delayed or static, or leave it out")
         if self.hadamard and (self.hadamard & (self.hadamard - 1) or not 2 <= self.hadamard <= _LARGEST_HADAMARD):
             raise ValueError(f"hadamard={self.hadamard}: a power of two from 2 to {_LARGEST_HADAMARD}")
         if fmt.mantissa_bits > 22 and self.scale_rule == "even":
@@ -91,10 +103,14 @@ class Cast(BaseModel):
     @property
     def number_format(self) -> NumberFormat:
         """The number format of this cast, with `overflow` in place of the format's own rule if one is set."""
-        fmt = find_format(self.format)
+        fmt = self.scaled_as_asked(find_format(self.format))
         if self.overflow == "inf" and not fmt.has_inf:
             raise ValueError(f"overflow='inf': {fmt} has no infinity; use overflow='saturate' or E5M2")
         return fmt if self.overflow == "format" else dataclasses.replace(fmt, overflow=self.overflow)
+
+    def scaled_as_asked(self, fmt: NumberFormat) -> NumberFormat:
+        """The format, marked as scaled if it is FP16 and this cast asks for that."""
+        return dataclasses.replace(fmt, scaled=True) if self.scale_fp16 and fmt.name == "FP16" else fmt
 
     @property
     def tile(self) -> tuple[int, int] | None:

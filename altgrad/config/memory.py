@@ -27,6 +27,10 @@ def bytes_per_parameter(recipe: Recipe) -> float:
     Example: E4M3 with one scale per tensor, an FP32 master and FP32 moments takes 4 + 1 + 8 = 13 bytes; without masters
     it takes 1 + 8 = 9, and with the Kahan compensation in BF16 11.
     """
+    return max(_in_phase(recipe.in_phase(number)) for number in range(len(recipe.phases) + 1))
+
+
+def _in_phase(recipe: Recipe) -> float:
     copies = [rounded.cast for rounded in roundings(recipe.casts_at())["weight"]]
     if recipe.master_weights:
         copies = [cast for cast in copies if cast.format != "FP32"]  # the master itself

@@ -39,6 +39,7 @@ _FILLS: Mapping[str, tuple[tuple[str, ...], tuple[GemmSite, ...]]] = {
     "amax_factor": (("amax_factor",), ("activation", "gradient")),
     "rounding": (("rounding",), GEMM_SITES),
 }
+FLAT_FIELDS = tuple(_FILLS)
 _BLOCK_NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
 
@@ -98,7 +99,7 @@ def casts_of(recipe: Any, layer: str = "", high_precision: bool = False) -> dict
         if not plain:
             fields |= _altered(recipe.gemms, operand)
         if forced is not None:
-            fields["format"] = forced
+            fields = {name: value for name, value in fields.items() if name != "scale_fp16"} | {"format": forced}
         for pattern, gemms in recipe.layer_gemms.items():
             if fnmatch.fnmatchcase(layer, pattern):
                 fields |= _altered(gemms, operand)

@@ -18,7 +18,7 @@ from altgrad.text.error_hints import did_you_mean, shown
 
 Moment = Literal["first_moment", "second_moment"]
 MOMENTS: tuple[Moment, ...] = get_args(Moment)
-_OF_CAST = ("format", "block", "rounding", "scaling", "scale_rule", "scale_format")
+_OF_CAST = ("format", "block", "rounding", "scaling", "scale_rule", "scale_format", "scale_fp16")
 _FIELDS = (*_OF_CAST, "range_expansion")
 
 

@@ -27,6 +27,8 @@ from altgrad.text.yaml_text import NotYaml, read_yaml
 
 ELEMENT_BITS = 8  # a recipe calls wider formats high precision
 _FOLDER = Path(__file__).parent / "recipes"
+# Fields that a config lacks which an earlier version wrote out: it has their defaults, not those of its recipe.
+_LATER = {"phases", "layer_gemms", "rounding_seed"}
 
 
 class Published(BaseModel):
@@ -81,7 +83,7 @@ def with_published(fields: Mapping[str, Any], every: Collection[str]) -> dict[st
     `every`: the names of all fields of a recipe.  A config that has all of them was written out and is not changed.
     """
     name = fields.get("recipe")
-    if not isinstance(name, str) or set(every) <= fields.keys():
+    if not isinstance(name, str) or set(every) - _LATER <= fields.keys():
         return dict(fields)
     theirs = published_fields(name)
     merged = {**theirs, **fields}
@@ -152,10 +154,19 @@ def in_format(recipe: Any, name: str) -> dict[str, Any]:
             for key, value in node.items()
         }
 
-    if all(cast.number_format.bits > ELEMENT_BITS for cast in casts_of(recipe).values()):
+    def changed(fields: Mapping[str, Any]) -> dict[str, Any]:
+        found = {field: other(value) if field in flat else value for field, value in fields.items()}
+        if "gemms" in fields:
+            found["gemms"] = tree(fields["gemms"])
+        if "layer_formats" in fields:
+            found["layer_formats"] = {glob: other(old) for glob, old in fields["layer_formats"].items()}
+        return found
+
+    phases = [recipe.in_phase(number) for number in range(len(recipe.phases) + 1)]
+    if all(cast.number_format.bits > ELEMENT_BITS for phase in phases for cast in casts_of(phase).values()):
         raise ValueError("the recipe rounds no operand to 8 bits or fewer")
     flat = ("format", "weight_format", "activation_format", "gradient_format")
-    changes: dict[str, Any] = {field: other(getattr(recipe, field)) for field in flat}
-    changes["gemms"] = tree(recipe.gemms)
-    changes["layer_formats"] = {glob: other(old) for glob, old in recipe.layer_formats.items()}
+    changes = changed({field: getattr(recipe, field) for field in (*flat, "gemms", "layer_formats")})
+    if recipe.phases:
+        changes["phases"] = [changed(phase) for phase in recipe.phases]
     return changes

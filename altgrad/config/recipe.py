@@ -19,6 +19,7 @@ from altgrad.config.config_errors import FieldError, problem
 from altgrad.config.field_traits import Declared, field
 from altgrad.config.operands import Operand, casts_of, check_gemms
 from altgrad.config.optimizer_states import MOMENTS, Moment, MomentCast, moment_cast
+from altgrad.config.phases import check_effect, check_phases, fields_after, normal_phases
 from altgrad.config.published import check_shorthand, published, published_fields, with_published
 from altgrad.formats import NumberFormat, find_format
 
@@ -55,11 +56,12 @@ class Recipe(Declared):
     layer_gemms: dict[str, dict[str, dict[str, Any]]] = field({}, "numeric", "glob over layer names -> exceptions as in gemms for the layers that match; they override all other fields, and of several matching globs the last counts", in_graph=True)
     high_first_blocks: float = field(0, "numeric", "number of first blocks of the model that stay in BF16; a value below 1 is a share of all blocks, rounded up", in_graph=True, moves_baseline=False, ge=0)
     high_last_blocks: float = field(0, "numeric", "number of last blocks of the model that stay in BF16; a value below 1 is a share of all blocks, rounded up", in_graph=True, moves_baseline=False, ge=0)
+    phases: list[dict[str, Any]] = field([], "numeric", "schedule of casts: list of phases, each with from_step (its first step, counted from 1) or from_share (of the run before it) and the fields that change then: formats, scales, rounding, gemms (whole GEMMs), layer_gemms, layer_formats, high_first_blocks, high_last_blocks", in_graph=True)
     # weights at rest
     master_weights: bool = field(True, "numeric", "true: the optimizer updates FP32 weights, and the GEMMs get rounded copies; false: the stored weight itself is rounded to its format after every step")
     update_rounding: UpdateRounding = field("nearest", "numeric", "rounding mode of the stored weight after each optimizer step, without master weights; kahan: to nearest, the error kept in BF16 and added to the next update; eco, eco_stochastic: to nearest or stochastically, the error fed into the optimizer's momentum", moves_baseline=False, only_with=("master_weights", False))
     # optimizer
-    first_moment: dict[str, Any] | None = field(None, "numeric", "rounding of Adam's first moment of every matrix after each step: fields of a cast (format, block: tensor or 1xB, rounding, scaling, scale_rule, scale_format) and range_expansion; None: FP32")
+    first_moment: dict[str, Any] | None = field(None, "numeric", "rounding of Adam's first moment of every matrix after each step: fields of a cast (format, block: tensor or 1xB, rounding, scaling, scale_rule, scale_format, scale_fp16) and range_expansion; None: FP32")
     second_moment: dict[str, Any] | None = field(None, "numeric", "rounding of Adam's second moment of every matrix after each step: fields of a cast and range_expansion, as for first_moment; None: FP32")
     # products
     attention_gemms: bool = field(False, "numeric", "also round the operands of attention's two products: query and probabilities as activation, key and value as weight", in_graph=True)
@@ -119,6 +121,11 @@ class Recipe(Declared):
     def _registered_names(cls, names: dict[str, str]) -> dict[str, str]:
         return {pattern: find_format(name).name for pattern, name in names.items()}
 
+    @field_validator("phases")
+    @classmethod
+    def _whole_steps(cls, phases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return normal_phases(phases)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_gemms(self.gemms)
@@ -157,6 +164,38 @@ class Recipe(Declared):
             raise ValueError(f"native_fp8=True: {obstacle}")
         return self
 
+    @model_validator(mode="after")
+    def _scheduled(self) -> Self:
+        """Raises ValueError for a phase that is incomplete, contradicts itself, or changes no cast."""
+        check_phases(self.phases)
+        before = self.in_phase(0) if self.phases else None
+        for number, phase in enumerate(self.phases, start=1):
+            try:
+                now = self.in_phase(number)
+                check_effect(phase, now.gemms)
+            except ValueError as error:
+                raise ValueError(f"phases[{number - 1}]: {str(error).splitlines()[0]}") from None
+            assert before is not None
+            if now._same_casts(before):
+                raise ValueError(
+                    f"phases[{number - 1}]: leaves every cast as it was before; change one, or leave it out"
+                )
+            before = now
+        return self
+
+    def in_phase(self, number: int) -> Recipe:
+        """The recipe in that phase of its schedule, without the schedule; 0: before the first phase starts."""
+        fields = self.model_dump(include=set(Recipe.model_fields))
+        for phase in self.phases[:number]:
+            fields = fields_after(fields, phase)
+        return Recipe(**(fields | {"phases": []}))
+
+    def _same_casts(self, other: Recipe) -> bool:
+        """Whether all layers have the same casts in both recipes, whatever their names and `layer_gemms` are."""
+        layers = ("high_first_blocks", "high_last_blocks", "layer_formats", "layer_gemms")
+        casts = [one.model_copy(update={"layer_gemms": {}}).casts_at() for one in (self, other)]
+        return casts[0] == casts[1] and all(getattr(self, n) == getattr(other, n) for n in layers)
+
     def _native_obstacle(self, named: Sequence[NumberFormat]) -> str | None:
         """Why FP8 tensor cores cannot multiply the operands of this recipe, in one line; None if they can."""
         for fmt in named:
@@ -166,6 +205,8 @@ class Recipe(Declared):
             return f"scale_granularity={self.scale_granularity!r} has no FP8 GEMM here; use 'tensor' or 'row'"
         if self.gemms or self.layer_gemms or self.high_first_blocks or self.high_last_blocks:
             return "gemms, layer_gemms and high_*_blocks round operands for one GEMM each; leave them out"
+        if self.phases:
+            return "phases change the casts of a run; leave them out"
         if self.scale_granularity == "row" and not self.master_weights:
             return "scale_granularity='row' rounds a weight anew for dx, off the grid it lives on; use 'tensor'"
         if self.attention_gemms:

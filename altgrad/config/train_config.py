@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from altgrad.config.config_errors import ConfigError, FieldError
 from altgrad.config.field_traits import field
 from altgrad.config.gpt_sizes import PRESETS, GPTShape
+from altgrad.config.phases import first_steps
 from altgrad.config.published import check_shorthand, merged_gemms, own_fields, published_fields
 from altgrad.config.recipe import Fraction, Positive, Recipe, recipe_defaults
 from altgrad.formats import find_format
@@ -178,6 +179,11 @@ class TrainConfig(Recipe):
                 f"cuda_graphs=True with accumulate={self.accumulate}: a replay overwrites the gradients of the one "
                 "before; switch one of them off"
             )
+        if self.phase_starts[:1] == (1,):
+            raise ValueError(
+                f"phases[0] starts with the first of {self.max_steps} steps, so that no step has the casts before it; "
+                "start it later, or put its fields in the config itself"
+            )
         if self.native_fp8 and self.enable_emergency_shift:
             raise ValueError(
                 "native_fp8=True with enable_emergency_shift=True: a shift leads to E5M2 at every site, which no FP8 GEMM "
@@ -193,6 +199,11 @@ class TrainConfig(Recipe):
                 "shift out of rescue_rungs"
             )
         return self
+
+    @property
+    def phase_starts(self) -> tuple[int, ...]:
+        """The first step of each phase of the schedule; `bisect_right` of a step is the number of its phase."""
+        return first_steps(self.phases, self.max_steps)
 
     @property
     def shape(self) -> GPTShape:
@@ -247,6 +258,8 @@ INTERVENTIONS: Mapping[str, Mapping[str, Any]] = {
     "bf16": {"enable_rescue_ladder": True, "rescue_rungs": ["shift"]},
     "ladder": {"enable_rescue_ladder": True},
     "stochastic": {"update_rounding": "stochastic"},
+    "kahan": {"update_rounding": "kahan"},
+    "eco": {"update_rounding": "eco_stochastic"},
     "master": {"master_weights": True},
     "scaling": {"scaling": "dynamic"},
 }

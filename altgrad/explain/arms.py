@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from altgrad.config.phases import phase_at
+from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import TrainConfig
 from altgrad.explain.cells import Cell, Cells, describe, healing, rescaled, rounded_cells
 from altgrad.explain.search import Guilty, Needed, find_guilty, known_truth
@@ -71,8 +73,14 @@ class Case:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """The cells that the run rounds, see `rounded_cells`."""
-        return rounded_cells(self.config, self.layers)
+        """The cells that the run rounds in these steps, see `rounded_cells`."""
+        return rounded_cells(self.recipes, self.layers)
+
+    @cached_property
+    def recipes(self) -> list[Recipe]:
+        """The recipe in each phase of the schedule to which steps of a replay belong."""
+        first, last = (phase_at(self.config.phase_starts, step) for step in (self.start + 1, self.until))
+        return [self.config.in_phase(number) for number in range(first, last + 1)]
 
     @cached_property
     def everything(self) -> Cells:
@@ -108,7 +116,8 @@ class Case:
     def settings(self) -> list[Arm]:
         """An arm for each setting besides the operands' formats that may be to blame, and controls of equal cost."""
         config, found = self.config, []
-        casts = [cast for layer in self.layers for cast in config.casts_at(layer).values() if cast.number_format.scaled]
+        found_casts = [cast for one in self.recipes for layer in self.layers for cast in one.casts_at(layer).values()]
+        casts = [cast for cast in found_casts if cast.number_format.scaled]
         if not config.master_weights:
             found.append(Arm(MASTER, "FP32 master weights", "setting", {"master_weights": True}))
             if config.update_rounding == "nearest":

@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 
 from altgrad.config.cast import Gemm, GemmSite
 from altgrad.config.operands import ALL_OPERANDS, Operand, high_precision_layers
+from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import TrainConfig
 
-HEALED: Mapping[str, Any] = {"format": "BF16", "scaling": "dynamic", "rounding": "nearest", "overflow": "format"}
+HEALED: Mapping[str, Any] = {
+    "format": "BF16", "scaling": "dynamic", "rounding": "nearest", "overflow": "format", "scale_fp16": False,
+}  # fmt: skip
 _SHOWN = 3  # layers that are named one by one
 
 
@@ -35,15 +38,17 @@ class Cell(NamedTuple):
 Cells = frozenset[Cell]
 
 
-def rounded_cells(config: TrainConfig, layers: Sequence[str]) -> list[Cell]:
-    """The cells that the config rounds to fewer bits than BF16, layer by layer in the model's order."""
-    high = high_precision_layers(config, layers)
-    return [
-        Cell(layer, operand.gemm, operand.site)
-        for layer in layers
-        for operand, cast in config.casts_at(layer, layer in high).items()
-        if cast.number_format.scaled
-    ]
+def rounded_cells(recipes: Sequence[Recipe], layers: Sequence[str]) -> list[Cell]:
+    """The cells that one of the recipes rounds to fewer bits than BF16, layer by layer in the model's order."""
+    found: set[Cell] = set()
+    for recipe in recipes:
+        high = high_precision_layers(recipe, layers)
+        for layer in layers:
+            casts = recipe.casts_at(layer, layer in high)
+            narrow = (o for o, cast in casts.items() if cast.number_format.scaled and not cast.scale_fp16)
+            found |= {Cell(layer, operand.gemm, operand.site) for operand in narrow}
+    every = (Cell(layer, operand.gemm, operand.site) for layer in layers for operand in ALL_OPERANDS)
+    return [cell for cell in every if cell in found]
 
 
 def healing(config: TrainConfig, cells: Collection[Cell], layers: Sequence[str]) -> dict[str, Any]:
@@ -61,7 +66,8 @@ def _layer_gemms(
 ) -> dict[str, Any]:
     """The globs come last, in a spelling that the config does not use yet, so that they override all that it says."""
     operands = {layer: tuple(o for o in ALL_OPERANDS if Cell(layer, *o) in cells) for layer in layers}
-    changed = dict(config.layer_gemms)
+    taken = {*config.layer_gemms, *(glob for phase in config.phases for glob in phase.get("layer_gemms", {}))}
+    added: dict[str, Any] = {}
     everywhere = set(operands.values())
     if len(everywhere) == 1:
         operands = {"*": everywhere.pop()}
@@ -71,9 +77,15 @@ def _layer_gemms(
         gemms: dict[str, dict[str, Any]] = {}
         for operand in healed:
             gemms.setdefault(operand.gemm, {})[operand.site] = dict(leaf)
-        changed[_unused("*" if layer == "*" else _escaped(layer), changed)] = gemms
+        added[_unused("*" if layer == "*" else _escaped(layer), {*taken, *added})] = gemms
+    changed: dict[str, Any] = {"layer_gemms": {**config.layer_gemms, **added}}
+    if any("layer_gemms" in phase for phase in config.phases):
+        changed["phases"] = [
+            {**phase, "layer_gemms": {**phase["layer_gemms"], **added}} if "layer_gemms" in phase else phase
+            for phase in config.phases
+        ]
     native = {"native_fp8": False} if config.native_fp8 else {}  # FP8 GEMMs round no operand for one GEMM alone
-    return {"layer_gemms": changed, **native}
+    return {**changed, **native}
 
 
 def _escaped(layer: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from altgrad import torch_private
 from altgrad.config.cast import GEMM_SITES, Cast, Gemm, GemmSite
-from altgrad.config.operands import Operand, roundings
+from altgrad.config.operands import Operand
 from altgrad.config.recipe import Recipe
 from altgrad.formats import NumberFormat, Overflow, find_format
 from altgrad.quantization import native_fp8 as native
@@ -27,12 +27,8 @@ from altgrad.quantization import products as gemm
 from altgrad.quantization.adapters.rounded_module import RoundedModule
 from altgrad.quantization.kernel.round import Rounding
 from altgrad.quantization.kernel.scaled_rounding import round_site, rounded_and_scale
-from altgrad.quantization.kernel.site import Site, together
-from altgrad.quantization.operand_gemms import Plan, operand_gemms, reads_of
-
-OPERAND_TENSORS: tuple[GemmSite, ...] = ("activation", "weight", "gradient")
-_SALT_APART = 1 << 20  # between the random numbers of two roundings of one tensor
-
+from altgrad.quantization.kernel.site import OPERAND_TENSORS, Site, SiteSet, together
+from altgrad.quantization.operand_gemms import Plan, operand_gemms
 
 Watch = Callable[["RoundedGemm"], AbstractContextManager[None]]
 
@@ -48,6 +44,7 @@ class RoundedGemm:
     `sites` holds the roundings by name: `weight`, `activation` and `gradient` if all GEMMs round the tensor alike, else
     one for each GEMM that differs, such as `wgrad.activation`.  A site has the format and, if `counting` is set, the
     counts since they were last taken (see `Site.take_counts`).
+    `phases`: the sites in each phase of the recipe's schedule; `sites` are those of `phase`, the present one.
     `bypass` is the number of `unrounded` contexts around the layer; if it is not 0, nothing is rounded or counted.
     `weight`: the Parameter, or the tensor that the module computes from Parameters (weight norm).
     """
@@ -55,12 +52,17 @@ class RoundedGemm:
     weight: Tensor
     name: str
     sites: dict[str, Site]
+    phases: list[SiteSet]
+    phase: int
+    stochastic: bool  # whether the present sites draw random numbers
     key: Tensor  # (3,) int32: words of the step's random numbers, then the rank
     draws: int  # stochastic forward passes since the key was set
     watch: Watch | None  # told of the products that are left unrounded by `bypass`
 
-    def set_up(self, recipe: Recipe, name: str, salt: int, casts: Mapping[Operand, Cast], device: torch.device) -> None:
-        """`casts`: those of the six operands; salt: tells the random numbers of layers apart."""
+    def set_up(
+        self, recipe: Recipe, name: str, salt: int, casts: Sequence[Mapping[Operand, Cast]], device: torch.device
+    ) -> None:
+        """`casts`: those of the six operands in each phase; salt: tells the random numbers of layers apart."""
         self.name = name
         self.master_weights = recipe.master_weights
         self.bypass = 0
@@ -69,15 +71,8 @@ class RoundedGemm:
         self.native_fp8 = recipe.native_fp8
         self.gemm_dtype = recipe.gemm_dtype
         self.bfloat16_pays = gemm.bfloat16_pays(device)
-        self._by_tensor: dict[GemmSite, list[Site]] = {}
-        self.sites = {}
-        for place, (site, found) in enumerate(roundings(casts).items()):
-            for again, rounded in enumerate(found):
-                own_salt = salt * len(GEMM_SITES) + place + again * _SALT_APART
-                self.sites[rounded.name] = Site(rounded, own_salt, device)
-            self._by_tensor[site] = [self.sites[rounded.name] for rounded in found]
-        self._reads = reads_of([self._by_tensor[tensor] for tensor in OPERAND_TENSORS])
-        self.stochastic = any(cast.rounding == "stochastic" or cast.redraws for cast in casts.values())
+        self.phases = [SiteSet.of(of_phase, salt, device) for of_phase in casts]
+        self.enter(0)
         self.key = torch.zeros(3, dtype=torch.int32, device=device)
         self.draws = 0
 
@@ -120,6 +115,11 @@ class RoundedGemm:
         """Undo `matrices`."""
         return matrices[0]
 
+    def enter(self, phase: int) -> None:
+        """Round as in that phase from now on."""
+        self.phase = phase
+        self.sites, self._by_tensor, self._reads, self.stochastic = self.phases[phase]
+
     def roundings(self, tensor: GemmSite) -> list[Site]:
         """The roundings of a tensor, moved to the weight's device first (loading a state dict may have moved that)."""
         sites = self._by_tensor[tensor]
@@ -137,8 +137,9 @@ class RoundedGemm:
 
     def share(self) -> None:
         """Treat input and output gradient from now on as this rank's rows of larger tensors."""
-        for site in (*self.roundings("activation"), *self.roundings("gradient")):
-            site.share()
+        for phase in self.phases:
+            for site in (*phase.by_tensor["activation"], *phase.by_tensor["gradient"]):
+                site.share()
 
     def format_of(self, site: GemmSite) -> NumberFormat:
         """The format of the first rounding of a tensor, see `site`."""
@@ -252,8 +253,9 @@ class RoundedGemm:
         device = self.device
         self.bfloat16_pays = gemm.bfloat16_pays(device)
         self.key = torch.zeros_like(self.key, device=device) if self.key.is_meta else self.key.to(device)
-        for site in self.sites.values():
-            site.follow(device)
+        for phase in self.phases:
+            for site in phase.by_name.values():
+                site.follow(device)
 
     def rounded_weight(self) -> Tensor:
         """The rounded weight Q_w(W), in the shape of the weight, without counting."""
@@ -278,11 +280,11 @@ class RoundedGemm:
         return self.from_matrices([rounded for rounded, _ in found]), functools.reduce(together, [c for _, c in found])
 
     def format_names(self) -> dict[str, tuple[str, Overflow]]:
-        """Name and overflow rule of each rounding's format, for a checkpoint."""
+        """Name and overflow rule of each present rounding's format, for a checkpoint."""
         return {name: (site.format.name, site.format.overflow) for name, site in self.sites.items()}
 
     def restore_formats(self, names: Mapping[str, tuple[str, Overflow]]) -> None:
-        """Set the formats that `format_names` returned."""
+        """Set the formats that `format_names` returned in the same phase."""
         for site_name, (name, overflow) in names.items():
             self.set_format(site_name, dataclasses.replace(find_format(name), overflow=overflow))
 

@@ -16,36 +16,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from altgrad.config.cast import GEMMS, Gemm
-from altgrad.config.operands import Operand
+from altgrad.config.cast import Gemm
 from altgrad.quantization import products as gemm
 from altgrad.quantization.kernel.batch import round_batched
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
-from altgrad.quantization.kernel.site import Site
+from altgrad.quantization.kernel.site import Reads, Site
 from altgrad.quantization.straight_through import differentiable_once
-
-Reads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-
-
-def reads_of(sites: Sequence[Sequence[Site]]) -> Reads:
-    """For each GEMM, in the order of `GEMMS`, the positions of the roundings of its two operands.
-
-    sites: the roundings of x, W and dy.  If dW reads a second rounding of x, its entry is (0, 1): the first rounding of
-    dy and the second of x.
-    """
-    places = {
-        operand: place for found in sites for place, site in enumerate(found) for operand in site.rounded.operands
-    }
-    fprop, dgrad, wgrad = (
-        tuple(places[Operand(name, tensor)] for tensor in operands) for name, operands in GEMMS.items()
-    )
-    return fprop, dgrad, wgrad  # type: ignore[return-value]
 
 
 class Plan(NamedTuple):
     """The structure of a layer's GEMMs, fixed when a graph is compiled.
 
-    activation, weight, gradient: modes of the roundings of x, W and dy.  fprop, dgrad, wgrad: see `reads_of`.
+    activation, weight, gradient: modes of the roundings of x, W and dy.  fprop, dgrad, wgrad: see `kernel.site`.
     """
 
     activation: tuple[Mode, ...]
@@ -71,7 +53,7 @@ class Plan(NamedTuple):
         narrow: bool,
         counting: bool,
     ) -> Plan:
-        """`sites`: the roundings of x, W and dy; `reads`: see `reads_of`."""
+        """`sites`: the roundings of x, W and dy; `reads`: see `kernel.site`."""
         modes = [tuple(site.mode._replace(use=use) for site in found) for found in sites]
         return cls(*modes, *reads, wanted, narrow, counting)  # type: ignore[call-arg, arg-type]
 

@@ -7,16 +7,17 @@ layers, embeddings); those of vectors (norms, biases), which are few and sensiti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from altgrad import torch_private
 from altgrad.config.optimizer_states import MOMENTS, Moment, MomentCast
 from altgrad.quantization.kernel.expansion import expanded
 from altgrad.quantization.kernel.random import derived_words, fill_key
-from altgrad.quantization.kernel.scaled_rounding import mode_of, rounded_values, spec_for
+from altgrad.quantization.kernel.scaled_rounding import mode_of, rounded_each, spec_for
 
 _ORIGIN = 0x4D  # separates the keys of moments from those of weights and operands
 # Names of the moments in the state of torch's optimizers: Adam and its variants, SGD with momentum.
@@ -26,17 +27,23 @@ _NAMES: Mapping[Moment, tuple[str, ...]] = {
 }
 
 
+_AT_ONCE = 1 << 22  # values in one pass: 16 MiB, so that small matrices share a pass and large ones need no copies
+
+
 class OptimizerStates:
     """Rounds the moments for which a recipe has casts.  It needs no checkpoint: the optimizer holds the moments.
 
-    Stochastic rounding draws independent numbers for each (seed, step, parameter, moment).
+    Moments of matrices of one size are rounded in one pass (see `rounded_each`), because a step of a small model would
+    otherwise consist of the overhead of its operations.  Stochastic rounding draws independent numbers for each (seed,
+    step, parameter, moment).
     """
 
     def __init__(self, casts: Mapping[Moment, MomentCast]) -> None:
         self._casts = casts
         self._words = (0, 0)
         self._keys: dict[torch.device, Tensor] = {}
-        self._specs: dict[tuple[Moment, int, torch.device], Tensor] = {}
+        self._specs: dict[tuple[Moment, torch.device], Tensor] = {}
+        self._salts: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
 
     @property
     def stochastic(self) -> bool:
@@ -55,23 +62,35 @@ class OptimizerStates:
         """
         matrices = [p for group in optimizer.param_groups for p in group["params"] if p.ndim >= 2]
         filled: set[torch.device] = set()
-        for place, parameter in enumerate(matrices):
-            state = optimizer.state.get(parameter)
-            if not state:
-                continue
-            for moment, how in self._casts.items():
-                kept = _kept(state, moment, optimizer)
-                key = self._key(kept.device, filled)
-                kept.copy_(self._rounded(kept.float().flatten(), moment, how, place, key).view_as(kept))
+        for moment, how in self._casts.items():
+            alike: dict[tuple[int, torch.device, torch.dtype], list[tuple[int, Tensor]]] = {}
+            for place, parameter in enumerate(matrices):
+                if state := optimizer.state.get(parameter):
+                    kept = _kept(state, moment, optimizer)
+                    if kept.numel():
+                        salt = place * len(MOMENTS) + MOMENTS.index(moment)
+                        alike.setdefault((kept.numel(), kept.device, kept.dtype), []).append((salt, kept))
+            for (values, device, _), found in alike.items():
+                key = self._key(device, filled)
+                most = max(1, _AT_ONCE // values)
+                for start in range(0, len(found), most):
+                    self._round(moment, how, found[start : start + most], key)
 
-    def _rounded(self, x: Tensor, moment: Moment, how: MomentCast, place: int, key: Tensor) -> Tensor:
-        spec = self._spec(moment, how, place, x.device)
+    def _round(self, moment: Moment, how: MomentCast, found: Sequence[tuple[int, Tensor]], key: Tensor) -> None:
+        """Round moments of one size, each with its salt, in one pass."""
+        kept = [one for _, one in found]
+        x = torch.stack([one.reshape(-1) for one in kept]).float()
+        spec = self._spec(moment, how, x.device)
+        salts = self._salts_of(tuple(salt for salt, _ in found), x.device)
         mode = mode_of(how.cast, "last")
-        history = spec.new_zeros(0, dtype=torch.float32)
-        if not how.range_expansion:
-            return rounded_values(x, spec, history, key, mode)
-        spread = expanded(x, how.cast.number_format, how.cast.block)
-        return spread.contracted(rounded_values(spread.values, spec, history, key, mode))
+        if mode.granularity == "tensor":
+            mode = mode._replace(granularity="row")  # of the stack: a row is a whole moment
+        if how.range_expansion:
+            spread = expanded(x, how.cast.number_format, mode.granularity)
+            rounded = spread.contracted(rounded_each(spread.values, spec, salts, key, mode))
+        else:
+            rounded = rounded_each(x, spec, salts, key, mode)
+        torch_private.copy_each(kept, [row.view_as(one) for row, one in zip(rounded, kept, strict=True)])
 
     def _key(self, device: torch.device, filled: set[torch.device]) -> Tensor:
         key = self._keys.get(device)
@@ -82,13 +101,18 @@ class OptimizerStates:
             filled.add(device)
         return key
 
-    def _spec(self, moment: Moment, how: MomentCast, place: int, device: torch.device) -> Tensor:
-        spec = self._specs.get((moment, place, device))
+    def _spec(self, moment: Moment, how: MomentCast, device: torch.device) -> Tensor:
+        spec = self._specs.get((moment, device))
         if spec is None:
-            salt = place * len(MOMENTS) + MOMENTS.index(moment)
-            spec = spec_for(how.cast, how.cast.number_format, salt, device)
-            self._specs[moment, place, device] = spec
+            spec = self._specs[moment, device] = spec_for(how.cast, how.cast.number_format, 0, device)
         return spec
+
+    def _salts_of(self, salts: tuple[int, ...], device: torch.device) -> Tensor:
+        """The salts on the device, kept from step to step: a copy from the host would synchronise."""
+        found = self._salts.get((salts, device))
+        if found is None:
+            found = self._salts[salts, device] = torch.tensor(salts, dtype=torch.int32, device=device)
+        return found
 
 
 def _kept(state: Mapping[str, Tensor], moment: Moment, optimizer: Optimizer) -> Tensor:

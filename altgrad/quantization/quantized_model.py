@@ -9,6 +9,7 @@ A training loop calls one before the forward pass and one after the optimizer st
         quantized.after_optimizer(optimizer)  # rounds stored weights and moments; stores amaxes in the histories
 
 The trainer is such a loop.  If the recipe needs one of the calls and the loop omits it, a warning says so once.
+`begin_step` also enters the phase of the recipe's schedule to which the step belongs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch.optim import Optimizer
 
 from altgrad import torch_private
 from altgrad.config.cast import GEMM_SITES
+from altgrad.config.phases import first_steps, phase_at
 from altgrad.config.recipe import Recipe
 from altgrad.quantization import native_fp8 as native
 from altgrad.quantization.adapters.attention import ProductGemm
@@ -33,11 +35,11 @@ from altgrad.quantization.kernel.counters import COUNTERS
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.site import Site
 from altgrad.quantization.layers import RoundedGemm, gemms_of
+from altgrad.quantization.model_state import SiteKey, check_names, check_phases, formats_of, histories_of
 from altgrad.quantization.optimizer_states import OptimizerStates
 from altgrad.quantization.reminder import Reminder
 from altgrad.quantization.write_back import WriteBack
 
-SiteKey = tuple[str, str]  # layer and rounding: weight, or wgrad.activation where GEMMs differ
 _MICRO_BATCH, _VALIDATION = 0x3B, 0x7D  # tell derived keys apart
 _AMAX, _USES, _OVERFLOW = (COUNTERS.index(name) for name in ("amax", "uses", "overflow"))
 
@@ -47,6 +49,7 @@ class QuantizedModel:
 
     `products`: the rounded products of two activations, if the recipe rounds attention's, by name.
     `left_out`: modules of a kind that is rounded which are left plain, by name, with the reason.
+    `phase`: number of the present phase of the recipe's schedule, 0 before the first one starts.
     """
 
     def __init__(
@@ -56,25 +59,30 @@ class QuantizedModel:
         layers: dict[str, RoundedGemm],
         left_out: Mapping[str, str] | None = None,
         undo: Sequence[Callable[[], None]] = (),
+        first_of_phase: Sequence[int] = (),
     ) -> None:
+        """`first_of_phase`: the first step of each phase of the schedule, see `config.phases.first_steps`."""
         self._undo = list(undo)
         self.model, self.recipe, self.layers, self.left_out = model, recipe, layers, dict(left_out or {})
+        self.phase, self._first_of_phase = 0, first_of_phase
         self.products = {gemm.name: gemm for gemm in gemms_of(model) if isinstance(gemm, ProductGemm)}
         self._gemms: dict[str, RoundedGemm] = {**layers, **self.products}
         self.write_back = None if recipe.master_weights else WriteBack(layers, recipe)
-        self._sites: dict[SiteKey, Site] = {
-            (name, site): part for name, gemm in self._gemms.items() for site, part in gemm.sites.items()
-        }
+        self._phases: list[dict[SiteKey, Site]] = [
+            {(name, site): part for name, gemm in self._gemms.items() for site, part in gemm.phases[n].by_name.items()}
+            for n in range(len(first_of_phase) + 1)
+        ]
         self._shared = False
         self._seed = recipe.seed if recipe.rounding_seed is None else recipe.rounding_seed
         self._keys: dict[torch.device, Tensor] = {}
-        stochastic = any(gemm.stochastic for gemm in self._gemms.values())
+        stochastic = any(phase.stochastic for gemm in self._gemms.values() for phase in gemm.phases)
         stochastic |= not recipe.master_weights and "stochastic" in recipe.update_rounding
         moments = recipe.moment_casts()
         self._states = OptimizerStates(moments) if moments else None
         stochastic |= self._states is not None and self._states.stochastic
-        written = not recipe.master_weights or bool(moments) or any(site.delayed for site in self._sites.values())
-        self._reminder = Reminder(layers.values(), begin_step=stochastic, after_optimizer=written)
+        written = not recipe.master_weights or bool(moments) or bool(self.histories_of_all_phases())
+        begun = stochastic or bool(first_of_phase)
+        self._reminder = Reminder(layers.values(), begin_step=begun, after_optimizer=written)
         if self.write_back is not None:
             self.write_back()
             self.write_back.forget()
@@ -88,13 +96,17 @@ class QuantizedModel:
     def begin_step(self, seed: int | None, step: int, micro_batch: int = 0, rank: int = 0) -> None:
         """Draw the random numbers of (seed, step, micro_batch) from now on; micro_batch 0 also resets all counts.
 
-        Call it before the forward pass of every step, or of every micro-batch, counted from 0.  seed: None is the
-        recipe's.  rank: of this process among those that share a batch.  Raises ValueError for a rank other than 0 if
-        `share` was not called.
+        Where a phase of the recipe's schedule starts with this step, all layers round by its casts from now on, and
+        weights without masters are rounded to its grid.  Call it before the forward pass of every step, or of every
+        micro-batch, counted from 0.  seed: None is the recipe's.  rank: of this process among those that share a batch.
+        Raises ValueError for a rank other than 0 if `share` was not called.
         """
         if rank and not self._shared:
             raise ValueError(f"begin_step: rank={rank}, but the ranks share no batch; call share() once before")
         seed = self._seed if seed is None else seed
+        phase = phase_at(self._first_of_phase, step)
+        if phase != self.phase:
+            self._enter(phase)
         self._set_key((seed, step) if micro_batch == 0 else derived_words(seed, step, _MICRO_BATCH, micro_batch), rank)
         self._reminder.step_begun()
         if micro_batch:
@@ -121,6 +133,29 @@ class QuantizedModel:
         The model is left unchanged; see `measure_coverage`.
         """
         return measure_coverage(self.model, loss, self.left_out)
+
+    def _show(self, phase: int) -> None:
+        """Make this the present phase, without changing anything in its sites."""
+        self.phase = phase
+        for gemm in self._gemms.values():
+            gemm.enter(phase)
+
+    def _enter(self, phase: int) -> None:
+        """Go on in this phase, with the amaxes, shifted formats and stored weights of the one before."""
+        rounded = [
+            [one.phases[at].by_tensor["weight"][0].rounded for at in (self.phase, phase)]
+            for one in self.layers.values()
+        ]
+        for gemm in self._gemms.values():
+            gemm.phases[phase].continue_from(gemm.phases[self.phase])
+        self._show(phase)
+        if self.write_back is not None and any(old != new for old, new in rounded):
+            self.write_back.begin_step(0, 0)  # the random numbers of initial weights
+            self.write_back()
+
+    @property
+    def _sites(self) -> dict[SiteKey, Site]:
+        return self._phases[self.phase]
 
     def begin_validation(self, seed: int | None, step: int, batch: int) -> None:
         """Draw the random numbers of a held-out batch from now on; every rank evaluates the whole batch."""
@@ -173,41 +208,43 @@ class QuantizedModel:
         """The amax histories of delayed scaling, newest first, by `layer.site`; writing to them changes the scales."""
         return {f"{name}.{site}": part.history for (name, site), part in self._sites.items() if part.delayed}
 
+    def histories_of_all_phases(self) -> list[Tensor]:
+        """The amax histories of all phases of the schedule: the same tensors from the first step to the last."""
+        return [part.history for sites in self._phases for part in sites.values() if part.delayed]
+
     def compensations(self) -> dict[str, Tensor]:
         """Intended minus stored weights, by layer; empty unless `update_rounding` is kahan."""
         return {} if self.write_back is None else self.write_back.compensations
 
     def state_dict(self) -> dict[str, Any]:
-        """Formats, amax histories, corrections and compensations: the state of the next step beyond the model's own."""
+        """Formats, amax histories, corrections and compensations: the state of the next step beyond the model's own.
+
+        With a schedule also the number of the present phase, and the formats and histories of the later ones.
+        """
         compensations = self.compensations()
+        first, *later = ({"formats": formats_of(sites), "histories": histories_of(sites)} for sites in self._phases)
         return {
-            "formats": {name: gemm.format_names() for name, gemm in self._gemms.items()},
-            "histories": {
-                f"{name}.{site}": part.history.clone() for (name, site), part in self._sites.items() if part.delayed
-            },
+            **first,
             "corrections": {} if self.write_back is None else dict(self.write_back.corrections),
             **({"compensations": dict(compensations)} if compensations else {}),
+            **({"phase": self.phase, "phases": later} if later else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a `state_dict`.  Raises ValueError if it belongs to another model or recipe."""
-        histories = self.histories()
         corrections = {} if self.write_back is None else self.write_back.corrections
         compensations = self.compensations()
-        for what, ours in (("formats", self._gemms), ("histories", histories), ("corrections", corrections)):
-            _check_names(what, ours, state)
+        check_phases(state, self._phases)
+        check_names("corrections", corrections, state)
         if compensations:
-            _check_names("compensations", compensations, state)
-        for name, history in histories.items():
-            if state["histories"][name].shape != history.shape:
-                raise ValueError(
-                    f"quantised state: the history of {name} has {len(state['histories'][name])} amaxes; "
-                    f"amax_history={len(history)} here"
-                )
-        for name, formats in state["formats"].items():
-            self._gemms[name].restore_formats(formats)
-        for name, history in histories.items():
-            history.copy_(state["histories"][name])
+            check_names("compensations", compensations, state)
+        for phase, kept in enumerate([state, *state.get("phases", [])]):
+            self._show(phase)
+            for name, formats in kept["formats"].items():
+                self._gemms[name].restore_formats(formats)
+            for name, history in self.histories().items():
+                history.copy_(kept["histories"][name])
+        self._show(state.get("phase", 0))
         for name, correction in corrections.items():
             correction.copy_(state["corrections"][name])
         for name, compensation in compensations.items():
@@ -248,15 +285,12 @@ class QuantizedModel:
             torch_private.copy_each([self._sites[key].history for key in keys], list(new.unbind()))
 
 
-def _check_names(what: str, ours: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    given = state.get(what)
-    if given is None or set(given) != set(ours):
-        there = "nothing" if given is None else ", ".join(sorted(set(given) ^ set(ours))) + " on one side only"
-        raise ValueError(f"quantised state: {what}: {there}; it must be of the same model and recipe")
-
-
 def quantize_model(
-    model: nn.Module, recipe: Recipe, counting: bool = True, filter_fn: Filter | None = None
+    model: nn.Module,
+    recipe: Recipe,
+    counting: bool = True,
+    filter_fn: Filter | None = None,
+    total_steps: int | None = None,
 ) -> QuantizedModel:
     """Round the operands of the GEMMs of a model's layers from now on; the model stays the same, with its Parameters.
 
@@ -269,27 +303,33 @@ def quantize_model(
     layer.  The model may be a single layer.  A model that is rounded already gets the new recipe instead; a
     `QuantizedModel` of before is of no more use.
 
+    `total_steps`: the length of the run, for a schedule whose phases start at a share of it.
+
     Raises ValueError if the model has no layer of these kinds; for delayed scaling without counting; if a glob of
     `layer_formats` or `layer_gemms` matches no layer; if two layers with different formats share a weight; if a weight
-    without a master has a dtype that cannot hold its grid, or is computed; and with `native_fp8` for a shape or a
-    device without FP8 GEMMs.
+    without a master has a dtype that cannot hold its grid, or is computed; with `native_fp8` for a shape or a device
+    without FP8 GEMMs; and for a phase that starts at a share of an unknown number of steps, or never.
     """
-    layers, left_out = rounded_layers(model, recipe, filter_fn)
+    first_of_phase = first_steps(recipe.phases, total_steps)
+    phases = [recipe, *(recipe.in_phase(number) for number in range(1, len(first_of_phase) + 1))]
+    layers, left_out = rounded_layers(model, phases, filter_fn)
     if not layers:
         why = "".join(f"; {name or 'itself'}: {reason}" for name, reason in left_out.items())
         raise ValueError(f"quantize_model: {type(model).__name__} has no layer to round, such as nn.Linear{why}")
     for layer in gemms_of(model):
         layer.counting = counting
-    if not counting and any(site.delayed for layer in layers.values() for site in layer.sites.values()):
+    sites = [site for layer in layers.values() for phase in layer.phases for site in phase.by_name.values()]
+    if not counting and any(site.delayed for site in sites):
         raise ValueError("quantize_model: scaling='delayed' remembers the amaxes of past steps and needs counting=True")
     undo = _keep_fused_inference_off(model)
-    _check_globs(recipe, layers)
-    _check_shared_weights(layers)
+    for number, one in enumerate(phases):
+        _check_globs(one, layers)
+        _check_shared_weights(layers, number)
     if recipe.native_fp8:
         for layer in layers.values():
             native.check_native(layer.name, layer.weight, [layer.site(site) for site in GEMM_SITES])
     hook = model.register_load_state_dict_pre_hook(_refuse_sites)
-    return QuantizedModel(model, recipe, layers, left_out, [hook.remove, *undo])
+    return QuantizedModel(model, recipe, layers, left_out, [hook.remove, *undo], first_of_phase)
 
 
 def _refuse_sites(model: nn.Module, state: Mapping[str, Any], *_: Any) -> None:
@@ -328,12 +368,13 @@ def _check_globs(recipe: Recipe, layers: dict[str, RoundedGemm]) -> None:
                 raise ValueError(f"{field}: {pattern!r} matches no layer; layers: {', '.join(layers)}")
 
 
-def _check_shared_weights(layers: dict[str, RoundedGemm]) -> None:
+def _check_shared_weights(layers: dict[str, RoundedGemm], phase: int) -> None:
     owner: dict[Tensor, RoundedGemm] = {}
     for layer in layers.values():
         first = owner.setdefault(layer.weight, layer)
-        if not layer.master_weights and first.format_of("weight") != layer.format_of("weight"):
+        ours, others = (one.phases[phase].by_tensor["weight"][0].format for one in (layer, first))
+        if not layer.master_weights and ours != others:
             raise ValueError(
-                f"layers {first.name} and {layer.name} share a weight but not its format "
-                f"({first.format_of('weight')}, {layer.format_of('weight')}); without master weights it has one"
+                f"layers {first.name} and {layer.name} share a weight but not its format ({others}, {ours}); without "
+                "master weights it has one"
             )

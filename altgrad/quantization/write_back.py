@@ -19,6 +19,7 @@ from altgrad.formats import FORMATS
 from altgrad.quantization.error_feedback import Feedback
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.round import Rounding, round_to_format
+from altgrad.quantization.kernel.site import Site
 from altgrad.quantization.layers import RoundedGemm
 
 _ORIGIN = 0x57  # separates the keys of a step's further write-backs from other derived keys
@@ -40,7 +41,8 @@ class WriteBack:
                 self._layers[name] = layer
         for layer in self._layers.values():
             _check_stored(layer)
-            _check_dtype(layer, recipe)
+            for phase in layer.phases:
+                _check_dtype(layer, recipe, phase.by_tensor["weight"][0])
         self._rounding: Rounding = "stochastic" if "stochastic" in recipe.update_rounding else "nearest"
         self.feeds_back = recipe.update_rounding.startswith("eco")
         self._keys: dict[torch.device, Tensor] = {}
@@ -112,9 +114,9 @@ def _check_stored(layer: RoundedGemm) -> None:
         )
 
 
-def _check_dtype(layer: RoundedGemm, recipe: Recipe) -> None:
-    """Raise ValueError if the parameter's dtype cannot hold every value of the grid exactly."""
-    fmt, dtype = layer.format_of("weight"), layer.weight.dtype
+def _check_dtype(layer: RoundedGemm, recipe: Recipe, site: Site) -> None:
+    """Raise ValueError if the parameter's dtype cannot hold every value of a weight's grid exactly."""
+    fmt, dtype = site.format, layer.weight.dtype
     if dtype in (torch.float32, torch.float64):
         return
     if recipe.update_rounding not in ("nearest", "stochastic"):
@@ -127,7 +129,7 @@ def _check_dtype(layer: RoundedGemm, recipe: Recipe) -> None:
         reason = "formats are simulated in float32"
     elif fmt.mantissa_bits > kept:
         reason = f"{fmt} has {fmt.mantissa_bits} mantissa bits, {dtype} has {kept}"
-    elif (recipe.scaling == "none" or fmt.exponent_bits == 8) and fmt.max > torch.finfo(dtype).max:
+    elif (site.mode.scaling == "none" or fmt.exponent_bits == 8) and fmt.max > torch.finfo(dtype).max:
         reason = f"without a scale {fmt} reaches {fmt.max:.5g}, {dtype} {torch.finfo(dtype).max:.5g}"
     else:
         return

@@ -1,16 +1,18 @@
 """The section "What to try" of a failure report: config changes that follow from the verdict and the measurements.
 
 Each piece of advice names the exact change and the evidence for it.  A change is not advised if the config already has
-it, if the config would refuse it, or if no measurement supports it.  The verdict decides only the order in which causes
-are examined: `never_learned`, for example, may come from an underflow as well as from frozen weights.
+it, if it or its recipe would refuse it, if it would leave the tensor in question as it is, or if no measurement
+supports it.  The verdict decides only the order in which causes are examined: `never_learned`, for example, may come
+from an underflow as well as from frozen weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+from altgrad.config.phases import CAST_FIELDS
 from altgrad.config.recipe import GEMM_SITES
-from altgrad.config.train_config import ConfigError, make_config
+from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.report.causes import (
     Advice,
     frozen,
@@ -66,15 +68,24 @@ def measure_more(evidence: Evidence) -> list[Advice]:
 
 
 def _is_new(evidence: Evidence, advice: Advice) -> bool:
-    """Whether the advice changes anything, and the changed config is valid."""
-    config = evidence.config.model_dump()
-    if all(config[name] == value for name, value in advice.changes.items()):
+    """Whether the advice changes anything, and the run's recipe accepts the changed config."""
+    config = evidence.config
+    if all(getattr(config, name) == value for name, value in advice.changes.items()):
         return False
     try:
-        changed = make_config(config | dict(advice.changes), source="advice")
+        changed = config.altered(**advice.changes)
     except ConfigError:
         return False
-    sets_format = any(name == "format" or name.endswith("_format") for name in advice.changes)
-    return not sets_format or any(
-        changed.format_at("", site).name != evidence.format_at(site).name for site in GEMM_SITES
-    )
+    if advice.changes.keys() & changed.without_effect():
+        return False
+    return not advice.changes.keys() <= set(CAST_FIELDS) or _changes_a_cast(evidence, advice, changed)
+
+
+def _changes_a_cast(evidence: Evidence, advice: Advice, changed: TrainConfig) -> bool:
+    """Whether the advice changes a cast that its tensor had at the verdict, and not only a format shifted to."""
+    recipe = changed.in_phase(evidence.phase)
+    if any(name == "format" or name.endswith("_format") for name in advice.changes):
+        return any(recipe.format_at("", site).name != evidence.format_at(site).name for site in GEMM_SITES)
+    site = "weight" if advice.site == "update" else advice.site  # the write-back rounds as the weight's cast
+    before, after = (one.casts_at(advice.layer or "") for one in (evidence.recipe, recipe))
+    return any(before[operand] != after[operand] for operand in before if site in (None, operand.site))

@@ -26,10 +26,15 @@ from altgrad.text.number_text import number
 
 @dataclass(frozen=True)
 class Advice:
-    """Config fields to set, and the measured reason."""
+    """Config fields to set, and the measured reason.
+
+    `site`, `layer`: the tensor that the change is for; None for the whole model.
+    """
 
     changes: Mapping[str, Any]
     reason: str
+    site: SiteName | None = None
+    layer: str | None = None
 
     def __str__(self) -> str:
         return f"{', '.join(as_code(f'{name}: {_yaml(value)}') for name, value in self.changes.items())}: {self.reason}"
@@ -51,10 +56,14 @@ def frozen(evidence: Evidence) -> Iterator[Advice]:
         yield Advice(
             {"master_weights": True}, f"updates smaller than half an ULP do not change the stored weight ({seen})"
         )
-        yield Advice(
-            {"update_rounding": "stochastic"},
-            f"rounds up or down by chance, so that stored weights follow the updates on average ({seen})",
-        )
+        if config.update_rounding == "nearest":
+            yield Advice(
+                {"update_rounding": "stochastic"},
+                f"rounds up or down by chance, so that stored weights follow the updates on average ({seen})",
+            )
+        else:
+            reason = f"keeps what the rounding takes from an update, in BF16, for the next one ({seen})"
+            yield Advice({"update_rounding": "kahan"}, reason)
     if config.scaling == "none":
         yield Advice({"scaling": "dynamic"}, f"fits the grid to the size of the weights ({seen})")
     fmt = evidence.format_at("weight")
@@ -74,14 +83,13 @@ def overflow(evidence: Evidence) -> Iterator[Advice]:
     config = evidence.config
     for finding in _by_site(evidence, "overflow_rate", BOUNDS["overflow_rate"].limit):
         if config.scaling == "none":
-            yield Advice({"scaling": "dynamic"}, f"a scale fits the values to the format's range ({finding})")
+            yield _at(finding, {"scaling": "dynamic"}, "a scale fits the values to the format's range")
         if config.scaling == "delayed":
-            yield Advice(
-                {"scaling": "dynamic"}, f"the scale of the last {config.amax_history} steps is too small ({finding})"
-            )
-            yield Advice({"amax_factor": 2 * config.amax_factor}, f"leaves a binade of headroom ({finding})")
+            said = f"the scale of the last {config.amax_history} steps is too small"
+            yield _at(finding, {"scaling": "dynamic"}, said)
+            yield _at(finding, {"amax_factor": 2 * config.amax_factor}, "leaves a binade of headroom")
         if config.amax_factor < 1:
-            yield Advice({"amax_factor": 1.0}, f"{config.amax_factor:g} lets the largest values overflow ({finding})")
+            yield _at(finding, {"amax_factor": 1.0}, f"{config.amax_factor:g} lets the largest values overflow")
         yield from _safer_site(evidence, finding)
         yield Advice({"enable_partition_clipping": True}, f"clips the gradient norm while values overflow ({finding})")
 
@@ -91,12 +99,12 @@ def underflow(evidence: Evidence) -> Iterator[Advice]:
     config = evidence.config
     for finding in _by_site(evidence, "underflow_rate", BOUNDS["underflow_rate"].limit):
         if config.scaling == "none":
-            yield Advice({"scaling": "dynamic"}, f"moves the values up into the format's range ({finding})")
+            yield _at(finding, {"scaling": "dynamic"}, "moves the values up into the format's range")
         elif config.scale_granularity == "tensor":
             finer = {"scale_granularity": "row"} | ({"scaling": "dynamic"} if config.scaling == "delayed" else {})
-            yield Advice(finer, f"one scale per tensor leaves small rows at zero ({finding})")
+            yield _at(finding, finer, "one scale per tensor leaves small rows at zero")
         elif config.scale_granularity == "row":
-            yield Advice({"scale_granularity": "block"}, f"one scale per row leaves small values at zero ({finding})")
+            yield _at(finding, {"scale_granularity": "block"}, "one scale per row leaves small values at zero")
         if finding.site == "update":
             yield Advice({"master_weights": True}, f"written-back weights are rounded to zero ({finding})")
         yield from _safer_site(evidence, finding)
@@ -215,9 +223,10 @@ def _safer_site(evidence: Evidence, finding: Finding) -> Iterator[Advice]:
         return
     reason = f"more range than {fmt} ({finding})"
     if finding.layer is not None and fmt != evidence.format_at(site):
-        yield Advice({"layer_formats": {**evidence.config.layer_formats, finding.layer: wider}}, reason)
+        formats = {**evidence.config.layer_formats, finding.layer: wider}
+        yield Advice({"layer_formats": formats}, reason, finding.site, finding.layer)
     else:
-        yield Advice({"format" if finding.site is None else _format_field(site): wider}, reason)
+        yield Advice({"format" if finding.site is None else _format_field(site): wider}, reason, finding.site)
 
 
 def _format_field(site: SiteName) -> str:
@@ -236,7 +245,12 @@ def _is_alone(evidence: Evidence, finding: Finding, site: SiteName) -> bool:
 
 def _exempt(evidence: Evidence, finding: Finding) -> Advice:
     formats = {**evidence.config.layer_formats, str(finding.layer): "BF16"}
-    return Advice({"layer_formats": formats}, f"this layer stands out, the others can keep their format ({finding})")
+    return _at(finding, {"layer_formats": formats}, "this layer stands out, the others can keep their format")
+
+
+def _at(finding: Finding, changes: Mapping[str, Any], reason: str) -> Advice:
+    """Advice for the tensor of a finding, which ends the reason in parentheses."""
+    return Advice(changes, f"{reason} ({finding})", finding.site, finding.layer)
 
 
 def _round(value: float) -> float:

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from altgrad.config.recipe import GemmSite
+from altgrad.config.phases import phase_at
+from altgrad.config.recipe import GemmSite, Recipe
 from altgrad.config.train_config import TrainConfig, make_config
 from altgrad.events import Event
 from altgrad.formats import NumberFormat, find_format
@@ -128,15 +129,26 @@ class Evidence:
     def format_at(self, site: SiteName, layer: str | None = None) -> NumberFormat:
         """The format of a site at the verdict, in a layer or, without one, where no `layer_formats` glob matches.
 
-        Format shifts are applied; the new format keeps the overflow rule of the old one, as in the run.
+        That is the format of the schedule's phase then.  Format shifts are applied; the new format keeps the overflow
+        rule of the old one, as in the run.
         """
         gemm: GemmSite = "weight" if site == "update" else site  # the write-back has the weight's format
-        fmt = self.config.format_at(layer or "", gemm)
+        fmt = self.recipe.format_at(layer or "", gemm)
         for shift in format_shifts(self.events):
             if shift.step <= self.verdict.step and shift.detail["from"] == fmt.name:
                 with suppress(ValueError):  # a format that only another version knows
                     fmt = replace(find_format(shift.detail["to"]), overflow=fmt.overflow)
         return fmt
+
+    @cached_property
+    def phase(self) -> int:
+        """The number of the schedule's phase at the verdict; 0 before the first one starts."""
+        return phase_at(self.config.phase_starts, self.verdict.step)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe in the phase of the verdict, without format shifts."""
+        return self.config.in_phase(self.phase)
 
     @cached_property
     def _steps_to_verdict(self) -> pa.Table:

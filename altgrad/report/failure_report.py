@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from altgrad.config.phases import phases_text
 from altgrad.events import Event, kind_of
 from altgrad.metrics import METRICS, columns
 from altgrad.report.advice import advise, measure_more
@@ -125,6 +126,7 @@ def _configured(evidence: Evidence) -> str:
     own = [] if config.recipe is None else [f"recipe {as_code(config.recipe)}"]
     own += [f"{site} {name}" for site, name in sites.items() if name is not None and name != config.format]
     own += [f"{as_code(glob)} {as_markdown(name)}" for glob, name in config.layer_formats.items()]
+    own += [as_markdown(phases_text(config.phases))] if config.phases else []
     return config.format + (f" ({', '.join(own)})" if own else "")
 
 
@@ -154,6 +156,7 @@ def _loss(evidence: Evidence) -> str:
     whole = measured(evidence.steps, "loss")
     marks = {evidence.verdict.step: f"verdict {evidence.verdict.rule}"}
     marks |= {shift.step: f"shift to {shift.detail['to']}" for shift in format_shifts(evidence.events)}
+    marks |= {event.step: f"phase {event.detail.get('phase')}" for event in evidence.events if event.kind == "phase"}
     return as_code_block(plot(whole, marks, label=METRICS["loss"].axis_in(evidence.run.loss_unit)), "text")
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from altgrad.config.cast import GEMM_SITES
 from altgrad.config.operands import ALL_OPERANDS
 from altgrad.config.optimizer_states import MOMENTS
+from altgrad.config.phases import phases_text, start_text
 from altgrad.config.published import ELEMENT_BITS, Published, published, published_names
 from altgrad.config.recipe import Recipe, recipe_defaults
 from altgrad.text.number_text import table
@@ -26,16 +27,16 @@ _NARROWEST = 60  # columns
 
 
 def formats_of(recipe: Recipe) -> str:
-    """The formats of the operands, the most frequent first: `E4M3, E5M2, BF16`."""
-    names = [cast.number_format.name for cast in recipe.casts_at().values()]
+    """The formats of the operands, in all phases, the most frequent first: `E4M3, E5M2, BF16`."""
+    names = [cast.number_format.name for one in _phases(recipe) for cast in one.casts_at().values()]
     return ", ".join(sorted(dict.fromkeys(names), key=lambda name: -names.count(name)))
 
 
 def stays_high(recipe: Recipe) -> str:
-    """The operands, layers and blocks that the recipe does not round to 8 bits or fewer, in words."""
+    """The operands, layers and blocks that the recipe does not round to 8 bits or fewer, before its first phase."""
     casts = recipe.casts_at()
     wide = [str(operand) for operand in ALL_OPERANDS if casts[operand].number_format.bits > ELEMENT_BITS]
-    said = [f"all six operands in {formats_of(recipe)}"] if len(wide) == len(ALL_OPERANDS) else wide
+    said = [f"all six operands in {formats_of(recipe.in_phase(0))}"] if len(wide) == len(ALL_OPERANDS) else wide
     said += [f"layers {glob} in {name}" for glob, name in recipe.layer_formats.items()]
     for share, which in ((recipe.high_first_blocks, "first"), (recipe.high_last_blocks, "last")):
         if share:
@@ -82,9 +83,10 @@ def show_recipe(console: Console, name: str) -> None:
 
     say(f"{name}: {found.title}")
     say(found.summary)
-    shown = Table("operand", "cast", box=None, padding=(0, 2, 0, 0))
-    for operand, cast in recipe.casts_at().items():
-        shown.add_row(str(operand), str(cast))
+    heads, rows = _cast_table(recipe)
+    shown = Table(*heads, box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        shown.add_row(*row)
     console.print("", shown, "", sep="\n")
     for head, text in _facts(found, recipe):
         say(text, f"{head}: ", "  ")
@@ -112,8 +114,9 @@ def page() -> str:
     ]
     for name in published_names():
         found, recipe = published(name), Recipe(recipe=name)
-        casts = [(f"`{operand}`", str(cast)) for operand, cast in recipe.casts_at().items()]
-        parts += [f"## {name}", f"{found.title}. {found.summary}", table(("operand", "cast"), casts, "ll")]
+        heads, rows = _cast_table(recipe)
+        casts = table(heads, [(f"`{operand}`", *casts) for operand, *casts in rows], "l" * len(heads))
+        parts += [f"## {name}", f"{found.title}. {found.summary}", casts]
         parts.append(_bullets(f"{head}: {text}" for head, text in _facts(found, recipe)))
         parts += ["Exact:", _bullets(found.exact), "Different:", _bullets(found.differs)]
     return "\n\n".join(parts) + "\n"
@@ -135,9 +138,22 @@ def write_markdown(folder: Path) -> list[Path]:
     return [readme, folder / PAGE]
 
 
+def _phases(recipe: Recipe) -> list[Recipe]:
+    return [recipe.in_phase(number) for number in range(len(recipe.phases) + 1)]
+
+
+def _cast_table(recipe: Recipe) -> tuple[list[str], list[list[str]]]:
+    """(headings, rows) of the operands and their casts, with a column for each phase of the schedule."""
+    casts = [one.casts_at() for one in _phases(recipe)]
+    rows = [[str(operand), *(str(of_phase[operand]) for of_phase in casts)] for operand in ALL_OPERANDS]
+    return ["operand", "cast", *(start_text(phase) for phase in recipe.phases)], rows
+
+
 def _facts(found: Published, recipe: Recipe) -> list[tuple[str, str]]:
+    scheduled = [("schedule", phases_text(recipe.phases))] if recipe.phases else []
     return [
         ("stays high", stays_high(recipe)),
+        *scheduled,
         ("weights and optimizer", weights_and_optimizer(recipe)),
         ("source", found.source),
     ]

@@ -32,7 +32,7 @@ def chosen_interventions(
     The guard also keeps what depends on earlier weights: the model's buffers, amax histories, and compensations.
     """
     past = [buffer for buffer in model.buffers() if buffer.is_floating_point() and buffer.numel()]
-    past += quantized.histories().values()
+    past += quantized.histories_of_all_phases()
     past += quantized.compensations().values()
     chosen: list[Intervention] = [NonFiniteGuard(optimizer, config.diagnostic_interval, past)]
     if config.enable_emergency_shift:

@@ -4,7 +4,8 @@ Where nothing changes that the state depends on, all of it is taken, so that an 
 for bit.  Weights, optimizer moments and counters are always taken.  Of what belongs to one numeric setting, the part
 that still exists under the new fields is taken: amax histories by rounding (a shorter one keeps its newest values, a
 longer one is filled up with zeros, which have no effect), formats where the config still asks for the one it asked for
-before (so that an emergency shift stays), corrections and compensations by layer.
+before (so that an emergency shift stays), corrections and compensations by layer.  With a schedule, the phase
+of the checkpoint's step goes on from the one of the parent.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from altgrad.config.operands import high_precision_layers, roundings
+from altgrad.config.phases import phase_at
+from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import TrainConfig
 from altgrad.stability.interventions import intervention_names
 
@@ -28,11 +31,12 @@ def changed_numerics(before: TrainConfig, after: TrainConfig) -> set[str]:
     return {name for name in names if getattr(before, name) != getattr(after, name)}
 
 
-def rests_elsewhere(before: TrainConfig, after: TrainConfig, layers: Collection[str]) -> bool:
-    """Whether the stored weights of `after` lie on other grids than those of `before`."""
+def rests_elsewhere(before: TrainConfig, after: TrainConfig, layers: Collection[str], step: int) -> bool:
+    """Whether the stored weights of `after` lie on other grids than those of `before`, after that step."""
     if after.master_weights:
         return False
-    return before.master_weights or _weights(before, layers) != _weights(after, layers)
+    grids = [_weights(config.in_phase(phase_at(config.phase_starts, step)), layers) for config in (before, after)]
+    return before.master_weights or grids[0] != grids[1]
 
 
 def adapted(
@@ -63,7 +67,7 @@ def adapted(
             "state": state["optimizer"]["state"],
             "param_groups": _param_groups(state["optimizer"]["param_groups"], fresh["optimizer"]["param_groups"]),
         },
-        "quantized": _quantized(state["quantized"], fresh["quantized"], before, after, forget)
+        "quantized": _quantized(state["quantized"], fresh["quantized"], before, after, forget, state["step"])
         if changed
         else state["quantized"],
         "diagnostics": {**fresh["diagnostics"], "last_histogram": state["diagnostics"]["last_histogram"]}
@@ -84,7 +88,26 @@ def _quantized(
     before: TrainConfig,
     after: TrainConfig,
     forget: Collection[str],
+    step: int,
 ) -> dict[str, Any]:
+    old, new = (phase_at(config.phase_starts, step) for config in (before, after))
+    phases = [fresh, *fresh.get("phases", [])]
+    recipes = before.in_phase(old), after.in_phase(new)
+    adapted_phase = _phase([state, *state.get("phases", [])][old], phases[new], *recipes, forget)
+    taken: dict[str, Any] = {name: (adapted_phase if new == 0 else fresh)[name] for name in ("formats", "histories")}
+    if len(phases) > 1:
+        later = [adapted_phase if number == new else kept for number, kept in enumerate(phases)][1:]
+        taken |= {"phase": new, "phases": later}
+    for part in ("corrections", "compensations"):
+        if part in fresh:
+            taken[part] = {name: state.get(part, {}).get(name, own) for name, own in fresh[part].items()}
+    return taken
+
+
+def _phase(
+    state: Mapping[str, Any], fresh: Mapping[str, Any], before: Recipe, after: Recipe, forget: Collection[str]
+) -> dict[str, Any]:
+    """Formats and histories of the phase that goes on."""
     histories = {} if "histories" in forget else state["histories"]
     asked = _formats(before, fresh["formats"]), _formats(after, fresh["formats"])
     formats = {}
@@ -93,14 +116,8 @@ def _quantized(
         formats[layer] = {
             site: theirs[site] if site in theirs and _same(asked, layer, site) else own for site, own in sites.items()
         }
-    taken: dict[str, Any] = {
-        "formats": formats,
-        "histories": {name: _resized(histories.get(name), own) for name, own in fresh["histories"].items()},
-    }
-    for part in ("corrections", "compensations"):
-        if part in fresh:
-            taken[part] = {name: state.get(part, {}).get(name, own) for name, own in fresh[part].items()}
-    return taken
+    resized = {name: _resized(histories.get(name), own) for name, own in fresh["histories"].items()}
+    return {"formats": formats, "histories": resized}
 
 
 def _same(asked: tuple[Mapping[str, Any], Mapping[str, Any]], layer: str, site: str) -> bool:
@@ -108,23 +125,23 @@ def _same(asked: tuple[Mapping[str, Any], Mapping[str, Any]], layer: str, site: 
     return before is not None and before == after
 
 
-def _formats(config: TrainConfig, layers: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Layer -> rounding -> the format that the config asks for."""
-    high = high_precision_layers(config, layers)
+def _formats(recipe: Recipe, layers: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Layer -> rounding -> the format that the recipe asks for."""
+    high = high_precision_layers(recipe, layers)
     return {
         layer: {
             rounded.name: rounded.cast.number_format
-            for found in roundings(config.casts_at(layer, layer in high)).values()
+            for found in roundings(recipe.casts_at(layer, layer in high)).values()
             for rounded in found
         }
         for layer in layers
     }
 
 
-def _weights(config: TrainConfig, layers: Collection[str]) -> dict[str, Any]:
+def _weights(recipe: Recipe, layers: Collection[str]) -> dict[str, Any]:
     """Layer -> the cast to which a weight without a master is rounded."""
-    high = high_precision_layers(config, layers)
-    return {layer: roundings(config.casts_at(layer, layer in high))["weight"][0].cast for layer in layers}
+    high = high_precision_layers(recipe, layers)
+    return {layer: roundings(recipe.casts_at(layer, layer in high))["weight"][0].cast for layer in layers}
 
 
 def _resized(history: Tensor | None, own: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from altgrad.config.phases import phase_detail
 from altgrad.config.train_config import BUILT_IN_TASK, TrainConfig
 from altgrad.diagnostics.protocol import MeasuredStep
 from altgrad.diagnostics.suite import Diagnostics
@@ -90,7 +91,7 @@ class Trainer:
         self.model = model.to(self.device)
         if not model.training:  # a model in training mode is left alone: parts of it may be frozen in evaluation mode
             model.train()
-        self.quantized = quantize_model(model, config)
+        self.quantized = quantize_model(model, config, total_steps=config.max_steps)
         self.layers = self.quantized.layers
         if not self.ranks.alone:
             self.quantized.share()
@@ -153,11 +154,14 @@ class Trainer:
         rate = learning_rate(config, step)
         for group, share in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * share
+        phase = self.quantized.phase
 
         measuring = step % config.diagnostic_interval == 0 or step == config.max_steps
         loss = self._forward_backward(parts)
         state = self._numbers.read(step, loss, self._own)
         state.measured["learning_rate"] = rate
+        if self.quantized.phase != phase:
+            state.event("phase", **phase_detail(config.phases, self.quantized.phase))
         if measuring and state.finite:
             self._diagnostics.before_step(MeasuredStep(step, self.layers, lambda: self._loss_again(parts), self.ranks))
         outcome = StepOutcome(state.measured, events=state.events, own=self._own.values)
@@ -314,7 +318,7 @@ class Trainer:
         """
         if not (changed_numerics(before, self.config) or forget):
             return
-        if self._write_back is not None and rests_elsewhere(before, self.config, self.layers):
+        if self._write_back is not None and rests_elsewhere(before, self.config, self.layers, self.step_number):
             self.quantized.begin_step(None, self.step_number, rank=self.ranks.rank)
             self._write_back()
             self._write_back.forget()

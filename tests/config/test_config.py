@@ -125,6 +125,8 @@ def test_the_last_matching_glob_names_a_layers_format():
 def test_interventions_name_config_fields_and_join():
     for name in INTERVENTIONS:
         TrainConfig(**intervention_fields(name))
+    rules = {name: intervention_fields(name)["update_rounding"] for name in ("stochastic", "kahan", "eco")}
+    assert rules == {"stochastic": "stochastic", "kahan": "kahan", "eco": "eco_stochastic"}
     assert intervention_fields("clip+shift") == {"enable_partition_clipping": True, "enable_emergency_shift": True}
     with pytest.raises(ConfigError, match=r"'pray'; known: none, clip"):
         intervention_fields("pray")

@@ -167,6 +167,7 @@ ALTERNATIVES: dict[str, tuple[Mapping[str, Any], Any, Seen]] = {
     "rounding_seed": (E4M3 | {"rounding": "stochastic"}, 7, numbers),
     "skip_batches": ({}, 3, numbers),
     "branch_from": ({}, {"run": "nowhere", "step": 3}, numbers),
+    "phases": (E4M3, [{"from_step": 4, "format": "E2M1"}], numbers),
     "high_first_blocks": ({"format": "E2M1"}, 1, numbers),
     "high_last_blocks": ({"format": "E2M1"}, 0.3, numbers),
     "n_layer": ({}, 2, numbers),

@@ -32,6 +32,8 @@ STORED = {"format": "E4M3", "master_weights": False}
         ({"format": "E3M2", "block_axis": "last", "scale_granularity": "1x32"}, 4 + (0.75 + 1 / 32) + 8),
         ({"format": "E4M3", "first_moment": {"format": "E4M3"}, "second_moment": {"format": "FP16"}}, 4 + 1 + 1 + 2),
         (STORED | {"first_moment": COAT, "second_moment": COAT}, 1 + 2 * (1 + 8 / 128)),
+        ({"format": "E4M3", "phases": [{"from_step": 9, "format": "E2M1"}]}, 4 + 1 + 8),  # the phase that takes most
+        ({"format": "E4M3", "phases": [{"from_share": 0.9, "format": "BF16"}]}, 4 + 2 + 8),
         ({"recipe": "mxfp8"}, 4 + 2 * (1 + 1 / 32) + 8),
         ({"recipe": "bf16_sr"}, 2 + 2 + 2),
         ({"recipe": "coat"}, 4 + 1 + 2 * (1 + 8 / 128)),

@@ -21,8 +21,8 @@ from altgrad.text.yaml_text import to_yaml
 NAMES = [
     "bf16_sr", "coat", "deepseek_v3", "fp4_all_the_way", "fp8_eco", "fp8_lm_o2", "hfp8", "int8_training", "mxfp4",
     "mxfp4_rht_sr", "mxfp6", "mxfp8", "mxfp8_floor", "mxfp8_fwd_nvfp4_bwd", "mxfp8_wgrad_hp", "mxint8", "nvfp4",
-    "quartet", "switchback", "te_blockwise", "te_current", "te_delayed", "tetrajet_v2", "torchao_rowwise",
-    "torchao_rowwise_gw_hp", "torchao_tensorwise",
+    "nvfp4_late_bf16", "quartet", "switchback", "te_blockwise", "te_current", "te_delayed", "tetrajet_v2",
+    "torchao_rowwise", "torchao_rowwise_gw_hp", "torchao_tensorwise",
 ]  # fmt: skip
 
 # Written from the papers and the named configurations, not from the files: format, values per scale along what the GEMM
@@ -278,10 +278,26 @@ def test_a_run_is_called_by_its_recipe_and_what_is_otherwise() -> None:
     assert variant(recipe="nvfp4", gemms=gemms) == 'nvfp4, gemms {"wgrad": {"gradient": {"rounding": "nearest"}}}'
     rescued = TrainConfig(recipe="te_delayed", scaling="dynamic").model_dump()
     assert Settings(rescued, "scaling").variant == "te_delayed"  # the intervention's name says what was replaced
+    phases = [{"from_step": 300, "format": "BF16"}, {"from_share": 0.9, "gemms": {"wgrad": {"format": "FP32"}}}]
+    said = 'from step 300 format BF16; from 90% of the run gemms {"wgrad": {"format": "FP32"}}'
+    assert variant(format="E4M3", phases=phases) == said
     assert variant(format="E4M3", high_last_blocks=2.0) == "high_last_blocks 2"
     assert all(not Settings(TrainConfig(recipe=name).model_dump(), "none").is_baseline for name in NAMES)
     pairs = {Settings(TrainConfig(recipe=name).model_dump(), "none").pair for name in (*NAMES, None)}
     assert len(pairs) == 1  # one BF16 run serves them all
+
+
+def test_a_config_written_out_before_there_were_schedules_has_none() -> None:
+    written = TrainConfig(recipe="fp4_all_the_way", phases=[]).model_dump()
+    del written["phases"]
+    assert make_config(written, "run.json").phases == [] != TrainConfig(recipe="fp4_all_the_way").phases
+
+
+def test_another_element_format_reaches_the_phases_too() -> None:
+    before = Recipe(phases=[{"from_share": 0.1, "format": "E4M3", "gemms": {"wgrad": {"format": "BF16"}}}])
+    assert in_format(before, "E2M5")["phases"] == [
+        {"from_share": 0.1, "format": "E2M5", "gemms": {"wgrad": {"format": "BF16"}}}
+    ]
 
 
 def test_a_run_of_a_recipe_that_is_no_longer_published_is_still_called_by_it() -> None:

@@ -30,6 +30,7 @@ from altgrad.results.stop_request import request_stop
 from altgrad.storage.folder import Folder
 from altgrad.training import FormatExperimentRunner, TrainConfig
 from altgrad.training.trainer import StepOutcome, Trainer
+from tests.support.drawn_bits import drawn_bits, largest_correlation
 from tests.support.small_runs import MICRO
 
 SIZE = 2
@@ -157,6 +158,7 @@ def work(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=SIZE)
     for name, case in cases().items():
         torch.save(case(), folder / f"{name}-{rank}")
+    torch.save(drawn_bits(rank), folder / f"drawn-{rank}")
     stop_and_go_on(folder)
     dist.destroy_process_group()
 
@@ -228,6 +230,16 @@ def test_a_rank_draws_the_random_numbers_of_its_rows_of_the_whole(shape):
     for rank, rows in enumerate(whole.chunk(4)):
         key = torch.tensor([5, 7, rank], dtype=torch.int32)
         assert torch.equal(uniform(key, torch.empty_like(rows), salt=3, shared=True), rows)
+
+
+def test_ranks_draw_unrelated_numbers_for_their_rows_and_the_same_for_a_weight(several):
+    """One scale per tensor, so that the ranks agree on each amax; the numbers of one rank's rows are not another's."""
+    drawn = [torch.load(several / f"drawn-{rank}", weights_only=False) for rank in range(SIZE)]
+    found = {source: bits for of_rank in drawn for source, bits in of_rank.items()}
+    rows = [bits for source, bits in found.items() if source[4] in ("fprop.activation", "dgrad.gradient")]
+    assert len(rows) == SIZE * 16 and largest_correlation(rows) < 5.5
+    weights = [[bits for source, bits in of_rank.items() if source[4] == "fprop.weight"] for of_rank in drawn]
+    assert all(torch.equal(*pair) for pair in zip(*weights, strict=True)) and largest_correlation(weights[0]) < 5.5
 
 
 # decisions

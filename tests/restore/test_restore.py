@@ -10,12 +10,16 @@ import pytest
 
 from altgrad.training import TrainConfig
 from tests.servers.polling import PATIENCE
-from tests.support.restored_runs import ECO, EVERYTHING, KAHAN, MASTERS, STEPS, go_on, trained, trainer_of
+from tests.support.restored_runs import ECO, EVERYTHING, KAHAN, MASTERS, SCHEDULED, STEPS, go_on, trained, trainer_of
 
 AROUND_WHAT_HAPPENS = (0, 4, 5, 11, 12, 13, 19, 20)  # broken batches, rollbacks, the shift
 
 
-@pytest.fixture(scope="module", params=[EVERYTHING, MASTERS, KAHAN, ECO], ids=["stored", "masters", "kahan", "eco"])
+@pytest.fixture(
+    scope="module",
+    params=[EVERYTHING, MASTERS, KAHAN, ECO, SCHEDULED],
+    ids=["stored", "masters", "kahan", "eco", "scheduled"],
+)
 def undisturbed(request) -> tuple[TrainConfig, list[dict[str, Any]], Callable[[int], str]]:
     return request.param, *trained(request.param)
 

@@ -38,6 +38,13 @@ ECO = EVERYTHING.altered(
     update_rounding="eco_stochastic", first_moment=_STOCHASTIC | {"range_expansion": True}, second_moment=_STOCHASTIC
 )
 
+SCHEDULED = EVERYTHING.altered(
+    phases=[
+        {"from_step": 9, "gemms": {"wgrad": {"format": "E3M4", "rounding": "nearest"}}},
+        {"from_share": 0.7, "format": "E5M2", "amax_history": 6, "gemms": {"wgrad": {}}},
+    ]
+)
+
 
 class Net(nn.Module):
     """Somebody else's model, with everything that has a state or draws random numbers."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from altgrad.compare import Row, comparison
 from altgrad.config.train_config import TrainConfig
-from altgrad.results import RunWriter, Status, Verdict, list_runs
+from altgrad.results import Run, RunWriter, Status, Verdict, list_runs, read_run
 from altgrad.storage.folder import Folder
 
 COLLAPSED = Verdict(35, "diverged", "loss", 9.0, 5.0)
@@ -63,3 +64,24 @@ def row(seed: int = 0, gap: float | None = None, **fields: Any) -> Row:
         stall_rate=None, overflow_rate=None, step=100, max_steps=100, seconds=None,
     )  # fmt: skip
     return Row(**(plain | fields))
+
+
+def write_ended_run(
+    folder: Folder,
+    verdict: Verdict | None,
+    config: dict[str, Any] | None = None,
+    steps: Iterable[dict[str, float]] = (),
+    layers: Iterable[dict[str, Any]] = (),
+    events: Iterable[tuple[int, str, dict[str, Any]]] = (),
+) -> Run:
+    """A run that has ended, with these rows and events; collapsed if there is a verdict."""
+    writer = RunWriter(folder, flush_seconds=1e9)
+    full = TrainConfig(**(config or {})).model_dump()
+    writer.start({"run": folder.name, "sweep": "sweep", "config": full, "intervention": "none"})
+    for record in steps:
+        writer.step(record)
+    writer.layers(layers)
+    for step, kind, detail in events:
+        writer.event(step, kind, **detail)
+    writer.end("collapsed" if verdict else "completed", verdict, {})
+    return read_run(folder)

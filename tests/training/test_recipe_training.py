@@ -97,12 +97,17 @@ def captured(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[dict
     return operands, losses
 
 
-@pytest.mark.parametrize("name", published_names())
-def test_a_recipe_trains_and_rounds_what_it_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+PHASES = [(name, number) for name in published_names() for number in range(len(TrainConfig(recipe=name).phases) + 1)]
+
+
+@pytest.mark.parametrize(("name", "phase"), PHASES, ids=[f"{name}-{phase}" for name, phase in PHASES])
+def test_a_recipe_trains_and_rounds_what_it_says(name: str, phase: int, monkeypatch: pytest.MonkeyPatch) -> None:
     config = SMALL.altered(recipe=name, n_layer=2, n_embd=64, max_steps=3)
-    operands, losses = captured(config, monkeypatch)
+    if config.phases and phase == 0:
+        config = config.altered(phases=[])
+    operands, losses = captured(config, monkeypatch)  # of the last step, which is in the last phase
     assert len(losses) == 3 and all(math.isfinite(loss) and loss < 8 for loss in losses)
-    for operand, cast in config.casts_at("h.0.attn.qkv").items():
+    for operand, cast in config.in_phase(phase).casts_at("h.0.attn.qkv").items():
         values = operands[str(operand)]
         if cast.format == "BF16":
             assert torch.equal(values, values.bfloat16().float())

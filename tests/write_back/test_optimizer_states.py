@@ -12,10 +12,15 @@ import pytest
 import torch
 from torch import nn
 
+from altgrad.config.optimizer_states import moment_cast
 from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import TrainConfig
 from altgrad.formats import find_format
+from altgrad.quantization import optimizer_states
+from altgrad.quantization.kernel.expansion import expanded
+from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.round import round_to_format
+from altgrad.quantization.kernel.scaled_rounding import mode_of, round_site, rounded_each, spec_for
 from altgrad.quantization.quantized_model import QuantizedModel, quantize_model
 from altgrad.training.data import TextBatches, load_corpus
 from altgrad.training.model import build_gpt
@@ -183,6 +188,59 @@ def test_each_moment_parameter_step_and_seed_has_random_numbers_of_its_own():
         assert set(a.flatten().tolist()) == {1.0, 1.125}
         for b in others[:place]:
             assert 0.45 < float((a == b).float().mean()) < 0.55
+
+
+STACKED: dict[str, dict[str, Any]] = {
+    "one scale": {"format": "E4M3"},
+    "one scale, stochastic": {"format": "E5M2", "rounding": "stochastic"},
+    "blocks, stochastic": {"format": "E4M3", "block": "1x32", "rounding": "stochastic"},
+    "two levels": {"format": "E2M1", "block": "1x16", "scale_rule": "real", "scale_format": "E4M3"},
+    "coat": COAT,
+    "coat, stochastic": COAT | {"rounding": "stochastic"},
+    "coat, one scale": COAT | {"block": "tensor"},
+}
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_moments_rounded_in_one_pass_are_each_what_a_pass_of_their_own_gives(name):
+    """The reference rounds one moment after the other by the operator of the layers' operands."""
+    how = moment_cast("first_moment", STACKED[name])
+    model = nn.Sequential(*(nn.Linear(n, m, bias=False) for n, m in ((48, 33), (33, 48), (96, 32), (48, 33), (5, 7))))
+    quantized = quantize_model(model, Recipe(first_moment=STACKED[name]))
+    optimizer = torch.optim.AdamW(model.parameters())
+    for place, parameter in enumerate(model.parameters()):
+        state = {"step": torch.tensor(1.0), "exp_avg_sq": torch.zeros_like(parameter)}
+        optimizer.state[parameter] = state | {"exp_avg": log_normal(tuple(parameter.shape), seed=place)}
+    before = [optimizer.state[p]["exp_avg"].clone() for p in model.parameters()]
+    quantized.begin_step(4, 9)
+    quantized.after_optimizer(optimizer)
+    key = torch.zeros(2, dtype=torch.int32)
+    fill_key(key, *derived_words(4, 9, 0x4D))
+    for place, (parameter, x) in enumerate(zip(model.parameters(), before, strict=True)):
+        spec = spec_for(how.cast, how.cast.number_format, 2 * place, x.device)
+        flat, mode, nothing = x.flatten(), mode_of(how.cast, "last"), torch.zeros(0)
+        if how.range_expansion:
+            spread = expanded(flat, how.cast.number_format, how.cast.block)
+            expected = spread.contracted(round_site(spread.values, spec, nothing, key, mode)[0])
+        else:
+            expected = round_site(flat, spec, nothing, key, mode)[0]
+        assert torch.equal(optimizer.state[parameter]["exp_avg"].flatten(), expected), place
+
+
+@pytest.mark.parametrize("layers", [1, 5])
+def test_a_step_rounds_moments_in_as_many_passes_as_there_are_sizes(layers, monkeypatch):
+    passes = []
+
+    def counted(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        passes.append(tuple(x.shape))
+        return rounded_each(x, *rest)
+
+    monkeypatch.setattr(optimizer_states, "rounded_each", counted)
+    trainer = Trainer(SMALL.altered(n_layer=layers, n_embd=16, n_head=2, **BOTH))
+    trainer.step()
+    sizes = {p.numel() for p in trainer.model.parameters() if p.ndim >= 2}
+    assert len(passes) == 2 * len(sizes) == 2 * len(set(passes))
+    assert sum(stacked for stacked, _ in passes) == 2 * sum(p.ndim >= 2 for p in trainer.model.parameters())
 
 
 LOOPS: dict[str, dict[str, Any]] = {

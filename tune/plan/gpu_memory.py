@@ -77,7 +77,7 @@ def estimate(config: TrainConfig, vocabulary: int) -> Estimate:
     tokens = config.batch_size // config.accumulate * shape.block_size
     site = tokens * max(4 * d, vocabulary)
     saved = (17 * shape.n_layer + 2) * tokens * d + tokens * vocabulary + linear
-    blocks = config.scale_granularity not in ("tensor", "row") or bool(config.gemms)
+    blocks = config.scale_granularity not in ("tensor", "row") or bool(config.gemms or config.phases)
     temporaries = 5 + blocks + 1.5 * (config.rounding == "stochastic")
     step = saved + temporaries * site - parameters
     per_weight = config.log_stiffness or config.log_grid_alignment

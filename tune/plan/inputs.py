@@ -41,7 +41,8 @@ def check_inputs(trials: Sequence[Trial], machine: Machine, *, uses_gpus_here: b
         if config.start_from is not None and config.start_from not in starts:
             starts.add(config.start_from)
             stored_weights(config.start_from)
-        if config.layer_formats or config.layer_gemms:
+        fields = {"layer_formats", "layer_gemms"}
+        if config.layer_formats or config.layer_gemms or any(phase.keys() & fields for phase in config.phases):
             _check_layers(trial, checked[key][0])
     if any(task.is_from_here for task, _ in checked.values()):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()]))
@@ -91,6 +92,7 @@ def _check_layers(trial: Trial, task: FoundTask) -> None:
         return
     try:
         with torch.device("meta"):
-            quantize_model(task.model(trial.config), trial.config.altered(native_fp8=False))
+            config = trial.config.altered(native_fp8=False)
+            quantize_model(task.model(config), config, total_steps=config.max_steps)
     except ValueError as error:
         raise ConfigError(f"{trial.run}: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -18,19 +18,22 @@ ALONE = "layer"  # name of a layer that is the whole model
 
 
 def rounded_layers(
-    model: nn.Module, recipe: Recipe, filter_fn: Filter | None = None
+    model: nn.Module, phases: Sequence[Recipe], filter_fn: Filter | None = None
 ) -> tuple[dict[str, RoundedGemm], dict[str, str]]:
     """(the rounded products by name, why other modules stay plain by name) of a model, which is changed in place.
 
-    A product is named after its module, or after its weight where that is not `weight`: `h.0.attn.in_proj_weight`.
+    phases: the recipe in each phase of its schedule.  A product is named after its module, or after its weight where
+    that is not `weight`: `h.0.attn.in_proj_weight`.
     """
     make_plain(model)
+    recipe = phases[0]
     chosen, left_out = _chosen(model, recipe, filter_fn)
     names = {
         module: _names(name, _within(module, adapter, recipe.attention_gemms))
         for module, (name, adapter) in chosen.items()
     }
-    high = high_precision_layers(recipe, [name for found in names.values() for name in found.values()])
+    every = [name for found in names.values() for name in found.values()]
+    high = [high_precision_layers(one, every) for one in phases]
     layers: dict[str, RoundedGemm] = {}
     salt = 0
     for module, (_, adapter) in chosen.items():
@@ -43,7 +46,8 @@ def rounded_layers(
             made |= attention_gemms(module)
         for within, layer in made.items():
             name = names[module][within]
-            layer.set_up(recipe, name, salt, recipe.casts_at(name, name in high), device)
+            casts = [one.casts_at(name, name in kept) for one, kept in zip(phases, high, strict=True)]
+            layer.set_up(recipe, name, salt, casts, device)
             salt += 1
             if not isinstance(layer, ProductGemm):
                 layers[name] = layer

@@ -43,7 +43,7 @@ class Expanded(NamedTuple):
 
 
 def expanded(x: Tensor, fmt: NumberFormat, granularity: str) -> Expanded:
-    """x (1-d float32), expanded so that each group (the whole tensor or a 1xB tile) has the range of the format.
+    """x (float32), expanded so that each group (a row of the last dimension or a 1xB tile) has the range of the format.
 
     The power is taken of x / sqrt(max|x| min|x|), which neither overflows nor underflows; the factor only changes the
     scale of the group.  NaN stays NaN, and inf stays inf.

@@ -38,13 +38,17 @@ def derived_words(*origin: int) -> tuple[int, int]:
     return first, second
 
 
-def uniform(key: Tensor, like: Tensor, salt: int | Tensor = 0, shared: bool = False, use: int = 0) -> Tensor:
+def uniform(
+    key: Tensor, like: Tensor, salt: int | Tensor = 0, shared: bool = False, use: int = 0, each: bool = False
+) -> Tensor:
     """Uniform float32 numbers in [0, 1), multiples of 2^-24, in the shape of `like`.
 
     `salt` (int, or 0-d int32): tensors with one key and different salts get different numbers.  `use`: number of
     earlier draws for this tensor with this key.
     `shared`: `like` is this rank's part of a larger tensor, cut along the first dimension, and gets the numbers that
     the whole tensor has there.  The third value of the key is then the rank.
+    `each`: `like` is a stack of tensors along its first dimension, and `salt`, (len(like),), has the salt of each; each
+    gets the numbers that it gets alone.
 
     An (R, C) tensor needs R row words and C column words, each a full hash in which the key enters differently; they
     are stored.  Element (3, 5) adds row word 3 to column word 5 and mixes the sum once more.  That is cheaper than a
@@ -52,14 +56,20 @@ def uniform(key: Tensor, like: Tensor, salt: int | Tensor = 0, shared: bool = Fa
     """
     if like.numel() == 0:
         return torch.zeros_like(like)
-    columns = like.shape[-1] if like.ndim > 1 else 1
-    rows = like.numel() // columns
+    shape, stack = (like.shape[1:], like.shape[:1]) if each else (like.shape, like.shape[:0])
+    columns = shape[-1] if len(shape) > 1 else 1
+    rows = shape.numel() // columns
+    if each:
+        assert isinstance(salt, Tensor)
+        salt = salt.view(-1, 1)
     above = torch.arange(rows, dtype=torch.int32, device=like.device)
     above = above + key[2] * rows if shared else above
     row = _mixed(_spread(key, salt, use, _OUTER) + above, _FIRST, _SECOND)
-    row = row.view(*like.shape[:-1], 1) if like.ndim > 1 else row.view(like.shape)
+    row = row.view(*stack, *shape[:-1], 1) if len(shape) > 1 else row.view(like.shape)
     within = torch.arange(columns, dtype=torch.int32, device=like.device)
     column = _mixed(_spread(key, salt, use, _INNER) + within, _SECOND, _FIRST)
+    if each and len(shape) > 1:
+        column = column.view(*stack, *(1 for _ in shape[:-1]), columns)
     # Stored first: otherwise Inductor inlines both hashes and computes them for every element.
     word = materialised(row) + materialised(column)
     word = (word ^ _logical_shift(word, 15)) * _SECOND
@@ -84,7 +94,7 @@ def materialised(x: Tensor) -> Tensor:
 
 
 def _spread(key: Tensor, salt: int | Tensor, use: int, multipliers: tuple[int, int, int, int]) -> Tensor:
-    """A 32-bit combination of key, salt and use (int32, 0-d); int32 arithmetic wraps."""
+    """A 32-bit combination of key, salt and use (int32, in the shape of the salt); int32 arithmetic wraps."""
     constant = (salt * multipliers[2] + (use * multipliers[3] & 0x7FFFFFFF)) & 0x7FFFFFFF
     return key[0] * multipliers[0] + key[1] * multipliers[1] + constant
 

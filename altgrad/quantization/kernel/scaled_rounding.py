@@ -154,11 +154,19 @@ def _unscaled(codes: list[Tensor], scale: Tensor, mode: Mode) -> Tensor:
 
 
 def _code(
-    x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode, in_bits: bool, counting: bool = True
+    x: Tensor,
+    spec: Tensor,
+    history: Tensor,
+    key: Tensor,
+    mode: Mode,
+    in_bits: bool,
+    counting: bool = True,
+    salts: Tensor | None = None,
 ) -> tuple[list[Tensor], tuple[Tensor, Tensor], list[Tensor]]:
     """(parts of Q(x) / scale, (scale, inverse scale), counts), shaped as `split` or `in_groups` returns them.
 
     It is one part, but for columns in compiled code on a CPU (see `rows_at_once`).
+    salts: x is a stack of tensors that share nothing, with these salts (see `rounded_each`).
     """
     if in_bits and x.is_contiguous():
         x = materialised(x)  # amax and rounding both read it; else Inductor computes a GELU before it twice
@@ -175,8 +183,13 @@ def _code(
     if mode.at_rest and mode.scaling not in ("none", "static"):
         amax = settled_amax(amax, fmt)
         values = torch.clamp(values, -amax, amax)
-    noise = _noise(x, values, fmt, key, mode) if mode.rounding == "stochastic" else None
-    scale, inverse = _scale(amax, fmt, spec, history, mode)
+    if mode.rounding != "stochastic":
+        noise = None
+    elif salts is None:
+        noise = _noise(x, values, fmt, key, mode)
+    else:
+        noise = uniform(key, values, salts, each=True)
+    scale, inverse = _scale(amax, fmt, spec, history, mode, each=salts is not None)
     applied = None if mode.scaling == "none" else scale
     codes, counts = [], []
     for part, of_part in zip(interleaved(values, together), _parts(noise, together), strict=True):
@@ -216,15 +229,21 @@ def rounded_and_scale(
     return values, scale, inverse
 
 
-def rounded_values(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode) -> Tensor:
-    """Q(x), in the shape of x, without counts and without the rotation of the mode."""
-    if x.numel() == 0:
-        return x
-    codes, (scale, _), _ = _code(x, spec, history, key, mode, in_bits=False, counting=False)
+def rounded_each(x: Tensor, spec: Tensor, salts: Tensor, key: Tensor, mode: Mode) -> Tensor:
+    """Q of each row of x, (tensors, values), as if the row were a tensor of its own; in the shape of x.
+
+    It is one pass for many tensors of one size.  salts: int32, (tensors,).  mode: rows or 1xB tiles along the last
+    dimension, whose amax is that of the row itself; no rotation.
+    """
+    assert mode.granularity == "row" or mode.in_blocks
+    history = x.new_zeros(0)
+    codes, (scale, _), _ = _code(x, spec, history, key, mode, in_bits=False, counting=False, salts=salts)
     return join(_unscaled(codes, scale, mode), x, mode.granularity, mode.last)
 
 
-def _scale(amax: Tensor, fmt: FormatTensors, spec: Tensor, history: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
+def _scale(
+    amax: Tensor, fmt: FormatTensors, spec: Tensor, history: Tensor, mode: Mode, each: bool = False
+) -> tuple[Tensor, Tensor]:
     if mode.scaling == "none":
         one = torch.ones_like(amax)
         return one, one
@@ -237,7 +256,8 @@ def _scale(amax: Tensor, fmt: FormatTensors, spec: Tensor, history: Tensor, mode
     amax = amax * mode.amax_factor if mode.amax_factor != 1 else amax
     if mode.two_level:
         scale_format = FormatTensors.view(spec[SPEC_LENGTH:])
-        tensor_amax = largest_over_ranks(amax.amax()) if mode.shared else amax.amax()
+        tensor_amax = amax.amax(dim=tuple(range(1, amax.ndim)), keepdim=True) if each else amax.amax()
+        tensor_amax = largest_over_ranks(tensor_amax) if mode.shared else tensor_amax
         scale, inverse = two_level_scale(amax, tensor_amax, fmt, scale_format)
     else:
         scale, inverse = scale_for(amax, fmt, mode.power_of_two)

@@ -1,17 +1,26 @@
-"""A rounding site: one rounding of one of a layer's tensors, with its format, amax history and counts."""
+"""A rounding site: one rounding of one of a layer's tensors, with its format, amax history and counts.
+
+`SiteSet` is all of a layer's sites in one phase of its recipe's schedule.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from altgrad.config.operands import Rounded
+from altgrad.config.cast import GEMM_SITES, GEMMS, Cast, GemmSite
+from altgrad.config.operands import Operand, Rounded, roundings
 from altgrad.formats import NumberFormat
 from altgrad.quantization.kernel.counters import SUMS
 from altgrad.quantization.kernel.scaled_rounding import mode_of, spec_for
 from altgrad.quantization.kernel.slots import Slots
+
+OPERAND_TENSORS: tuple[GemmSite, ...] = ("activation", "weight", "gradient")
+Reads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+_SALT_APART = 1 << 20  # between the random numbers of two roundings of one tensor
 
 
 class Site:
@@ -64,7 +73,7 @@ class Site:
 
     def set_format(self, fmt: NumberFormat) -> None:
         """Round to another format from now on; the cast's block, scale and rounding stay."""
-        self._format = fmt
+        self._format = fmt = self.rounded.cast.scaled_as_asked(fmt)
         self.exact_in_bfloat16 = self.rounded.cast.bfloat16_obstacle(fmt) is None
         self.spec.copy_(self._spec(self.spec.device))
 
@@ -109,3 +118,60 @@ def together(before: Tensor | None, counts: Tensor) -> Tensor:
     if before is None:
         return counts
     return torch.cat([counts[:SUMS] + before[:SUMS], torch.maximum(counts[SUMS:], before[SUMS:])])
+
+
+class SiteSet(NamedTuple):
+    """The sites of a layer in one phase: by name, by tensor, by what the GEMMs read, and whether any draws numbers."""
+
+    by_name: dict[str, Site]
+    by_tensor: dict[GemmSite, list[Site]]
+    reads: Reads
+    stochastic: bool
+
+    @classmethod
+    def of(cls, casts: Mapping[Operand, Cast], salt: int, device: torch.device) -> SiteSet:
+        """The sites for the casts of a layer's six operands; `salt`: the layer's number."""
+        by_name: dict[str, Site] = {}
+        by_tensor: dict[GemmSite, list[Site]] = {}
+        for place, (tensor, found) in enumerate(roundings(casts).items()):
+            for again, rounded in enumerate(found):
+                own_salt = salt * len(GEMM_SITES) + place + again * _SALT_APART
+                by_name[rounded.name] = Site(rounded, own_salt, device)
+            by_tensor[tensor] = [by_name[rounded.name] for rounded in found]
+        reads = _reads([by_tensor[tensor] for tensor in OPERAND_TENSORS])
+        stochastic = any(cast.rounding == "stochastic" or cast.redraws for cast in casts.values())
+        return cls(by_name, by_tensor, reads, stochastic)
+
+    def continue_from(self, earlier: SiteSet) -> None:
+        """Take over what the sites of the phase before know of their operands, when training enters this phase.
+
+        Amaxes of delayed scaling, as many as this history holds, if both rotate alike; a history without predecessor
+        is empty.  And the format to which an intervention has changed the operand, if both casts name the same one.
+        """
+        before = {operand: site for site in earlier.by_name.values() for operand in site.rounded.operands}
+        for site in self.by_name.values():
+            old = before[site.rounded.operands[0]]
+            if site.delayed:
+                site.history.zero_()
+                if old.delayed and old.rounded.cast.hadamard == site.rounded.cast.hadamard:
+                    common = min(len(site.history), len(old.history))
+                    site.history[:common].copy_(old.history[:common])
+            same = old.rounded.cast.number_format == site.rounded.cast.number_format
+            fmt = old.format if same else site.rounded.cast.number_format
+            if fmt != site.format:
+                site.set_format(fmt)
+
+
+def _reads(sites: Sequence[Sequence[Site]]) -> Reads:
+    """For each GEMM, in the order of `GEMMS`, the positions of the roundings of its two operands.
+
+    sites: the roundings of x, W and dy.  If dW reads a second rounding of x, its entry is (0, 1): the first rounding of
+    dy and the second of x.
+    """
+    places = {
+        operand: place for found in sites for place, site in enumerate(found) for operand in site.rounded.operands
+    }
+    fprop, dgrad, wgrad = (
+        tuple(places[Operand(name, tensor)] for tensor in operands) for name, operands in GEMMS.items()
+    )
+    return fprop, dgrad, wgrad  # type: ignore[return-value]

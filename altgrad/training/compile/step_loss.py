@@ -78,7 +78,8 @@ class StepLoss:
         self._model = model
         self._config = config
         self._task, self._metrics = task, metrics
-        self._signature = _signature(model, layers, config, ranks.size)
+        self._layers, self._size = layers, ranks.size
+        self._signatures: dict[int, str] = {}  # by phase of the recipe's schedule
         if config.cuda_graphs and device.type != "cuda":
             raise ConfigError(f"cuda_graphs=true: the device is {device}; use a CUDA device or cuda_graphs=false")
         self._regions = regions(model, layers)
@@ -133,12 +134,13 @@ class StepLoss:
             return "blocks", "compile=blocks"
         if earlier is not None:
             return earlier, f"compile=auto: {earlier}, as in the earlier attempt"
-        payoffs: dict[How, Payoff] = {"whole": self._payoff("whole", len(layers), 1, layers, runs_alike)}
+        phases = 1 + len(config.phases)  # each may have graphs of its own
+        payoffs: dict[How, Payoff] = {"whole": self._payoff("whole", phases * len(layers), 1, layers, runs_alike)}
         if self._regions:
             distinct = [group[0] for group in self._regions]
             inside = sum(isinstance(part, RoundedModule) for first in distinct for part in first.modules())
             calls = sum(len(group) for group in self._regions)
-            payoffs["blocks"] = self._payoff("blocks", inside, calls, layers, runs_alike)
+            payoffs["blocks"] = self._payoff("blocks", phases * inside, calls, layers, runs_alike)
         how = max(payoffs, key=lambda how: payoffs[how].gain)
         said = f"compile=auto: {payoffs[how].sentence()}"
         return ("eager" if device.type == "cpu" and payoffs[how].gain < 0 else how), said
@@ -154,7 +156,10 @@ class StepLoss:
         return Payoff(cost_of(compiled, place, runs_alike or 1), saved_by(layers, self._config, calls))
 
     def _name(self, how: How) -> str:
-        return f"{self._signature}-{how}"
+        phase = next(iter(self._layers.values())).phase
+        if phase not in self._signatures:
+            self._signatures[phase] = _signature(self._model, self._layers, self._config, self._size)
+        return f"{self._signatures[phase]}-{how}"
 
     def _marker(self, how: How) -> Path:
         """A file that exists if Inductor's cache on disk has the graphs."""

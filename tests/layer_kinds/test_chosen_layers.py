@@ -24,26 +24,26 @@ from altgrad.quantization.quantized_model import quantize_model
 from tests.support.gemm_reference import reference_linear
 from tests.support.written_runs import row
 
-E4M3 = Recipe(format="E4M3")
+E2M3 = Recipe(format="E2M3")
 
 
 def test_a_filter_leaves_modules_plain_and_the_coverage_names_it() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.Conv1d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(16, 4))
     quantized = quantize_model(
-        model, E4M3, filter_fn=lambda module, name: isinstance(module, nn.Linear) and name != "3"
+        model, E2M3, filter_fn=lambda module, name: isinstance(module, nn.Linear) and name != "3"
     )
     assert list(quantized.layers) == ["0"] and quantized.left_out == {"1": "filter_fn", "3": "filter_fn"}
     assert type(model[3]) is nn.Linear and type(model[1]) is nn.Conv1d
     x = torch.randn(2, 1, 4)
     small = nn.Sequential(nn.Linear(4, 8), nn.Flatten(), nn.Linear(8, 4))
-    found = quantize_model(small, E4M3, filter_fn=lambda module, name: name == "0")
+    found = quantize_model(small, E2M3, filter_fn=lambda module, name: name == "0")
     coverage = found.coverage(lambda: small(x).sum())
     assert coverage is not None and coverage.uncovered == ()
     (left,) = coverage.modules
     assert (left.module, left.reason, left.flops) == ("2", "filter_fn", 3 * 2 * 2 * 8 * 4)
     assert "<td>2</td><td>Linear</td>" in coverage._repr_html_() and "filter_fn" in coverage._repr_html_()
     attention = nn.Sequential(nn.MultiheadAttention(4, 1), nn.Linear(4, 4))
-    kept = quantize_model(attention, E4M3, filter_fn=lambda module, name: name != "0").left_out
+    kept = quantize_model(attention, E2M3, filter_fn=lambda module, name: name != "0").left_out
     assert list(kept) == ["0", "0.out_proj"]  # the plain module multiplies by the weight of the projection itself
 
 
@@ -62,7 +62,7 @@ class LoraLinear(nn.Module):
 
 def test_of_lora_base_adapters_or_both_are_rounded() -> None:
     names = {
-        chosen: list(quantize_model(nn.Sequential(LoraLinear()), E4M3, filter_fn=chosen).layers)
+        chosen: list(quantize_model(nn.Sequential(LoraLinear()), E2M3, filter_fn=chosen).layers)
         for chosen in (None, lora_base, lora_adapters)
     }
     both = ["0.base_layer", "0.lora_A.default", "0.lora_B.default"]
@@ -74,7 +74,7 @@ def test_a_parametrised_weight_is_rounded_as_it_is_computed_and_cannot_be_stored
     model[1] = parametrizations.weight_norm(model[1])
     plain = copy.deepcopy(model[0])
     keys = list(model.state_dict())
-    quantized = quantize_model(model, E4M3)
+    quantized = quantize_model(model, E2M3)
     assert list(quantized.layers) == ["0", "1"] and list(model.state_dict()) == keys
     x, dy = torch.randn(3, 6), torch.randn(3, 4)
     model[0](x).backward(dy)
@@ -85,7 +85,7 @@ def test_a_parametrised_weight_is_rounded_as_it_is_computed_and_cannot_be_stored
         assert torch.allclose(ours.grad, expected.grad, atol=1e-6)
     assert quantized.layers["0"].weight_gradient is None
     with pytest.raises(ValueError, match="layer 0 computes its weight from other parameters"):
-        quantize_model(model, Recipe(format="E4M3", master_weights=False))
+        quantize_model(model, Recipe(format="E2M3", master_weights=False))
 
 
 @pytest.fixture
@@ -105,8 +105,8 @@ def test_a_layer_that_was_sharded_before_is_rounded(alone: None) -> None:
     mesh = init_device_mesh("cpu", (1,))
     for layer in (model[0], model[2], model):
         fully_shard(layer, mesh=mesh)
-    assert list(quantize_model(model, E4M3).layers) == ["0", "2"]
-    quantize_model(plain, E4M3)
+    assert list(quantize_model(model, E2M3).layers) == ["0", "2"]
+    quantize_model(plain, E2M3)
     x = torch.randn(3, 6)
     for module in (model, plain):
         module(x).sum().backward()

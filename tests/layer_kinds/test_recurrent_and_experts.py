@@ -49,7 +49,7 @@ class Experts(nn.Module):
 def test_each_expert_of_a_mixture_is_a_linear_layer(how: str, transposed: bool) -> None:
     fields, reference = HOW[how]
     model = Experts(transposed)
-    quantized = quantize_model(model, Recipe(format="E4M3", **fields))
+    quantized = quantize_model(model, Recipe(format="E2M3", **fields))
     assert list(quantized.layers) == ["gate_up_proj", "down_proj"]
 
     def by_hand(x: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def test_each_expert_of_a_mixture_is_a_linear_layer(how: str, transposed: bool) 
         return torch.cat(parts)
 
     same_gemms(model, by_hand, torch.randn(6, 8), tolerance=1e-5)
-    expert = quantize_model(Experts(transposed), Recipe(format="E4M3", master_weights=False, **fields)).layers[
+    expert = quantize_model(Experts(transposed), Recipe(format="E2M3", master_weights=False, **fields)).layers[
         "down_proj"
     ]
     kept = expert.weight.detach()
@@ -71,7 +71,7 @@ def test_each_expert_of_a_mixture_is_a_linear_layer(how: str, transposed: bool) 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_a_recurrent_layer_rounds_inputs_of_all_times_at_once_and_states_one_by_one(kind: Any) -> None:
     layer = kind(6, 4)
-    quantize_model(layer, Recipe(format="E4M3"))
+    quantize_model(layer, Recipe(format="E2M3"))
 
     def by_hand(x: Tensor, **p: Tensor) -> Tensor:
         h = c = x.new_zeros(x.shape[1], 4)

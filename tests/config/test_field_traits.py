@@ -1,5 +1,7 @@
 """What kind a config field is stands on the field itself; the lists that were once kept by hand are the oracle."""
 
+from typing import Any
+
 import pytest
 from pydantic import Field
 
@@ -77,12 +79,13 @@ def test_what_else_is_said_of_every_field_is_that_of_the_list_by_hand() -> None:
     assert {name: field.only_with for name, field in traits.items() if field.only_with is not None} == needs
 
 
+@pytest.mark.parametrize("extra", [None, {"unit": "nats"}])
 @pytest.mark.parametrize("base", [Declared, Recipe, TrainConfig])
-def test_a_field_without_a_kind_cannot_be_declared(base: type[Declared]) -> None:
+def test_a_field_without_a_kind_cannot_be_declared(base: type[Declared], extra: Any) -> None:
     with pytest.raises(TypeError, match=r"Own\.knob: declare it with `field`, which takes its kind: one of numeric, "):
 
         class Own(base):  # type: ignore[valid-type, misc]
-            knob: int = Field(3, description="turns")
+            knob: int = Field(3, description="turns", json_schema_extra=extra)
 
 
 def test_the_traits_of_a_field_are_those_it_was_declared_with() -> None:

@@ -118,6 +118,7 @@ def test_adamw_by_hand_decays_matrices_and_nothing_else():
     fields = {"beta1": 0.5, "beta2": 0.75, "adam_epsilon": 0.25, "weight_decay": 0.125}
     optimizer = build_optimizer(model, BY_HAND.altered(**fields))
     for group in optimizer.param_groups:
+        assert group["fused"], "one pass over all parameters; the last bits differ"
         group["lr"] = 0.5
     expected = []
     for parameter in model.parameters():

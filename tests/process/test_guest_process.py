@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training import FormatExperimentRunner, run_format_experiment
-from altgrad.training.process_settings import full_precision_sums
+from altgrad.training.process_settings import full_precision_sums, room_for_graphs
 from altgrad.training.trainer import Trainer
 from tests.servers.polling import PATIENCE
 from tests.support.small_runs import SMALL
@@ -83,8 +83,10 @@ def own_model(folder: Path, compile: bool) -> None:
     ],
 )
 def test_a_call_leaves_the_process_as_it_was(call: Callable[..., None], compile: bool, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
     call(tmp_path / "first", compile)  # what is only imported once, such as torch's compiler, is there from now on
     before = settings()
+    assert torch.get_num_threads() == threads
     call(tmp_path / "second", compile)
     after = settings()
     assert [name for name in before if before[name] != after[name]] == []
@@ -187,6 +189,20 @@ def test_precision_is_exact_within_and_restored_however_it_was_set() -> None:
 def test_what_cannot_be_undone_is_not_even_imported_by_a_library_call() -> None:
     program = "import sys, altgrad.experiment.runner; assert 'altgrad.experiment.allocator' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", program], timeout=PATIENCE).returncode == 0
+
+
+def test_the_compiler_s_limits_are_given_back_also_after_an_error() -> None:
+    """Two calls that are compared do not see what the first one left behind for good."""
+
+    def limits() -> tuple[int, bool]:
+        functorch = torch._functorch.config
+        return torch._dynamo.config.recompile_limit, functorch.autograd_cache_allow_custom_autograd_functions
+
+    before = limits()
+    with pytest.raises(ZeroDivisionError), room_for_graphs():
+        assert limits()[0] > before[0] and limits()[1]
+        raise ZeroDivisionError
+    assert limits() == before
 
 
 def test_full_precision_can_be_nested() -> None:

@@ -77,7 +77,10 @@ class Loop:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
         self._failed = False
-        self._known: dict[str, Any] = json.loads(KNOWN.read_text()) if KNOWN.exists() else {}
+        self._known: dict[str, Any] = {}
+        files = [path for folder in ("altgrad", "tests") for path in MUTANTS.parent.joinpath(folder).rglob("*.py")]
+        if KNOWN.exists() and KNOWN.stat().st_mtime > max(path.stat().st_mtime for path in files):
+            self._known = json.loads(KNOWN.read_text())  # else the tests may run through other functions by now
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._failed |= report.failed

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from altgrad.compare import furthest, loss_unit, paired_gap, ranking, rescue_matrix, survival
-from altgrad.compare.gap import gap_at, last_common_step
+from altgrad.compare import Terms, furthest, loss_unit, paired_gap, ranking, rescue_matrix, survival
+from altgrad.compare.gap import gap_at, last_common_step, loss_at
+from altgrad.compare.statistics import with_parity
 from altgrad.results.curves import Curve
 from tests.support.written_runs import row
 
@@ -83,6 +84,44 @@ def test_whole_groups_are_ranked_by_their_means_and_those_with_a_collapse_after_
     assert [(members[0].group, gap.mean) for members, gap in ranking(rows)] == [(n, means[n]) for n in order]
 
 
+def test_what_a_verdict_is_made_of_by_hand() -> None:
+    """Losses of the baselines (loss minus gap): 2, 2 and 5; the run without a loss and the dead ones have none."""
+    group = [
+        row(1, 0.5, step_loss=2.5),
+        row(1, 1.5, step_loss=3.5),
+        row(2, -1.0, step_loss=4.0),
+        row(3, 0.25),
+        row(4, None, status="failed", step_loss=900.0),
+        row(5, 0.5, collapse_step=9, step_loss=900.0),
+        row(6, NAN, step_loss=900.0),
+        row(7, math.inf, step_loss=900.0),
+        row(8, None, status="stopped"),
+    ]
+    group = [replace(one, loss_unit="") for one in group]
+    baseline = row(1, group="bf16", is_baseline=True)
+    whole = [row(seed, 0.25 + seed / 1000, group="whole") for seed in range(3)]
+    *found, of_baseline, last = with_parity([*group, baseline, *whole], Terms())[: len(group) + 2]
+    assert of_baseline.parity is None and last.parity is not None and last.parity.verdict == "worse"
+    assert {one.parity for one in found} == {found[0].parity} and [replace(one, parity=None) for one in found] == group
+    parity = found[0].parity
+    assert parity is not None and parity.margin == pytest.approx(0.005 * 3) and parity.unit == ""
+    assert parity.differences == (1.0, -1.0, 0.25)
+    assert (parity.verdict, parity.runs, parity.collapsed, parity.non_finite, parity.ended_early) == (
+        "collapsed",
+        *(9, 1, 2, 2),
+    )
+
+
+def test_the_terms_of_a_table_hold_for_all_its_groups() -> None:
+    rows = [row(seed, 0.1 + seed / 1000, group=group) for group in "ab" for seed in range(3)]
+    for one in with_parity(rows, Terms(0.5, looks=3)):
+        assert one.parity is not None
+        assert (one.parity.margin, one.parity.looks, one.parity.tested) == (0.5, 3, 2)
+        assert one.parity.verdict == "equivalent"
+    (alone,) = with_parity([row(1, 0.1, loss_unit="")], Terms())
+    assert alone.parity is not None and alone.parity.margin is None and alone.parity.verdict == "no claim"
+
+
 def test_only_losses_of_the_latest_step_have_a_mean() -> None:
     late = [row(seed, validation_loss=2.0, validation_step=100) for seed in (1, 2)]
     others = [
@@ -105,6 +144,12 @@ def test_curves_without_a_common_step_have_none_and_inf_minus_inf_is_nan_without
     assert last_common_step([one, curve(s1=1.0)]) is None and last_common_step([]) is None
     with warnings.catch_warnings(action="error"):
         assert math.isnan(gap_at(10, one, other)) and gap_at(20, one, other) == 2.0
+
+
+def test_a_loss_is_that_of_the_step_asked_for_or_none() -> None:
+    curve = Curve(np.array([10, 20, 30]), np.array([3.0, 2.0, NAN], dtype=np.float32))
+    assert (loss_at(10, curve), loss_at(20, curve), loss_at(25, curve), loss_at(None, curve)) == (3.0, 2.0, None, None)
+    assert math.isnan(loss_at(30, curve) or 0.0) and type(loss_at(20, curve)) is float
 
 
 def test_the_rescue_matrix_counts_survivors_of_the_runs_that_ended() -> None:

@@ -40,6 +40,7 @@ NOT_THE_REFERENCE = [
     {"master_weights": False, "update_rounding": "stochastic"}, {"recipe": "mxfp8"}, {"recipe": "bf16_sr"},
     {"gemms": {"wgrad": {"format": "E4M3"}}}, {"layer_gemms": {"lm_head": {"wgrad": {"format": "E4M3"}}}},
     {"attention_gemms": True}, {"first_moment": {"format": "E4M3"}}, {"second_moment": {"format": "E4M3"}},
+    {"phases": [{"from_step": 50, "format": "E4M3"}]},
 ]  # fmt: skip
 
 

@@ -76,12 +76,14 @@ GRADIENTS = ((gradient(1, 2), None, None), (gradient(2, 2), gradient(0, 0, 12), 
 METRICS = ([{"right": 1.0, "wrong": 0.5}, {"right": 3.0, "wrong": 1.5}], [{"right": 4.0, "wrong": 2.0}])
 
 
-def read_on(ranks: Ranks, gradients: Any = GRADIENTS) -> tuple[StepState, OwnMetrics, list[nn.Parameter]]:
+def read_on(
+    ranks: Ranks, gradients: Any = GRADIENTS, metrics: Any = METRICS
+) -> tuple[StepState, OwnMetrics, list[nn.Parameter]]:
     parameters = [nn.Parameter(torch.zeros(size)) for size in (2, 3, 1)]
     for parameter, value in zip(parameters, gradients[ranks.rank], strict=True):
         parameter.grad = value if value is None else value.clone()
     own, numbers = OwnMetrics(ranks), StepNumbers(parameters, counts_of(ranks), ranks)
-    for part in METRICS[ranks.rank]:
+    for part in metrics[ranks.rank]:
         own.add({name: torch.tensor(value) for name, value in part.items()})
     return numbers.read(7, torch.tensor((2.0, 4.0)[ranks.rank]), own), own, parameters
 
@@ -108,6 +110,11 @@ def test_one_process_keeps_its_gradients_and_forgets_the_metrics_of_the_step_bef
     assert [None if p.grad is None else p.grad.tolist() for p in parameters] == [[1, 2], None, None]
     assert state.gradient_norm == pytest.approx(math.sqrt(5)) and state.loss == 2.0
     assert own.values == {"right": 2.0, "wrong": 1.0} and own.take() == ([], None)
+
+
+def test_a_metric_of_nothing_takes_no_gradient_away() -> None:
+    _, own, parameters = read_on(Ranks(), metrics=[[{"right": 0.0}]])
+    assert own.values == {"right": 0.0} and parameters[0].grad is not None
 
 
 def test_bad_gradients_of_one_rank_are_a_share_of_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,6 +165,7 @@ def test_a_layer_that_no_batch_reaches_is_measured_nowhere(master_weights: bool)
     trainer, net, _ = trainer_of(diagnostic_interval=1, use_shadow=True, log_ulp=True, master_weights=master_weights)
     before = net.unused.weight.detach().clone()
     outcome = trainer.step()
+    assert {row["step"] for row in outcome.layers} == {1}
     sites = {row["layer"]: set() for row in outcome.layers}
     for row in outcome.layers:
         sites[row["layer"]].add(row["site"])

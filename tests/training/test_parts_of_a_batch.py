@@ -1,7 +1,8 @@
-"""What ranks read together in one step, by hand: loss, gradients, norm, counts of sites, metrics of the task."""
+"""Parts of a batch, of ranks and one after another, by hand: rows, masks, and what is read of them together."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import partial
 from types import SimpleNamespace
@@ -16,6 +17,8 @@ from altgrad.quantization.kernel.ranks import Ranks
 from altgrad.stability.protocol import StepState
 from altgrad.training.step_counts import SiteCounts
 from altgrad.training.step_numbers import OwnMetrics, StepNumbers
+from altgrad.training.trainer import Trainer
+from tests.support.small_runs import SMALL
 from tests.support.threaded_ranks import on_ranks
 
 SITES = [("a", "weight"), ("a", "wgrad.gradient"), ("b", "activation"), ("c", "wgrad.weight"), ("d", "gradient")]
@@ -66,6 +69,77 @@ def test_counts_are_added_weights_are_not_and_of_amax_and_scale_the_largest_coun
         }
         amax = {(one["layer"], one["site"]): (one["amax"], one["scale"]) for one in counts.rows(1, [], None)}
         assert amax == dict(zip(SITES[:4], [(3, 0.5), (7, 4), (9, 1), (1, 8)], strict=True))
+
+
+def rank_of(trainer: Trainer, rank: int, size: int) -> Trainer:
+    trainer.ranks = Ranks(rank, size)
+    return trainer
+
+
+def test_each_rank_takes_its_rows_of_the_batch_part_by_part() -> None:
+    trainer = Trainer(SMALL.altered(batch_size=12, accumulate=3))
+    x, y = torch.arange(24).reshape(12, 2), torch.arange(12)
+    for rank, first in ((0, 0), (1, 6)):
+        parts = rank_of(trainer, rank, 2)._parts((x, y))
+        assert [part[1].tolist() for part in parts] == [[at, at + 1] for at in range(first, first + 6, 2)]
+        assert torch.equal(torch.cat([part[0] for part in parts]), x[first : first + 6])
+
+
+def test_masks_follow_seed_step_rank_and_part_alone() -> None:
+    def drawn(seed: int, step: int, rank: int, part: int) -> float:
+        trainer = rank_of(trainers[seed], rank, 2)
+        trainer.step_number = step
+        with trainer._random.borrowed():
+            torch.rand(step)
+            trainer._seed_masks(part)
+            return torch.rand(()).item()
+
+    trainers = [Trainer(SMALL.altered(seed=seed)) for seed in range(2)]
+    every = list(itertools.product(range(2), (3, 4), range(2), range(3)))
+    first = [drawn(*words) for words in every]
+    assert len(set(first)) == len(every) and [drawn(*words) for words in every] == first
+
+
+class Square(nn.Module):
+    """Predicts 1, 2, 3 and 2 for the rows of `Four`, and should predict 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 1, bias=False)
+        self.linear.weight.data = torch.tensor([[1.0, 2.0]])
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        found = self.linear(x).squeeze(1)
+        return (found - y).square().mean(), {"predicted": found.mean()}
+
+
+class Four:
+    vocabulary = None
+    asked = 0
+
+    def training(self, step: int) -> tuple[Tensor, Tensor]:
+        self.asked = step
+        return torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 0.0]]), torch.zeros(4)
+
+    def validation(self) -> list[tuple[Tensor, Tensor]]:
+        return []
+
+    def digest(self) -> str:
+        return ""
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 4])
+def test_parts_one_after_another_are_one_batch(pieces: int) -> None:
+    """Losses 1, 4, 9 and 4; gradients 2 (1 + 3 + 4) / 4 and 2 (2 + 3) / 4."""
+    at = {"batch_size": 4, "accumulate": pieces, "gradient_clip": 0, "learning_rate": 0.25, "warmup_steps": 0}
+    config = SMALL.altered(format="FP32", schedule="constant", diagnostic_interval=1, skip_batches=2, **at)
+    trainer = Trainer(config, Square(), data := Four())
+    outcome = trainer.step()
+    assert data.asked == 3
+    assert trainer.model.linear.weight.grad.tolist() == [[4.0, 2.5]]
+    assert outcome.own == {"predicted": 2.0}
+    measured = {"step": 1, "loss": 4.5, "gradient_norm": pytest.approx(math.sqrt(22.25)), "learning_rate": 0.25}
+    assert outcome.record | measured == outcome.record and outcome.record["tokens"] == 4
 
 
 def gradient(*values: float) -> Tensor:

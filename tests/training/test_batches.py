@@ -10,6 +10,7 @@ import pytest
 
 from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.training.data import Corpus, Source, TextBatches, load_corpus
+from altgrad.training.trainer import Trainer
 from tests.support.small_runs import SMALL
 
 BLOCK = 4
@@ -28,6 +29,12 @@ def batches(training: Any = range(20), validation: Any = range(100, 110), **fiel
     digest = fields.pop("digest", "")
     tokens = np.array(training, dtype=np.int32), np.array(validation, dtype=np.int32)
     return TextBatches(Corpus(*tokens, 256, SOURCE, digest), CONFIG.altered(**fields), block)
+
+
+def test_a_model_is_made_for_the_vocabulary_of_the_batches_that_are_given() -> None:
+    tokens = np.arange(20, dtype=np.int32)
+    trainer = Trainer(CONFIG, batches=TextBatches(Corpus(tokens, tokens, 77, SOURCE, ""), CONFIG, BLOCK))
+    assert trainer.model.get_parameter("wte.weight").shape[0] == 77
 
 
 @pytest.mark.parametrize("length", [BLOCK + 1, BLOCK + 2, 9])

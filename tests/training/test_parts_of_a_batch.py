@@ -135,7 +135,7 @@ def test_parts_one_after_another_are_one_batch(pieces: int) -> None:
     config = SMALL.altered(format="FP32", schedule="constant", diagnostic_interval=1, skip_batches=2, **at)
     trainer = Trainer(config, Square(), data := Four())
     outcome = trainer.step()
-    assert data.asked == 3
+    assert data.asked == 3 and trainer.validation_loss() is None
     assert trainer.model.linear.weight.grad.tolist() == [[4.0, 2.5]]
     assert outcome.own == {"predicted": 2.0}
     measured = {"step": 1, "loss": 4.5, "gradient_norm": pytest.approx(math.sqrt(22.25)), "learning_rate": 0.25}

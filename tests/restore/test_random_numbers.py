@@ -83,8 +83,9 @@ def test_what_a_model_draws_from_python_and_numpy_repeats_with_seed_and_step_and
     assert draws(seed=8) != first
 
 
-def test_the_shadow_drops_what_the_step_dropped():
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_shadow_drops_what_the_step_dropped(accumulate):
     config = MASTERS.altered(format="FP32", gradient_format=None, scaling="none", rounding="nearest", amax_factor=1.0)
-    trainer = trainer_of(config.altered(diagnostic_interval=1, enable_partition_clipping=False))
+    trainer = trainer_of(config.altered(diagnostic_interval=1, enable_partition_clipping=False, accumulate=accumulate))
     record = trainer.step().record
     assert record["shadow_loss"] == record["loss"] and record["gradient_snr_db"] == math.inf

@@ -73,6 +73,7 @@ def test_counts_are_added_weights_are_not_and_of_amax_and_scale_the_largest_coun
 
 def rank_of(trainer: Trainer, rank: int, size: int) -> Trainer:
     trainer.ranks = Ranks(rank, size)
+    trainer.quantized._shared = True
     return trainer
 
 
@@ -140,6 +141,48 @@ def test_parts_one_after_another_are_one_batch(pieces: int) -> None:
     assert outcome.own == {"predicted": 2.0}
     measured = {"step": 1, "loss": 4.5, "gradient_norm": pytest.approx(math.sqrt(22.25)), "learning_rate": 0.25}
     assert outcome.record | measured == outcome.record and outcome.record["tokens"] == 4
+
+
+def test_a_layer_that_a_later_batch_does_not_reach_stays_where_it_is() -> None:
+    class Turns(Square):
+        def __init__(self) -> None:
+            super().__init__()
+            self.odd = nn.Linear(2, 1)
+
+        def forward(self, x: Tensor, y: Tensor) -> Any:
+            return (self.linear(x) + (self.odd(x) if trainer.step_number % 2 else 0)).square().mean()
+
+    trainer = Trainer(SMALL.altered(format="FP32", batch_size=4, warmup_steps=0, weight_decay=0.5), Turns(), Four())
+    trainer.step()
+    odd, linear = (layer.weight.detach().clone() for layer in (trainer.model.odd, trainer.model.linear))
+    trainer.step()
+    assert torch.equal(trainer.model.odd.weight, odd) and not torch.equal(trainer.model.linear.weight, linear)
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_rank_s_gradient_is_its_share_of_that_of_the_mean_loss(pieces: int) -> None:
+    trainer = Trainer(SMALL.altered(format="FP32", batch_size=4, accumulate=pieces), Square(), Four())
+    parts = trainer._parts(trainer.batches.training(1))
+    assert float(rank_of(trainer, 1, 2)._forward_backward(parts)) == 4.5
+    assert trainer.model.linear.weight.grad.tolist() == [[2.0, 1.25]]
+
+
+def test_each_part_rounds_with_noise_of_its_own_that_repeats() -> None:
+    losses: list[float] = []
+
+    class Wide(Square):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 4)
+
+        def forward(self, x: Tensor, y: Tensor) -> Any:
+            losses.append((found := self.linear(x).square().mean()).item())
+            return found
+
+    trainer = Trainer(SMALL.altered(format="E4M3", rounding="stochastic"), Wide(), Four())
+    for _ in range(2):
+        trainer._forward_backward([(torch.linspace(-1, 1, 64).expand(4, 64), torch.zeros(4))] * 3)
+    assert len(set(losses)) == 3 and losses[3:] == losses[:3]
 
 
 def gradient(*values: float) -> Tensor:

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from altgrad.report.tested_cause import ARM_COLUMNS, arm_cells, explanation_of
-from altgrad.text.foreign_text import as_code, as_markdown
+from altgrad.text.foreign_text import as_code, as_command, as_markdown
 from dashboard.data.watched_sweep import WatchedRun
 from dashboard.widgets import show_table
 
@@ -16,7 +16,9 @@ def cause_card(run: WatchedRun) -> None:
     st.subheader("Cause, tested")
     record = explanation_of(run)
     if record is None:
-        st.caption(f"Not tested yet: {as_code(f'altgrad explain {run.folder}')} replays the collapse.")
+        st.caption(
+            f"Not tested yet: {as_code(as_command(['altgrad', 'explain', str(run.folder)]))} replays the collapse."
+        )
         return
     with st.container(border=True):
         _conclusion(record)

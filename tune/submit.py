@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 _ANSWER_SECONDS = 10  # limit for an answer of the cluster
-_ACCEPT_SECONDS = 120  # limit for a cluster that answers to accept a job: a head that has just started refuses at first
+_ACCEPT_SECONDS = 200  # limit for a cluster that answers to accept a job: a head that has just started refuses at first
 _LONGEST_ANSWER = 65536  # bytes
 _EXIT_CODES = {"SUCCEEDED": 0, "STOPPED": 130}  # FAILED: 1
 

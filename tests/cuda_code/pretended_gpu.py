@@ -13,8 +13,6 @@ import types
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-
 import torch
 import torch._inductor.fx_passes.joint_graph as joint_graph
 import triton

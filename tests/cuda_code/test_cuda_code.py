@@ -46,7 +46,13 @@ pytestmark = [
 
 def _run(module: str, folder: Path) -> str:
     paths = os.pathsep.join([str(ROOT), str(TRITON)])
-    environment = os.environ | {"PYTHONPATH": paths, "TRITON_CACHE_DIR": str(folder / "triton"), "OMP_NUM_THREADS": "1"}
+    compiler = {
+        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",  # a graph from the cache has no source
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+    }
+    environment = os.environ | compiler | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", f"tests.cuda_code.{module}", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]

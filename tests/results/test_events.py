@@ -55,10 +55,11 @@ def test_what_is_emitted_is_registered_and_what_is_registered_is_emitted() -> No
 
 
 def test_acts_are_what_an_intervention_does_and_nothing_else() -> None:
-    """By hand: these four change weights, gradients or formats; nothing else that is recorded does."""
-    assert {kind.name for kind in EVENTS.values() if kind.is_act} == {"clip", "skip", "rollback", "format_shift"}
+    """By hand: these five change weights, gradients, formats or the rate; nothing else that is recorded does."""
+    known = {"clip", "skip", "rollback", "rate_cut", "format_shift"}
+    assert {kind.name for kind in EVENTS.values() if kind.is_act} == known
     happened = [Event(1, name, {}) for name in [*EVENTS, "of_another_version", "clip"]]
-    assert acts(happened) == {"clip": 2, "skip": 1, "rollback": 1, "format_shift": 1}
+    assert acts(happened) == {"clip": 2, "skip": 1, "rollback": 1, "rate_cut": 1, "format_shift": 1}
 
 
 @pytest.mark.parametrize("kind", EVENTS.values(), ids=lambda kind: kind.name)
@@ -119,7 +120,7 @@ def test_whatever_a_detail_holds_no_reader_ends_in_a_traceback(tmp_path: Path, k
 
 
 def test_no_module_switches_on_kinds_with_a_list_of_its_own() -> None:
-    """`kind == "format_shift"`, whose particulars are read, is the one comparison there is."""
+    """Only of `format_shift` and `phase` the particulars are read; the kinds of an explanation's arms are no events."""
     compared = re.compile(r"kind\w* (?:==|!=|in|not in) [\"'({]([a-z_]*)")
     found = {
         (path.relative_to(ROOT).as_posix(), name)
@@ -131,4 +132,6 @@ def test_no_module_switches_on_kinds_with_a_list_of_its_own() -> None:
     assert found == {
         ("altgrad/results/events.py", "format_shift"),
         ("altgrad/compare/comparison_table.py", "format_shift"),
+        ("altgrad/report/failure_report.py", "phase"),
+        ("altgrad/explain/arms.py", ""),
     }

@@ -12,41 +12,37 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from altgrad.quantization.kernel.counters import COUNTERS
 from altgrad.quantization.kernel.ranks import Ranks
 from altgrad.stability.protocol import StepState
 from altgrad.training.step_counts import SiteCounts
 from altgrad.training.step_numbers import OwnMetrics, StepNumbers
 from altgrad.training.trainer import Trainer
+from tests.support.rows_of_counts import row_of_counts
 from tests.support.small_runs import SMALL
 from tests.support.threaded_ranks import on_ranks
 
 SITES = [("a", "weight"), ("a", "wgrad.gradient"), ("b", "activation"), ("c", "wgrad.weight"), ("d", "gradient")]
 
 
-def row(**named: float) -> Tensor:
-    return torch.tensor([float(named.get(name, 0)) for name in COUNTERS])
-
-
-WEIGHT = row(nonzero=8, overflow=4, underflow=2, saturated=1, amax=3, scale=0.5, uses=1)
+WEIGHT = row_of_counts(nonzero=8, overflow=4, underflow=2, saturated=1, amax=3, scale=0.5, uses=1)
 USED = (
     {
         SITES[0]: WEIGHT,
-        SITES[1]: row(nonzero=16, overflow=1, underflow=3, saturated=5, amax=7, scale=2, uses=2),
-        SITES[3]: row(nonzero=4, overflow=2, amax=1, scale=8, uses=1),
+        SITES[1]: row_of_counts(nonzero=16, overflow=1, underflow=3, saturated=5, amax=7, scale=2, uses=2),
+        SITES[3]: row_of_counts(nonzero=4, overflow=2, amax=1, scale=8, uses=1),
     },
     {
-        SITES[1]: row(nonzero=32, overflow=2, underflow=1, saturated=4, amax=5, scale=4, uses=1),
+        SITES[1]: row_of_counts(nonzero=32, overflow=2, underflow=1, saturated=4, amax=5, scale=4, uses=1),
         SITES[0]: WEIGHT,
-        SITES[2]: row(nonzero=64, overflow=8, underflow=16, saturated=32, amax=9, scale=1, uses=3),
+        SITES[2]: row_of_counts(nonzero=64, overflow=8, underflow=16, saturated=32, amax=9, scale=1, uses=3),
     },
 )
 TOGETHER = {  # every rank rounds all of a weight; of any other tensor its rows alone
     SITES[0]: WEIGHT,
-    SITES[1]: row(nonzero=48, overflow=3, underflow=4, saturated=9, amax=7, scale=4, uses=3),
-    SITES[2]: row(nonzero=64, overflow=8, underflow=16, saturated=32, amax=9, scale=1, uses=3),
-    SITES[3]: row(nonzero=4, overflow=2, amax=1, scale=8, uses=1),
-    SITES[4]: row(),
+    SITES[1]: row_of_counts(nonzero=48, overflow=3, underflow=4, saturated=9, amax=7, scale=4, uses=3),
+    SITES[2]: row_of_counts(nonzero=64, overflow=8, underflow=16, saturated=32, amax=9, scale=1, uses=3),
+    SITES[3]: row_of_counts(nonzero=4, overflow=2, amax=1, scale=8, uses=1),
+    SITES[4]: row_of_counts(),
 }
 
 

@@ -8,21 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from altgrad.quantization.kernel.counters import COUNTERS
 from altgrad.quantization.kernel.ranks import Ranks
 from altgrad.training.step_counts import SiteCounts
-
-
-def row(**named: float) -> torch.Tensor:
-    return torch.tensor([float(named.get(name, 0)) for name in COUNTERS])
-
+from tests.support.rows_of_counts import row_of_counts
 
 SITES = {
-    ("a", "weight"): row(nonzero=8, overflow=4, underflow=2, saturated=1, amax=3, scale=0.5, uses=1),
-    ("a", "gradient"): row(nonzero=16, overflow=1, underflow=3, saturated=5, amax=7, scale=2, uses=2),
-    ("b", "gradient"): row(nonzero=16, overflow=2, underflow=0, saturated=1, amax=9, scale=4, uses=1),
-    ("b", "activation"): row(nonzero=100, overflow=50, amax=5, scale=1, uses=0),  # not used in this step
-    ("c", "weight"): row(uses=1, scale=1),  # nothing but zeros: no share of anything
+    ("a", "weight"): row_of_counts(nonzero=8, overflow=4, underflow=2, saturated=1, amax=3, scale=0.5, uses=1),
+    ("a", "gradient"): row_of_counts(nonzero=16, overflow=1, underflow=3, saturated=5, amax=7, scale=2, uses=2),
+    ("b", "gradient"): row_of_counts(nonzero=16, overflow=2, underflow=0, saturated=1, amax=9, scale=4, uses=1),
+    ("b", "activation"): row_of_counts(nonzero=100, overflow=50, amax=5, scale=1, uses=0),  # not used in this step
+    ("c", "weight"): row_of_counts(uses=1, scale=1),  # nothing but zeros: no share of anything
 }
 RATES = ("overflow_rate", "underflow_rate", "saturation_rate")
 
@@ -56,7 +51,9 @@ def test_rates_are_shares_of_the_values_that_are_not_zero(site: Any, expected: t
 def test_rows_are_those_of_the_used_sites_the_write_back_and_the_diagnostics() -> None:
     read = counts()
     read.read(torch.tensor(1.0), torch.tensor([1.0]))
-    written: Any = SimpleNamespace(counts={"a": row(nonzero=4, overflow=1, underflow=2, saturated=3, amax=6, scale=8)})
+    written: Any = SimpleNamespace(
+        counts={"a": row_of_counts(nonzero=4, overflow=1, underflow=2, saturated=3, amax=6, scale=8)}
+    )
     diagnosed = [
         {"layer": "a", "site": "weight", "stall_rate": 0.25},
         {"layer": "d", "site": "weight", "stall_rate": 1},

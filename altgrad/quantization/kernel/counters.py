@@ -20,6 +20,7 @@ SUMS = 5
 _MAGNITUDE = 0x7FFFFFFF
 _QUARTER, _HALF = 15, 31  # bits of each of the four, or two, numbers that a GPU adds in one int64
 _AT_ONCE = 4096  # numbers that one program of a GPU adds
+_ROW = 256  # values of a row from which reading one more number for it costs next to nothing
 
 
 def count(
@@ -65,15 +66,20 @@ def _packed(
     indicators = (_is_set(x), (scaled + fmt.centre).abs() > fmt.reach, _is_set(magnitude), magnitude >= fmt.max)
     along = (1, 3) if x.ndim == 4 else (x.ndim - 1,)
     values = math.prod([x.shape[dimension] for dimension in along])
-    if values < 1 << _QUARTER:
-        fields = _added(indicators, _QUARTER, along, values)
-    else:
-        fields = _added(indicators[:2], _HALF, along, values) + _added(indicators[2:], _HALF, along, values)
+    bits = _QUARTER if values < 1 << _QUARTER else _HALF
+    packs = [indicators] if bits == _QUARTER else [indicators[:2], indicators[2:]]
+    parts = [_packed_sum(pack, bits, along) for pack in packs]
+    fields: list[Tensor] = []
+    for pack, part in zip(packs, parts, strict=True):
+        fields += _unpacked_sums(part, len(pack), bits, values)
     nonzero, overflow, kept, saturated = [field.to(torch.float32) for field in fields]
     if scale is None:
         largest, largest_scale = amax.max(), _one_beside(amax.max())
     else:
         pairs = _pair(amax.view(torch.int32), scale.view(torch.int32)).flatten()
+        if pairs.numel() == parts[0].numel() and values >= _ROW:
+            # Adds 0, so that the kernel that rounds also computes the scales, and no other one before it.
+            pairs = pairs + (parts[0] < 0)
         if pairs.numel() > _AT_ONCE:
             groups = pairs.view(-1, _divisor(pairs.numel(), _AT_ONCE))
             pairs = _pair((groups >> 32).amax(dim=1), (groups & 0xFFFFFFFF).amax(dim=1))
@@ -83,14 +89,18 @@ def _packed(
     return [nonzero, overflow, nonzero - kept, saturated, _one_beside(nonzero), largest, largest_scale]
 
 
-def _added(indicators: Sequence[Tensor], bits: int, along: tuple[int, ...], values: int) -> list[Tensor]:
-    """How often each is true; they are added `along` dimensions of so many `values` first, as fields of some bits."""
+def _packed_sum(indicators: Sequence[Tensor], bits: int, along: tuple[int, ...]) -> Tensor:
+    """How often each is true `along` some dimensions, as fields of one int64 for each row or tile (1-d)."""
     fields = [indicator.to(torch.int64) << (bits * place) for place, indicator in enumerate(indicators)]
-    parts = functools.reduce(torch.add, fields).sum(dim=along).flatten()
+    return functools.reduce(torch.add, fields).sum(dim=along).flatten()
+
+
+def _unpacked_sums(parts: Tensor, number: int, bits: int, values: int) -> list[Tensor]:
+    """The sums of the fields of a `_packed_sum`; `values`: of each row or tile."""
     if parts.numel() > _AT_ONCE:
         together = min(((1 << bits) - 1) // values, _AT_ONCE)
         parts = parts.view(-1, _divisor(parts.numel(), together)).sum(dim=1)
-    return [((parts >> (bits * place)) & ((1 << bits) - 1)).sum() for place in range(len(indicators))]
+    return [((parts >> (bits * place)) & ((1 << bits) - 1)).sum() for place in range(number)]
 
 
 def _pair(high: Tensor, low: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 _ANSWER_SECONDS = 10  # limit for an answer of the cluster
-_ACCEPT_SECONDS = 200  # limit for a cluster that answers to accept a job: a head that has just started refuses at first
+_ACCEPT_SECONDS = 120  # limit for a cluster that answers to accept a job: a head that has just started refuses at first
 _LONGEST_ANSWER = 65536  # bytes
 _EXIT_CODES = {"SUCCEEDED": 0, "STOPPED": 130}  # FAILED: 1
 
@@ -176,8 +176,20 @@ def _accepted(address: str, command: str, environment: Mapping[str, Any]) -> tup
         except Exception as error:  # of requests, or Ray's plain RuntimeError and ConnectionError
             reason = one_line(error)
             if _is_final(reason) or time.monotonic() > end:
-                raise SweepError(f"--address {address}: the job was not accepted: {reason[:300]}") from error
+                raise SweepError(
+                    f"--address {address}: the job was not accepted: {reason[:300]}{_advice(reason)}"
+                ) from error
         time.sleep(1.0)
+
+
+def _advice(reason: str) -> str:
+    """What helps where no node accepts a job; "" for any other refusal."""
+    if "No available agent" not in reason:
+        return ""
+    return (
+        " A head node has no agent if another cluster on its machine has taken the agent's port; restart one with "
+        "ray start --dashboard-agent-listen-port PORT"
+    )
 
 
 def _direct_client(address: str) -> JobSubmissionClient:

@@ -62,7 +62,7 @@ def answers(address: str) -> bool:
 
 
 def submit(
-    cluster: Cluster, *arguments: str, within: float = 2 * PATIENCE, **variables: str
+    cluster: Cluster, *arguments: str, within: float = PATIENCE, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tune" / "submit.py"), "--address", cluster.address, *arguments]
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.token} | variables

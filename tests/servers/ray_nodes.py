@@ -64,6 +64,7 @@ def ray_node(variables: dict[str, str], log: Path, *options: str) -> Iterator[No
     """A node for the length of the context, up when it begins; `options` of `ray start`."""
     scratch = tempfile.mkdtemp(prefix="altgrad-node-", dir="/tmp")  # short: sockets have a limit of 107 characters
     command = [str(Path(sys.executable).parent / "ray"), "start", *_COMMON, *options]
+    command.append(f"--dashboard-agent-listen-port={free_port()}")  # else one fixed port, of one cluster per machine
     if "--head" in options:
         command += [f"--temp-dir={scratch}", "--disable-usage-stats"]
     with log.open("wb") as output:

@@ -42,8 +42,7 @@ def test_every_page_is_drawn_without_errors_or_outside_requests(browser: Any, se
 
 
 def test_link_shows_the_same_view_to_somebody_else(browser: Any, visit: Visit) -> None:
-    visit.open("?sweep=mixed")
-    visit.page.get_by_role("link", name="Curves", exact=True).click()
+    visit.open("curves?sweep=mixed")
     visit.page.get_by_text("Smoothing half-life").wait_for()
     visit.page.get_by_text("seed bands", exact=True).click()
     visit.page.get_by_text("Band: lowest to highest seed").wait_for()

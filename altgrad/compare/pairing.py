@@ -40,6 +40,7 @@ _SWITCHES = TrainConfig.where(lambda field: field.kind == "rescue" and field.onl
 _REPLACED: Mapping[str, Any] = {"master_weights": False, "update_rounding": "nearest", "scaling": "none"}
 _WORDS: Mapping[tuple[str, Any], str] = {
     ("master_weights", False): "stored",
+    ("master_weights", True): "master weights",
     ("scaling", "none"): "unscaled",
     ("update_rounding", "stochastic"): "stochastic update",
     ("update_rounding", "kahan"): "Kahan update",

@@ -52,7 +52,7 @@ def survivors_like(row: Row, rows: Iterable[Row]) -> list[tuple[Row, tuple[str, 
 
 
 def survivor_sentence(other: Row, differences: Iterable[str]) -> str:
-    """`E7M0 (…) completed: gap +0.002 at step 500, with master_weights true`."""
+    """`E7M0 (…) completed, with master weights vs stored: gap +0.002 at step 500`."""
     return f"{other.label} completed, with {', '.join(differences)}: gap {gap_and_step(other)}"
 
 

@@ -1,12 +1,13 @@
 """How often an explanation names a planted fault, with how many replays, and how often it blames a cell falsely.
 
-    python -m bench.explain [--plants 60] [--others 20] [--seed 0] [--jobs N]
+    python -m bench.explain [--plants 60] [--others 20] [--seed 0] [--jobs N] [--out docs/results]
 
 A plant is a run of one small block whose 24 cells (4 layers x 6 operands) are cast to E4M3, but one of them with a
-fault: a frozen scale under which it overflows, E0M7 without a scale, or a biased rounding of two bits.  Cells, faults
-and seeds are drawn in turn.  A plant that does not collapse is no plant; it is counted and replaced.  The others have
-no guilty cell: healthy runs, runs with 32 times the learning rate, runs whose format fails everywhere.  The head stays
-in BF16.
+fault: a frozen scale under which it overflows, E0M7 without a scale, or a biased rounding of two bits.  (E7M0 without a
+scale is no fault here: its range needs none, and planted in one of the 24 cells it lets the run train on.)  Cells,
+faults and seeds are drawn in turn.  A plant that does not collapse is no plant; it is counted and replaced.  The others
+have no guilty cell: healthy runs, runs with 32 times the learning rate, runs whose format fails everywhere.  The head
+stays in BF16.  Each outcome is written when it is there, and the same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ import argparse
 import math
 import os
 import random
+import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 from altgrad.config.train_config import TrainConfig
-from altgrad.explain.cells import Cell, rounded_cells
+from altgrad.explain import Case
+from altgrad.explain.cells import Cell
 from altgrad.results import read_run
 from altgrad.storage.folder import Folder
+from bench.explain_record import Outcome, Recorded, summary
 
 LAYERS = ("h.0.attn.qkv", "h.0.attn.proj", "h.0.mlp.up", "h.0.mlp.down")
 BASE = TrainConfig(
@@ -44,33 +47,10 @@ OTHERS: Mapping[str, Mapping[str, Any]] = {
     "format": {"format": "E0M7", "scaling": "none"},
     "stored": {"format": "E7M0", "master_weights": False},
 }
-NAMING = math.floor(math.log2(len(LAYERS) * 6)) + 4
 _BUDGET = 30
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one run: rule and cells of the conclusion, replays of the search; rule "healthy": no collapse."""
-
-    kind: str
-    guilty: Cell | None
-    rule: str
-    blamed: tuple[Cell, ...] = ()
-    replays: int = 0
-    confidence: str = ""
-
-    @property
-    def is_named(self) -> bool:
-        """Whether exactly the planted cell was blamed, within the number of replays that is promised."""
-        return self.guilty is not None and self.blamed == (self.guilty,) and self.replays <= NAMING
-
-    @property
-    def is_false(self) -> bool:
-        """Whether single cells were blamed that hold no fault."""
-        return self.rule == "operands" and any(cell != self.guilty for cell in self.blamed)
-
-
-def explained(kind: str, config: TrainConfig, guilty: Cell | None) -> Outcome:
+def explained(what: str, number: int, kind: str, config: TrainConfig, guilty: Cell | None) -> Outcome:
     """Train a run and its baseline, and explain it if it collapsed."""
     import torch
 
@@ -88,24 +68,28 @@ def explained(kind: str, config: TrainConfig, guilty: Cell | None) -> Outcome:
         losses = {row["step"]: row["loss"] for row in read_run(sweep / "bf16").table("steps", ["loss"]).to_pylist()}
         result = run_format_experiment(config, sweep / "run", baseline=losses)
         if result.verdict is None:
-            return Outcome(kind, guilty, "healthy")
+            return Outcome(what, number, kind, guilty, "healthy")
         runs = [
             {"run": "bf16", "config": plain.model_dump()},
             {"run": "run", "config": config.model_dump(), "baseline": "bf16"},
         ]
         sweep.write_json("sweep.json", {"schema": 1, "runs": runs})
-        explanation, replays = Explanation(replayed(read_run(sweep / "run"), None, replays=1), _BUDGET), 0
+        explanation, search = Explanation(replayed(read_run(sweep / "run"), None, replays=1), _BUDGET), 0
         explanation.begin()
+        arms = 0
         while (arm := explanation.next_arm()) is not None:
-            replays += arm.kind in ("control", "heal")
+            arms += 1
+            search += arm.kind in ("control", "heal")
             explanation.take(arm, train_arm(explanation.job_of(arm, "bench")))
         found = explanation.conclusion
-        return Outcome(kind, guilty, found.rule, tuple(sorted(found.cells)), replays, found.confidence)
+        return Outcome(
+            what, number, kind, guilty, found.rule, tuple(sorted(found.cells)), search, arms, found.confidence
+        )
 
 
 def plants(seed: int) -> Iterator[tuple[str, TrainConfig, Cell]]:
     """Runs with one planted fault, without end: cells in random order, faults in turn."""
-    rng, cells = random.Random(seed), rounded_cells(BASE, LAYERS)
+    rng, cells = random.Random(seed), list(Case(BASE, LAYERS, 0, BASE.max_steps).cells)
     number = 0
     while True:
         rng.shuffle(cells)
@@ -116,52 +100,59 @@ def plants(seed: int) -> Iterator[tuple[str, TrainConfig, Cell]]:
             number += 1
 
 
+def others(seed: int) -> Iterator[tuple[str, TrainConfig, None]]:
+    """Runs without a guilty cell, without end, their kinds in turn."""
+    number = 0
+    while True:
+        kind = list(OTHERS)[number % len(OTHERS)]
+        yield kind, BASE.altered(**OTHERS[kind], seed=1000 * (seed + 1) + number), None
+        number += 1
+
+
 def main() -> None:
-    """Run the plants and the others, and print what was named and what was blamed falsely."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Run the plants and the others, three to one, and write what was named and what was blamed falsely."""
+    parser = argparse.ArgumentParser(prog="python -m bench.explain", description=__doc__.splitlines()[0])
     parser.add_argument("--plants", type=int, default=60)
     parser.add_argument("--others", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs" / "results")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    done: list[Outcome] = []
-    source = plants(options.seed)
+    settings = {"seed": options.seed, "base": BASE.model_dump(mode="json"), "faults": FAULTS, "others": OTHERS}
+    command = f"python -m bench.explain --plants {options.plants} --others {options.others} --seed {options.seed}"
+    try:
+        recorded = Recorded(options.out, command, settings)
+    except ValueError as error:
+        sys.exit(f"python -m bench.explain: {error}")
     with ProcessPoolExecutor(options.jobs) as pool:
-        while (missing := options.plants - len([one for one in done if one.rule != "healthy"])) > 0:
-            jobs = [pool.submit(explained, *next(source)) for _ in range(min(missing, 2 * options.jobs))]
-            for job in jobs:
-                done.append(job.result())
-                print(_line(done[-1]), flush=True)
-        kinds = [list(OTHERS)[number % len(OTHERS)] for number in range(options.others)]
-        configs = [BASE.altered(**OTHERS[kind], seed=1000 + place) for place, kind in enumerate(kinds)]
-        others = [pool.submit(explained, kind, config, None) for kind, config in zip(kinds, configs, strict=True)]
-        for job in others:
-            done.append(job.result())
-            print(_line(done[-1]), flush=True)
-    _summary(done)
+        _fill(recorded, pool, options)
+    print("\n".join(["", *summary(recorded.outcomes)]))
 
 
-def _line(one: Outcome) -> str:
-    said = (
-        f"{one.kind:16} {one.guilty or 'no guilty cell'!s:34} {one.rule:15} {one.confidence:7} {one.replays:3} replays"
-    )
-    return f"{said}  {'; '.join(map(str, one.blamed[:3]))}".rstrip()
-
-
-def _summary(done: list[Outcome]) -> None:
-    planted = [one for one in done if one.guilty is not None and one.rule != "healthy"]
-    others = [one for one in done if one.guilty is None]
-    without = sum(one.guilty is not None and one.rule == "healthy" for one in done)
-    print(f"\nplants: {len(planted)} ({without} more did not collapse)")
-    if planted:
-        named = sum(one.is_named for one in planted)
-        print(f"named with at most {NAMING} replays: {named} of {len(planted)} ({named / len(planted):.0%})")
-        print("conclusions:", dict(Counter(one.rule for one in planted)))
-        print("replays of the search, most:", max(one.replays for one in planted))
-    print(f"others: {len(others)}; conclusions: {dict(Counter(one.rule for one in others))}")
-    false = sum(one.is_false for one in done)
-    print(f"false blame: {false} of {len(planted) + len(others)} runs")
+def _fill(recorded: Recorded, pool: ProcessPoolExecutor, options: argparse.Namespace) -> None:
+    """Explain what is not recorded yet, until there are as many plants that collapsed and others as asked for."""
+    running: dict[Future[Outcome], None] = {}
+    sources = {"plant": plants(options.seed), "other": others(options.seed)}
+    asked = {"plant": options.plants, "other": options.others}
+    drawn = dict.fromkeys(sources, 0)
+    while True:
+        for _ in range(2 * options.jobs - len(running)):
+            missing = {what: asked[what] - recorded.counted(what, drawn[what]) for what in sources}
+            missing = {what: count for what, count in missing.items() if count > 0}
+            if not missing:
+                break
+            what = max(missing, key=lambda what: missing[what] / asked[what])
+            kind, config, guilty = next(sources[what])
+            drawn[what] += 1
+            if not recorded.has(what, drawn[what]):
+                running[pool.submit(explained, what, drawn[what], kind, config, guilty)] = None
+        if not running:
+            return
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for job in done:
+            del running[job]
+            recorded.take(job.result())
 
 
 if __name__ == "__main__":

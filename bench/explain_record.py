@@ -1,0 +1,165 @@
+"""The outcomes of `bench.explain`: their record in a file, which an interrupted command goes on with, and their table."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from altgrad.explain.cells import Cell
+from bench.record import machine
+
+CELLS = 24
+NAMING = math.floor(math.log2(CELLS)) + 4  # replays of the search with which a cell is to be named, the control included
+What = Literal["plant", "other"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one run: rule and cells of the conclusion.  Rule `healthy`: it did not collapse.
+
+    number: of the plant or of the other, from 1.  search: replays of the bisection, the control and that of all
+    operands included; arms: all replays.
+    """
+
+    what: str
+    number: int
+    kind: str
+    guilty: Cell | None
+    rule: str
+    blamed: tuple[Cell, ...] = ()
+    search: int = 0
+    arms: int = 0
+    confidence: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is one of the runs asked for; a plant that trains on is none."""
+        return self.what == "other" or self.rule != "healthy"
+
+    @property
+    def is_named(self) -> bool:
+        """Whether exactly the planted cell was blamed, within the number of replays that is promised."""
+        return self.guilty is not None and self.blamed == (self.guilty,) and self.search <= NAMING
+
+    @property
+    def is_false(self) -> bool:
+        """Whether single cells were blamed that hold no fault."""
+        return self.rule == "operands" and any(cell != self.guilty for cell in self.blamed)
+
+    def __str__(self) -> str:
+        guilty = "no guilty cell" if self.guilty is None else str(self.guilty)
+        said = f"{self.kind:16} {guilty:34} {self.rule:15} {self.confidence:7} {self.search:3} of {self.arms:3} replays"
+        return f"{said}  {'; '.join(map(str, self.blamed[:3]))}".rstrip()
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Outcome:
+        """From its record."""
+        guilty = None if fields["guilty"] is None else Cell(*fields["guilty"])
+        return cls(**{**fields, "guilty": guilty, "blamed": tuple(Cell(*cell) for cell in fields["blamed"])})
+
+
+class Recorded:
+    """The outcomes in `explain.json` of a folder, with `explain.md` beside it; both are rewritten with each outcome.
+
+    Raises ValueError if the file holds outcomes of other settings.
+    """
+
+    def __init__(self, folder: Path, command: str, settings: Mapping[str, Any]) -> None:
+        self._file = folder / "explain.json"
+        self._settings = json.loads(json.dumps(settings, default=dict))
+        self._head = {"command": command, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
+        self.outcomes: list[Outcome] = []
+        if self._file.exists():
+            before = json.loads(self._file.read_text())
+            if before["settings"] != self._settings:
+                raise ValueError(f"{self._file} holds outcomes of other settings; remove it, or choose another --out")
+            self.outcomes = [Outcome.read(one) for one in before["outcomes"]]
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def has(self, what: str, number: int) -> bool:
+        """Whether the outcome of this plant or other is there."""
+        return any((one.what, one.number) == (what, number) for one in self.outcomes)
+
+    def counted(self, what: str, drawn: int) -> int:
+        """How many of the first `drawn` plants or others count, those that are not there yet included."""
+        known = [one for one in self.outcomes if one.what == what and one.number <= drawn]
+        return drawn - sum(not one.counts for one in known)
+
+    def take(self, outcome: Outcome) -> None:
+        """Print and write an outcome."""
+        print(outcome, flush=True)
+        self.outcomes = sorted([*self.outcomes, outcome], key=lambda one: (one.what == "other", one.number))
+        record = {**self._head, "settings": self._settings, "outcomes": [asdict(one) for one in self.outcomes]}
+        part = self._file.with_suffix(".part")
+        part.write_text(json.dumps(record, indent=1) + "\n")
+        part.replace(self._file)
+        self._file.with_suffix(".md").write_text(page(self._head, self.outcomes))
+
+
+def summary(outcomes: Sequence[Outcome]) -> list[str]:
+    """How many plants were named, with how many replays, and how often a cell was blamed falsely; one line each."""
+    planted = [one for one in outcomes if one.what == "plant" and one.counts]
+    without = sum(one.what == "plant" and not one.counts for one in outcomes)
+    rest = [one for one in outcomes if one.what == "other"]
+    lines = [f"Plants that collapsed: {len(planted)}; {without} more trained on and are left out."]
+    if planted:
+        lines += [
+            f"Named with at most {NAMING} replays of the search: {_share(sum(o.is_named for o in planted), len(planted))}.",
+            f"Replays of the search: {_range([one.search for one in planted])}; all replays with the controls: "
+            f"{_range([one.arms for one in planted])}.",
+        ]
+    if rest:
+        single = sum(one.rule == "operands" and len(one.blamed) == 1 for one in rest)
+        lines.append(f"Single cell blamed in a healthy or globally bad run: {_share(single, len(rest))}.")
+    if planted or rest:
+        false = sum(one.is_false for one in (*planted, *rest))
+        lines.append(f"False blame (a cell without a fault, alone or among others): {_share(false, len(planted + rest))}.")
+    return lines
+
+
+def page(head: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
+    """The outcomes as markdown."""
+    lines = [
+        "# Does an explanation name a planted fault?",
+        "",
+        f"`{head['command']}`, {head['date']}, {head['machine']['processor']}, torch {head['machine']['torch']}. "
+        "`micro` with one block: 24 cells, an operand of a GEMM in a layer each. A plant is a fault in one of them; "
+        "shares with their 95 % Wilson intervals.",
+        "",
+        *(f"- {line}" for line in summary(outcomes)),
+        "",
+        "| run | runs | named | conclusions | blamed falsely |",
+        "| --- | ---: | ---: | --- | ---: |",
+    ]
+    counted = [one for one in outcomes if one.counts]
+    for what, kind in dict.fromkeys((one.what, one.kind) for one in counted):
+        own = [one for one in counted if (one.what, one.kind) == (what, kind)]
+        said = ", ".join(f"{rule} {n}" for rule, n in Counter(one.rule for one in own).most_common())
+        named = str(sum(one.is_named for one in own)) if what == "plant" else "-"
+        lines.append(f"| {what}: {kind} | {len(own)} | {named} | {said} | {sum(one.is_false for one in own)} |")
+    missed = [one for one in counted if one.is_false or (one.what == "plant" and not one.is_named)]
+    if missed:
+        lines += ["", "Plants that were not named, and all that were blamed falsely:", ""]
+        lines += ["| run | fault in | conclusion | blamed | replays of the search |", "| --- | --- | --- | --- | ---: |"]
+        for one in missed:
+            blamed = "; ".join(map(str, one.blamed[:4])) + ("; ..." if len(one.blamed) > 4 else "")
+            lines.append(f"| {one.kind} | {one.guilty or 'none'} | {one.rule} | {blamed or 'none'} | {one.search} |")
+    return "\n".join(lines) + "\n"
+
+
+def _range(counts: Sequence[int]) -> str:
+    return f"{min(counts)} to {max(counts)}"
+
+
+def _share(some: int, of: int) -> str:
+    """`57 of 60 (95 %, 86 to 98 %)`: with the 95 % Wilson interval."""
+    z, share = 1.959964, some / of
+    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
+    half = z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of)) / (1 + z * z / of)
+    return f"{some} of {of} ({share:.0%}, {max(0.0, middle - half):.0%} to {min(1.0, middle + half):.0%})"

@@ -13,7 +13,6 @@ stays in BF16.  Each outcome is written when it is there, and the same command g
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import random
 import sys

@@ -1,4 +1,4 @@
-"""The outcomes of `bench.explain`: their record in a file, which an interrupted command goes on with, and their table."""
+"""The outcomes of `bench.explain`: their record, with which an interrupted command goes on, and their table."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from altgrad.explain.cells import Cell
 from bench.record import machine
 
 CELLS = 24
-NAMING = math.floor(math.log2(CELLS)) + 4  # replays of the search with which a cell is to be named, the control included
-What = Literal["plant", "other"]
+NAMING = math.floor(math.log2(CELLS)) + 4  # most replays of the search that naming a cell may take, with the control
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,9 @@ def summary(outcomes: Sequence[Outcome]) -> list[str]:
     rest = [one for one in outcomes if one.what == "other"]
     lines = [f"Plants that collapsed: {len(planted)}; {without} more trained on and are left out."]
     if planted:
+        named = sum(one.is_named for one in planted)
         lines += [
-            f"Named with at most {NAMING} replays of the search: {_share(sum(o.is_named for o in planted), len(planted))}.",
+            f"Named with at most {NAMING} replays of the search: {_share(named, len(planted))}.",
             f"Replays of the search: {_range([one.search for one in planted])}; all replays with the controls: "
             f"{_range([one.arms for one in planted])}.",
         ]
@@ -118,8 +118,8 @@ def summary(outcomes: Sequence[Outcome]) -> list[str]:
         single = sum(one.rule == "operands" and len(one.blamed) == 1 for one in rest)
         lines.append(f"Single cell blamed in a healthy or globally bad run: {_share(single, len(rest))}.")
     if planted or rest:
-        false = sum(one.is_false for one in (*planted, *rest))
-        lines.append(f"False blame (a cell without a fault, alone or among others): {_share(false, len(planted + rest))}.")
+        false = _share(sum(one.is_false for one in (*planted, *rest)), len(planted + rest))
+        lines.append(f"False blame (a cell without a fault, alone or among others): {false}.")
     return lines
 
 
@@ -146,7 +146,7 @@ def page(head: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
     missed = [one for one in counted if one.is_false or (one.what == "plant" and not one.is_named)]
     if missed:
         lines += ["", "Plants that were not named, and all that were blamed falsely:", ""]
-        lines += ["| run | fault in | conclusion | blamed | replays of the search |", "| --- | --- | --- | --- | ---: |"]
+        lines += ["| run | fault in | conclusion | blamed | replays |", "| --- | --- | --- | --- | ---: |"]
         for one in missed:
             blamed = "; ".join(map(str, one.blamed[:4])) + ("; ..." if len(one.blamed) > 4 else "")
             lines.append(f"| {one.kind} | {one.guilty or 'none'} | {one.rule} | {blamed or 'none'} | {one.search} |")

@@ -151,8 +151,10 @@ def _cast_table(recipe: Recipe) -> tuple[list[str], list[list[str]]]:
 
 def _facts(found: Published, recipe: Recipe) -> list[tuple[str, str]]:
     scheduled = [("schedule", phases_text(recipe.phases))] if recipe.phases else []
+    also = [("also rounded", "attention's products Q K^T and P V")] if recipe.attention_gemms else []
     return [
         ("stays high", stays_high(recipe)),
+        *also,
         *scheduled,
         ("weights and optimizer", weights_and_optimizer(recipe)),
         ("source", found.source),

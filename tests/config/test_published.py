@@ -19,9 +19,9 @@ from altgrad.show.recipe_tables import idle_fields
 from altgrad.text.yaml_text import to_yaml
 
 NAMES = [
-    "bf16_sr", "coat", "deepseek_v3", "fp4_all_the_way", "fp8_eco", "fp8_lm_o2", "hfp8", "int8_training", "mxfp4",
-    "mxfp4_rht_sr", "mxfp6", "mxfp8", "mxfp8_floor", "mxfp8_fwd_nvfp4_bwd", "mxfp8_wgrad_hp", "mxint8", "nvfp4",
-    "nvfp4_late_bf16", "quartet", "switchback", "te_blockwise", "te_current", "te_delayed", "tetrajet_v2",
+    "bf16_sr", "coat", "deepseek_v3", "fog", "fp4_all_the_way", "fp8_eco", "fp8_lm_o2", "hfp8", "int8_training",
+    "mxfp4", "mxfp4_rht_sr", "mxfp6", "mxfp8", "mxfp8_floor", "mxfp8_fwd_nvfp4_bwd", "mxfp8_wgrad_hp", "mxint8",
+    "nvfp4", "nvfp4_late_bf16", "quartet", "switchback", "te_blockwise", "te_current", "te_delayed", "tetrajet_v2",
     "torchao_rowwise", "torchao_rowwise_gw_hp", "torchao_tensorwise",
 ]  # fmt: skip
 
@@ -31,6 +31,15 @@ HIGH = "BF16"
 EXPECTED = {
     # DelayedScaling(): HYBRID, margin 0, amax_history_len 1024, "max"; scale = fp8_max / amax, a real number
     "te_delayed": {
+        "fprop.activation": ("E4M3", "tensor", "delayed 1024 FP32", "nearest", 0),
+        "fprop.weight": ("E4M3", "tensor", "delayed 1024 FP32", "nearest", 0),
+        "dgrad.gradient": ("E5M2", "tensor", "delayed 1024 FP32", "nearest", 0),
+        "dgrad.weight": ("E4M3", "tensor", "delayed 1024 FP32", "nearest", 0),
+        "wgrad.gradient": ("E5M2", "tensor", "delayed 1024 FP32", "nearest", 0),
+        "wgrad.activation": ("E4M3", "tensor", "delayed 1024 FP32", "nearest", 0),
+    },
+    # delayed scaling of all GEMMs of a block (section 2), with DelayedScaling()'s defaults
+    "fog": {
         "fprop.activation": ("E4M3", "tensor", "delayed 1024 FP32", "nearest", 0),
         "fprop.weight": ("E4M3", "tensor", "delayed 1024 FP32", "nearest", 0),
         "dgrad.gradient": ("E5M2", "tensor", "delayed 1024 FP32", "nearest", 0),
@@ -82,7 +91,7 @@ EXPECTED = {
         "wgrad.activation": HIGH,
     },
 }  # fmt: skip
-LAYERS_HIGH = {"deepseek_v3": {"*lm_head": "BF16"}, "nvfp4": {"*lm_head": "BF16"}}
+LAYERS_HIGH = {name: {"*lm_head": "BF16"} for name in ("deepseek_v3", "fog", "nvfp4")}
 
 # every flat field that fills casts, with values that some recipe does not have
 OVERRIDES: dict[str, tuple[Any, ...]] = {
@@ -123,6 +132,7 @@ def test_the_six_casts_are_those_of_the_paper(name: str) -> None:
     recipe = Recipe(recipe=name)
     assert {str(operand): described(cast) for operand, cast in recipe.casts_at().items()} == EXPECTED[name]
     assert recipe.layer_formats == LAYERS_HIGH.get(name, {}) and recipe.master_weights
+    assert recipe.attention_gemms == (name == "fog")
     assert recipe.high_last_blocks == (0.15 if name == "nvfp4" else 0) and recipe.high_first_blocks == 0
 
 

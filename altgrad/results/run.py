@@ -73,8 +73,13 @@ class Run:
     @property
     def branch_words(self) -> str:
         """`NAME at step 300` for a run that started from a checkpoint of run NAME; "" for other runs."""
-        branch = self.info.get("branch")
-        return "" if not isinstance(branch, dict) else f"{branch['run']} at step {branch['step']}"
+        return "" if self.branch is None else f"{self.branch[1]} at step {self.branch[0]}"
+
+    @property
+    def branch(self) -> tuple[int, str] | None:
+        """Step and run whose checkpoint the run started from; None for other runs."""
+        found = self.info.get("branch")
+        return (int(found["step"]), str(found["run"])) if isinstance(found, dict) else None
 
     @property
     def loss_unit(self) -> str:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from altgrad.compare import Row, by_group
+from altgrad.compare import Row
 from altgrad.metrics import METRICS
 from altgrad.results import Run
 from altgrad.results.curves import Curve, Span, buckets, difference, measured, non_finite_spans, smooth
@@ -50,6 +50,7 @@ class Line:
     """One run's line: `smoothed` is drawn over `raw` (the same object without smoothing).
 
     `x_raw` and `x_smoothed` are in units of the view's axis.  `spans`: the non-finite spans inside the window.
+    `branch`: step and name of the run that this one branched from; its own measurements begin after that step.
     """
 
     row: Row
@@ -59,6 +60,13 @@ class Line:
     x_smoothed: NDArray[np.float64]
     spans: list[Span]
     position: Curve | None  # step -> x, to place spans and events; None if x is the step
+    view: View
+    branch: tuple[int, str] | None = None
+
+    def is_in_window(self, step: float) -> bool:
+        """Whether a step lies in the view's window."""
+        first, last = self.view.first, self.view.last
+        return (first is None or step >= first) and (last is None or step <= last)
 
     def height(self, step: float) -> float | None:
         """The drawn value at a step; None before the first and after the last finite value, where no line is drawn."""
@@ -73,27 +81,65 @@ class Line:
 
 def line(row: Row, run: Run, view: View, baseline: Run | None = None) -> Line | None:
     """The line of a run; None if the metric was not measured, or with `view.difference` if there is no baseline."""
-    curve = _curve(run, view, baseline)
+    curve = curve_in(view, run, baseline)
     if curve is None:
         return None
-    shown = _window(curve, view)
-    smoothed = _window(Curve(curve.steps, smooth(curve.values, view.half_life)), view)
-    raw = buckets(*shown, view.buckets) if len(shown.steps) else shown
-    over = buckets(*smoothed, view.buckets) if view.half_life and len(smoothed.steps) else raw
-    position = _position(run, view.axis)
+    shown = in_window(curve, view)
+    raw = over = buckets(*shown, view.buckets) if len(shown.steps) else shown
+    if view.half_life and len(shown.steps):
+        smoothed = in_window(Curve(curve.steps, smooth(curve.values, view.half_life)), view)
+        kept = np.union1d(raw.steps, buckets(*smoothed, view.buckets).steps)  # the same steps, to stand in one table
+        at = np.searchsorted(shown.steps, kept)
+        raw, over = Curve(kept, shown.values[at]), Curve(kept, smoothed.values[at])
+    position = position_of(run, view.axis)
     return Line(
         row=row,
         raw=raw,
         smoothed=over,
-        x_raw=_x(raw.steps, position),
-        x_smoothed=_x(over.steps, position),
+        x_raw=x_at(raw.steps, position),
+        x_smoothed=x_at(over.steps, position),
         spans=non_finite_spans(*shown),
         position=position,
+        view=view,
+        branch=run.branch,
     )
 
 
-def _curve(run: Run, view: View, baseline: Run | None) -> Curve | None:
-    """The curve of a run for a view before smoothing; None if it has no points."""
+@dataclass(frozen=True)
+class Death:
+    """The end of a run that collapsed, failed or was killed: at `step`, where its line has the `value`.
+
+    `died`: the step of the verdict, or the last one; `step` is the last measurement up to it.
+    """
+
+    step: int
+    value: float
+    died: int
+    why: str
+
+    def __str__(self) -> str:
+        last = "" if self.step == self.died else f"; last measured at step {self.step}"
+        return f"{self.why} at step {self.died}{last}"
+
+
+def death(one: Line) -> Death | None:
+    """Where a run died; None for a run that did not, and if the line does not reach that step in the window."""
+    row = one.row
+    if row.collapse_step is not None:
+        died, why = row.collapse_step, f"collapsed ({row.collapse_rule})"
+    elif row.status in ("failed", "killed"):
+        died, why = row.step, row.status
+    else:
+        return None
+    steps, values = one.smoothed.finite()
+    before = int(np.searchsorted(steps, died, side="right")) - 1
+    if before < 0 or not one.is_in_window(died):
+        return None
+    return Death(int(steps[before]), float(values[before]), died, why)
+
+
+def curve_in(view: View, run: Run, baseline: Run | None) -> Curve | None:
+    """The curve of a run for a view, before smoothing, of all steps; None if it has no points."""
     curve = curve_of(run, view.metric)
     if view.difference:
         if baseline is None:
@@ -102,7 +148,8 @@ def _curve(run: Run, view: View, baseline: Run | None) -> Curve | None:
     return curve if len(curve.steps) else None
 
 
-def _window(curve: Curve, view: View) -> Curve:
+def in_window(curve: Curve, view: View) -> Curve:
+    """The part of a curve in the view's window."""
     keep = np.ones(len(curve.steps), bool)
     if view.first is not None:
         keep &= curve.steps >= view.first
@@ -111,61 +158,14 @@ def _window(curve: Curve, view: View) -> Curve:
     return Curve(curve.steps[keep], curve.values[keep])
 
 
-def _position(run: Run, axis: Axis) -> Curve | None:
+def position_of(run: Run, axis: Axis) -> Curve | None:
     """Step -> x; None if x is the step."""
     return None if axis == "step" else measured(run.table("steps", [axis]), axis)
 
 
-def _x(steps: NDArray[np.int64], position: Curve | None) -> NDArray[np.float64]:
+def x_at(steps: NDArray[np.int64], position: Curve | None) -> NDArray[np.float64]:
+    """The places of steps on the x-axis; position: see `position_of`."""
     return steps.astype(np.float64) if position is None else np.interp(steps, position.steps, position.values)
-
-
-@dataclass(frozen=True)
-class Band:
-    """Mean, lowest and highest value over the seeds of a group, at the steps that all `n` seeds have measured.
-
-    With `view.difference` the values are differences to the BF16 run, as in the lines of the chart.
-    """
-
-    row: Row
-    n: int
-    steps: NDArray[np.int64]
-    x: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-
-def seed_bands(rows: Iterable[Row], runs: Mapping[str, Run], view: View) -> list[Band]:
-    """One band per group.  It ends where the first of its seeds ends, since a mean over survivors would mislead."""
-    return [band for members in by_group(rows).values() if (band := _band(members, runs, view)) is not None]
-
-
-def _band(members: Sequence[Row], runs: Mapping[str, Run], view: View) -> Band | None:
-    found = (_curve(runs[row.run], view, None if row.baseline is None else runs.get(row.baseline)) for row in members)
-    curves = [Curve(curve.steps, smooth(curve.values, view.half_life)) for curve in found if curve is not None]
-    if not curves:
-        return None
-    common = curves[0].steps
-    for curve in curves[1:]:
-        common = np.intersect1d(common, curve.steps, assume_unique=True)
-    common = _window(Curve(common, common.astype(np.float64)), view).steps
-    if not len(common):
-        return None
-    values = np.stack([curve.values[np.searchsorted(curve.steps, common)] for curve in curves])  # (seeds, steps)
-    with np.errstate(invalid="ignore"):
-        mean = buckets(common, values.mean(axis=0), view.buckets)
-    kept = np.searchsorted(common, mean.steps)
-    position = _position(runs[members[0].run], view.axis)
-    return Band(
-        row=members[0],
-        n=len(curves),
-        steps=mean.steps,
-        x=_x(mean.steps, position),
-        mean=mean.values,
-        low=values.min(axis=0)[kept],
-        high=values.max(axis=0)[kept],
-    )
 
 
 def scale(lines: Sequence[Line]) -> tuple[float, float] | None:
@@ -207,16 +207,17 @@ def log_scale(lines: Sequence[Line]) -> tuple[float, float] | None:
 
 
 def not_on_log(lines: Iterable[Line]) -> int:
-    """Number of drawn points that a logarithmic axis cannot show: zero and negative values."""
-    return sum(int((line.smoothed.finite().values <= 0).sum()) for line in lines)
+    """Number of drawn measurements that a logarithmic axis cannot show: zero and negative values."""
+    return sum(int((line.raw.finite().values <= 0).sum()) for line in lines)
 
 
 def off_scale(line: Line, limits: tuple[float, float]) -> tuple[list[int], list[int]]:
     """Steps at which a line leaves the y-axis: (above, below), the first step of each stretch outside.
 
-    Infinite values are not included: they are marked as non-finite.
+    It is the raw line: a spike of one step is marked also where the smoothed line stays inside.  Infinite values are
+    not included: they are marked as non-finite.
     """
-    steps, values = line.smoothed
+    steps, values = line.raw
     finite, result = np.isfinite(values), []
     for outside in (finite & (values > limits[1]), finite & (values < limits[0])):
         starts = outside & ~np.concatenate([[False], outside[:-1]])

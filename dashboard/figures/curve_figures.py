@@ -7,20 +7,20 @@ everything else on the page.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from altgrad.compare import Row
-from altgrad.events import Event, kind_of
 from altgrad.metrics import described
-from altgrad.show.drawn_curves import AXES, Band, Line, View, log_scale, off_scale, scale
-from altgrad.show.palette import ALARM, NEUTRAL, curve_dash, curve_marker, event_colour, format_colour
+from altgrad.show.drawn_curves import AXES, Line, View, log_scale, scale
+from altgrad.show.palette import curve_dash, curve_marker, format_colour
+from altgrad.show.seed_bands import Band
 from altgrad.text.foreign_text import as_label
-from altgrad.text.number_text import number
 from dashboard.figures.colours import with_alpha
+from dashboard.figures.curve_marks import beyond, ends_and_beginnings, last_finite, legend_names, non_finite_shapes
 
 CONFIG = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
 _HEIGHT, _LEGEND_ROW, _MOST_HEIGHT = 520, 27, 1000
@@ -28,86 +28,76 @@ _LABEL_WIDTH = 32
 _FEW_STEPS = 8
 
 
-def curves_figure(lines: Sequence[Line], view: View, log_x: bool = False, log_y: bool = False) -> go.Figure:
-    """One chart with all lines: raw values faint under smoothed ones, NaN and inf shaded, off-scale values marked."""
+def curves_figure(
+    lines: Sequence[Line], view: View, log_x: bool = False, log_y: bool = False, with_raw: bool = True
+) -> go.Figure:
+    """One chart with all lines: raw values faint under smoothed ones, NaN and inf shaded, deaths and branches marked.
+
+    with_raw: whether to draw the raw values under smoothed ones.
+    """
     limits = _limits(lines, log_y)
     variants = list(dict.fromkeys(line.row.treatment for line in lines))
-    named: set[str] = set()
+    names, named = legend_names(lines), set[str]()
     traces: list[dict[str, Any]] = []
     for one in lines:
-        traces += _line_traces(one, one.row.group not in named, variants)
+        own = {"legendgroup": names[one.row.group], "showlegend": one.row.group not in named}
+        traces += _line_traces(one, own, variants, with_raw)
         named.add(one.row.group)
     shapes: list[dict[str, Any]] = []
     for one in lines:
-        shapes += _span_shapes(one)
-    traces += _last_finite(lines)
+        shapes += non_finite_shapes(one)
+    traces += last_finite(lines)
     if limits is not None:
-        traces += _off_scale(lines, limits)
+        traces += beyond(lines, limits)
+    traces += ends_and_beginnings(lines, limits)
     return _figure(traces, shapes, view, limits, log_x, log_y)
 
 
 def bands_figure(bands: Sequence[Band], lines: Sequence[Line], view: View, log_x: bool, log_y: bool) -> go.Figure:
-    """The mean over seeds of each group, in a band from its lowest to its highest seed; the legend has their number."""
+    """The mean over seeds of each group in its band, and a cross where a seed died; the legend has their number."""
+    limits, names = _limits(lines, log_y), legend_names(lines)
     traces: list[dict[str, Any]] = []
     for band in bands:
         colour = format_colour(band.row.format)
-        finite = np.isfinite(band.low) & np.isfinite(band.high)
-        outline = {
-            "type": "scatter",
-            "x": np.concatenate([band.x[finite], band.x[finite][::-1]]),
-            "y": np.concatenate([band.high[finite], band.low[finite][::-1]]),
-            "fill": "toself",
-            "fillcolor": with_alpha(colour, 0.15),
-            "line": {"width": 0},
-            "hoverinfo": "skip",
-            "showlegend": False,
-            "legendgroup": band.row.group,
-        }
+        ends = " [%{customdata[0]:.4g}, %{customdata[1]:.4g}]" if np.isfinite(band.low).any() else ""
+        for low, x, high in _stretches(band):
+            if log_y and limits is not None:
+                low = np.maximum(low, limits[0])  # a logarithmic axis has no place for what is below 0
+            traces.append(
+                {
+                    "type": "scatter",
+                    "x": np.concatenate([x, x[::-1]]),
+                    "y": np.concatenate([high, low[::-1]]),
+                    "mode": "lines",
+                    "fill": "toself",
+                    "fillcolor": with_alpha(colour, 0.15),
+                    "line": {"width": 0},
+                    "hoverinfo": "skip",
+                    "showlegend": False,
+                    "legendgroup": names[band.row.group],
+                }
+            )
         mean = {
             "type": "scatter",
             "mode": "lines",
             "x": band.x,
             "y": band.mean,
+            "customdata": np.stack([band.low, band.high], axis=1),
             "line": _stroke(band.row),
             "name": in_lines(f"{band.row.group_label} (n = {band.n})"),
-            "legendgroup": band.row.group,
-            "hovertemplate": "%{y:.4g} at %{x}<extra>%{fullData.name}</extra>",
+            "legendgroup": names[band.row.group],
+            "hovertemplate": f"%{{y:.4g}}{ends} at %{{x}}<extra>%{{fullData.name}}</extra>",
         }
-        traces += [outline, mean]
-    return _figure(traces, [], view, _limits(lines, log_y), log_x, log_y)
+        traces.append(mean)
+    return _figure(traces + ends_and_beginnings(lines, limits), [], view, limits, log_x, log_y)
 
 
-def add_moments(figure: go.Figure, one: Line, events: Iterable[Event], verdict_step: int | None) -> None:
-    """Draw a run's events on its curve, and its verdict as a vertical line."""
-    by_kind: dict[str, list[int]] = {}
-    for event in events:
-        if kind_of(event.kind).on_curve:
-            by_kind.setdefault(event.kind, []).append(event.step)
-    for kind, steps in ((kind_of(name), steps) for name, steps in by_kind.items()):
-        heights = [one.height(step) for step in steps]
-        figure.add_trace(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "x": [one.x(step) for step in steps],
-                "y": [_bottom(figure) if height is None else height for height in heights],
-                "cliponaxis": False,
-                "marker": {"symbol": kind.symbol, "size": 8, "color": event_colour(kind, one.row.format)},
-                "name": kind.label,
-                "text": ["; nothing finite was measured there" if height is None else "" for height in heights],
-                "hovertemplate": f"{kind.label} at step %{{x}}%{{text}}<extra>{as_label(one.row.run)}</extra>",
-            }
-        )
-    if verdict_step is not None:
-        figure.add_shape(**vertical(one.x(verdict_step)))
-        figure.add_annotation(
-            x=one.x(verdict_step),
-            y=1,
-            yref="paper",
-            yanchor="bottom",
-            showarrow=False,
-            text=as_label(str(one.row.collapse_rule)),
-        )
+def _stretches(band: Band) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(low, x, high) of each stretch of a band without NaN."""
+    finite = np.concatenate([[False], np.isfinite(band.low) & np.isfinite(band.high), [False]])
+    edges = np.flatnonzero(finite[1:] != finite[:-1])
+    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+        yield band.low[start:stop], band.x[start:stop], band.high[start:stop]
 
 
 def in_lines(label: str) -> str:
@@ -115,24 +105,11 @@ def in_lines(label: str) -> str:
     return "<br>".join(as_label(line) for line in textwrap.wrap(label, _LABEL_WIDTH, break_on_hyphens=False))
 
 
-def vertical(x: float, colour: str = ALARM) -> dict[str, Any]:
-    """A dashed vertical line through the whole height of the chart."""
-    return {
-        "type": "line",
-        "x0": x,
-        "x1": x,
-        "yref": "paper",
-        "y0": 0,
-        "y1": 1,
-        "line": {"color": colour, "width": 1.5, "dash": "dash"},
-    }
-
-
 def _stroke(row: Row) -> dict[str, Any]:
     return {"color": format_colour(row.format), "dash": curve_dash(row.format, row.intervention), "width": 1.8}
 
 
-def _line_traces(one: Line, in_legend: bool, variants: list[str]) -> list[dict[str, Any]]:
+def _line_traces(one: Line, in_legend: dict[str, Any], variants: list[str], with_raw: bool) -> list[dict[str, Any]]:
     marker = curve_marker(one.row.format, one.row.treatment, variants)
     trace: dict[str, Any] = {
         "type": "scatter",
@@ -141,15 +118,14 @@ def _line_traces(one: Line, in_legend: bool, variants: list[str]) -> list[dict[s
         "y": _finite_or_gap(one.smoothed.values),
         "line": _stroke(one.row),
         "name": in_lines(one.row.group_label),
-        "legendgroup": one.row.group,
-        "showlegend": in_legend,
         "hovertemplate": f"%{{y:.4g}} at %{{x}}<extra>{as_label(one.row.run)}</extra>",
+        **in_legend,
     }
     if len(one.smoothed.steps) == 1 or marker:
         every = max(len(one.smoothed.steps) // 8, 1)
         size = np.where(np.arange(len(one.smoothed.steps)) % every == 0, 8, 0)
         trace |= {"mode": "lines+markers", "marker": {"symbol": f"{marker}-open" if marker else "circle", "size": size}}
-    if one.raw is one.smoothed:
+    if one.raw is one.smoothed or not with_raw:
         return [trace]
     faint = trace | {
         "x": one.x_raw,
@@ -167,72 +143,6 @@ def _line_traces(one: Line, in_legend: bool, variants: list[str]) -> list[dict[s
 def _finite_or_gap(values: np.ndarray) -> np.ndarray:
     """The values with inf replaced by NaN: both leave a gap in the line, and inf would extend the axis."""
     return np.where(np.isfinite(values), values, np.nan)
-
-
-def _span_shapes(one: Line) -> list[dict[str, Any]]:
-    """A shaded stretch from the last finite value to the next one, at least half a step wide."""
-    return [
-        {
-            "type": "rect",
-            "x0": one.x(span.first - 0.5),
-            "x1": one.x(span.last + 0.5),
-            "yref": "paper",
-            "y0": 0,
-            "y1": 1,
-            "fillcolor": with_alpha(ALARM, 0.12),
-            "line": {"width": 0.6, "color": with_alpha(ALARM, 0.4)},
-            "layer": "below",
-        }
-        for span in one.spans
-    ]
-
-
-def _last_finite(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    marked = [(one, span) for one in lines for span in one.spans if span.finite_step is not None]
-    if not marked:
-        return []
-    return [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "x": [one.x(span.finite_step or 0) for one, span in marked],
-            "y": [span.finite_value for _, span in marked],
-            "text": [
-                f"{as_label(one.row.run)}: {span.count} non-finite, steps {span.first}–{span.last}; last finite value "
-                f"{number(span.finite_value)}"
-                for one, span in marked
-            ],
-            "hovertemplate": "%{text}<extra></extra>",
-            "marker": {"symbol": "x", "size": 11, "color": ALARM, "line": {"width": 1.5, "color": "#ffffff"}},
-            "name": "last finite value before NaN or inf",
-        }
-    ]
-
-
-def _off_scale(lines: Sequence[Line], limits: tuple[float, float]) -> list[dict[str, Any]]:
-    traces = []
-    for side, symbol, y in ((0, "triangle-up", limits[1]), (1, "triangle-down", limits[0])):
-        marked = [(one, step) for one in lines for step in off_scale(one, limits)[side]]
-        if marked:
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "x": [one.x(step) for one, step in marked],
-                    "y": [y] * len(marked),
-                    "text": [as_label(one.row.run) for one, _ in marked],
-                    "hovertemplate": "%{text} leaves the scale at %{x}<extra></extra>",
-                    "marker": {
-                        "symbol": symbol,
-                        "size": 10,
-                        "color": [format_colour(one.row.format) for one, _ in marked],
-                        "line": {"width": 1, "color": NEUTRAL},
-                    },
-                    "cliponaxis": False,
-                    "name": "off the scale",
-                }
-            )
-    return traces
 
 
 def _figure(
@@ -272,14 +182,6 @@ def y_title(view: View) -> str:
 
 def _limits(lines: Sequence[Line], log_y: bool) -> tuple[float, float] | None:
     return log_scale(lines) if log_y else scale(lines)
-
-
-def _bottom(figure: go.Figure) -> float | None:
-    """The lowest value on the y-axis, for marks at steps where no line is drawn; None if Plotly chooses the range."""
-    axis = figure.layout.yaxis
-    if axis.range is None:
-        return None
-    return float(10 ** axis.range[0] if axis.type == "log" else axis.range[0])
 
 
 def _few_steps(traces: list[dict[str, Any]]) -> bool:

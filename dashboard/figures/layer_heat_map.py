@@ -15,7 +15,7 @@ from altgrad.metrics import METRICS
 from altgrad.show.palette import ALARM
 from altgrad.text.foreign_text import as_label
 from dashboard.figures.colours import SEQUENTIAL
-from dashboard.figures.curve_figures import vertical
+from dashboard.figures.curve_marks import vertical
 
 _MOST_STEPS = 400
 _SMALL_SHARE = 0.25

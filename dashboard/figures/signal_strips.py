@@ -15,7 +15,7 @@ from altgrad.report.signals import Departure, Signals, what_moved
 from altgrad.results.curves import buckets, non_finite_spans
 from altgrad.show.palette import ALARM, NEUTRAL, format_colour
 from dashboard.figures.colours import with_alpha
-from dashboard.figures.curve_figures import vertical
+from dashboard.figures.curve_marks import vertical
 
 _MOST_STRIPS = 8
 _MOST_LAYERS = 12

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -15,15 +14,21 @@ from altgrad.compare import Row, by_group, loss_unit
 from altgrad.metrics import METRICS, columns, described
 from altgrad.results import read_events
 from altgrad.results.own_metrics import own_names
-from altgrad.show.drawn_curves import AXES, Axis, Line, View, describe, line, non_finite_count, not_on_log, seed_bands
-from altgrad.text.foreign_text import as_label
-from dashboard.data.sweep_frame import csv_of, frame_of_columns, group_name
+from altgrad.show.drawn_curves import AXES, Axis, Line, View, death, describe, line, non_finite_count, not_on_log
+from altgrad.show.seed_bands import Band, Spread, seed_bands
+from altgrad.text.foreign_text import as_label, as_markdown
+from dashboard.data.drawn_tables import drawn_bands, drawn_values
+from dashboard.data.sweep_frame import csv_of, group_name
 from dashboard.figures.colours import FAINT
-from dashboard.figures.curve_figures import CONFIG, add_moments, bands_figure, curves_figure, y_title
+from dashboard.figures.curve_figures import CONFIG, bands_figure, curves_figure, y_title
+from dashboard.figures.curve_marks import add_moments
 from dashboard.page_context import PageContext
 from dashboard.widgets import choose_kept, choose_many, choose_named, choose_one, metric_label, show_table, switch
 
 _LAYOUTS = {"overlay": "overlay", "multiples": "small multiples", "bands": "seed bands"}
+_SPREADS = {"interval": "95 % t interval", "range": "lowest to highest seed"}
+_NEVER_SMOOTHED = ("learning_rate", "tokens", "elapsed_seconds", "non_finite_gradients")
+_SHARE_SMOOTHED = 1 / 50  # of a run, as half-life
 _MOST_LINES = 100
 _MANY_LINES = 20  # with more lines, each gets fewer buckets: the extremes stay, and the chart draws faster
 _FEW_BUCKETS = 150
@@ -47,15 +52,13 @@ def show(context: PageContext) -> None:
         reason = "or has no BF16 baseline of the same seed " if view.difference else ""
         st.info(f"{described(view.metric).label} was not measured {reason}in the chosen runs and window.")
         return
+    bands: list[Band] | None = None
     if layout == "multiples":
         _multiples(lines, view, log_x, log_y)
     elif layout == "bands":
-        runs = {run.name: run for run in context.sweep.runs}
-        _draw(bands_figure(seed_bands(rows, runs, view), lines, view, log_x, log_y), view, lines, "bands")
-        st.caption("Line: mean over seeds. Band: lowest to highest seed. Both end where the first of the seeds ends.")
-        _say_not_on_log(lines, log_y)
+        bands = _bands(context, rows, view, lines, log_x, log_y)
     else:
-        figure = curves_figure(lines, view, log_x, log_y)
+        figure = curves_figure(lines, view, log_x, log_y, with_raw=len(lines) <= _MANY_LINES)
         if len(lines) <= _MOST_WITH_EVENTS:
             for one in lines:
                 run = context.sweep.run(one.row.run)
@@ -66,7 +69,28 @@ def show(context: PageContext) -> None:
         _draw(figure, view, lines, "overlay")
         _say_non_finite(lines)
         _say_not_on_log(lines, log_y)
-    _as_table(lines, view)
+    _say_deaths(lines)
+    _as_table(drawn_values(lines, view) if bands is None else drawn_bands(bands, view), view)
+
+
+def _bands(
+    context: PageContext, rows: Sequence[Row], view: View, lines: Sequence[Line], log_x: bool, log_y: bool
+) -> list[Band]:
+    spread: Spread = "range" if choose_one("Band", _SPREADS, "band") == "range" else "interval"
+    bands = seed_bands(rows, {run.name: run for run in context.sweep.runs}, view, spread)
+    if not bands:
+        st.info("The seeds of each group have no measured step in common in this window, so there is no mean to draw.")
+        return bands
+    _draw(bands_figure(bands, lines, view, log_x, log_y), view, lines, "bands")
+    what = "lowest to highest seed" if spread == "range" else "95 % t interval of the mean"
+    single = [band.row.group_label for band in bands if band.n == 1]
+    said = f" One seed has no interval: {as_markdown(', '.join(single))}." if single and spread == "interval" else ""
+    st.caption(
+        f"Line: mean over seeds. Band: {what}. Both end where the first of the seeds ends, and have a gap where one of "
+        f"them is NaN or inf.{said}"
+    )
+    _say_not_on_log(lines, log_y)
+    return bands
 
 
 def lines_of(context: PageContext, rows: Sequence[Row], view: View) -> list[Line]:
@@ -129,14 +153,18 @@ def _chosen_view(context: PageContext) -> tuple[View, str, bool, bool]:
     with third:
         layout = choose_one("Layout", _LAYOUTS, "layout")
     with fourth:
-        half_life = st.number_input(
+        usual = automatic_half_life(metric, context.rows)
+        given = st.number_input(
             "Smoothing half-life",
             min_value=0,
-            value=0,
+            value=None,
+            placeholder=f"automatic: {usual}",
             key="smoothing",
             bind="query-params",
-            help="in measurements; 0 = none",
+            help="In measurements: so far back, one counts half as much in the moving average. 0 = none. Automatic is "
+            "1/50 of the longest run for metrics of every step, and none for others.",
         )
+        half_life = usual if given is None else given
     first, second, third, fourth, fifth = st.columns([1, 1, 1, 1, 2], vertical_alignment="bottom")
     with first:
         start = st.number_input("From step", value=None, min_value=0, step=1, key="from", bind="query-params")
@@ -151,6 +179,14 @@ def _chosen_view(context: PageContext) -> tuple[View, str, bool, bool]:
     chosen: Axis = next(name for name in AXES if name == axis)
     view = View(metric, chosen, float(half_life), _int(start), _int(stop), difference=to_baseline)
     return view, layout, log_x, log_y
+
+
+def automatic_half_life(metric: str, rows: Sequence[Row]) -> int:
+    """The half-life of the smoothing, in measurements, unless the viewer chooses another one; 0: none."""
+    if described(metric).every != "step" or metric in _NEVER_SMOOTHED:
+        return 0
+    longest = max((row.max_steps for row in rows), default=0)
+    return int(float(f"{longest * _SHARE_SMOOTHED:.1g}"))
 
 
 def _axis_label(name: str) -> str:
@@ -174,10 +210,16 @@ def _say_non_finite(lines: Sequence[Line]) -> None:
         st.caption(f"{broken} non-finite values in {runs} of the runs: shaded, with the last finite value marked.")
 
 
+def _say_deaths(lines: Sequence[Line]) -> None:
+    dead = sum(death(one) is not None for one in lines)
+    if dead:
+        st.caption(f"Cross: where a run collapsed, failed or was killed ({dead} of {len(lines)}).")
+
+
 def _say_not_on_log(lines: Sequence[Line], log_y: bool) -> None:
     missing = not_on_log(lines) if log_y else 0
     if missing:
-        st.caption(f"{missing} points are zero or negative, so the logarithmic axis cannot show them.")
+        st.caption(f"{missing} measurements are zero or negative, so the logarithmic axis cannot show them.")
 
 
 def _multiples(lines: Sequence[Line], view: View, log_x: bool, log_y: bool) -> None:
@@ -185,10 +227,10 @@ def _multiples(lines: Sequence[Line], view: View, log_x: bool, log_y: bool) -> N
     by_format: dict[str, list[Line]] = {}
     for one in lines:
         by_format.setdefault(one.row.format, []).append(one)
-    whole = curves_figure(lines, view, log_x, log_y)
+    whole, with_raw = curves_figure(lines, view, log_x, log_y), len(lines) <= _MANY_LINES
     cells: Sequence[Any] = []
     for position, (name, own) in enumerate(sorted(by_format.items())):
-        figure = curves_figure(own, view, log_x, log_y)
+        figure = curves_figure(own, view, log_x, log_y, with_raw)
         others = [
             {
                 "type": "scatter",
@@ -221,20 +263,8 @@ def _multiples(lines: Sequence[Line], view: View, log_x: bool, log_y: bool) -> N
     _say_not_on_log(lines, log_y)
 
 
-def _as_table(lines: Sequence[Line], view: View) -> None:
+def _as_table(frame: pd.DataFrame, view: View) -> None:
     """Show the drawn points as a table, for screen readers and for export."""
     if switch("Show the drawn values as a table", "values"):
-        frame = drawn_values(lines, view)
-        show_table(frame, alt="The drawn points: run, step and value.")
+        show_table(frame, alt="The drawn points: run or group, step and value.")
         st.download_button("Download as CSV", csv_of(frame), f"{view.metric}.csv", "text/csv", on_click="ignore")
-
-
-def drawn_values(lines: Sequence[Line], view: View) -> pd.DataFrame:
-    """Run, step, x and value of every drawn point, including measured NaN values."""
-    drawn: dict[str, Any] = {
-        "run": [one.row.run for one in lines for _ in one.smoothed.steps],
-        "step": np.concatenate([one.smoothed.steps for one in lines]),
-    }
-    if view.axis != "step":
-        drawn[view.axis] = np.concatenate([one.x_smoothed for one in lines])
-    return frame_of_columns(drawn | {view.metric: np.concatenate([one.smoothed.values for one in lines])})

@@ -23,7 +23,8 @@ from altgrad.text.number_text import ABSENT, duration, number
 from altgrad.text.yaml_text import to_yaml
 from dashboard.cause_card import cause_line
 from dashboard.data.watched_sweep import WatchedRun
-from dashboard.figures.curve_figures import CONFIG, add_moments, curves_figure
+from dashboard.figures.curve_figures import CONFIG, curves_figure
+from dashboard.figures.curve_marks import add_moments
 from dashboard.page_context import PageContext
 from dashboard.widgets import choose_named, choose_run, show_table
 

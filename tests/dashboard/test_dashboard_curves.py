@@ -11,10 +11,12 @@ import pytest
 from altgrad.compare import Row, comparison
 from altgrad.events import Event
 from altgrad.results import Run, RunWriter, read_events, read_run
-from altgrad.show.drawn_curves import View, describe, line, non_finite_count, not_on_log, off_scale, scale, seed_bands
+from altgrad.show.drawn_curves import View, death, describe, line, non_finite_count, not_on_log, off_scale, scale
+from altgrad.show.seed_bands import seed_bands
 from altgrad.storage.folder import Folder
-from dashboard.figures.curve_figures import add_moments, curves_figure
-from dashboard.views.curves import drawn_values
+from dashboard.data.drawn_tables import drawn_values
+from dashboard.figures.curve_figures import curves_figure
+from dashboard.figures.curve_marks import add_moments
 from tests.support import generated_results as generated
 
 LOSS = View("loss")
@@ -154,7 +156,7 @@ def test_band_is_the_mean_and_the_extremes_of_the_seeds(sweep: Folder) -> None:
     runs = [write(sweep, values, seed=seed) for seed, values in enumerate(losses)]
     by_name = {run.name: run for run in runs}
     rows = [row for row in comparison(runs) if row.max_steps == 3]
-    (band,) = seed_bands(rows, by_name, LOSS)
+    (band,) = seed_bands(rows, by_name, LOSS, "range")
     assert band.n == 2
     assert band.mean.tolist() == [4.0, 3.0, 2.0]
     assert band.low.tolist() == [3.0, 2.0, 1.0] and band.high.tolist() == [5.0, 4.0, 3.0]
@@ -214,7 +216,7 @@ def test_bands_of_the_difference_are_those_of_each_seeds_own_difference(sweep: F
         run = write(sweep, values.tolist(), fmt, seed)
         runs[run.name] = run
     rows = comparison(runs.values())
-    (band,) = seed_bands([row for row in rows if row.format == "E4M3"], runs, View("loss", difference=True))
+    (band,) = seed_bands([row for row in rows if row.format == "E4M3"], runs, View("loss", difference=True), "range")
     own = np.stack([losses["E4M3", seed] - losses["BF16", seed] for seed in (1, 2, 3)])
     np.testing.assert_allclose(band.mean, own.mean(axis=0))
     np.testing.assert_allclose((band.low, band.high), (own.min(axis=0), own.max(axis=0)))
@@ -247,3 +249,47 @@ def test_a_mark_beyond_the_last_measurement_floats_on_no_line(sweep: Folder) -> 
 def test_a_collapsed_run_is_not_said_to_have_the_lowest_loss(sweep: Folder) -> None:
     alive, dead = write(sweep, [3.0, 2.0]), write(sweep, [3.0, 1.0], "E7M0", status="collapsed")
     assert "Lowest last finite value: 2 (e4m3" in describe([drawn(alive), drawn(dead)])
+
+
+def test_marks_outside_the_window_are_not_drawn_and_do_not_stretch_the_axis(sweep: Folder) -> None:
+    run = write(sweep, [3.0, 2.5, 2.0, 1.5, 1.0], status="failed")
+    one = drawn(run, View("loss", first=2, last=3))
+    figure = curves_figure([one], LOSS)
+    add_moments(figure, one, [Event(step, "skip", {}) for step in (1, 3, 5)], 5)
+    (skips,) = [trace for trace in figure.data if trace.name == "skip"]
+    assert list(skips.x) == [3]
+    assert max(max(trace.x) for trace in figure.data) == 3 and not figure.layout.shapes and death(one) is None
+
+
+def test_a_death_is_marked_at_the_last_measurement_before_it(sweep: Folder) -> None:
+    run = write(sweep, [3.0, 2.0, 1.0, float("nan"), float("nan")], status="failed")
+    one = drawn(run)
+    assert str(death(one)) == "failed at step 5; last measured at step 3"
+    (cross,) = [trace for trace in curves_figure([one], LOSS).data if trace.marker.symbol == "x"]
+    assert (list(cross.x), list(cross.y), cross.legendgroup) == ([3], [1.0], run.name)
+    assert death(drawn(write(sweep, [3.0, 2.0], seed=2))) is None
+
+
+def test_a_branch_is_drawn_from_its_own_first_step_with_a_dot_that_names_its_parent(sweep: Folder) -> None:
+    parent = write(sweep, [3.0, 2.0, 1.0], "BF16")
+    run = generated.InventedRun("E4M3", steps=5)
+    writer = RunWriter(sweep / run.name, flush_seconds=1e9)
+    origin = {"parent": str(parent.folder), "run": parent.name, "step": 3, "changes": {"format": "E4M3"}}
+    writer.start(run.info(sweep.name) | {"branch": origin})
+    for step, loss in ((4, 0.9), (5, 0.8)):
+        writer.step({"step": step, "loss": loss})
+    writer.end("completed", None, {})
+    branch = read_run(sweep / run.name)
+    one = line(row_of(branch, [parent, branch]), branch, View("loss", half_life=2))
+    assert one is not None and one.x_smoothed.tolist() == [4, 5]
+    (dot,) = [trace for trace in curves_figure([drawn(parent), one], LOSS).data if "branched" in str(trace.text)]
+    assert (list(dot.x), dot.text[0]) == ([4], f"{run.name} branched from {parent.name} at step 3")
+
+
+def test_a_spike_is_marked_off_the_scale_although_the_smoothed_line_stays_on_it(sweep: Folder) -> None:
+    losses = [3.0, 2.0] * 200
+    losses[100] = 20.0
+    one = drawn(write(sweep, losses), View("loss", half_life=40))
+    limits = scale([one])
+    assert limits is not None and one.smoothed.values.max() < limits[1] < 20
+    assert off_scale(one, limits)[0] == [101]

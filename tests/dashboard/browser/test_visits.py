@@ -45,12 +45,12 @@ def test_link_shows_the_same_view_to_somebody_else(browser: Any, visit: Visit) -
     visit.open("curves?sweep=mixed")
     visit.page.get_by_text("Smoothing half-life").wait_for()
     visit.page.get_by_text("seed bands", exact=True).click()
-    visit.page.get_by_text("Band: lowest to highest seed").wait_for()
+    visit.page.get_by_text("Band: 95 % t interval of the mean").wait_for()
     visit.page.wait_for_url("**layout=bands**")
     other = Visit(browser, visit.server)
     other.page.goto(visit.page.url)
     other.settle()
-    assert "Band: lowest to highest seed" in other.text()
+    assert "Band: 95 % t interval of the mean" in other.text()
     assert "sweep=mixed" in other.page.url
     other.close()
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import NumberFormat
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 from altgrad.quantization.kernel.ranks import ALONE, Ranks
 from altgrad.quantization.kernel.round import FormatTensors, grid_index
-from altgrad.quantization.layers import RoundedGemm
 
 
 @dataclass(frozen=True)

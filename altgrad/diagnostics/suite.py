@@ -27,7 +27,7 @@ from altgrad.diagnostics.measures.stiffness import GradientStiffness, Stiffness
 from altgrad.diagnostics.measures.ulps_moved import UlpsMoved
 from altgrad.diagnostics.measures.update_size import GradientSparsity, UpdateSize
 from altgrad.diagnostics.protocol import Diagnostic, DiagnosticSnapshot, LayerStep, MeasuredStep
-from altgrad.quantization.layers import RoundedGemm
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 
 MIN_HISTOGRAM_INTERVAL = 10  # in steps, so that the `tensors` table of a run of 500 steps stays within 1 MB
 

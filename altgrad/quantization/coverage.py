@@ -26,7 +26,8 @@ from torch.utils.flop_counter import flop_registry
 
 from altgrad import torch_private
 from altgrad.quantization.adapters.rounded_module import RoundedModule
-from altgrad.quantization.layers import RoundedGemm, gemms_of, unrounded
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
+from altgrad.quantization.layers import gemms_of, unrounded
 from altgrad.torch_private import TorchDispatchMode
 
 MOST_LISTED = 20

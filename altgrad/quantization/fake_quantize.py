@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from altgrad.config.cast import Cast
+from altgrad.quantization.gemms.straight_through import differentiable_once
 from altgrad.quantization.kernel.random import draw_key
 from altgrad.quantization.kernel.rotation import rotated, unrotated
 from altgrad.quantization.kernel.scaled_rounding import Mode, mode_of, rounded_and_scale, spec_for
-from altgrad.quantization.straight_through import differentiable_once
 
 StraightThrough = Literal["plain", "clipped"]
 

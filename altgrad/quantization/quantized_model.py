@@ -27,18 +27,19 @@ from altgrad import torch_private
 from altgrad.config.cast import GEMM_SITES
 from altgrad.config.phases import first_steps, phase_at
 from altgrad.config.recipe import Recipe
-from altgrad.quantization import native_fp8 as native
 from altgrad.quantization.adapters.attention import ProductGemm
 from altgrad.quantization.adapters.fit import Filter, make_plain, rounded_layers
 from altgrad.quantization.coverage import Coverage, measure_coverage
-from altgrad.quantization.kernel.counters import COUNTERS
+from altgrad.quantization.gemms import native_fp8 as native
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
+from altgrad.quantization.kernel.counting.counters import COUNTERS
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.site import Site
-from altgrad.quantization.layers import RoundedGemm, gemms_of
+from altgrad.quantization.layers import gemms_of
 from altgrad.quantization.model_state import SiteKey, check_names, check_phases, formats_of, histories_of
-from altgrad.quantization.optimizer_states import OptimizerStates
 from altgrad.quantization.reminder import Reminder
-from altgrad.quantization.write_back import WriteBack
+from altgrad.quantization.stored.optimizer_states import OptimizerStates
+from altgrad.quantization.stored.write_back import WriteBack
 
 _MICRO_BATCH, _VALIDATION = 0x3B, 0x7D  # tell derived keys apart
 _AMAX, _USES, _OVERFLOW = (COUNTERS.index(name) for name in ("amax", "uses", "overflow"))

@@ -14,7 +14,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from altgrad.quantization.layers import RoundedGemm
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 
 
 class Reminder:

@@ -18,7 +18,7 @@ from typing import Any
 
 from altgrad.config.train_config import TrainConfig
 from altgrad.formats import FORMATS
-from altgrad.quantization.layers import RoundedGemm
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 from altgrad.stability.protocol import StepState
 
 

@@ -27,8 +27,8 @@ from torch import Tensor
 from altgrad.collapse.smoothing import Smoothed
 from altgrad.config.train_config import TrainConfig
 from altgrad.formats import find_format
-from altgrad.quantization.layers import RoundedGemm
-from altgrad.quantization.write_back import WriteBack
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
+from altgrad.quantization.stored.write_back import WriteBack
 from altgrad.stability.guard import number_or_name
 from altgrad.stability.protocol import StepState
 from altgrad.stability.snapshot import Snapshot

@@ -15,8 +15,8 @@ from typing import Any
 from altgrad.config.train_config import TrainConfig
 from altgrad.format_relations import FALLBACKS
 from altgrad.formats import find_format
-from altgrad.quantization.layers import RoundedGemm
-from altgrad.quantization.write_back import WriteBack
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
+from altgrad.quantization.stored.write_back import WriteBack
 from altgrad.stability.protocol import StepState
 
 

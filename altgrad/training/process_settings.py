@@ -15,7 +15,7 @@ import torch
 
 from altgrad import torch_private
 from altgrad.config.train_config import TrainConfig
-from altgrad.quantization.products import bfloat16_pays
+from altgrad.quantization.gemms.products import bfloat16_pays
 
 # Dynamo's limit of graphs per code object in a process; trials of a sweep may differ in rounding, scaling and shape.
 _GRAPHS_PER_CODE = 64

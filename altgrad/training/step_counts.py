@@ -14,11 +14,11 @@ from torch import Tensor
 
 from altgrad.config.operands import tensor_of
 from altgrad.metrics import SiteName
-from altgrad.quantization.kernel.counters import COUNTERS
+from altgrad.quantization.kernel.counting.counters import COUNTERS
 from altgrad.quantization.kernel.ranks import Ranks
 from altgrad.quantization.model_state import SiteKey
 from altgrad.quantization.quantized_model import QuantizedModel
-from altgrad.quantization.write_back import WriteBack
+from altgrad.quantization.stored.write_back import WriteBack
 
 LayerRow = dict[str, Any]
 _USES = COUNTERS.index("uses")

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from altgrad import torch_private
 from altgrad.diagnostics.protocol import LayerStep
 from altgrad.formats import NumberFormat
-from altgrad.quantization.layers import RoundedGemm
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 
 
 class WeightWatch:

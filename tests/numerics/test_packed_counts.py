@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from altgrad.formats import FORMATS
-from altgrad.quantization.kernel import counters, scaled_rounding
+from altgrad.quantization.kernel import scaled_rounding
+from altgrad.quantization.kernel.counting import counters
 from altgrad.quantization.kernel.round import spec_of
 from altgrad.quantization.kernel.scaled_rounding import Mode, rounded_with_counts
 

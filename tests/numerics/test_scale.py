@@ -14,7 +14,7 @@ import torch
 
 from altgrad.config.recipe import Recipe
 from altgrad.formats import FORMATS, SPLITS, NumberFormat
-from altgrad.quantization.kernel.counters import COUNTERS
+from altgrad.quantization.kernel.counting.counters import COUNTERS
 from altgrad.quantization.kernel.round import FormatTensors, round_to_format, spec_of
 from altgrad.quantization.kernel.scale import scale_for
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site

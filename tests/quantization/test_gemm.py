@@ -14,7 +14,7 @@ from altgrad.config.recipe import GEMM_SITES, Recipe
 from altgrad.config.train_config import ConfigError, TrainConfig, make_config
 from altgrad.format_relations import FALLBACKS
 from altgrad.formats import FORMATS, NumberFormat, find_format
-from altgrad.quantization import products as gemm
+from altgrad.quantization.gemms import products as gemm
 from altgrad.quantization.kernel.round import FormatTensors, round_to_format
 from altgrad.quantization.kernel.scale import scale_for
 from altgrad.quantization.quantized_model import quantize_model

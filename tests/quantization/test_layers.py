@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from altgrad.config.recipe import GEMM_SITES, Recipe
 from altgrad.formats import FORMATS, find_format
-from altgrad.quantization.kernel.counters import COUNTERS
+from altgrad.quantization.kernel.counting.counters import COUNTERS
 from altgrad.quantization.kernel.round import round_to_format
 from altgrad.quantization.layers import unrounded
 from altgrad.quantization.quantized_model import quantize_model

@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from altgrad.config.recipe import GEMM_SITES, Recipe
 from altgrad.config.train_config import ConfigError, TrainConfig, make_config
 from altgrad.formats import FORMATS, find_format
-from altgrad.quantization import native_fp8 as native
+from altgrad.quantization.gemms import native_fp8 as native
 from altgrad.quantization.kernel.round import round_to_format, spec_of
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 from altgrad.quantization.quantized_model import quantize_model

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.config.recipe import Recipe
-from altgrad.quantization import products
+from altgrad.quantization.gemms import products
 from altgrad.quantization.quantized_model import quantize_model
 
 SIZE = 64  # of every dimension: an operand is a matrix of 64 x 64

@@ -2,7 +2,7 @@
 
 from torch import Tensor, tensor
 
-from altgrad.quantization.kernel.counters import COUNTERS
+from altgrad.quantization.kernel.counting.counters import COUNTERS
 
 
 def row_of_counts(**named: float) -> Tensor:

@@ -15,7 +15,7 @@ from torch import nn
 
 from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import TrainConfig
-from altgrad.quantization.kernel.counters import COUNTERS
+from altgrad.quantization.kernel.counting.counters import COUNTERS
 from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training.data import TextBatches, load_corpus
 from altgrad.training.model import build_gpt

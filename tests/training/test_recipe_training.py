@@ -16,7 +16,7 @@ from torch import Tensor
 from altgrad.config.cast import Cast
 from altgrad.config.published import published_names
 from altgrad.config.train_config import TrainConfig
-from altgrad.quantization import products
+from altgrad.quantization.gemms import products
 from altgrad.training.trainer import Trainer
 from tests.support.small_runs import SMALL
 

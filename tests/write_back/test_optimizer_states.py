@@ -16,12 +16,12 @@ from altgrad.config.optimizer_states import moment_cast
 from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import TrainConfig
 from altgrad.formats import find_format
-from altgrad.quantization import optimizer_states
-from altgrad.quantization.kernel.expansion import expanded
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.round import round_to_format
 from altgrad.quantization.kernel.scaled_rounding import mode_of, round_site, rounded_each, spec_for
 from altgrad.quantization.quantized_model import QuantizedModel, quantize_model
+from altgrad.quantization.stored import optimizer_states
+from altgrad.quantization.stored.expansion import expanded
 from altgrad.training.data import TextBatches, load_corpus
 from altgrad.training.model import build_gpt
 from altgrad.training.optim import build_optimizer, learning_rate

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from altgrad.diagnostics.moments import total
 from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured
-from altgrad.quantization.layers import RoundedGemm
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 
 
 class Displacement(Diagnostic):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from altgrad.diagnostics.protocol import LayerStep
-from altgrad.quantization.layers import RoundedGemm
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 
 SAMPLE = 64
 _LOWEST, _HIGHEST = -149, 127  # floor(log2 |x|) of float32 values, subnormals included

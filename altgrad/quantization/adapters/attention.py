@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from altgrad.quantization.adapters.rounded_module import RoundedModule
-from altgrad.quantization.layers import RoundedGemm
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 
 SCORES, VALUES = "scores", "values"
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from altgrad.config.cast import GEMM_SITES
+from altgrad.quantization.gemms.products import Convolution
+from altgrad.quantization.gemms.rounded_gemm import autocast_dtype
 from altgrad.quantization.kernel.batch import as_matrix, from_matrix, one_scale
-from altgrad.quantization.layers import RoundedLayer, autocast_dtype
-from altgrad.quantization.products import Convolution
+from altgrad.quantization.layers import RoundedLayer
 
 
 class RoundedConvolution(RoundedLayer):

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from altgrad import torch_private
 from altgrad.quantization.adapters.linear import LinearCalls
 from altgrad.quantization.adapters.rounded_module import RoundedModule
-from altgrad.quantization.layers import OwnedGemm, RoundedGemm
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
+from altgrad.quantization.layers import OwnedGemm
 
 
 class ExpertGemm(OwnedGemm):

@@ -11,7 +11,7 @@ from altgrad.config.recipe import Recipe
 from altgrad.quantization.adapters.attention import SCORES, VALUES, ProductGemm, RoundedAttention, attention_gemms
 from altgrad.quantization.adapters.registry import Adapter, adapter_for
 from altgrad.quantization.adapters.rounded_module import RoundedModule, rounded_class
-from altgrad.quantization.layers import RoundedGemm
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 
 Filter = Callable[[nn.Module, str], bool]
 ALONE = "layer"  # name of a layer that is the whole model

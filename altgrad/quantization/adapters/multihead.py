@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from altgrad.quantization.adapters.attention import SCORES, attention
 from altgrad.quantization.adapters.rounded_module import RoundedModule
-from altgrad.quantization.layers import OwnedGemm, RoundedGemm
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
+from altgrad.quantization.layers import OwnedGemm
 
 _PACKED, _SEPARATE = ("in_proj_weight",), ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 

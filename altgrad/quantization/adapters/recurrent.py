@@ -14,7 +14,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from altgrad.quantization.adapters.rounded_module import RoundedModule
-from altgrad.quantization.layers import OwnedGemm, RoundedGemm
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
+from altgrad.quantization.layers import OwnedGemm
 
 
 class RoundedRecurrent(RoundedModule):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 if TYPE_CHECKING:
-    from altgrad.quantization.layers import RoundedGemm
+    from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 
     _Module = nn.Module  # an adapter stands in front of a subclass of it
 else:

@@ -1,7 +1,7 @@
 """The arithmetic of rounding, one kernel for all formats.
 
 `round` rounds one value; `scale` and `tiles` choose the factor that is applied before and after; `random` and
-`rotation` supply the numbers that stochastic rounding and a Hadamard rotation need; `counters` counts what happened.
+`rotation` supply the numbers that stochastic rounding and a Hadamard rotation need; `counting` counts what happened.
 `scaled_rounding` does all of it in one pass; `site` is the state that a layer keeps for one rounding.
 
 Words that stand in every file here:

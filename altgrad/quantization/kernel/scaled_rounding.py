@@ -19,7 +19,7 @@ from torch import Tensor
 
 from altgrad.config.cast import Cast, Dimension
 from altgrad.formats import FORMATS, NumberFormat
-from altgrad.quantization.kernel.counters import COUNTERS, count, of_parts
+from altgrad.quantization.kernel.counting.counters import COUNTERS, count, of_parts
 from altgrad.quantization.kernel.random import materialised, uniform
 from altgrad.quantization.kernel.ranks import largest_over_ranks
 from altgrad.quantization.kernel.rotation import rotated

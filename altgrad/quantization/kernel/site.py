@@ -14,9 +14,9 @@ from torch import Tensor
 from altgrad.config.cast import GEMM_SITES, GEMMS, Cast, GemmSite
 from altgrad.config.operands import Operand, Rounded, roundings
 from altgrad.formats import NumberFormat
-from altgrad.quantization.kernel.counters import SUMS
+from altgrad.quantization.kernel.counting.counters import SUMS
+from altgrad.quantization.kernel.counting.slots import Slots
 from altgrad.quantization.kernel.scaled_rounding import mode_of, spec_for
-from altgrad.quantization.kernel.slots import Slots
 
 OPERAND_TENSORS: tuple[GemmSite, ...] = ("activation", "weight", "gradient")
 Reads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from altgrad.config.train_config import TrainConfig
-from altgrad.quantization.layers import RoundedGemm
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 
 How = Literal["eager", "blocks", "whole"]  # how a step runs: not compiled, a graph per block, one graph
 

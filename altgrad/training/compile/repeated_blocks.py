@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from altgrad.quantization.adapters.rounded_module import RoundedModule
-from altgrad.quantization.layers import RoundedGemm
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 
 _MOST_OTHERS = 4  # rounded layers outside of blocks, each of which needs a separate graph
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from altgrad import torch_private
 from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.quantization.adapters.rounded_module import RoundedModule
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 from altgrad.quantization.kernel.compiled import INDUCTOR_OPTIONS
 from altgrad.quantization.kernel.ranks import ALONE, Ranks
-from altgrad.quantization.layers import RoundedGemm
 from altgrad.training.compile.policy import How, Known, Payoff, cost_of, saved_by
 from altgrad.training.compile.repeated_blocks import RegionalCall, regions
 from altgrad.training.process_settings import room_for_graphs

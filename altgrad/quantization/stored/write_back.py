@@ -16,11 +16,11 @@ from torch.optim import Optimizer
 
 from altgrad.config.recipe import Recipe
 from altgrad.formats import FORMATS
-from altgrad.quantization.error_feedback import Feedback
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.round import Rounding, round_to_format
 from altgrad.quantization.kernel.site import Site
-from altgrad.quantization.layers import RoundedGemm
+from altgrad.quantization.stored.error_feedback import Feedback
 
 _ORIGIN = 0x57  # separates the keys of a step's further write-backs from other derived keys
 

@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 
 from altgrad import torch_private
 from altgrad.config.optimizer_states import MOMENTS, Moment, MomentCast
-from altgrad.quantization.kernel.expansion import expanded
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.scaled_rounding import mode_of, rounded_each, spec_for
+from altgrad.quantization.stored.expansion import expanded
 
 _ORIGIN = 0x4D  # separates the keys of moments from those of weights and operands
 # Names of the moments in the state of torch's optimizers: Adam and its variants, SGD with momentum.

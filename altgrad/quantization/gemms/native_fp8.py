@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from altgrad import torch_private
+from altgrad.quantization.gemms.straight_through import differentiable_once
+from altgrad.quantization.kernel.counting.slots import counted_in_backward
 from altgrad.quantization.kernel.scaled_rounding import Mode, code_site
 from altgrad.quantization.kernel.site import Site
-from altgrad.quantization.straight_through import differentiable_once
 
 DIVISOR = 16  # of both dimensions of an FP8 operand (cuBLASLt)
 FLOAT8 = {"E4M3": torch.float8_e4m3fn, "E5M2": torch.float8_e5m2}
@@ -41,7 +42,7 @@ class Codes(NamedTuple):
     scale: Tensor
 
 
-class NativePlan(NamedTuple):
+class NativeStructure(NamedTuple):
     """The structure of a layer's products, fixed when a graph is compiled; tuples are in the order of `GEMM_SITES`.
 
     `keep`: save tensors for a backward pass.
@@ -51,10 +52,34 @@ class NativePlan(NamedTuple):
     modes: tuple[Mode, ...]
     keep: bool
 
-    @property
-    def by_row(self) -> bool:
-        """Whether each row has a scale of its own, instead of one per tensor."""
-        return self.modes[0].granularity == "row"
+    def roundings(self, key: Tensor, states: Sequence[Tensor]) -> list[_Rounding]:
+        """`states`: spec and history of each site, one after the other."""
+        pairs = zip(states[::2], states[1::2], strict=True)
+        return [_Rounding(*found, key, *pair) for *found, pair in zip(self.dtypes, self.modes, pairs, strict=True)]
+
+
+class _Rounding(NamedTuple):
+    """How a tensor becomes codes: their dtype and the mode, and what the kernel reads (see `kernel.site`)."""
+
+    dtype: torch.dtype
+    mode: Mode
+    key: Tensor
+    spec: Tensor
+    history: Tensor
+
+    def codes(self, x: Tensor) -> tuple[Codes, Tensor]:
+        """An operand (rows, contracted) rounded to codes, and its counts."""
+        values, scale, counts = code_site(x, self.spec, self.history, self.key, self.mode)
+        return Codes(values.to(self.dtype).contiguous(), scale), counts
+
+    def turned(self, codes: Codes, x: Tensor) -> Codes:
+        """The operand of a GEMM that contracts the first dimension of x: its codes, transposed in memory.
+
+        With one scale per row it is rounded again, with one scale per column.
+        """
+        if self.mode.granularity == "row":
+            return self.codes(x.t().contiguous())[0]
+        return Codes(codes.values.t().contiguous(), codes.scale)
 
 
 def multiply(a: Codes, b: Codes) -> Tensor:
@@ -107,30 +132,28 @@ def refuse_rows(name: str, shape: torch.Size) -> None:
 
 
 def native_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    slot: Tensor | None,
-    counter: Site | None,
-    key: Tensor,
-    sites: Sequence[Site],
-    use: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(x W^T + b, counts of x, counts of W), float32, with the three GEMMs on FP8 codes.
+    x: Tensor, weight: Tensor, bias: Tensor | None, key: Tensor, sites: Sequence[Site], *, use: int, counting: bool
+) -> tuple[Tensor, list[tuple[Site, Tensor]]]:
+    """(x W^T + b in float32, [(site, counts)] of x and W), with the three GEMMs on FP8 codes.
 
     x (..., in), weight (out, in), bias (out,); `sites` in the order of `GEMM_SITES`.  The gradient passes through the
-    rounding unchanged (straight-through estimator).  The bias gets the sum of the unrounded dy; `counter` or `slot`
-    gets the counts of dy (see `kernel.slots`).  If gradients are computed, the number of rows of x must be a multiple
+    rounding unchanged (straight-through estimator).  The bias gets the sum of the unrounded dy.  `counting`: the counts
+    of dy reach their site in the backward pass.  If gradients are computed, the number of rows of x must be a multiple
     of 16.  `use`: see `Mode`.
     """
     keep = torch.is_grad_enabled()
+    slot: Tensor | None = None
+    counter: Site | None = None
+    if counting and keep:
+        (slot,), counters = counted_in_backward(sites[2:])
+        counter = None if counters is None else counters[0]
     rows = x.reshape(-1, x.shape[-1])
-    plan = NativePlan(
+    structure = NativeStructure(
         tuple(FLOAT8[site.format.name] for site in sites), tuple(site.mode._replace(use=use) for site in sites), keep
     )
     states = [state for site in sites for state in (site.spec, site.history)]
-    y, *counts = _NativeLinear.apply(rows, weight, bias, slot, counter, plan, key, *states)
-    return y.view(*x.shape[:-1], -1), counts[1], counts[0]
+    y, of_weight, of_x = _NativeLinear.apply(rows, weight, bias, slot, counter, structure, key, *states)
+    return y.view(*x.shape[:-1], -1), [(sites[1], of_x), (sites[0], of_weight)]
 
 
 class _NativeLinear(torch.autograd.Function):
@@ -142,52 +165,36 @@ class _NativeLinear(torch.autograd.Function):
         bias: Tensor | None,
         slot: Tensor | None,
         counter: Site | None,
-        plan: NativePlan,
+        structure: NativeStructure,
         key: Tensor,
         *states: Tensor,
     ) -> Any:
-        codes_w, counts_w = _codes(weight, 0, plan, key, states)
-        codes_x, counts_x = _codes(x, 1, plan, key, states)
+        of_weight, of_x, _ = structure.roundings(key, states)
+        codes_w, counts_w = of_weight.codes(weight)
+        codes_x, counts_x = of_x.codes(x)
         y = multiply(codes_x, codes_w)
         if bias is not None:
             y = y + bias
-        if plan.keep:
-            turned_w = _turned(codes_w, weight, 0, plan, key, states)
-            turned_x = _turned(codes_x, x, 1, plan, key, states)
+        if structure.keep:
+            turned_w, turned_x = of_weight.turned(codes_w, weight), of_x.turned(codes_x, x)
             ctx.save_for_backward(*turned_w, *turned_x, key, *states)
-            ctx.plan, ctx.counter = plan, counter
+            ctx.structure, ctx.counter = structure, counter
         ctx.mark_non_differentiable(counts_w, counts_x)
         return y, counts_w, counts_x
 
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        dy, plan = gradients[0].contiguous(), ctx.plan
+        dy = gradients[0].contiguous()
         w_values, w_scale, x_values, x_scale, key, *states = ctx.saved_tensors
-        codes, counts = _codes(dy, 2, plan, key, states)
+        of_dy = ctx.structure.roundings(key, states)[2]
+        codes, counts = of_dy.codes(dy)
         dx = multiply(codes, Codes(w_values, w_scale)) if ctx.needs_input_grad[0] else None
         dw = None
         if ctx.needs_input_grad[1]:
-            dw = multiply(_turned(codes, dy, 2, plan, key, states), Codes(x_values, x_scale))
+            dw = multiply(of_dy.turned(codes, dy), Codes(x_values, x_scale))
         bias = dy.sum(0) if ctx.needs_input_grad[2] else None
         if ctx.counter is not None:
             ctx.counter.add_counts(counts)
         found = counts if ctx.counter is None and ctx.needs_input_grad[3] else None
         return dx, dw, bias, found, None, None, None, *(None for _ in states)
-
-
-def _codes(x: Tensor, site: int, plan: NativePlan, key: Tensor, states: Sequence[Tensor]) -> tuple[Codes, Tensor]:
-    """An operand (rows, contracted) rounded to codes, and its counts; `site` is its place in `GEMM_SITES`."""
-    spec, history = states[2 * site : 2 * site + 2]
-    values, scale, counts = code_site(x, spec, history, key, plan.modes[site])
-    return Codes(values.to(plan.dtypes[site]).contiguous(), scale), counts
-
-
-def _turned(codes: Codes, x: Tensor, site: int, plan: NativePlan, key: Tensor, states: Sequence[Tensor]) -> Codes:
-    """The operand of a GEMM that contracts the first dimension of x: its codes, transposed in memory for FP8 GEMMs.
-
-    With one scale per row it is rounded again, with one scale per column.
-    """
-    if plan.by_row:
-        return _codes(x.t().contiguous(), site, plan, key, states)[0]
-    return Codes(codes.values.t().contiguous(), codes.scale)

@@ -12,12 +12,13 @@ the next call can add to it.  An eager backward pass adds its counts to the site
 from __future__ import annotations
 
 import weakref
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from altgrad.quantization.kernel.counters import COUNTERS, SUMS
+from altgrad.quantization.kernel.counting.counters import COUNTERS, SUMS
 
 
 class Counter(Protocol):
@@ -30,6 +31,7 @@ class Counter(Protocol):
         """Add the counts of one pass, (len(COUNTERS),) float32."""
 
 
+Collector = TypeVar("Collector", bound=Counter)
 MOST_USES = 32  # of one layer in one compiled graph
 
 
@@ -72,3 +74,10 @@ class _Fold:
         if counts.ndim == 2:
             counts = torch.cat([counts[:, :SUMS].sum(0), counts[:, SUMS:].amax(0)])
         site.add_counts(counts)
+
+
+def counted_in_backward(sites: Sequence[Collector]) -> tuple[list[Tensor], list[Collector] | None]:
+    """(slots, sites) for the counts of roundings in a backward pass: if the sites are None, the slots take them."""
+    if torch.compiler.is_compiling():
+        return [site.slots.next() for site in sites], None
+    return [site.slots.first for site in sites], list(sites)

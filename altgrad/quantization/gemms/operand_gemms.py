@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from altgrad.config.cast import Gemm
-from altgrad.quantization import products as gemm
+from altgrad.quantization.gemms import products
+from altgrad.quantization.gemms.straight_through import differentiable_once
 from altgrad.quantization.kernel.batch import round_batched
+from altgrad.quantization.kernel.counting.slots import counted_in_backward
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 from altgrad.quantization.kernel.site import Reads, Site
-from altgrad.quantization.straight_through import differentiable_once
 
 
-class Plan(NamedTuple):
+class GemmStructure(NamedTuple):
     """The structure of a layer's GEMMs, fixed when a graph is compiled.
 
     activation, weight, gradient: modes of the roundings of x, W and dy.  fprop, dgrad, wgrad: see `kernel.site`.
@@ -40,7 +41,7 @@ class Plan(NamedTuple):
     narrow: bool  # multiply bfloat16
     counting: bool  # count the effects of the rounding of dy
     batched: bool = False  # one product for each matrix of a batch: x (b, rows, in), W (b, out, in)
-    convolution: gemm.Convolution | None = None  # of x and W as they are, instead of matrices
+    convolution: products.Convolution | None = None  # of x and W as they are, instead of matrices
 
     @classmethod
     def of(
@@ -52,7 +53,7 @@ class Plan(NamedTuple):
         use: int,
         narrow: bool,
         counting: bool,
-    ) -> Plan:
+    ) -> GemmStructure:
         """`sites`: the roundings of x, W and dy; `reads`: see `kernel.site`."""
         modes = [tuple(site.mode._replace(use=use) for site in found) for found in sites]
         return cls(*modes, *reads, wanted, narrow, counting)  # type: ignore[call-arg, arg-type]
@@ -74,7 +75,12 @@ class Plan(NamedTuple):
 
 
 def operand_gemms(
-    x: Tensor, weight: Tensor, bias: Tensor | None, key: Tensor, sites: Sequence[Sequence[Site]], plan: Plan
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    key: Tensor,
+    sites: Sequence[Sequence[Site]],
+    structure: GemmStructure,
 ) -> tuple[Tensor, list[tuple[Site, Tensor]]]:
     """(x W^T + b in float32, [(site, counts)] for each rounding of x and W that was made).
 
@@ -82,14 +88,12 @@ def operand_gemms(
     in the backward pass.
     """
     counters: list[Site] | None = None
-    slots: list[Tensor | None] = [None] * len(sites[2])
-    if plan.counting and plan.of_dy:
-        compiling = torch.compiler.is_compiling()
-        slots = [site.slots.next() if compiling else site.slots.first for site in sites[2]]
-        counters = None if compiling else list(sites[2])
+    slots: Sequence[Tensor | None] = [None] * len(sites[2])
+    if structure.counting and structure.of_dy:
+        slots, counters = counted_in_backward(sites[2])
     states = [state for found in sites for site in found for state in (site.spec, site.history)]
-    y, *counts = _OperandGemms.apply(x, weight, bias, plan, counters, key, *slots, *states)
-    made = [sites[0][place] for place in plan.of_x] + [sites[1][place] for place in plan.of_weight]
+    y, *counts = _OperandGemms.apply(x, weight, bias, structure, counters, key, *slots, *states)
+    made = [sites[0][place] for place in structure.of_x] + [sites[1][place] for place in structure.of_weight]
     return y, list(zip(made, counts, strict=True))
 
 
@@ -100,32 +104,32 @@ class _OperandGemms(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        plan: Plan,
+        structure: GemmStructure,
         counters: list[Site] | None,
         key: Tensor,
         *tensors: Any,
     ) -> Any:
-        slots = len(plan.gradient)
+        slots = len(structure.gradient)
         states = _pairs(tensors[slots:])
         counts: list[Tensor] = []
-        rounding = round_batched if plan.batched else round_site
+        rounding = round_batched if structure.batched else round_site
 
         def made(values: Tensor, places: list[int], modes: tuple[Mode, ...], first: int) -> dict[int, Tensor]:
             rounded = {}
             for place in places:
                 spec, history = states[first + place]
                 found, counted = rounding(values, spec, history, key, modes[place])
-                rounded[place] = found.bfloat16() if plan.narrow else found
+                rounded[place] = found.bfloat16() if structure.narrow else found
                 counts.append(counted)
             return rounded
 
-        of_x = made(x, plan.of_x, plan.activation, 0)
-        of_weight = made(weight, plan.of_weight, plan.weight, len(plan.activation))
-        y = _product(of_x[plan.fprop[0]], of_weight[plan.fprop[1]], bias, plan)
-        kept_weight = of_weight[plan.dgrad[1]] if "dgrad" in plan.wanted else None
-        kept_x = of_x[plan.wgrad[1]] if "wgrad" in plan.wanted else None
+        of_x = made(x, structure.of_x, structure.activation, 0)
+        of_weight = made(weight, structure.of_weight, structure.weight, len(structure.activation))
+        y = _product(of_x[structure.fprop[0]], of_weight[structure.fprop[1]], bias, structure)
+        kept_weight = of_weight[structure.dgrad[1]] if "dgrad" in structure.wanted else None
+        kept_x = of_x[structure.wgrad[1]] if "wgrad" in structure.wanted else None
         ctx.save_for_backward(kept_weight, kept_x, key, *tensors[-2 * slots :])
-        ctx.plan, ctx.counters, ctx.shape, ctx.inputs = plan, counters, x.shape, len(tensors)
+        ctx.structure, ctx.counters, ctx.shape, ctx.inputs = structure, counters, x.shape, len(tensors)
         ctx.weight_shape = weight.shape
         ctx.mark_non_differentiable(*counts)
         return y, *counts
@@ -133,46 +137,49 @@ class _OperandGemms(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        dy, plan = gradients[0].contiguous(), ctx.plan
+        dy, structure = gradients[0].contiguous(), ctx.structure
         weight, x, key, *tensors = ctx.saved_tensors
         states = _pairs(tensors)
         rounded: dict[int, Tensor] = {}
-        in_slots: list[Tensor | None] = [None] * len(plan.gradient)
-        rounding = round_batched if plan.batched else round_site
-        for place in plan.of_dy:
+        in_slots: list[Tensor | None] = [None] * len(structure.gradient)
+        rounding = round_batched if structure.batched else round_site
+        for place in structure.of_dy:
             spec, history = states[place]
-            found, counts = rounding(dy, spec, history, key, plan.gradient[place])
-            rounded[place] = found.bfloat16() if plan.narrow else found
+            found, counts = rounding(dy, spec, history, key, structure.gradient[place])
+            rounded[place] = found.bfloat16() if structure.narrow else found
             if ctx.counters is not None:
                 ctx.counters[place].add_counts(counts)
-            elif plan.counting:
+            elif structure.counting:
                 in_slots[place] = counts
-        dx = _dgrad(rounded[plan.dgrad[0]], weight, ctx.shape, plan) if "dgrad" in plan.wanted else None
-        dw = _wgrad(rounded[plan.wgrad[0]], x, ctx.weight_shape, plan) if "wgrad" in plan.wanted else None
+        dx = dw = None
+        if "dgrad" in structure.wanted:
+            dx = _dgrad(rounded[structure.dgrad[0]], weight, ctx.shape, structure)
+        if "wgrad" in structure.wanted:
+            dw = _wgrad(rounded[structure.wgrad[0]], x, ctx.weight_shape, structure)
         bias = None
         if ctx.needs_input_grad[2]:
-            outputs = dy if plan.convolution is None else dy.transpose(1, -1)
+            outputs = dy if structure.convolution is None else dy.transpose(1, -1)
             bias = outputs.reshape(-1, outputs.shape[-1]).sum(0)
         rest = (None,) * (ctx.inputs - len(in_slots))
         return dx, dw, bias, None, None, None, *in_slots, *rest
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
-    if plan.convolution is not None:
-        return plan.convolution.product(x, weight, bias)
-    return gemm.batched(x, weight.transpose(-1, -2)) if plan.batched else gemm.product(x, weight, bias)
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, structure: GemmStructure) -> Tensor:
+    if structure.convolution is not None:
+        return structure.convolution.product(x, weight, bias)
+    return products.batched(x, weight.transpose(-1, -2)) if structure.batched else products.product(x, weight, bias)
 
 
-def _dgrad(dy: Tensor, weight: Tensor, shape: torch.Size, plan: Plan) -> Tensor:
-    if plan.convolution is not None:
-        return plan.convolution.dgrad(dy, weight, shape)
-    return gemm.batched(dy, weight) if plan.batched else gemm.dgrad(dy, weight, shape)
+def _dgrad(dy: Tensor, weight: Tensor, shape: torch.Size, structure: GemmStructure) -> Tensor:
+    if structure.convolution is not None:
+        return structure.convolution.dgrad(dy, weight, shape)
+    return products.batched(dy, weight) if structure.batched else products.dgrad(dy, weight, shape)
 
 
-def _wgrad(dy: Tensor, x: Tensor, shape: torch.Size, plan: Plan) -> Tensor:
-    if plan.convolution is not None:
-        return plan.convolution.wgrad(dy, x, shape)
-    return gemm.batched(dy.transpose(-1, -2), x) if plan.batched else gemm.wgrad(dy, x)
+def _wgrad(dy: Tensor, x: Tensor, shape: torch.Size, structure: GemmStructure) -> Tensor:
+    if structure.convolution is not None:
+        return structure.convolution.wgrad(dy, x, shape)
+    return products.batched(dy.transpose(-1, -2), x) if structure.batched else products.wgrad(dy, x)
 
 
 def _pairs(states: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -14,8 +14,6 @@ The trainer is such a loop.  If the recipe needs one of the calls and the loop o
 
 from __future__ import annotations
 
-import fnmatch
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from altgrad import torch_private
 from altgrad.config.cast import GEMM_SITES
 from altgrad.config.phases import first_steps, phase_at
 from altgrad.config.recipe import Recipe
@@ -32,17 +29,22 @@ from altgrad.quantization.adapters.fit import Filter, make_plain, rounded_layers
 from altgrad.quantization.coverage import Coverage, measure_coverage
 from altgrad.quantization.gemms import native_fp8 as native
 from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
-from altgrad.quantization.kernel.counting.counters import COUNTERS
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.site import Site
 from altgrad.quantization.layers import gemms_of
+from altgrad.quantization.model_checks import (
+    check_globs,
+    check_shared_weights,
+    keep_fused_inference_off,
+    refuse_sites,
+)
 from altgrad.quantization.model_state import SiteKey, check_names, check_phases, formats_of, histories_of
 from altgrad.quantization.reminder import Reminder
+from altgrad.quantization.stored.amax_histories import remember
 from altgrad.quantization.stored.optimizer_states import OptimizerStates
 from altgrad.quantization.stored.write_back import WriteBack
 
 _MICRO_BATCH, _VALIDATION = 0x3B, 0x7D  # tell derived keys apart
-_AMAX, _USES, _OVERFLOW = (COUNTERS.index(name) for name in ("amax", "uses", "overflow"))
 
 
 class QuantizedModel:
@@ -180,7 +182,7 @@ class QuantizedModel:
             self.write_back(optimizer)
         if self._states is not None and optimizer is not None:
             self._states(optimizer)
-        self._remember(self.counts() if counts is None else counts)
+        remember(self._sites, self.counts() if counts is None else counts)
         self._forget_counts()
         self._reminder.written()
 
@@ -193,7 +195,8 @@ class QuantizedModel:
         stay as they are: the amaxes of a broken batch are none of this training's.  counts: as for `after_optimizer`.
         """
         counts = self.counts() if counts is None else counts
-        self._remember({key: count for key, count in counts.items() if self._sites[key].format.overflow == "inf"}, True)
+        to_inf = {key: count for key, count in counts.items() if self._sites[key].format.overflow == "inf"}
+        remember(self._sites, to_inf, only_wider=True)
         self._forget_counts()
 
     def counts(self) -> dict[SiteKey, Tensor]:
@@ -268,23 +271,6 @@ class QuantizedModel:
         for site in self._sites.values():
             site.take_counts()
 
-    def _remember(self, counts: Mapping[SiteKey, Tensor], only_wider: bool = False) -> None:
-        """Put amaxes at the front of the histories of delayed scaling; that of an unused site does not change.
-
-        only_wider: nor does that of a site without overflow, or whose amax is not above all that it remembers.
-        """
-        delayed = [key for key in counts if self._sites[key].delayed]
-        for device in {counts[key].device for key in delayed}:
-            keys = [key for key in delayed if counts[key].device == device]
-            found = torch.stack([counts[key] for key in keys])
-            kept = torch.stack([self._sites[key].history for key in keys])
-            moved = torch.cat([found[:, _AMAX : _AMAX + 1], kept[:, :-1]], dim=1)
-            moves = found[:, _USES] > 0
-            if only_wider:
-                moves = moves & (found[:, _OVERFLOW] > 0) & (found[:, _AMAX] > kept.amax(dim=1))
-            new = torch.where(moves[:, None], moved, kept)
-            torch_private.copy_each([self._sites[key].history for key in keys], list(new.unbind()))
-
 
 def quantize_model(
     model: nn.Module,
@@ -322,60 +308,12 @@ def quantize_model(
     sites = [site for layer in layers.values() for phase in layer.phases for site in phase.by_name.values()]
     if not counting and any(site.delayed for site in sites):
         raise ValueError("quantize_model: scaling='delayed' remembers the amaxes of past steps and needs counting=True")
-    undo = _keep_fused_inference_off(model)
+    undo = keep_fused_inference_off(model)
     for number, one in enumerate(phases):
-        _check_globs(one, layers)
-        _check_shared_weights(layers, number)
+        check_globs(one, layers)
+        check_shared_weights(layers, number)
     if recipe.native_fp8:
         for layer in layers.values():
             native.check_native(layer.name, layer.weight, [layer.site(site) for site in GEMM_SITES])
-    hook = model.register_load_state_dict_pre_hook(_refuse_sites)
+    hook = model.register_load_state_dict_pre_hook(refuse_sites)
     return QuantizedModel(model, recipe, layers, left_out, [hook.remove, *undo], first_of_phase)
-
-
-def _refuse_sites(model: nn.Module, state: Mapping[str, Any], *_: Any) -> None:
-    """Raise ValueError for a state dict of an old version, which contained formats, before anything is loaded."""
-    old = next((key for key in state if ".sites." in f".{key}" and key.endswith((".spec", ".history"))), None)
-    if old is not None:
-        raise ValueError(
-            f"state dict: {old!r} was saved by a version that kept formats in it; leave the keys with '.sites.' out to "
-            "load the weights, and start the run anew"
-        )
-
-
-def _keep_fused_inference_off(model: nn.Module) -> list[Callable[[], None]]:
-    """Switch off the fused kernel of `nn.TransformerEncoderLayer` in evaluation, which would use unrounded weights.
-
-    Returns what switches it on again.
-    """
-    switches: list[tuple[nn.Module, str, Any]] = []
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            switches.append((module, "activation_relu_or_gelu", 0))
-        elif isinstance(module, nn.TransformerEncoder):
-            switches.append((module, "use_nested_tensor", False))
-    undo: list[Callable[[], None]] = [
-        functools.partial(setattr, module, name, getattr(module, name)) for module, name, _ in switches
-    ]
-    for module, name, off in switches:
-        setattr(module, name, off)
-    return undo
-
-
-def _check_globs(recipe: Recipe, layers: dict[str, RoundedGemm]) -> None:
-    for field in ("layer_formats", "layer_gemms"):
-        for pattern in getattr(recipe, field):
-            if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
-                raise ValueError(f"{field}: {pattern!r} matches no layer; layers: {', '.join(layers)}")
-
-
-def _check_shared_weights(layers: dict[str, RoundedGemm], phase: int) -> None:
-    owner: dict[Tensor, RoundedGemm] = {}
-    for layer in layers.values():
-        first = owner.setdefault(layer.weight, layer)
-        ours, others = (one.phases[phase].by_tensor["weight"][0].format for one in (layer, first))
-        if not layer.master_weights and ours != others:
-            raise ValueError(
-                f"layers {first.name} and {layer.name} share a weight but not its format ({others}, {ours}); without "
-                "master weights it has one"
-            )

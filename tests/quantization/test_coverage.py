@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import TrainConfig
-from altgrad.quantization.coverage import MOST_LISTED, Coverage, measure_coverage
+from altgrad.quantization.coverage import Coverage, measure_coverage
+from altgrad.quantization.coverage.product_counter import MOST_LISTED
 from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training.model import build_gpt
 

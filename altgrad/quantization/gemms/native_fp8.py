@@ -54,8 +54,8 @@ class NativeStructure(NamedTuple):
 
     def roundings(self, key: Tensor, states: Sequence[Tensor]) -> list[_Rounding]:
         """`states`: spec and history of each site, one after the other."""
-        pairs = zip(states[::2], states[1::2], strict=True)
-        return [_Rounding(*found, key, *pair) for *found, pair in zip(self.dtypes, self.modes, pairs, strict=True)]
+        found = zip(self.dtypes, self.modes, states[::2], states[1::2], strict=True)
+        return [_Rounding(dtype, mode, key, spec, history) for dtype, mode, spec, history in found]
 
 
 class _Rounding(NamedTuple):

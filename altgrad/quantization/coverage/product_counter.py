@@ -1,0 +1,161 @@
+"""Adds up the FLOPs of every matrix product that a model computes, by the module that computes it.
+
+A product of the backward pass is attributed to the module whose forward pass made its autograd node.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils.flop_counter import flop_registry
+
+from altgrad import torch_private
+from altgrad.quantization.adapters.rounded_module import RoundedModule
+from altgrad.quantization.coverage.share import Coverage, LeftOut
+from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
+from altgrad.quantization.layers import gemms_of
+from altgrad.torch_private import TorchDispatchMode
+
+MOST_LISTED = 20
+_BATCHED = ("bmm", "baddbmm")
+_ATTENTION = ("_scaled_dot_product", "_flash_attention", "_efficient_attention")
+
+
+class _Place(NamedTuple):
+    """Where a product is computed: in a module, and there in a rounded product or outside of one."""
+
+    module: nn.Module
+    rounded: bool = False
+
+
+class ProductCounter(TorchDispatchMode):
+    """Adds up the FLOPs of every product by place and reason."""
+
+    def __init__(self, model: nn.Module, left_out: Mapping[str, str]) -> None:
+        super().__init__()
+        self._left_out = left_out
+        self._names: dict[nn.Module, str] = {}
+        for name, module in model.named_modules():
+            self._names.setdefault(module, name)
+        self.layers = gemms_of(model)
+        self._inside: list[_Place] = [_Place(model)]
+        self._sequence: list[int] = [0]  # autograd nodes from this sequence number on ...
+        self._owner: list[_Place] = [_Place(model)]  # ... were made at this place
+        self._flops: dict[tuple[_Place, str], int] = {}
+        self.before_write: Callable[[Tensor], None] = lambda tensor: None
+
+    @contextmanager
+    def modules_noted(self) -> Iterator[None]:
+        """Context in which hooks record the module whose forward pass is running."""
+        handles = [
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def layers_watched(self) -> Iterator[None]:
+        """Context in which the rounded layers tell when they multiply."""
+        for layer in self.layers:
+            layer.watch = self._multiplies
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.watch = None
+
+    @contextmanager
+    def _multiplies(self, layer: RoundedGemm) -> Iterator[None]:
+        self._inside.append(_Place(layer.module, rounded=True))
+        self._note()
+        yield
+        self._inside.pop()
+        self._note()
+
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        if module in self._names:
+            self._inside.append(_Place(module))
+            self._note()
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if module in self._names:
+            self._inside.pop()
+            self._note()
+
+    def _note(self) -> None:
+        self._sequence.append(torch_private.next_node_number())
+        self._owner.append(self._inside[-1])
+
+    def _current(self) -> _Place:
+        number = torch_private.running_node_number()
+        if number is None or len(self._inside) > 1:  # forward, or forward again within backward (checkpointing)
+            return self._inside[-1]
+        place = bisect.bisect_right(self._sequence, number) - 1
+        return self._owner[max(place, 0)]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch_private.writes_an_argument(func):
+            for tensor in torch_private.tensors_in((args, kwargs)):
+                self.before_write(tensor)
+        result = func(*args, **kwargs)
+        flops = _flops(func, args, kwargs, result)
+        if flops:
+            place = self._current()
+            key = place, self._reason(place, func.overloadpacket.__name__)
+            self._flops[key] = self._flops.get(key, 0) + flops
+        return result
+
+    def _reason(self, place: _Place, operation: str) -> str:
+        """The reason why a product is not rounded; "" if it is."""
+        if place.rounded:
+            return ""
+        if operation.startswith((*_BATCHED, *_ATTENTION)):
+            return "product of two activations"
+        known = self._left_out.get(self._names[place.module])
+        if known is not None:
+            return known
+        if isinstance(place.module, nn.RNNCellBase):
+            return "recurrent cell"
+        if operation.startswith("convolution"):
+            return "convolution"
+        if isinstance(place.module, nn.Linear) and not isinstance(place.module, RoundedModule):
+            return "nn.Linear itself, not quantised"
+        return "no kind of layer that is rounded"
+
+    def coverage(self, note: str) -> Coverage:
+        rounded = sum(flops for (place, _), flops in self._flops.items() if place.rounded)
+        left_out = [
+            LeftOut(self._names[place.module] or "(the model itself)", _type(place.module), flops, reason)
+            for (place, reason), flops in self._flops.items()
+            if not place.rounded
+        ]
+        left_out.sort(key=lambda one: -one.flops)
+        return Coverage(sum(self._flops.values()), rounded, tuple(left_out[:MOST_LISTED]), note)
+
+
+def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    """FLOPs of one operation; 0 if it is not a matrix product."""
+    name = func.overloadpacket.__name__
+    if name.startswith(_ATTENTION):
+        backward = "backward" in name
+        query, key, value = args[1:4] if backward else args[:3]  # (batch, head, time, channels)
+        rows = query.shape[:-1].numel() * key.shape[-2]
+        # two products forward and four backward; a fused kernel recomputes some to save memory, which does not count
+        return 2 * rows * (query.shape[-1] + value.shape[-1]) * (2 if backward else 1)
+    formula = flop_registry.get(func.overloadpacket)
+    return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
+
+
+def _type(module: nn.Module) -> str:
+    """The class that the module has without rounding."""
+    return (module.plain_class if isinstance(module, RoundedModule) else type(module)).__name__

@@ -1,0 +1,71 @@
+"""The share of a model's matrix products that is rounded, and the products that are not, as a record and in words."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from html import escape
+from typing import Any
+
+CHOSEN = ("filter_fn", "product of two activations")  # reasons that are a choice: of the user, or of the recipe
+LITTLE = 0.5  # below this share a run is weak evidence about its format
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Products that are not rounded: their module, its class (`type`), their FLOPs per step, and the reason."""
+
+    module: str
+    type: str
+    flops: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """FLOPs of one step's matrix products, forward and backward, in total and in rounded layers.
+
+    `modules`: the products that are not rounded, largest first.  `note`: which part could not be measured, else "".
+    """
+
+    total_flops: int
+    rounded_flops: int
+    modules: tuple[LeftOut, ...]
+    note: str = ""
+
+    @property
+    def share(self) -> float | None:
+        """Rounded share of the FLOPs; None if no product was seen."""
+        return self.rounded_flops / self.total_flops if self.total_flops else None
+
+    @property
+    def uncovered(self) -> tuple[LeftOut, ...]:
+        """The listed products that are left out without having been chosen: nothing here can round them."""
+        return tuple(one for one in self.modules if one.reason not in CHOSEN)
+
+    def record(self) -> dict[str, Any]:
+        """The form in which `run.json` stores it."""
+        return {"share": self.share, **asdict(self), "modules": [asdict(one) for one in self.modules]}
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the sentence, and the products that are left out as a table."""
+        rows = "".join(
+            f"<tr><td>{escape(one.module)}</td><td>{escape(one.type)}</td><td>{one.flops / self.total_flops:.1%}</td>"
+            f"<td>{escape(one.reason)}</td></tr>"
+            for one in self.modules
+        )
+        head = "<tr><th>left out</th><th>class</th><th>GEMM FLOPs</th><th>reason</th></tr>"
+        said = self.sentence().partition(";")[0] if self.share is not None else self.sentence()
+        return f"<p>{escape(said)}</p>" + (f"<table>{head}{rows}</table>" if rows else "")
+
+    def sentence(self, warned: bool = True) -> str:
+        """`91.4 % of the GEMM FLOPs are rounded; left out: h.0.attn (product of two activations) 2.1 %, ...`."""
+        if self.share is None:
+            return f"which share of the GEMM FLOPs is rounded is not known: {self.note or 'no product was seen'}"
+        largest = ", ".join(
+            f"{one.module} ({one.reason}) {one.flops / self.total_flops:.1%}" for one in self.modules[:3]
+        )
+        rest = ", ..." if len(self.modules) > 3 else ""
+        left_out = f"; left out: {largest}{rest}" if largest else ""
+        warning = "Warning: only " if warned and self.share < LITTLE else ""
+        note = f" ({self.note})" if self.note else ""
+        return f"{warning}{self.share:.1%} of the GEMM FLOPs are rounded{left_out}{note}"

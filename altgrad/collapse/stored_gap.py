@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from altgrad.collapse.detector import gap_to_baseline
 from altgrad.config.train_config import TrainConfig
-from altgrad.results.ancestors import losses_before, losses_by_step
-from altgrad.results.common_start import other_beginning
 from altgrad.results.parts import read_rows, replace_rows
+from altgrad.results.reading.ancestors import losses_before, losses_by_step
+from altgrad.results.reading.common_start import other_beginning
 from altgrad.results.records import read_start
 from altgrad.storage.folder import Folder
 

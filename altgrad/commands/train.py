@@ -117,7 +117,7 @@ def _finished_baseline(folder: Folder, config: TrainConfig) -> dict[str, Any]:
     """The runner's arguments for `--baseline`.  Raises ValueError where the run is no baseline of the config."""
     from altgrad.compare import Settings, settings_of
     from altgrad.results import read_run
-    from altgrad.results.ancestors import losses_by_step
+    from altgrad.results.reading.ancestors import losses_by_step
 
     expect(folder, "run.json")
     run = read_run(folder)

@@ -19,8 +19,8 @@ from altgrad.compare.parity.verdict import Terms
 from altgrad.compare.row import Attempt, Row, Unpaired
 from altgrad.compare.statistics import with_parity
 from altgrad.results import Run, acts, format_shifts, read_events
-from altgrad.results.attempt_time import seconds_of_attempt
-from altgrad.results.curves import Curve, measured
+from altgrad.results.reading.attempt_time import seconds_of_attempt
+from altgrad.results.reading.curves import Curve, measured
 
 STEP_COLUMNS = ["validation_loss", "tokens_per_second", "stall_rate", "overflow_rate", "elapsed_seconds"]
 _READERS = 8  # threads: reading waits for the disk or the object store, and decoding happens outside the GIL

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from altgrad.results.curves import Curve
+from altgrad.results.reading.curves import Curve
 
 
 def last_common_step(losses: Iterable[Curve]) -> int | None:

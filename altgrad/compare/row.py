@@ -10,7 +10,7 @@ from altgrad.compare.origin import Origin
 from altgrad.compare.pairing import Settings, describe_field
 from altgrad.compare.parity.verdict import Parity
 from altgrad.results import Status
-from altgrad.results.curves import Curve
+from altgrad.results.reading.curves import Curve
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.results import RecordError, ended_as, read_start, read_table
-from altgrad.results.attempt_time import seconds_of_attempt
-from altgrad.results.common_start import other_beginning
+from altgrad.results.reading.attempt_time import seconds_of_attempt
+from altgrad.results.reading.common_start import other_beginning
 from altgrad.storage.folder import Folder
 from altgrad.training.compile.policy import How
 

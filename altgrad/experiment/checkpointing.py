@@ -17,8 +17,8 @@ from altgrad.config.train_config import TrainConfig
 from altgrad.experiment.checkpoint import CheckpointError, check_content, delete_old, load_checkpoint, save_checkpoint
 from altgrad.experiment.outcome import LossSummary
 from altgrad.results import RunWriter, read_start
-from altgrad.results.ancestors import records_until
-from altgrad.results.common_start import other_beginning
+from altgrad.results.reading.ancestors import records_until
+from altgrad.results.reading.common_start import other_beginning
 from altgrad.storage.folder import Folder
 from altgrad.storage.patience import Outage
 from altgrad.text.error_hints import cut

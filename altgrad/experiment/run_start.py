@@ -17,7 +17,7 @@ from altgrad.config.memory import bytes_per_parameter
 from altgrad.experiment.outcome import Report
 from altgrad.experiment.provenance import coverage, provenance
 from altgrad.quantization.coverage import Coverage
-from altgrad.results.common_start import other_beginning
+from altgrad.results.reading.common_start import other_beginning
 from altgrad.training.trainer import Trainer
 
 

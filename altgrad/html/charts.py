@@ -18,7 +18,7 @@ from altgrad.html import chart_marks as marks
 from altgrad.html.chart_area import Frame, axes, margin, most_values, ticks
 from altgrad.html.markup import Html, element, join
 from altgrad.metrics import METRICS
-from altgrad.results.curves import Curve
+from altgrad.results.reading.curves import Curve
 from altgrad.show.drawn_curves import Line, describe, scale
 from altgrad.show.palette import curve_dash, curve_marker, format_colour
 

@@ -22,7 +22,7 @@ from altgrad.events import Event
 from altgrad.formats import NumberFormat, find_format
 from altgrad.metrics import METRICS, SITES, SiteName
 from altgrad.results import Run, Verdict, format_shifts, read_events
-from altgrad.results.curves import Curve, measured
+from altgrad.results.reading.curves import Curve, measured
 from altgrad.text.foreign_text import as_code
 from altgrad.text.number_text import number
 

@@ -20,7 +20,7 @@ from altgrad.report.signals import Departure, what_moved
 from altgrad.report.tested_cause import explanation_of, tested_cause, tried_and_worked
 from altgrad.report.text_plot import plot
 from altgrad.results import Run, format_shifts, read_run
-from altgrad.results.curves import measured
+from altgrad.results.reading.curves import measured
 from altgrad.storage.folder import Folder
 from altgrad.text.foreign_text import as_code, as_code_block, as_markdown
 from altgrad.text.number_text import ABSENT, duration, number, table

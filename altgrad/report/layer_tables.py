@@ -6,7 +6,7 @@ import numpy as np
 
 from altgrad.metrics import METRICS, SITES
 from altgrad.report.evidence import Evidence
-from altgrad.results.curves import Curve
+from altgrad.results.reading.curves import Curve
 from altgrad.text.foreign_text import as_code
 from altgrad.text.number_text import ABSENT, number, table
 

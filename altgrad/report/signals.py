@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from altgrad.metrics import METRICS
 from altgrad.report.thresholds import is_out_of_bounds
-from altgrad.results.curves import Curve
+from altgrad.results.reading.curves import Curve
 from altgrad.text.number_text import number
 
 LIMIT = 6.0  # distance from the median, in scales, that counts as a departure

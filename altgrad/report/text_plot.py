@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from altgrad.results.curves import Curve, non_finite_spans
+from altgrad.results.reading.curves import Curve, non_finite_spans
 from altgrad.text.number_text import number
 
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # Unicode 2800: [row][column] of a cell

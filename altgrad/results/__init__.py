@@ -21,11 +21,11 @@ trains, its many small parts are merged into one, see `parts`.
 No torch, no ray: the dashboard reads results through this package alone.
 """
 
-from altgrad.results.events import acts, format_shifts, particulars_of, read_events
 from altgrad.results.lease import Lease, LeaseHeld, life_of, read_lease
 from altgrad.results.parts import read_rows, read_table
+from altgrad.results.reading.events import acts, format_shifts, particulars_of, read_events
+from altgrad.results.reading.run import Run, list_runs, list_sweeps, read_run
 from altgrad.results.records import RecordError, ended_as, read_end, read_plan, read_start
-from altgrad.results.run import Run, list_runs, list_sweeps, read_run
 from altgrad.results.schema import SCHEMA, SCHEMAS, Status, TableName, Verdict
 from altgrad.results.writer import NoWriter, RunWriter, write_end
 

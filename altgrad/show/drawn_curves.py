@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from altgrad.compare import Row
 from altgrad.metrics import METRICS
 from altgrad.results import Run
-from altgrad.results.curves import Curve, Span, buckets, difference, measured, non_finite_spans, smooth
-from altgrad.results.own_metrics import curve_of
+from altgrad.results.reading.curves import Curve, Span, buckets, difference, measured, non_finite_spans, smooth
+from altgrad.results.reading.own_metrics import curve_of
 from altgrad.text.number_text import number
 
 Axis = Literal["step", "tokens", "elapsed_seconds"]

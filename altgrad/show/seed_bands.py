@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from altgrad.compare import Row, by_group
 from altgrad.compare.parity.student_t import t_quantile
 from altgrad.results import Run
-from altgrad.results.curves import Curve, buckets, smooth
+from altgrad.results.reading.curves import Curve, buckets, smooth
 from altgrad.show.drawn_curves import View, curve_in, in_window, position_of, x_at
 
 Spread = Literal["interval", "range"]

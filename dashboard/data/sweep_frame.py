@@ -13,7 +13,7 @@ import streamlit as st
 
 from altgrad.compare import Row, by_group, collapse_step, furthest, paired_gap
 from altgrad.metrics import METRICS
-from altgrad.results.curves import Curve, buckets, measured
+from altgrad.results.reading.curves import Curve, buckets, measured
 from altgrad.text.number_text import number
 from dashboard.data.watched_sweep import WatchedRun, WatchedSweep
 

@@ -12,7 +12,7 @@ from altgrad.compare import Row
 from altgrad.metrics import METRICS, SITES, SiteName, columns
 from altgrad.report.evidence import Evidence
 from altgrad.report.signals import Departure, Signals, what_moved
-from altgrad.results.curves import buckets, non_finite_spans
+from altgrad.results.reading.curves import buckets, non_finite_spans
 from altgrad.show.palette import ALARM, NEUTRAL, format_colour
 from dashboard.figures.colours import with_alpha
 from dashboard.figures.curve_marks import vertical

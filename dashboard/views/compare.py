@@ -26,7 +26,7 @@ from altgrad.compare import (
 )
 from altgrad.compare.parity.table import HEADS
 from altgrad.metrics import METRICS
-from altgrad.results.curves import Curve, measured
+from altgrad.results.reading.curves import Curve, measured
 from altgrad.text.foreign_text import as_markdown
 from dashboard.data.sweep_frame import group_name
 from dashboard.data.watched_sweep import WatchedRun

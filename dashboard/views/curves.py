@@ -13,7 +13,7 @@ import streamlit as st
 from altgrad.compare import Row, by_group, loss_unit
 from altgrad.metrics import METRICS, columns, described
 from altgrad.results import read_events
-from altgrad.results.own_metrics import own_names
+from altgrad.results.reading.own_metrics import own_names
 from altgrad.show.drawn_curves import AXES, Axis, Line, View, death, describe, line, non_finite_count, not_on_log
 from altgrad.show.seed_bands import Band, Spread, seed_bands
 from altgrad.text.foreign_text import as_label, as_markdown

@@ -15,7 +15,7 @@ from altgrad.compare.pairing import DEFAULTS
 from altgrad.metrics import METRICS, columns, described
 from altgrad.report import stored_report
 from altgrad.results import read_events
-from altgrad.results.own_metrics import own_names
+from altgrad.results.reading.own_metrics import own_names
 from altgrad.show.drawn_curves import View, describe, line
 from altgrad.show.sweep_progress import event_row
 from altgrad.text.foreign_text import as_code, as_command, as_file_name, as_here_document, as_markdown, without_pictures

@@ -14,7 +14,7 @@ from scipy import stats
 from altgrad.compare import Terms, furthest, loss_unit, paired_gap, ranking, rescue_matrix, survival
 from altgrad.compare.gap import gap_at, last_common_step, loss_at
 from altgrad.compare.statistics import with_parity
-from altgrad.results.curves import Curve
+from altgrad.results.reading.curves import Curve
 from tests.support.written_runs import row
 
 NAN = math.nan

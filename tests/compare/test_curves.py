@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from altgrad.results.curves import Curve, Span, buckets, difference, measured, non_finite_spans, smooth
+from altgrad.results.reading.curves import Curve, Span, buckets, difference, measured, non_finite_spans, smooth
 
 NAN = math.nan
 

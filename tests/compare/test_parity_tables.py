@@ -29,7 +29,7 @@ from altgrad.compare import (
 from altgrad.html import html_report
 from altgrad.report import sweep_report
 from altgrad.results import SCHEMA, list_runs
-from altgrad.results.curves import Curve
+from altgrad.results.reading.curves import Curve
 from altgrad.storage.folder import Folder
 from dashboard.data.sweep_frame import group_frame
 from tests.references.gap_oracle import oracle, two_rates

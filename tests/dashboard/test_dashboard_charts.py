@@ -21,7 +21,7 @@ from altgrad.metrics import METRICS
 from altgrad.report import failure_report
 from altgrad.report.evidence import Evidence
 from altgrad.results import SCHEMAS, list_runs
-from altgrad.results.curves import measured
+from altgrad.results.reading.curves import measured
 from altgrad.text.foreign_text import as_file_name
 from dashboard.data.sweep_frame import csv_of, frame_of, group_frame, run_frame, sparkline
 from dashboard.data.watched_sweep import WatchedSweep

@@ -11,7 +11,7 @@ import pytest
 
 from altgrad.report.signals import Departure, what_moved
 from altgrad.report.text_plot import plot
-from altgrad.results.curves import Curve
+from altgrad.results.reading.curves import Curve
 
 NAN = math.nan
 

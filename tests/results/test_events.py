@@ -130,7 +130,7 @@ def test_no_module_switches_on_kinds_with_a_list_of_its_own() -> None:
         if name in EVENTS or not name
     }
     assert found == {
-        ("altgrad/results/events.py", "format_shift"),
+        ("altgrad/results/reading/events.py", "format_shift"),
         ("altgrad/compare/comparison_table.py", "format_shift"),
         ("altgrad/report/failure_report.py", "phase"),
         ("altgrad/explain/arms.py", ""),

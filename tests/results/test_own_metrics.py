@@ -8,7 +8,7 @@ from pathlib import Path
 from altgrad.config.train_config import TrainConfig
 from altgrad.metrics import described
 from altgrad.results import RunWriter, read_run
-from altgrad.results.own_metrics import curve_of, own_names
+from altgrad.results.reading.own_metrics import curve_of, own_names
 from altgrad.show.drawn_curves import View, line
 from altgrad.storage.folder import Folder
 from tests.support.dashboard_pages import show, words

@@ -14,7 +14,7 @@ from altgrad.metrics import columns
 from altgrad.report.evidence import Evidence
 from altgrad.report.signals import Departure, what_moved
 from altgrad.results import RecordError, Run, read_plan, read_start
-from altgrad.results.ancestors import losses_by_step
+from altgrad.results.reading.ancestors import losses_by_step
 from tune.plan.options import SweepError
 
 _FURTHER = 0.5  # a replay goes on beyond the verdict by this share of the steps from its start to the verdict

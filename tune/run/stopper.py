@@ -16,7 +16,7 @@ from ray import tune
 
 from altgrad.collapse import CollapseDetector, gap_to_baseline
 from altgrad.results import RecordError, Verdict, ended_as, read_start
-from altgrad.results.ancestors import losses_by_step, records_until
+from altgrad.results.reading.ancestors import losses_by_step, records_until
 from altgrad.storage.folder import Folder
 from tune.plan.trial import Trial
 

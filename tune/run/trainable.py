@@ -18,7 +18,7 @@ from altgrad.experiment.outcome import Report
 from altgrad.experiment.runner import FormatExperimentRunner
 from altgrad.quantization.kernel.ranks import Ranks
 from altgrad.results import ended_as, read_start, write_end
-from altgrad.results.ancestors import losses_by_step
+from altgrad.results.reading.ancestors import losses_by_step
 from altgrad.results.stop_request import stop_request, stop_sentence
 from altgrad.storage.folder import Folder
 from tune.cluster.ray_trial import described, may_pass

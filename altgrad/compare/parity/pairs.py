@@ -22,7 +22,7 @@ from altgrad.compare.parity.student_t import t_quantile
 from altgrad.compare.parity.verdict import Parity, Terms, default_margin, judged
 from altgrad.compare.row import Row, loss_unit
 from altgrad.compare.statistics import interval
-from altgrad.results.curves import Curve
+from altgrad.results.reading.curves import Curve
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from altgrad.config.train_config import BUILT_IN_TASK
 from altgrad.metrics import METRICS
-from altgrad.results.curves import Curve, measured
+from altgrad.results.reading.curves import Curve, measured
 from altgrad.results.schema import TableName
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from altgrad.events import Event, kind_of
-from altgrad.results.run import Run
+from altgrad.results.reading.run import Run
 
 _SHOWN = 40  # characters that are shown of a detail that is not JSON
 

@@ -49,7 +49,7 @@ bench-peers: .venv/installed
 	for peer in $(PEERS); do \
 		$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/peers $$peer || true; \
 	done
-	PYTHONPATH=build/peers $(BIN)/python -m bench.peers $(ARGS)
+	PYTHONPATH=build/peers $(BIN)/python -m bench.studies.peers $(ARGS)
 
 clean:
 	rm -rf .venv results build dist mutants

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.studies import gemm_arms, gemm_effects, page
+from bench.studies.trained_studies import gemm_arms, gemm_effects, page
 
 FOLDER = Path(__file__).parents[2] / "docs" / "results"
 

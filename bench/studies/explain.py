@@ -1,6 +1,6 @@
 """How often an explanation names a planted fault, with how many replays, and how often it blames a cell falsely.
 
-    python -m bench.explain [--plants 60] [--others 20] [--seed 0] [--jobs N] [--out docs/results]
+    python -m bench.studies.explain [--plants 60] [--others 20] [--seed 0] [--jobs N] [--out docs/results]
 
 A plant is a run of one small block whose 24 cells (4 layers x 6 operands) are cast to E4M3, but one of them with a
 fault: a frozen scale under which it overflows, E0M7 without a scale, or a biased rounding of two bits.  (E7M0 without a
@@ -27,7 +27,7 @@ from altgrad.explain import Case
 from altgrad.explain.cells import Cell
 from altgrad.results import read_run
 from altgrad.storage.folder import Folder
-from bench.explain_record import Outcome, Recorded, summary
+from bench.studies.explain_record import Outcome, Recorded, summary
 
 LAYERS = ("h.0.attn.qkv", "h.0.attn.proj", "h.0.mlp.up", "h.0.mlp.down")
 BASE = TrainConfig(
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs" / "results")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "docs" / "results")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     settings = {"seed": options.seed, "base": BASE.model_dump(mode="json"), "faults": FAULTS, "others": OTHERS}

@@ -1,6 +1,6 @@
 """Measures the overhead of a sweep per trial: 1,000 trials of a stub that trains nothing, interrupted and resumed.
 
-    python -m bench.scale [TRIALS] [CONCURRENT]
+    python -m bench.studies.scale [TRIALS] [CONCURRENT]
 
 All but the training is real: the plan, Ray Tune, the stopper, run folders with their parts and end records.
 """

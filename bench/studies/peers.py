@@ -150,7 +150,7 @@ STEPS: dict[str, tuple[str, Callable[[TrainConfig, Batches], Step]]] = {
 def main() -> None:
     if "GLIBC_TUNABLES" not in os.environ:
         environment = os.environ | {"GLIBC_TUNABLES": MALLOC, "OMP_NUM_THREADS": "1"}
-        os.execve(sys.executable, [sys.executable, "-m", "bench.peers", *sys.argv[1:]], environment)
+        os.execve(sys.executable, [sys.executable, "-m", "bench.studies.peers", *sys.argv[1:]], environment)
     print(f"threads {torch.get_num_threads()}, malloc {malloc_setting()}\n2^24 float32 to E4M3, x torch.clone")
     x = torch.randn(4096, 4096)
 
@@ -169,7 +169,7 @@ def main() -> None:
         for name, (package, prepare) in STEPS.items()
     ]
     if "--write" in sys.argv[1:]:
-        write_peers(roundings, steps, Path(__file__).parent)
+        write_peers(roundings, steps, Path(__file__).parents[1])
 
 
 def _row(name: str, package: str, measure: Callable[[], list[float]]) -> dict[str, object]:

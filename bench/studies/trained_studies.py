@@ -27,7 +27,7 @@ from altgrad.training.trainer import Trainer
 from bench.record import machine
 
 Arms = Mapping[str, Mapping[str, Any]]
-_OUT = Path(__file__).parent.parent / "docs" / "results"
+_OUT = Path(__file__).parents[2] / "docs" / "results"
 _BASE = {"model": "micro", "compile": False, "threads": 1, "device": "cpu", "eval_batches": 16, "learning_rate": 2e-3}
 # Two-sided 95 % quantiles of Student's t, by degrees of freedom (any table of them).
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -162,7 +162,3 @@ def _interval(values: Sequence[float], others: Sequence[float]) -> str:
         return f"{middle:+.4f}"
     half = _T[len(differences) - 1] * stdev(differences) / len(differences) ** 0.5
     return f"{middle:+.4f} [{middle - half:+.4f}, {middle + half:+.4f}]"
-
-
-if __name__ == "__main__":
-    main()

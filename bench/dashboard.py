@@ -31,7 +31,7 @@ from dashboard.data.sweep_frame import CELL_COLUMNS, group_frame, run_frame
 from dashboard.data.watched_sweep import WatchedSweep
 from dashboard.figures.curve_figures import curves_figure
 from dashboard.page_context import PageContext
-from tests.support.generated_results import large_sweep
+from tests.support.results.generated_results import large_sweep
 
 Result = TypeVar("Result")
 RUNS, STEPS = 500, 10_000

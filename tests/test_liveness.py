@@ -8,7 +8,7 @@ import torch
 from altgrad.metrics import METRICS, columns
 from altgrad.results import read_run
 from altgrad.training import run_format_experiment
-from tests.support.small_runs import MICRO
+from tests.support.runs.small_runs import MICRO
 
 
 @pytest.fixture(scope="module")

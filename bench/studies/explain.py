@@ -110,7 +110,7 @@ def others(seed: int) -> Iterator[tuple[str, TrainConfig, None]]:
 
 def main() -> None:
     """Run the plants and the others, three to one, and write what was named and what was blamed falsely."""
-    parser = argparse.ArgumentParser(prog="python -m bench.explain", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.studies.explain", description=__doc__.splitlines()[0])
     parser.add_argument("--plants", type=int, default=60)
     parser.add_argument("--others", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -119,11 +119,13 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     settings = {"seed": options.seed, "base": BASE.model_dump(mode="json"), "faults": FAULTS, "others": OTHERS}
-    command = f"python -m bench.explain --plants {options.plants} --others {options.others} --seed {options.seed}"
+    command = (
+        f"python -m bench.studies.explain --plants {options.plants} --others {options.others} --seed {options.seed}"
+    )
     try:
         recorded = Recorded(options.out, command, settings)
     except ValueError as error:
-        sys.exit(f"python -m bench.explain: {error}")
+        sys.exit(f"python -m bench.studies.explain: {error}")
     with ProcessPoolExecutor(options.jobs) as pool:
         _fill(recorded, pool, options)
     print("\n".join(["", *summary(recorded.outcomes)]))

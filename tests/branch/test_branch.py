@@ -21,8 +21,8 @@ from altgrad.storage.folder import Folder
 from altgrad.training import run_format_experiment
 from altgrad.training.branch_state import adapted
 from altgrad.training.trainer import Trainer
-from tests.support.restored_runs import EVERYTHING, KAHAN, STEPS, Data, Net
-from tests.support.small_runs import SMALL, TIMED
+from tests.support.runs.restored_runs import EVERYTHING, KAHAN, STEPS, Data, Net
+from tests.support.runs.small_runs import SMALL, TIMED
 
 AT = (4, 8, 12, 16, 20)
 BEHIND = {step: 5.0 - step / 30 for step in range(1, STEPS + 1)}

@@ -8,8 +8,8 @@ from altgrad.config.train_config import ConfigError
 from altgrad.experiment import checkpointing
 from altgrad.storage.folder import Folder
 from altgrad.training import run_format_experiment
-from tests.support.small_runs import SMALL
-from tests.support.sweep_plans import planned
+from tests.support.runs.small_runs import SMALL
+from tests.support.runs.sweep_plans import planned
 from tune.plan.options import SweepError
 
 

@@ -19,7 +19,7 @@ from altgrad.storage.folder import Folder
 from altgrad.training import FormatExperimentRunner, TrainConfig
 from tests.servers.polling import wait_until
 from tests.servers.sweep_process import attempt, checkpoints, complete, family, start, write_configs
-from tests.support.small_runs import SWEPT
+from tests.support.runs.small_runs import SWEPT
 from tune.plan.machine import Machine, share_out
 from tune.plan.options import SweepError, SweepOptions, parse_options
 from tune.plan.trial import Trial

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from altgrad.collapse import CollapseDetector
-from tests.support.collapse_curves import (
+from tests.support.results.collapse_curves import (
     CAP,
     CONFIG,
     INTERVAL,

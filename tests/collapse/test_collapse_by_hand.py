@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from altgrad.collapse import CollapseDetector
 from altgrad.config.train_config import TrainConfig
 from altgrad.results import Verdict
-from tests.support.collapse_curves import CAP, CONFIG, Record, judge, records
+from tests.support.results.collapse_curves import CAP, CONFIG, Record, judge, records
 
 LONG = CONFIG.altered(max_steps=1000)  # a tick is two steps
 

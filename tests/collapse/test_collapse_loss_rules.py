@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from altgrad.collapse.smoothing import Smoothed
-from tests.support.collapse_curves import (
+from tests.support.results.collapse_curves import (
     CAP,
     CONFIG,
     STEPS,

@@ -10,7 +10,7 @@ import pytest
 
 from altgrad.collapse import BaselineGap
 from altgrad.collapse.smoothing import HALF_LIFE, REACH, Smoothed
-from tests.support.collapse_curves import healthy, noisy
+from tests.support.results.collapse_curves import healthy, noisy
 
 
 def test_a_step_loses_half_its_weight_in_a_half_life() -> None:

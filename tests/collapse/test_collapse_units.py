@@ -16,7 +16,7 @@ from altgrad.collapse import gap_to_baseline
 from altgrad.config.train_config import TrainConfig
 from altgrad.results import Verdict, read_run
 from altgrad.training import run_format_experiment
-from tests.support.collapse_curves import CONFIG, STEPS, Record, healthy, heavy_tailed, judge, records
+from tests.support.results.collapse_curves import CONFIG, STEPS, Record, healthy, heavy_tailed, judge, records
 
 Curve = Callable[[int], float]
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tests.support.collapse_curves import CAP, CONFIG, INTERVAL, cosine_tail, healthy, judge, noisy, records
+from tests.support.results.collapse_curves import CAP, CONFIG, INTERVAL, cosine_tail, healthy, judge, noisy, records
 
 
 def test_frozen_weights_with_a_flat_loss_are_found_at_the_last_of_the_windows() -> None:

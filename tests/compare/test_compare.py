@@ -29,7 +29,7 @@ from altgrad.compare.pairing import DEFAULTS, MEASURING, NUMERICS, RESCUE, RUNNI
 from altgrad.config.train_config import TrainConfig
 from altgrad.results import Run, RunWriter, Verdict, list_runs
 from altgrad.storage.folder import Folder
-from tests.support.written_runs import rows_of, write_run
+from tests.support.results.written_runs import rows_of, write_run
 
 NAN = math.nan
 

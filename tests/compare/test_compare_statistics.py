@@ -15,7 +15,7 @@ from altgrad.compare import Terms, furthest, loss_unit, paired_gap, ranking, res
 from altgrad.compare.gap import gap_at, last_common_step, loss_at
 from altgrad.compare.statistics import with_parity
 from altgrad.results.reading.curves import Curve
-from tests.support.written_runs import row
+from tests.support.results.written_runs import row
 
 NAN = math.nan
 

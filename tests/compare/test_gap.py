@@ -29,7 +29,7 @@ from dashboard.data.sweep_frame import csv_of, group_frame
 from dashboard.figures.group_figures import learning_rate_figure, pareto_figure, survival_figure
 from tests.references.gap_oracle import oracle, two_rates
 from tests.support.html_tree import parse
-from tests.support.written_runs import COLLAPSED, rows_of, write_run
+from tests.support.results.written_runs import COLLAPSED, rows_of, write_run
 
 
 @pytest.fixture

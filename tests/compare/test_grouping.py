@@ -16,7 +16,7 @@ from altgrad.compare import (
 )
 from altgrad.results import list_runs
 from altgrad.storage.folder import Folder
-from tests.support.written_runs import HASHES, write_run
+from tests.support.results.written_runs import HASHES, write_run
 
 
 @pytest.fixture

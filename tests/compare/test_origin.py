@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from altgrad.storage.folder import Folder
-from tests.support.written_runs import HASHES, rows_of, write_run
+from tests.support.results.written_runs import HASHES, rows_of, write_run
 
 LOSSES = {100: 3.0, 200: 2.5}
 

@@ -18,7 +18,7 @@ from altgrad.html import html_report
 from altgrad.report import sweep_report
 from altgrad.storage.folder import Folder
 from tests.support.html_tree import parse
-from tests.support.written_runs import HASHES, rows_of, write_run
+from tests.support.results.written_runs import HASHES, rows_of, write_run
 
 
 @pytest.fixture

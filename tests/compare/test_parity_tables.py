@@ -34,7 +34,7 @@ from altgrad.storage.folder import Folder
 from dashboard.data.sweep_frame import group_frame
 from tests.references.gap_oracle import oracle, two_rates
 from tests.support.html_tree import parse
-from tests.support.written_runs import HASHES, rows_of, write_run
+from tests.support.results.written_runs import HASHES, rows_of, write_run
 
 
 @pytest.fixture

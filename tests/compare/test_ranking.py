@@ -22,7 +22,7 @@ from altgrad.storage.folder import Folder
 from dashboard.data.sweep_frame import group_frame
 from dashboard.figures.group_figures import pareto
 from tests.support.html_tree import parse
-from tests.support.written_runs import COLLAPSED, curve, write_run
+from tests.support.results.written_runs import COLLAPSED, curve, write_run
 
 NAN = math.nan
 

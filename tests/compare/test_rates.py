@@ -13,8 +13,8 @@ from altgrad.html import html_report
 from altgrad.results import list_runs
 from altgrad.storage.folder import Folder
 from tests.support.html_tree import parse
-from tests.support.sweep_plans import planned
-from tests.support.written_runs import write_run
+from tests.support.results.written_runs import write_run
+from tests.support.runs.sweep_plans import planned
 
 RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
 # mean loss at each rate; None: a run of the three seeds collapses there

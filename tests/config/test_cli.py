@@ -10,7 +10,7 @@ import pytest
 
 from tests.servers.polling import PATIENCE, wait_for
 from tests.support.commands import altgrad
-from tests.support.small_runs import set_words
+from tests.support.runs.small_runs import set_words
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHORT = ["--set", *set_words(model="micro", max_steps=6, diagnostic_interval=3, eval_batches=1, compile=False)]

@@ -23,7 +23,7 @@ from altgrad.storage.folder import Folder
 from altgrad.training import TrainConfig, run_format_experiment
 from altgrad.training.data import load_corpus
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import SMALL, TIMED, multiply_loss, train, untimed
+from tests.support.runs.small_runs import SMALL, TIMED, multiply_loss, train, untimed
 from tune.plan.machine import Machine
 from tune.plan.options import parse_options
 from tune.plan.trials import plan_sweep

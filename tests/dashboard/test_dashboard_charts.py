@@ -31,7 +31,7 @@ from dashboard.figures.layer_heat_map import heat, heat_figure
 from dashboard.figures.signal_strips import alike, bands, first_layers, signals_of, strips, strips_figure
 from dashboard.views.overview import best_sentence
 from dashboard.views.run import reproduce
-from tests.support import generated_results as generated
+from tests.support.results import generated_results as generated
 
 EIGHT_BITS = SPLITS
 

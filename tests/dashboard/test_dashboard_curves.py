@@ -17,7 +17,7 @@ from altgrad.storage.folder import Folder
 from dashboard.data.drawn_tables import drawn_values
 from dashboard.figures.curve_figures import curves_figure
 from dashboard.figures.curve_marks import add_moments
-from tests.support import generated_results as generated
+from tests.support.results import generated_results as generated
 
 LOSS = View("loss")
 

@@ -21,7 +21,7 @@ from altgrad.storage.folder import Folder
 from dashboard.data.run_tables import RunTables
 from dashboard.data.watched_sweep import WatchedSweep
 from tests.servers.polling import PATIENCE
-from tests.support import generated_results as generated
+from tests.support.results import generated_results as generated
 
 ROOT = Path(__file__).parents[2]
 

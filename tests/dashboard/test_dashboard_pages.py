@@ -10,8 +10,8 @@ from altgrad.compare import by_group, comparison, group_difference
 from altgrad.results import list_runs
 from altgrad.storage.folder import Folder
 from dashboard import streamlit_app
-from tests.support import generated_results as generated
 from tests.support.dashboard_pages import PAGES, show, words
+from tests.support.results import generated_results as generated
 
 STATES = ("empty", "running", "completed", "collapsed", "killed", "corrupt", "large")
 SHORT = {"steps": 60, "eval_interval": 20, "diagnostic_interval": 10}

@@ -10,8 +10,8 @@ import pytest
 
 from altgrad.storage.folder import Folder
 from tests.servers.object_store import ENVIRONMENT, KEYS, ObjectStore, object_store
-from tests.support import generated_results as generated
 from tests.support.dashboard_pages import PAGES, show, words
+from tests.support.results import generated_results as generated
 
 RUN = {"steps": 60, "eval_interval": 20, "diagnostic_interval": 10}
 

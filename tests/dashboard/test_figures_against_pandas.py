@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from tests.support import generated_results as generated
 from tests.support.dashboard_pages import show
 from tests.support.drawn_figures import figures, numbers
+from tests.support.results import generated_results as generated
 
 STEPS, DIED = 60, 25
 RATES = (6e-4, 3e-4)

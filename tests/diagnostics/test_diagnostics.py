@@ -19,7 +19,7 @@ from altgrad.quantization.kernel.round import round_to_format
 from altgrad.training.trainer import Trainer
 from tests.references import slow_diagnostics as slow
 from tests.references.stepped_layers import Bench, rows_of
-from tests.support.small_runs import SMALL
+from tests.support.runs.small_runs import SMALL
 
 
 def assert_same(measured: Mapping[str, Any], expected: Mapping[str, float | None]) -> None:

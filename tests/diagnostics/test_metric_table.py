@@ -11,7 +11,7 @@ from altgrad.metrics import METRICS, columns
 from altgrad.results import read_run
 from altgrad.storage.folder import Folder
 from altgrad.training import run_format_experiment
-from tests.support.small_runs import SMALL
+from tests.support.runs.small_runs import SMALL
 
 STEPS, REPORT, EVAL, DIAGNOSE = 12, 5, 4, 3
 WHEN: Mapping[str, set[int]] = {

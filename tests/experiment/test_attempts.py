@@ -15,7 +15,7 @@ from altgrad.experiment.checkpoint import CheckpointError, load_checkpoint, save
 from altgrad.experiment.outcome import Report
 from altgrad.results import RunWriter, read_run
 from altgrad.storage.folder import Folder
-from tests.support.told_runs import CONFIG, checkpoints, column, told_run
+from tests.support.runs.told_runs import CONFIG, checkpoints, column, told_run
 
 BASELINE = {step: 1.0 + step % 2 for step in range(1, 8)}
 

@@ -13,7 +13,7 @@ from altgrad.experiment.outcome import LossSummary, Report
 from altgrad.results import Lease, LeaseHeld, read_lease, read_run
 from altgrad.results.stop_request import request_stop
 from altgrad.storage.folder import Folder
-from tests.support.told_runs import CONFIG, Net, checkpoints, column, end_of, told_run
+from tests.support.runs.told_runs import CONFIG, Net, checkpoints, column, end_of, told_run
 
 
 def test_a_completed_run_tells_and_stores_each_step_once(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from altgrad.explain import read_explanation
 from altgrad.results import read_run, read_start
 from altgrad.storage.folder import Folder
 from altgrad.training import run_format_experiment
-from tests.support.small_runs import SMALL
-from tests.support.sweep_plans import SCRIPT
+from tests.support.runs.small_runs import SMALL
+from tests.support.runs.sweep_plans import SCRIPT
 from tune.explain import main
 
 OVERFLOWING = "{format: E5M2, scaling: static, static_scale: 1e-9, overflow: inf}"

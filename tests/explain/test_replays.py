@@ -13,7 +13,7 @@ from altgrad.explain import read_explanation
 from altgrad.results import RecordError, read_run
 from altgrad.storage.folder import Folder
 from altgrad.training import run_format_experiment
-from tests.support.small_runs import SMALL
+from tests.support.runs.small_runs import SMALL
 from tune.plan.options import SweepError
 from tune.replay.arm_run import train_arm
 from tune.replay.case_of_run import replayed

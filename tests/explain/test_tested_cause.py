@@ -10,8 +10,8 @@ import pytest
 from altgrad.html import write_html_report
 from altgrad.report import write_failure_report
 from altgrad.storage.folder import Folder
-from tests.support import generated_results as generated
 from tests.support.dashboard_pages import show, words
+from tests.support.results import generated_results as generated
 
 CELL = ["h.0.mlp.up", "dgrad", "gradient"]
 SENTENCE = "Healing dgrad.gradient of h.0.mlp.up alone prevents the collapse (3 of 3 replays)."

@@ -21,8 +21,8 @@ from altgrad.quantization.adapters.filters import lora_adapters, lora_base
 from altgrad.quantization.adapters.registry import register_gemm
 from altgrad.quantization.coverage import Coverage, LeftOut
 from altgrad.quantization.quantized_model import quantize_model
-from tests.support.gemm_reference import reference_linear
-from tests.support.written_runs import row
+from tests.support.results.written_runs import row
+from tests.support.rounding.gemm_reference import reference_linear
 
 E2M3 = Recipe(format="E2M3")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.quantized_model import quantize_model
-from tests.support.rounded_products import counted_share
+from tests.support.rounding.rounded_products import counted_share
 
 Made = tuple[nn.Module, Callable[[], Tensor]]
 LEAST = 0.95

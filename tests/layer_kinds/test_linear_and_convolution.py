@@ -17,7 +17,7 @@ from altgrad.quantization.adapters.linear import RoundedTransposedLinear
 from altgrad.quantization.adapters.registry import register_gemm
 from altgrad.quantization.layers import QuantizedLinear
 from altgrad.quantization.quantized_model import quantize_model
-from tests.support.gemm_reference import HOW, reference_linear, same_gemms
+from tests.support.rounding.gemm_reference import HOW, reference_linear, same_gemms
 
 FP32 = Recipe(format="FP32")
 Linear = Callable[..., Tensor]

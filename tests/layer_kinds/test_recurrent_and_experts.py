@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.quantized_model import quantize_model
-from tests.support.gemm_reference import HOW, reference_linear, same_gemms
+from tests.support.rounding.gemm_reference import HOW, reference_linear, same_gemms
 
 FP32 = Recipe(format="FP32")
 Linear = Callable[..., Tensor]

@@ -29,7 +29,7 @@ from altgrad.training.compile import step_loss as compiling
 from altgrad.training.compile.step_loss import StepLoss
 from altgrad.training.trainer import Trainer
 from tests.references.rounding_inputs import ALL, million
-from tests.support.small_runs import BARE
+from tests.support.runs.small_runs import BARE
 
 pytestmark = pytest.mark.compiled
 

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from altgrad.config.train_config import TrainConfig
 from altgrad.training.model import build_gpt
 from altgrad.training.trainer import Trainer
-from tests.support.sweep_plans import CPU_BOX, GPU_BOX
+from tests.support.runs.sweep_plans import CPU_BOX, GPU_BOX
 from tune.cluster.accelerators import smallest_gpu
 from tune.plan.gpu_memory import GIB, check_share, estimate, fitting_share, needs, share_of, vocabulary_of
 from tune.plan.machine import share_out

@@ -9,8 +9,8 @@ import pytest
 
 from altgrad.compare import Row, comparison, planned_terms
 from altgrad.results import Verdict, list_runs
-from tests.support.sweep_plans import CPU_BOX, planned
-from tests.support.written_runs import write_run
+from tests.support.results.written_runs import write_run
+from tests.support.runs.sweep_plans import CPU_BOX, planned
 from tune.plan.machine import Resources
 from tune.plan.more_seeds import LOOKS, MoreSeeds
 from tune.plan.options import SweepError, parse_options

@@ -12,7 +12,7 @@ import pytest
 
 from altgrad.config.train_config import TrainConfig
 from tests.servers.polling import PATIENCE
-from tests.support.sweep_plans import SCRIPT, planned, write_config
+from tests.support.runs.sweep_plans import SCRIPT, planned, write_config
 from tune.plan.machine import Resources
 from tune.plan.options import SweepError
 from tune.plan.placement import Expected, place, work
@@ -155,7 +155,7 @@ def test_a_dry_run_shows_waves_and_with_stored_times_the_wall_time(tmp_path: Pat
     arguments += ["--cpus-per-trial", "1", "--set", "compile=false"]
     program = """
 import sys, tune.sweep, tune.timing.probe
-from tests.support.sweep_plans import CPU_BOX
+from tests.support.runs.sweep_plans import CPU_BOX
 tune.sweep.this_machine = lambda: CPU_BOX
 if sys.argv.pop(1) == "timed":
     probe = tune.timing.probe

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from altgrad.config.train_config import ConfigError
-from tests.support.sweep_plans import CPU_BOX, planned, write_config
+from tests.support.runs.sweep_plans import CPU_BOX, planned, write_config
 from tune.sweep import main
 
 BAD: dict[str, tuple[list[str], str]] = {

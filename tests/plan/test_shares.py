@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from altgrad.config.train_config import TrainConfig
-from tests.support.sweep_plans import CPU_BOX, GPU_BOX
+from tests.support.runs.sweep_plans import CPU_BOX, GPU_BOX
 from tune.plan.machine import Machine, share_out
 from tune.plan.options import SweepError, SweepOptions, parse_options
 from tune.plan.sweep_record import create_sweep, open_sweep

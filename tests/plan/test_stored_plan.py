@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.sweep_plans import CPU_BOX
+from tests.support.runs.sweep_plans import CPU_BOX
 from tune.plan.options import SweepError, SweepOptions
 from tune.plan.sweep_record import check_same_plan, create_sweep, open_sweep
 from tune.plan.trial import SweepPlan

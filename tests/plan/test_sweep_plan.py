@@ -10,7 +10,7 @@ import pytest
 
 from altgrad.compare import Settings
 from altgrad.config.train_config import TrainConfig, load_config
-from tests.support.sweep_plans import CPU_BOX, GPU_BOX, SCRIPT, planned, write_config
+from tests.support.runs.sweep_plans import CPU_BOX, GPU_BOX, SCRIPT, planned, write_config
 from tune.plan.machine import Machine
 from tune.plan.options import SweepOptions, parse_options
 from tune.plan.trials import CONFIGS, plan_sweep

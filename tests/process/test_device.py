@@ -16,7 +16,7 @@ from altgrad.training import trainer as trainer_module
 from altgrad.training.trainer import Trainer
 from bench.harness import Measured
 from bench.rows import ROWS
-from tests.support.small_runs import BARE
+from tests.support.runs.small_runs import BARE
 
 EAGER = BARE | {"compile": False, "threads": 1}
 VARIANTS = [

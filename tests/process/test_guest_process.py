@@ -27,7 +27,7 @@ from altgrad.training import FormatExperimentRunner, run_format_experiment
 from altgrad.training.process_settings import full_precision_sums, room_for_graphs
 from altgrad.training.trainer import Trainer
 from tests.servers.polling import PATIENCE
-from tests.support.small_runs import SMALL
+from tests.support.runs.small_runs import SMALL
 
 CONFIG = SMALL.altered(format="E4M3", max_steps=3, eval_interval=2, diagnostic_interval=2, threads=3, use_shadow=True)
 

@@ -30,8 +30,8 @@ from altgrad.results.stop_request import request_stop
 from altgrad.storage.folder import Folder
 from altgrad.training import FormatExperimentRunner, TrainConfig
 from altgrad.training.trainer import StepOutcome, Trainer
-from tests.support.drawn_bits import drawn_bits, largest_correlation
-from tests.support.small_runs import MICRO
+from tests.support.rounding.drawn_bits import drawn_bits, largest_correlation
+from tests.support.runs.small_runs import MICRO
 
 SIZE = 2
 STEPS = 12

@@ -21,7 +21,7 @@ from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training.trainer import Trainer
 from tests.references.layer_reference import IN, OUT, draw, layer_of, run
 from tests.references.rounding_inputs import ALL
-from tests.support.small_runs import BARE
+from tests.support.runs.small_runs import BARE
 
 EXACT = [fmt for fmt in FORMATS.values() if fmt.mantissa_bits <= 7]
 EXACT_AND_ODD = [fmt for fmt in ALL if fmt.mantissa_bits <= 7]  # also at the edges of float32's range

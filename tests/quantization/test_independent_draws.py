@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.support.drawn_bits import SIZE, Source, drawn_bits, largest_correlation
+from tests.support.rounding.drawn_bits import SIZE, Source, drawn_bits, largest_correlation
 
 IN_BLOCKS = {"scale_granularity": "1x16"}  # each GEMM rounds along what it contracts; no rank needs another's amax
 

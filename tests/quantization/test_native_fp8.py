@@ -18,7 +18,7 @@ from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training.trainer import Trainer
 from tests.references.layer_reference import run
-from tests.support.small_runs import BARE
+from tests.support.runs.small_runs import BARE
 
 IN, OUT, TOKENS = 32, 48, 64
 MIXED = {"format": "E4M3", "gradient_format": "E5M2"}

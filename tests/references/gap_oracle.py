@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from altgrad.storage.folder import Folder
-from tests.support.written_runs import COLLAPSED, HASHES, curve, write_run
+from tests.support.results.written_runs import COLLAPSED, HASHES, curve, write_run
 
 NAN = math.nan
 

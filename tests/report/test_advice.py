@@ -16,7 +16,7 @@ from altgrad.report.advice import advise
 from altgrad.report.evidence import Evidence
 from altgrad.results import Run, Verdict
 from altgrad.storage.folder import Folder
-from tests.support.written_runs import write_ended_run
+from tests.support.results.written_runs import write_ended_run
 
 STALLED = Verdict(100, "stalled", "realised_displacement", 0.02, 0.1, "below 0.1 at 3 measurements")
 KAHAN = {"update_rounding": "kahan"}

@@ -16,7 +16,7 @@ from altgrad.results import Verdict
 from altgrad.show.palette import ALARM, format_colour
 from altgrad.storage.folder import Folder
 from tests.support.html_tree import Node, parse
-from tests.support.written_runs import write_run
+from tests.support.results.written_runs import write_run
 
 NAN = float("nan")
 GAPS = {"E4M3": (0.001, 0.002, 0.0018), "E5M2": (0.05, 0.06, 0.055)}

@@ -22,8 +22,8 @@ from altgrad.html import html_report
 from altgrad.html.chart_area import ticks
 from altgrad.results import RunWriter, Verdict, list_runs
 from altgrad.storage.folder import Folder
-from tests.support import generated_results as generated
 from tests.support.html_tree import Node, parse
+from tests.support.results import generated_results as generated
 
 NOW = generated.DAY_AGO + 3600
 CHROMIUM = "/usr/bin/chromium"

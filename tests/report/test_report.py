@@ -16,7 +16,7 @@ from altgrad.report import failure_report, sweep_report, write_failure_report
 from altgrad.report.alternatives import more_exponent, more_mantissa
 from altgrad.results import Verdict
 from altgrad.storage.folder import Folder
-from tests.support.written_runs import write_ended_run
+from tests.support.results.written_runs import write_ended_run
 
 NAN = math.nan
 STALLED = Verdict(100, "stalled", "realised_displacement", 0.02, 0.1, "below 0.1 at 3 measurements")

@@ -13,8 +13,8 @@ from altgrad.config.train_config import TrainConfig, load_config
 from altgrad.report.sweep_evidence import happened, survivor_sentence, survivors_like, sweep_command
 from altgrad.results import Verdict
 from altgrad.storage.folder import Folder
-from tests.support.sweep_plans import planned
-from tests.support.written_runs import rows_of, write_run
+from tests.support.results.written_runs import rows_of, write_run
+from tests.support.runs.sweep_plans import planned
 
 HASHES = {"initial_weights_hash": "aa", "batches_hash": "bb", "vocabulary": 96, "parameters": 10}
 UNPLANNED = TrainConfig.of_kind("running", "planning", "judging") | {"model", "data"}

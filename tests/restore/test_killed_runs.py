@@ -17,8 +17,8 @@ from altgrad.results import read_run
 from altgrad.storage.folder import Folder
 from altgrad.training import FormatExperimentRunner
 from altgrad.training.trainer import StepOutcome, Trainer
-from tests.support.restored_runs import EVERYTHING, STEPS, Data, Net
-from tests.support.small_runs import TIMED
+from tests.support.runs.restored_runs import EVERYTHING, STEPS, Data, Net
+from tests.support.runs.small_runs import TIMED
 
 
 class Killed(BaseException):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.training.trainer import Trainer
-from tests.support.restored_runs import EVERYTHING, MASTERS, Data, Net, trainer_of
+from tests.support.runs.restored_runs import EVERYTHING, MASTERS, Data, Net, trainer_of
 
 
 def test_the_caller_s_random_numbers_are_left_alone():

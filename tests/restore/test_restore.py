@@ -10,7 +10,17 @@ import pytest
 
 from altgrad.training import TrainConfig
 from tests.servers.polling import PATIENCE
-from tests.support.restored_runs import ECO, EVERYTHING, KAHAN, MASTERS, SCHEDULED, STEPS, go_on, trained, trainer_of
+from tests.support.runs.restored_runs import (
+    ECO,
+    EVERYTHING,
+    KAHAN,
+    MASTERS,
+    SCHEDULED,
+    STEPS,
+    go_on,
+    trained,
+    trainer_of,
+)
 
 AROUND_WHAT_HAPPENS = (0, 4, 5, 11, 12, 13, 19, 20)  # broken batches, rollbacks, the shift
 

@@ -19,7 +19,7 @@ from altgrad.results.part_file import encoded, read_part
 from altgrad.storage.folder import Folder
 from dashboard.data.run_tables import RunTables
 from dashboard.data.watched_sweep import WatchedSweep
-from tests.support import generated_results as generated
+from tests.support.results import generated_results as generated
 
 ROWS = 7
 

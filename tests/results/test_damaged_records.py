@@ -19,8 +19,8 @@ from altgrad.results.stop_request import stop_request, stop_sentence
 from altgrad.show.sweep_progress import planned_runs
 from altgrad.storage.folder import Folder
 from dashboard.data.watched_sweep import WatchedSweep
-from tests.support import generated_results as generated
-from tests.support.corruptions import corruptions
+from tests.support.results import generated_results as generated
+from tests.support.results.corruptions import corruptions
 from tune.plan.options import SweepError, SweepOptions
 from tune.plan.sweep_record import open_sweep
 from tune.sweep import main as sweep_main

@@ -11,7 +11,7 @@ import pytest
 from altgrad.experiment.checkpoint import save_checkpoint
 from altgrad.results import RunWriter
 from altgrad.storage.folder import Folder
-from tests.support.generated_results import InventedRun
+from tests.support.results.generated_results import InventedRun
 
 
 @pytest.fixture

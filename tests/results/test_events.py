@@ -23,7 +23,7 @@ from altgrad.results.parts import part_name
 from altgrad.show.palette import NEUTRAL, event_colour
 from altgrad.show.sweep_progress import newest_events
 from altgrad.storage.folder import Folder
-from tests.support import generated_results as generated
+from tests.support.results import generated_results as generated
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,7 +17,7 @@ from altgrad.show.sweep_status import goes_on, sweep_state
 from altgrad.storage.folder import Folder
 from altgrad.training import TrainConfig, run_format_experiment
 from tests.servers.lease_holders import elsewhere, holder
-from tests.support.generated_results import InventedRun
+from tests.support.results.generated_results import InventedRun
 from tune.plan.options import SweepOptions
 from tune.plan.sweep_record import create_sweep, open_sweep, write_never_started
 from tune.plan.trial import SweepPlan, Trial

@@ -24,8 +24,8 @@ from tests.servers.object_store import ENVIRONMENT, ObjectStore, object_store
 from tests.servers.polling import PATIENCE, SOON
 from tests.servers.ray_nodes import environment
 from tests.servers.store_claims import SMALL, check_interrupted_run, check_printed_location, check_resumed_sweep
-from tests.support.generated_results import InventedRun
-from tests.support.small_runs import losses
+from tests.support.results.generated_results import InventedRun
+from tests.support.runs.small_runs import losses
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from altgrad.results.reading.own_metrics import curve_of, own_names
 from altgrad.show.drawn_curves import View, line
 from altgrad.storage.folder import Folder
 from tests.support.dashboard_pages import show, words
-from tests.support.written_runs import rows_of, write_run
+from tests.support.results.written_runs import rows_of, write_run
 
 
 def test_own_metrics_are_curves_of_their_own(tmp_path: Path) -> None:

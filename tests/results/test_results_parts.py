@@ -15,7 +15,7 @@ from altgrad.results import SCHEMAS, RunWriter, read_rows, read_run, read_table,
 from altgrad.storage.folder import Folder
 from dashboard.data.run_tables import RunTables
 from tests.servers.polling import wait_for
-from tests.support import generated_results as generated
+from tests.support.results import generated_results as generated
 
 STEPS = 12
 

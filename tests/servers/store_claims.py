@@ -14,7 +14,7 @@ from altgrad.experiment.outcome import Report
 from altgrad.results import list_runs, list_sweeps, read_events, read_run
 from altgrad.storage.folder import Folder
 from altgrad.training import TrainConfig, run_format_experiment
-from tests.support.small_runs import losses
+from tests.support.runs.small_runs import losses
 
 SMALL: dict[str, Any] = {
     "model": "micro", "batch_size": 4, "max_steps": 20, "eval_interval": 10, "eval_batches": 2,

@@ -15,7 +15,7 @@ import yaml
 from altgrad.results import read_run
 from altgrad.storage.folder import Folder
 from tests.servers.polling import PATIENCE
-from tests.support.small_runs import SWEPT
+from tests.support.runs.small_runs import SWEPT
 
 
 def write_configs(folder: Path, configs: Mapping[str, Mapping[str, Any]], **common: Any) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from altgrad.config.train_config import TrainConfig
 from altgrad.quantization.quantized_model import quantize_model
 from altgrad.stability.interventions import chosen_interventions, intervention_names
-from tests.support.restored_runs import EVERYTHING, KAHAN, SCHEDULED, Net
+from tests.support.runs.restored_runs import EVERYTHING, KAHAN, SCHEDULED, Net
 
 SWITCHES = {
     "enable_emergency_shift": ("shift", "EmergencyMantissaShift"),

@@ -7,7 +7,7 @@ import torch
 
 from altgrad.formats import FORMATS
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import MICRO, SMALL, train, train_poisoned, weights
+from tests.support.runs.small_runs import MICRO, SMALL, train, train_poisoned, weights
 
 OVERFLOWING = MICRO.altered(format="E5M2", amax_factor=0.05, gradient_clip=0.0)
 

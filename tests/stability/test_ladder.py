@@ -11,7 +11,7 @@ import torch
 from altgrad.config.train_config import ConfigError, TrainConfig, intervention_fields
 from altgrad.events import Event
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import SMALL, multiply_loss, untimed, weights
+from tests.support.runs.small_runs import SMALL, multiply_loss, untimed, weights
 
 CALM = SMALL.altered(format="E4M3", max_steps=40, diagnostic_interval=3)
 BAD = 8  # the first step whose loss is ten times too large

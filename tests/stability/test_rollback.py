@@ -7,7 +7,7 @@ import torch
 
 from altgrad.config.recipe import GEMM_SITES
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import MICRO, SMALL, multiply_loss, poison, train, weights
+from tests.support.runs.small_runs import MICRO, SMALL, multiply_loss, poison, train, weights
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

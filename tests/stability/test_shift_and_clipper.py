@@ -16,7 +16,7 @@ from altgrad.stability.clipper import PartitionRelativeClipper
 from altgrad.stability.protocol import StepState
 from altgrad.stability.shift import EmergencyMantissaShift
 from tests.references.step_states import state_of
-from tests.support.small_runs import SMALL
+from tests.support.runs.small_runs import SMALL
 
 PATIENCE = {"emergency_shift_nan_patience": 2, "emergency_shift_stall_windows": 2}
 BOUNDS = {"emergency_shift_stall_threshold": 0.5, "emergency_shift_displacement": 0.25}

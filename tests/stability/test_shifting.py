@@ -9,7 +9,7 @@ from altgrad.config.recipe import GEMM_SITES
 from altgrad.format_relations import FALLBACKS
 from altgrad.formats import find_format
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import MICRO, poison, train_poisoned, weights
+from tests.support.runs.small_runs import MICRO, poison, train_poisoned, weights
 
 FROZEN = MICRO.altered(
     format="E7M0", master_weights=False, enable_emergency_shift=True, max_steps=30, diagnostic_interval=5

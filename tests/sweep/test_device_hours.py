@@ -16,8 +16,8 @@ from altgrad.results import RunWriter, Status, read_run
 from altgrad.show.sweep_progress import compute_sentence
 from altgrad.storage.folder import Folder
 from altgrad.training import FormatExperimentRunner
-from tests.support.small_runs import SMALL
-from tests.support.written_runs import rows_of
+from tests.support.results.written_runs import rows_of
+from tests.support.runs.small_runs import SMALL
 
 
 def write_run(

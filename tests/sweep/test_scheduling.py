@@ -17,7 +17,7 @@ from altgrad.experiment import runner
 from altgrad.results import Run, list_runs
 from altgrad.show.sweep_progress import compute_sentence
 from tests.servers.polling import PATIENCE
-from tests.support.small_runs import set_words
+from tests.support.runs.small_runs import set_words
 from tune.cluster.ray_session import local_ray
 from tune.plan.machine import Machine, share_out
 from tune.plan.options import SweepOptions, parse_options

@@ -25,7 +25,7 @@ from altgrad.storage.folder import Folder
 from altgrad.training import ExperimentResult, TrainConfig, run_format_experiment
 from tests.servers.polling import PATIENCE, wait_for, wait_for_content, wait_until
 from tests.servers.sweep_process import attempt, checkpoints, complete, family, processes_of, start, write_configs
-from tests.support.small_runs import losses
+from tests.support.runs.small_runs import losses
 from tune.plan.machine import this_machine
 
 ROOT = Path(__file__).parents[2]

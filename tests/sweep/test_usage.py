@@ -19,7 +19,7 @@ from altgrad.experiment.process_load import ProcessUsage
 from altgrad.metrics import METRICS
 from altgrad.results import read_run
 from altgrad.training import run_format_experiment
-from tests.support.small_runs import MICRO
+from tests.support.runs.small_runs import MICRO
 
 CPU = torch.device("cpu")
 # Two GPUs: the second is in MIG mode.  UUID GPU-b is 37 % busy with 3 GiB in use.

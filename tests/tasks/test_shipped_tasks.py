@@ -14,7 +14,7 @@ from altgrad.config.train_config import SHIPPED_TASKS, ConfigError
 from altgrad.training.model import build_gpt
 from altgrad.training.task.found_task import find_task
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import SMALL
+from tests.support.runs.small_runs import SMALL
 
 
 def test_nanogpt_is_a_gpt_without_biases_and_with_a_tied_head() -> None:

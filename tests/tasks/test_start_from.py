@@ -19,7 +19,7 @@ from altgrad.training import TrainConfig, run_format_experiment
 from altgrad.training.model import build_gpt
 from altgrad.training.starting_point import hash_weights, load_weights
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import SMALL
+from tests.support.runs.small_runs import SMALL
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64", torch.bool: "BOOL"}
 

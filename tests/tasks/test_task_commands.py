@@ -12,9 +12,9 @@ from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.results import read_run
 from altgrad.storage.folder import Folder
 from altgrad.training.task.found_task import find_task
-from tests.support import own_tasks
 from tests.support.commands import altgrad
-from tests.support.small_runs import set_words
+from tests.support.runs import own_tasks
+from tests.support.runs.small_runs import set_words
 from tune.cluster.sent_code import places_of, sent_code
 from tune.plan.inputs import check_inputs
 from tune.plan.machine import Machine
@@ -74,7 +74,7 @@ def test_the_module_of_a_task_is_sent_to_a_cluster_unless_it_is_there(folder: Pa
     (package / "__init__.py").write_text("")
     tasks = ("task_of_mine:Quadrants", "package_of_mine.part:task", "gpt", "regression", "altgrad.tasks.regression", "")
     assert places_of(tasks) == [folder / "task_of_mine.py", package]
-    assert places_of(["numpy:array", "json", "tests.support.own_tasks:products", "no_such_module:task"]) == []
+    assert places_of(["numpy:array", "json", "tests.support.runs.own_tasks:products", "no_such_module:task"]) == []
     with sent_code(tasks) as sent:
         assert sent["py_modules"] == [str(folder / "task_of_mine.py"), str(package)] and "working_dir" in sent
     with sent_code(["gpt"]) as sent:
@@ -82,7 +82,7 @@ def test_the_module_of_a_task_is_sent_to_a_cluster_unless_it_is_there(folder: Pa
 
 
 def test_an_installed_package_names_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    point = metadata.EntryPoint("quadrants", "tests.support.own_tasks:Quadrants", "altgrad.tasks")
+    point = metadata.EntryPoint("quadrants", "tests.support.runs.own_tasks:Quadrants", "altgrad.tasks")
     monkeypatch.setattr(metadata, "entry_points", lambda group: [point] if group == "altgrad.tasks" else [])
     found = find_task(TrainConfig(task="quadrants", task_args={"width": 9}))
     assert isinstance(found.task, own_tasks.Quadrants) and found.task.width == 9

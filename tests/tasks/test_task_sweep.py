@@ -15,8 +15,8 @@ from altgrad.results import Run, list_runs, read_run
 from altgrad.storage.folder import Folder
 from altgrad.training import run_format_experiment
 from tests.servers.sweep_process import complete, start
-from tests.support import own_tasks
-from tests.support.small_runs import SMALL, losses, set_words
+from tests.support.runs import own_tasks
+from tests.support.runs.small_runs import SMALL, losses, set_words
 
 ROOT = Path(__file__).parents[2]
 FIELDS = {
@@ -37,7 +37,9 @@ def test_a_sweep_of_a_task_by_its_name(tmp_path: Path) -> None:
     runs = runs_of(tmp_path / "out" / "one", done)
     assert runs.keys() == {"bf16_baseline-s7", "e4m3-s7", "e4m3-s7+shift"}
 
-    config = SMALL.altered(format="E4M3", task="tests.support.own_tasks:Quadrants", task_args={"width": 12}, **FIELDS)
+    config = SMALL.altered(
+        format="E4M3", task="tests.support.runs.own_tasks:Quadrants", task_args={"width": 12}, **FIELDS
+    )
     alone = read_run(run_format_experiment(config, tmp_path / "alone").folder)
     swept = runs["e4m3-s7"]
     assert losses(swept) == losses(alone)

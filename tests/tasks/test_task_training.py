@@ -20,10 +20,10 @@ from altgrad.training.task.found_task import find_task
 from altgrad.training.task.loss_value import read_loss
 from altgrad.training.task.task_batches import TaskBatches
 from altgrad.training.trainer import Trainer
-from tests.support.own_tasks import CLASSES, Products, Quadrants, batch_of_products, examples
-from tests.support.small_runs import SMALL, losses
+from tests.support.runs.own_tasks import CLASSES, Products, Quadrants, batch_of_products, examples
+from tests.support.runs.small_runs import SMALL, losses
 
-OWN = "tests.support.own_tasks:{}".format
+OWN = "tests.support.runs.own_tasks:{}".format
 PRODUCTS = SMALL.altered(task=OWN("products"), batch_size=12, learning_rate=0.05, schedule="constant", warmup_steps=0)
 QUADRANTS = SMALL.altered(task=OWN("Quadrants"), batch_size=12, learning_rate=0.01, eval_batches=4)
 

@@ -13,7 +13,7 @@ from altgrad.training.model import build_gpt
 from altgrad.training.optim import build_optimizer, learning_rate
 from altgrad.training.process_settings import full_precision_sums
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import BARE
+from tests.support.runs.small_runs import BARE
 
 STEPS = 12
 SMALL = BARE | {"compile": False, "diagnostic_interval": 1, "max_steps": STEPS}

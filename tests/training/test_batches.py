@@ -11,7 +11,7 @@ import pytest
 from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.training.data import Corpus, Source, TextBatches, load_corpus
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import SMALL
+from tests.support.runs.small_runs import SMALL
 
 BLOCK = 4
 SOURCE = Source("text", 1, 30, None, 20, 10, ())

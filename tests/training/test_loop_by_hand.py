@@ -17,7 +17,7 @@ from altgrad.training.data import TextBatches, load_corpus
 from altgrad.training.model import build_gpt
 from altgrad.training.optim import build_optimizer, learning_rate
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import SMALL
+from tests.support.runs.small_runs import SMALL
 
 
 def plain_losses(config: TrainConfig) -> tuple[list[float], list[float], float]:

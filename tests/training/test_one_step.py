@@ -13,7 +13,7 @@ from altgrad.config.train_config import TrainConfig
 from altgrad.formats import FORMATS
 from altgrad.stability.protocol import StepState
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import SMALL
+from tests.support.runs.small_runs import SMALL
 
 ROWS, IN = 8, 6
 CONFIG = SMALL.altered(batch_size=ROWS, format="E4M3", diagnostic_interval=100, eval_interval=100, max_steps=100)

@@ -17,9 +17,9 @@ from altgrad.stability.protocol import StepState
 from altgrad.training.step_counts import SiteCounts
 from altgrad.training.step_numbers import OwnMetrics, StepNumbers
 from altgrad.training.trainer import Trainer
-from tests.support.rows_of_counts import row_of_counts
-from tests.support.small_runs import SMALL
-from tests.support.threaded_ranks import on_ranks
+from tests.support.rounding.rows_of_counts import row_of_counts
+from tests.support.runs.small_runs import SMALL
+from tests.support.runs.threaded_ranks import on_ranks
 
 SITES = [("a", "weight"), ("a", "wgrad.gradient"), ("b", "activation"), ("c", "wgrad.weight"), ("d", "gradient")]
 

@@ -23,7 +23,7 @@ from altgrad.storage.folder import Folder
 from altgrad.training import run_format_experiment
 from altgrad.training.branch_state import adapted
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import SMALL, untimed, weights
+from tests.support.runs.small_runs import SMALL, untimed, weights
 
 SWITCH, STEPS = 4, 7
 FP4 = {"format": "E2M1", "scale_granularity": "1x16"}

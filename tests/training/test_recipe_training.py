@@ -18,7 +18,7 @@ from altgrad.config.published import published_names
 from altgrad.config.train_config import TrainConfig
 from altgrad.quantization.gemms import products
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import SMALL
+from tests.support.runs.small_runs import SMALL
 
 _TOLERANCE = 1e-4  # relative; scales and products with them are rounded to FP32
 _LOOKED_AT = 24  # groups of values that share a scale

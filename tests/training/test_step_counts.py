@@ -10,7 +10,7 @@ import torch
 
 from altgrad.quantization.kernel.ranks import Ranks
 from altgrad.training.step_counts import SiteCounts
-from tests.support.rows_of_counts import row_of_counts
+from tests.support.rounding.rows_of_counts import row_of_counts
 
 SITES = {
     ("a", "weight"): row_of_counts(nonzero=8, overflow=4, underflow=2, saturated=1, amax=3, scale=0.5, uses=1),

@@ -10,7 +10,7 @@ from altgrad.collapse import store_gap
 from altgrad.results import read_run
 from altgrad.storage.folder import Folder
 from altgrad.training import FormatExperimentRunner, TrainConfig, run_format_experiment
-from tests.support.small_runs import SMALL
+from tests.support.runs.small_runs import SMALL
 
 BF16 = SMALL.altered(format="BF16", max_steps=30)
 OTHER = BF16.altered(format="E2M5", learning_rate=0.02)

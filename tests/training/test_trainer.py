@@ -12,7 +12,7 @@ from altgrad.storage.folder import Folder
 from altgrad.training import FormatExperimentRunner, TrainConfig, run_format_experiment
 from altgrad.training.model import build_gpt
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import MICRO, TIMED, untimed
+from tests.support.runs.small_runs import MICRO, TIMED, untimed
 
 
 def records(config: TrainConfig) -> list[dict[str, float]]:

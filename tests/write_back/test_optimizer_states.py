@@ -26,7 +26,7 @@ from altgrad.training.data import TextBatches, load_corpus
 from altgrad.training.model import build_gpt
 from altgrad.training.optim import build_optimizer, learning_rate
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import SMALL, weights
+from tests.support.runs.small_runs import SMALL, weights
 
 COAT = {"format": "E4M3", "block": "1x128", "scale_rule": "real", "scale_format": "FP32", "range_expansion": True}
 DTYPES = {"E4M3": ml_dtypes.float8_e4m3fn, "E5M2": ml_dtypes.float8_e5m2, "E2M1": ml_dtypes.float4_e2m1fn}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.servers.browser_visit import ARGUMENTS, CHROMIUM, Visit, dashboard_server
-from tests.support import generated_results as generated
+from tests.support.results import generated_results as generated
 
 
 @pytest.fixture(scope="package")

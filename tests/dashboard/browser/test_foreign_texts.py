@@ -11,7 +11,7 @@ import pytest
 
 from altgrad.results import RunWriter, Verdict
 from tests.servers.browser_visit import PAGES, Visit
-from tests.support import generated_results as generated
+from tests.support.results import generated_results as generated
 
 pytestmark = pytest.mark.browser
 

@@ -14,7 +14,7 @@ from altgrad.results import RunWriter
 from altgrad.show.palette import curve_dash, format_colour
 from tests.servers.browser_visit import PAGES, Visit
 from tests.servers.polling import PATIENCE, SOON
-from tests.support import generated_results as generated
+from tests.support.results import generated_results as generated
 
 pytestmark = pytest.mark.browser
 

@@ -14,7 +14,7 @@ from tune.plan.trials import plan_sweep
 
 CPU_BOX = Machine(cpus=2, gpus=0, gpu_note="no CUDA GPU found")
 GPU_BOX = Machine(cpus=16, gpus=4, gpu_note="4 CUDA GPUs found")
-SCRIPT = Path(__file__).parents[2] / "tune" / "sweep.py"
+SCRIPT = Path(__file__).parents[3] / "tune" / "sweep.py"
 
 
 def planned(*arguments: str, machine: Machine = CPU_BOX) -> dict[str, Trial]:

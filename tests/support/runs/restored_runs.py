@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from altgrad.training import TrainConfig
 from altgrad.training.trainer import StepOutcome, Trainer
-from tests.support.small_runs import untimed
+from tests.support.runs.small_runs import untimed
 
 STEPS = 24
 

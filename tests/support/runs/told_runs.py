@@ -15,7 +15,7 @@ from altgrad.experiment.outcome import ExperimentResult, Report
 from altgrad.results import read_run
 from altgrad.storage.folder import Folder
 from altgrad.training import run_format_experiment
-from tests.support.small_runs import SMALL
+from tests.support.runs.small_runs import SMALL
 
 CONFIG = SMALL.altered(
     format="BF16", learning_rate=0.01, n_layer=None, batch_size=2, max_steps=7, eval_interval=3, diagnostic_interval=2,

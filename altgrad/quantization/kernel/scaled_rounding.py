@@ -38,7 +38,8 @@ from altgrad.quantization.kernel.tiles import (
 
 # Hash of this folder's sources, an argument of the operator below: torch's graph cache on disk identifies an operator
 # by its arguments alone, and would serve graphs of an older kernel.
-_SOURCE = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+_FILES = sorted(Path(__file__).parent.rglob("*.py"))
+_SOURCE = hashlib.sha256(b"".join(file.read_bytes() for file in _FILES)).hexdigest()
 SCALINGS = ("none", "dynamic", "delayed", "static")
 
 

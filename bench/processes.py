@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tune.plan.machine import this_machine
 from tune.plan.options import parse_options
+from tune.plan.resources.machine import this_machine
 from tune.plan.trials import plan_sweep
 
 _SWEEP = Path(__file__).parent.parent / "tune" / "sweep.py"

@@ -34,8 +34,8 @@ from altgrad.text.error_hints import error_text
 from altgrad.text.number_text import duration
 from altgrad.text.terminal_output import harmless, say, unstoppable_output
 from tune.cluster.ray_watch import RayFailed
-from tune.plan.machine import Machine, this_machine
 from tune.plan.options import SweepError
+from tune.plan.resources.machine import Machine, this_machine
 from tune.replay.case_of_run import Replayed, replayed
 from tune.replay.explaining import Explanation
 

@@ -35,10 +35,10 @@ from altgrad.text.terminal_output import Outlet, harmless, say, unstoppable_outp
 from tune.cluster.private_folders import private_folder, temporary_root
 from tune.cluster.ray_watch import EXIT_CODE, RayFailed
 from tune.plan.inputs import check_inputs
-from tune.plan.machine import Machine, Resources, Shares, share_out, this_machine
 from tune.plan.more_seeds import MoreSeeds
 from tune.plan.options import SweepError, SweepOptions, parse_options
 from tune.plan.plan_table import show_plan
+from tune.plan.resources.machine import Machine, Resources, Shares, share_out, this_machine
 from tune.plan.sweep_record import PlannedSweep, check_new, check_same_plan, create_sweep, open_sweep
 from tune.plan.trial import SweepPlan, Trial
 from tune.plan.trials import plan_sweep

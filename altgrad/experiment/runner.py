@@ -28,11 +28,11 @@ from altgrad.experiment.attempts import (
     next_attempt,
     parent_compiled,
 )
-from altgrad.experiment.checkpointing import Checkpointing, RunInTraining
+from altgrad.experiment.checkpoints.checkpointing import Checkpointing, RunInTraining
+from altgrad.experiment.checkpoints.stored_weights import stored_weights
 from altgrad.experiment.outcome import ExperimentResult, Report
 from altgrad.experiment.process_load import ProcessUsage
 from altgrad.experiment.run_start import RunSettings, start_record
-from altgrad.experiment.stored_weights import stored_weights
 from altgrad.quantization.kernel.ranks import Ranks, lost_another_rank
 from altgrad.report import write_failure_report
 from altgrad.results import Lease, LeaseHeld, NoWriter, RunWriter, Status

@@ -14,8 +14,8 @@ from altgrad.branch import Branch
 from altgrad.branch.checkpoints import checkpoint_steps, kept
 from altgrad.compare import comparison
 from altgrad.config.train_config import ConfigError, load_config
-from altgrad.experiment import checkpointing
-from altgrad.experiment.checkpoint import load_checkpoint
+from altgrad.experiment.checkpoints import checkpointing
+from altgrad.experiment.checkpoints.checkpoint import load_checkpoint
 from altgrad.results import read_run, read_start
 from altgrad.storage.folder import Folder
 from altgrad.training import run_format_experiment

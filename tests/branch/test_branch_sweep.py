@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from altgrad.config.train_config import ConfigError
-from altgrad.experiment import checkpointing
+from altgrad.experiment.checkpoints import checkpointing
 from altgrad.storage.folder import Folder
 from altgrad.training import run_format_experiment
 from tests.support.runs.small_runs import SMALL

@@ -20,8 +20,8 @@ from altgrad.training import FormatExperimentRunner, TrainConfig
 from tests.servers.polling import wait_until
 from tests.servers.sweep_process import attempt, checkpoints, complete, family, start, write_configs
 from tests.support.runs.small_runs import SWEPT
-from tune.plan.machine import Machine, share_out
 from tune.plan.options import SweepError, SweepOptions, parse_options
+from tune.plan.resources.machine import Machine, share_out
 from tune.plan.trial import Trial
 
 ROOT = Path(__file__).parents[2]

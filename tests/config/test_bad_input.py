@@ -14,7 +14,7 @@ from altgrad.__main__ import main as altgrad
 from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import ConfigError
 from altgrad.training import TrainConfig
-from tune.plan.machine import Machine
+from tune.plan.resources.machine import Machine
 
 HUGE = "x" * 100_000
 DEEP = "[" * 5000

@@ -24,8 +24,8 @@ from altgrad.training import TrainConfig, run_format_experiment
 from altgrad.training.data import load_corpus
 from altgrad.training.trainer import Trainer
 from tests.support.runs.small_runs import SMALL, TIMED, multiply_loss, train, untimed
-from tune.plan.machine import Machine
 from tune.plan.options import parse_options
+from tune.plan.resources.machine import Machine
 from tune.plan.trials import plan_sweep
 
 Seen = Callable[[TrainConfig, Folder], Any]

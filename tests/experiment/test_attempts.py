@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from altgrad.config.train_config import ConfigError
-from altgrad.experiment import checkpointing, runner
+from altgrad.experiment import runner
 from altgrad.experiment.attempts import next_attempt
-from altgrad.experiment.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from altgrad.experiment.checkpoints import checkpointing
+from altgrad.experiment.checkpoints.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from altgrad.experiment.outcome import Report
 from altgrad.results import RunWriter, read_run
 from altgrad.storage.folder import Folder

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from altgrad.experiment.checkpoint import CheckpointError, check_content, load_checkpoint, save_checkpoint
+from altgrad.experiment.checkpoints.checkpoint import CheckpointError, check_content, load_checkpoint, save_checkpoint
 from altgrad.storage.folder import Folder
 
 

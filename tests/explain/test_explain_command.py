@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from altgrad.experiment import checkpointing
+from altgrad.experiment.checkpoints import checkpointing
 from altgrad.explain import read_explanation
 from altgrad.results import read_run, read_start
 from altgrad.storage.folder import Folder

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from altgrad.config.train_config import TrainConfig
-from altgrad.experiment import checkpointing
+from altgrad.experiment.checkpoints import checkpointing
 from altgrad.explain import read_explanation
 from altgrad.results import RecordError, read_run
 from altgrad.storage.folder import Folder

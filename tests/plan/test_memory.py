@@ -16,9 +16,9 @@ from altgrad.training.model import build_gpt
 from altgrad.training.trainer import Trainer
 from tests.support.runs.sweep_plans import CPU_BOX, GPU_BOX
 from tune.cluster.accelerators import smallest_gpu
-from tune.plan.gpu_memory import GIB, check_share, estimate, fitting_share, needs, share_of, vocabulary_of
-from tune.plan.machine import share_out
 from tune.plan.options import SweepError, SweepOptions
+from tune.plan.resources.gpu_memory import GIB, check_share, estimate, fitting_share, needs, share_of, vocabulary_of
+from tune.plan.resources.machine import share_out
 from tune.plan.trial import Trial
 from tune.sweep import main
 

@@ -11,9 +11,9 @@ from altgrad.compare import Row, comparison, planned_terms
 from altgrad.results import Verdict, list_runs
 from tests.support.results.written_runs import write_run
 from tests.support.runs.sweep_plans import CPU_BOX, planned
-from tune.plan.machine import Resources
 from tune.plan.more_seeds import LOOKS, MoreSeeds
 from tune.plan.options import SweepError, parse_options
+from tune.plan.resources.machine import Resources
 from tune.plan.sweep_record import PlannedSweep, create_sweep, open_sweep
 from tune.plan.trial import Trial
 from tune.plan.trials import plan_sweep

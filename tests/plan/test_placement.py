@@ -13,9 +13,9 @@ import pytest
 from altgrad.config.train_config import TrainConfig
 from tests.servers.polling import PATIENCE
 from tests.support.runs.sweep_plans import SCRIPT, planned, write_config
-from tune.plan.machine import Resources
 from tune.plan.options import SweepError
-from tune.plan.placement import Expected, place, work
+from tune.plan.resources.machine import Resources
+from tune.plan.resources.placement import Expected, place, work
 from tune.plan.trial import SweepPlan, Trial
 from tune.plan.trial_kinds import runs_alike, timed_kind
 from tune.timing.probe import StepTimes, TimesStore, expected, measure

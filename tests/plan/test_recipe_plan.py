@@ -12,8 +12,8 @@ import pytest
 from altgrad.config.published import published_names
 from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.show import recipe_tables
-from tune.plan.machine import Machine
 from tune.plan.options import SweepError, parse_options
+from tune.plan.resources.machine import Machine
 from tune.plan.trial import SweepPlan, Trial
 from tune.plan.trials import plan_sweep
 

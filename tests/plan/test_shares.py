@@ -8,8 +8,8 @@ import pytest
 
 from altgrad.config.train_config import TrainConfig
 from tests.support.runs.sweep_plans import CPU_BOX, GPU_BOX
-from tune.plan.machine import Machine, share_out
 from tune.plan.options import SweepError, SweepOptions, parse_options
+from tune.plan.resources.machine import Machine, share_out
 from tune.plan.sweep_record import create_sweep, open_sweep
 from tune.plan.trial import Trial
 from tune.plan.trials import plan_sweep

@@ -11,8 +11,8 @@ import pytest
 from altgrad.compare import Settings
 from altgrad.config.train_config import TrainConfig, load_config
 from tests.support.runs.sweep_plans import CPU_BOX, GPU_BOX, SCRIPT, planned, write_config
-from tune.plan.machine import Machine
 from tune.plan.options import SweepOptions, parse_options
+from tune.plan.resources.machine import Machine
 from tune.plan.trials import CONFIGS, plan_sweep
 
 SPLITS = ("E0M7", "E1M6", "E2M5", "E3M4", "E4M3", "E5M2", "E6M1", "E7M0")

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from altgrad.experiment import checkpointing
-from altgrad.experiment.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from altgrad.experiment.checkpoints import checkpointing
+from altgrad.experiment.checkpoints.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from altgrad.experiment.outcome import ExperimentResult
 from altgrad.results import read_run
 from altgrad.storage.folder import Folder

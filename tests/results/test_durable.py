@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from altgrad.experiment.checkpoint import save_checkpoint
+from altgrad.experiment.checkpoints.checkpoint import save_checkpoint
 from altgrad.results import RunWriter
 from altgrad.storage.folder import Folder
 from tests.support.results.generated_results import InventedRun

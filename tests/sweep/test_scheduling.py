@@ -19,8 +19,8 @@ from altgrad.show.sweep_progress import compute_sentence
 from tests.servers.polling import PATIENCE
 from tests.support.runs.small_runs import set_words
 from tune.cluster.ray_session import local_ray
-from tune.plan.machine import Machine, share_out
 from tune.plan.options import SweepOptions, parse_options
+from tune.plan.resources.machine import Machine, share_out
 from tune.plan.sweep_record import create_sweep, open_sweep
 from tune.plan.trials import plan_sweep
 from tune.run import execution

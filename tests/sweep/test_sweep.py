@@ -26,7 +26,7 @@ from altgrad.training import ExperimentResult, TrainConfig, run_format_experimen
 from tests.servers.polling import PATIENCE, wait_for, wait_for_content, wait_until
 from tests.servers.sweep_process import attempt, checkpoints, complete, family, processes_of, start, write_configs
 from tests.support.runs.small_runs import losses
-from tune.plan.machine import this_machine
+from tune.plan.resources.machine import this_machine
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]  # a fixture is a whole story; about 70 s on two idle cores

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from altgrad.collapse import CollapseDetector
 from altgrad.config.train_config import ConfigError
-from altgrad.experiment.stored_weights import stored_weights
+from altgrad.experiment.checkpoints.stored_weights import stored_weights
 from altgrad.results import read_run
 from altgrad.training import TrainConfig, run_format_experiment
 from altgrad.training.model import build_gpt

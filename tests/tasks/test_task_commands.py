@@ -17,8 +17,8 @@ from tests.support.runs import own_tasks
 from tests.support.runs.small_runs import set_words
 from tune.cluster.sent_code import places_of, sent_code
 from tune.plan.inputs import check_inputs
-from tune.plan.machine import Machine
 from tune.plan.options import parse_options
+from tune.plan.resources.machine import Machine
 from tune.plan.trials import plan_sweep
 
 SHORT = ["--set", *set_words(max_steps=4, diagnostic_interval=2, eval_interval=2, eval_batches=1, compile=False)]

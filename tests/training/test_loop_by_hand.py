@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from altgrad.config.train_config import TrainConfig
-from altgrad.experiment.checkpoint import delete_old, load_checkpoint, save_checkpoint
+from altgrad.experiment.checkpoints.checkpoint import delete_old, load_checkpoint, save_checkpoint
 from altgrad.experiment.outcome import LossSummary
 from altgrad.stability.protocol import StepState
 from altgrad.storage.folder import Folder

@@ -25,8 +25,8 @@ from tune.cluster import ray_session as cluster
 from tune.cluster.ray_trial import may_pass
 from tune.cluster.ray_watch import RayFailed, watched_ray
 from tune.plan.inputs import check_inputs
-from tune.plan.machine import Machine
 from tune.plan.options import SweepOptions, parse_options
+from tune.plan.resources.machine import Machine
 from tune.plan.trial import Trial
 from tune.run.interrupts import Interrupted, Interrupts
 from tune.submit import main

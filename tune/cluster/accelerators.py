@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from tune.plan.gpu_memory import GIB
+from tune.plan.resources.gpu_memory import GIB
 
 _PREFIX = "accelerator_type:"
 # GiB that the driver reports, rounded down: somewhat less than what is printed on the card.

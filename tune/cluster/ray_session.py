@@ -19,8 +19,8 @@ from tune.cluster import ray_private
 from tune.cluster.accelerators import smallest_gpu
 from tune.cluster.ray_watch import RayFailed, watched_ray
 from tune.cluster.sent_code import sent_code
-from tune.plan.machine import Machine
 from tune.plan.options import SweepError
+from tune.plan.resources.machine import Machine
 
 _OBJECT_STORE_BYTES = 100 * 1024**2  # trials exchange records only
 # Read by Ray's processes.  Before a reused worker starts the next trial, it waits for the thread of the previous one to

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from altgrad.config.train_config import BUILT_IN_TASK, ConfigError, TrainConfig
 from altgrad.text.error_hints import cut
-from tune.plan.machine import Machine
+from tune.plan.resources.machine import Machine
 from tune.plan.trial import Trial
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def check_inputs(trials: Sequence[Trial], machine: Machine, *, uses_gpus_here: b
     """
     if uses_gpus_here:
         _check_torch_finds(machine)
-    from altgrad.experiment.stored_weights import stored_weights  # torch
+    from altgrad.experiment.checkpoints.stored_weights import stored_weights  # torch
 
     starts: set[str] = set()
     checked: dict[str, tuple[FoundTask, TaskBatches]] = {}

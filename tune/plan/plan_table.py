@@ -10,8 +10,8 @@ from altgrad.config.train_config import BUILT_IN_TASK
 from altgrad.metrics import METRICS
 from altgrad.text.number_text import duration
 from altgrad.text.terminal_output import cell, say
-from tune.plan.machine import Resources
-from tune.plan.placement import place, work
+from tune.plan.resources.machine import Resources
+from tune.plan.resources.placement import place, work
 from tune.plan.trial import SweepPlan
 
 _HEADS = (

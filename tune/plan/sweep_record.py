@@ -21,9 +21,9 @@ from altgrad.commands.typed_command import typed_arguments, typed_command
 from altgrad.results import SCHEMA, Lease, LeaseHeld, RunWriter, ended_as, list_sweeps, read_plan
 from altgrad.storage.folder import Folder, check_location
 from altgrad.text.error_hints import cut, did_you_mean, shown
-from tune.plan.machine import Resources, Shares
 from tune.plan.more_seeds import MoreSeeds
 from tune.plan.options import NEWEST, SweepError, SweepOptions
+from tune.plan.resources.machine import Resources, Shares
 from tune.plan.trial import SweepPlan, Trial
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

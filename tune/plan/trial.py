@@ -10,7 +10,7 @@ from typing import Any
 from altgrad.compare import Settings
 from altgrad.config.train_config import ConfigError, TrainConfig, make_config
 from altgrad.text.error_hints import shown
-from tune.plan.placement import Expected
+from tune.plan.resources.placement import Expected
 
 _RUN = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*", re.ASCII)
 

@@ -29,9 +29,9 @@ from altgrad.config.train_config import (
 from altgrad.formats import BASELINE_FORMAT, find_format
 from altgrad.text.error_hints import cut, shown, shown_path
 from tune.plan.branches import branched
-from tune.plan.machine import Machine
 from tune.plan.options import SweepError, SweepOptions
-from tune.plan.placement import work
+from tune.plan.resources.machine import Machine
+from tune.plan.resources.placement import work
 from tune.plan.trial import SweepPlan, Trial
 
 _MOST_TRIALS = 10_000  # a larger number is taken as a typing error; planning it would take hours

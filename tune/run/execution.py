@@ -22,8 +22,8 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from rich.console import Console
 
 from tune.cluster.ray_trial import plan_of, run_of
-from tune.plan.machine import Resources, Shares
 from tune.plan.options import SweepOptions, WandbMode
+from tune.plan.resources.machine import Resources, Shares
 from tune.plan.sweep_record import PlannedSweep
 from tune.plan.trial import Trial
 from tune.run.end_records import EndRecords

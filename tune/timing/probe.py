@@ -28,9 +28,9 @@ from pathlib import Path
 
 from altgrad.config.train_config import TrainConfig
 from altgrad.experiment import gpu_driver as nvml
-from tune.plan.machine import Resources
 from tune.plan.options import SweepError
-from tune.plan.placement import Expected
+from tune.plan.resources.machine import Resources
+from tune.plan.resources.placement import Expected
 from tune.plan.trial import Trial
 from tune.plan.trial_kinds import runs_alike, timed_kind
 

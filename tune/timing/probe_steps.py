@@ -19,7 +19,7 @@ import torch
 
 from altgrad.config.train_config import TrainConfig, make_config
 from altgrad.experiment.allocator import keep_freed_memory
-from altgrad.experiment.checkpoint import save_checkpoint
+from altgrad.experiment.checkpoints.checkpoint import save_checkpoint
 from altgrad.storage.folder import Folder
 from altgrad.training.compile.policy import How
 from altgrad.training.trainer import Trainer

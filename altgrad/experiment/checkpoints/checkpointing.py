@@ -14,7 +14,13 @@ from typing import Any
 from altgrad.branch.parent import parent_config
 from altgrad.collapse import BaselineGap, CollapseDetector
 from altgrad.config.train_config import TrainConfig
-from altgrad.experiment.checkpoint import CheckpointError, check_content, delete_old, load_checkpoint, save_checkpoint
+from altgrad.experiment.checkpoints.checkpoint import (
+    CheckpointError,
+    check_content,
+    delete_old,
+    load_checkpoint,
+    save_checkpoint,
+)
 from altgrad.experiment.outcome import LossSummary
 from altgrad.results import RunWriter, read_start
 from altgrad.results.reading.ancestors import records_until

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from altgrad.config.train_config import ConfigError
-from altgrad.experiment.checkpoint import load_checkpoint
+from altgrad.experiment.checkpoints.checkpoint import load_checkpoint
 from altgrad.storage.folder import Folder
 from altgrad.text.error_hints import cut, shown
 

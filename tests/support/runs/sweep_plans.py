@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from tune.plan.machine import Machine
 from tune.plan.options import parse_options
+from tune.plan.resources.machine import Machine
 from tune.plan.trial import Trial
 from tune.plan.trials import plan_sweep
 

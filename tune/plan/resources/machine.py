@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from altgrad.config.train_config import BUILT_IN_TASK
 from altgrad.experiment import gpu_driver as nvml
-from tune.plan.gpu_memory import GIB, check_share, fitting_share, needs
 from tune.plan.options import SweepError, SweepOptions
+from tune.plan.resources.gpu_memory import GIB, check_share, fitting_share, needs
 from tune.plan.trial_kinds import runs_alike
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-# The tree with CUDA builds of torch, for a box with NVIDIA GPUs and for KubeRay; docs/gpu_box.md has the commands.
+# The tree with CUDA builds of torch, for a box with NVIDIA GPUs and for KubeRay; docs/machines/gpu_box.md has the commands.
 #   docker build -t altgrad .
 #   docker run --rm --init --gpus all --shm-size 16g -v altgrad-results:/results altgrad sweep --results /results
 FROM python:3.12-slim

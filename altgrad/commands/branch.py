@@ -9,7 +9,7 @@ from altgrad.branch import Branch
 from altgrad.branch.checkpoints import checkpoint_steps
 from altgrad.commands.folders import expect
 from altgrad.commands.option_parser import Commands, count_or_zero, location
-from altgrad.commands.train import settings_of_words, train
+from altgrad.commands.train import add_run_options, settings_of_words, train
 from altgrad.storage.folder import Folder
 from altgrad.text.terminal_output import unstoppable_output
 
@@ -21,19 +21,7 @@ def add(commands: Commands) -> None:
     branch.add_argument(
         "--at", type=count_or_zero, metavar="STEP", help="step of the checkpoint (default: the newest); 0: the start"
     )
-    branch.add_argument(
-        "--out",
-        type=location,
-        required=True,
-        metavar="DIR",
-        help="results folder of the branch; an unfinished branch in it is resumed",
-    )
-    branch.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="fields that change (repeatable)"
-    )
-    branch.add_argument(
-        "--baseline", type=location, metavar="RUN_DIR", help="finished BF16 branch to measure the gap against"
-    )
+    add_run_options(branch, "branch")
     branch.set_defaults(command=_branch)
 
 

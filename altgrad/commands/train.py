@@ -26,21 +26,26 @@ def add(commands: Commands) -> None:
     train.add_argument(
         "--task-arg", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=TASK_ARGUMENT_HELP
     )
-    train.add_argument(
+    add_run_options(train, "run")
+    train.add_argument("--from", dest="start_from", metavar="WEIGHTS", help=FROM_HELP)
+    train.set_defaults(command=_train)
+
+
+def add_run_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the options that every command has which trains one run; `what` it trains, in a word."""
+    parser.add_argument(
         "--out",
         type=location,
         required=True,
         metavar="DIR",
-        help="results folder of the run; an unfinished run in it is resumed",
+        help=f"results folder of the {what}; an unfinished {what} in it is resumed",
     )
-    train.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override config fields (repeatable)"
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change config fields (repeatable)"
     )
-    train.add_argument(
-        "--baseline", type=location, metavar="RUN_DIR", help="finished BF16 run to measure the gap against"
+    parser.add_argument(
+        "--baseline", type=location, metavar="RUN_DIR", help=f"finished BF16 {what} to measure the gap against"
     )
-    train.add_argument("--from", dest="start_from", metavar="WEIGHTS", help=FROM_HELP)
-    train.set_defaults(command=_train)
 
 
 def _train(options: argparse.Namespace) -> int:

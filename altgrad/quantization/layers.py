@@ -31,7 +31,7 @@ class RoundedLayer(RoundedGemm, RoundedModule):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         if self.key.device != self.weight.device:
-            self._follow()
+            self.follow()
         return self
 
     def extra_repr(self) -> str:

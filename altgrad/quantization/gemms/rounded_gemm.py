@@ -121,7 +121,7 @@ class RoundedGemm:
         """The roundings of a tensor, moved to the weight's device first (loading a state dict may have moved that)."""
         sites = self._by_tensor[tensor]
         if sites[0].spec.device != self.device:
-            self._follow()
+            self.follow()
         return sites
 
     def site(self, tensor: GemmSite) -> Site:
@@ -235,7 +235,7 @@ class RoundedGemm:
             return self.bfloat16_pays and all(site.exact_in_bfloat16 for site in self.sites.values())
         return self.gemm_dtype == "bfloat16"
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
         """Move the key and the sites to the weight's device."""
         device = self.device
         self.bfloat16_pays = products.bfloat16_pays(device)

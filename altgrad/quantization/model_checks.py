@@ -43,6 +43,7 @@ def keep_fused_inference_off(model: nn.Module) -> list[Callable[[], None]]:
 
 
 def check_globs(recipe: Recipe, layers: dict[str, RoundedGemm]) -> None:
+    """Raise ValueError for a glob of `layer_formats` or `layer_gemms` that matches no layer."""
     for field in ("layer_formats", "layer_gemms"):
         for pattern in getattr(recipe, field):
             if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
@@ -50,6 +51,7 @@ def check_globs(recipe: Recipe, layers: dict[str, RoundedGemm]) -> None:
 
 
 def check_shared_weights(layers: dict[str, RoundedGemm], phase: int) -> None:
+    """Raise ValueError where two layers share a weight without a master, but not its format in this phase."""
     owner: dict[Tensor, RoundedGemm] = {}
     for layer in layers.values():
         first = owner.setdefault(layer.weight, layer)

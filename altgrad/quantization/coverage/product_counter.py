@@ -133,6 +133,7 @@ class ProductCounter(TorchDispatchMode):
         return "no kind of layer that is rounded"
 
     def coverage(self, note: str) -> Coverage:
+        """What was counted; `note`: see `Coverage`."""
         rounded = sum(flops for (place, _), flops in self._flops.items() if place.rounded)
         left_out = [
             LeftOut(self._names[place.module] or "(the model itself)", _type(place.module), flops, reason)

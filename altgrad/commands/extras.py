@@ -16,7 +16,7 @@ EXTRAS = {
     "results": _RESULTS,
     "sweep": (*_RESULTS, "ray", "pandas", "psutil"),
     "wandb": ("wandb",),
-    "dashboard": (*_RESULTS, "streamlit", "plotly", "pandas", "scipy"),
+    "dashboard": (*_RESULTS, "streamlit", "plotly", "matplotlib", "pandas", "scipy"),
 }
 
 # In no extra: one task or tokenizer each needs them, and names what it lacks in one line.

@@ -75,6 +75,7 @@ def bands_figure(bands: Sequence[Band], lines: Sequence[Line], view: View, log_x
                     "hoverinfo": "skip",
                     "showlegend": False,
                     "legendgroup": names[band.row.group],
+                    "meta": as_label(f"{band.row.group_label}, band"),
                 }
             )
         mean = {
@@ -118,6 +119,7 @@ def _line_traces(one: Line, in_legend: dict[str, Any], variants: list[str], with
         "y": _finite_or_gap(one.smoothed.values),
         "line": _stroke(one.row),
         "name": in_lines(one.row.group_label),
+        "meta": as_label(one.row.run),
         "hovertemplate": f"%{{y:.4g}} at %{{x}}<extra>{as_label(one.row.run)}</extra>",
         **in_legend,
     }
@@ -135,6 +137,7 @@ def _line_traces(one: Line, in_legend: dict[str, Any], variants: list[str], with
         "showlegend": False,
         "hoverinfo": "skip",
         "mode": "lines",
+        "meta": as_label(f"{one.row.run}, not smoothed"),
     }
     del faint["hovertemplate"]
     return [faint, trace]

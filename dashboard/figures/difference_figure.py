@@ -20,9 +20,9 @@ def difference_figure(curve: DifferenceCurve, row: Row, found: GroupDifference) 
     edge: dict[str, Any] = {"type": "scatter", "mode": "lines", "x": steps, "line": {"width": 0}, "hoverinfo": "skip"}
     traces: list[dict[str, Any]] = []
     if curve.n > 1:
-        traces.append(edge | {"y": curve.low, "showlegend": False})
+        traces.append(edge | {"y": curve.low, "showlegend": False, "meta": "lower end of the 95 % interval"})
         fill = {"fill": "tonexty", "fillcolor": with_alpha(colour, 0.2), "name": "95 % interval"}
-        traces.append(edge | {"y": curve.high} | fill)
+        traces.append(edge | {"y": curve.high, "meta": "upper end of the 95 % interval"} | fill)
     stroke = {"color": colour, "dash": curve_dash(row.format, row.intervention), "width": 1.8}
     name = in_lines(f"{found.one} minus {found.other}")
     mode = "lines+markers" if len(steps) < 30 else "lines"

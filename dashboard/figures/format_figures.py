@@ -113,7 +113,7 @@ def grid_figure(formats: Sequence[NumberFormat]) -> go.Figure:
         "height": 90 + 30 * len(formats),
         "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
         "xaxis": {"title": {"text": "log2 of the value"}, "automargin": True, "zeroline": True},
-        "yaxis": {"autorange": "reversed", "automargin": True},
+        "yaxis": {"title": {"text": "Format"}, "autorange": "reversed", "automargin": True},
     }  # fmt: skip
     return go.Figure({"data": traces, "layout": layout})
 
@@ -176,7 +176,7 @@ def sqnr_figure(results: Mapping[str, Mapping[str, Fit]]) -> go.Figure:
         "barmode": "group",
         "margin": {"l": 10, "r": 10, "t": 20, "b": 10},
         "yaxis": {"title": {"text": "SQNR (dB)"}, "automargin": True},
-        "xaxis": {"automargin": True},
+        "xaxis": {"title": {"text": "Values"}, "automargin": True},
     }
     return go.Figure({"data": traces, "layout": layout})
 

@@ -54,11 +54,12 @@ def matrix_figure(cells: Mapping[Key, RescueCell]) -> go.Figure:
         },
     }
     layout = {
-        "height": 90 + 62 * len(rows),
-        "margin": {"l": 10, "r": 10, "t": 30, "b": 10},
+        "height": 110 + 62 * len(rows),
+        "margin": {"l": 10, "r": 10, "t": 50, "b": 10},
         "xaxis": {
             "tickvals": list(range(len(interventions))),
             "ticktext": [as_label(name) for name in interventions],
+            "title": {"text": "Intervention"},
             "side": "top",
             "showgrid": False,
             "automargin": True,
@@ -66,6 +67,7 @@ def matrix_figure(cells: Mapping[Key, RescueCell]) -> go.Figure:
         "yaxis": {
             "tickvals": list(range(len(rows))),
             "ticktext": [in_lines(f"{fmt} {treatment}".strip()) for fmt, treatment in rows],
+            "title": {"text": "Format"},
             "range": [len(rows) - 0.5, -0.5],
             "showgrid": False,
             "zeroline": False,

@@ -84,8 +84,8 @@ def heat_figure(data: Heat, metric: str, collapse_step: int | None) -> go.Figure
     layout = {
         "height": max(180, 90 + 22 * len(data.layers)),
         "margin": {"l": 10, "r": 10, "t": 20, "b": 10},
-        "xaxis": {"title": "Step", "automargin": True},
-        "yaxis": {"automargin": True, "autorange": "reversed"},
+        "xaxis": {"title": {"text": "Step"}, "automargin": True},
+        "yaxis": {"title": {"text": "Layer"}, "automargin": True, "autorange": "reversed"},
         "shapes": [vertical(collapse_step)] if collapse_step is not None else [],
     }
     return go.Figure({"data": traces, "layout": layout})

@@ -113,6 +113,7 @@ def _strip(evidence: Evidence, metric: str, axis: str, departure: Departure | No
     base = {
         "type": "scatter",
         "yaxis": axis,
+        "meta": METRICS[metric].axis_in(evidence.run.loss_unit),
         "hovertemplate": f"{METRICS[metric].label} %{{y:.4g}}, step %{{x}}<extra></extra>",
     }
     mode = "lines" if len(curve.steps) > 20 else "lines+markers"

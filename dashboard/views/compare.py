@@ -30,10 +30,10 @@ from altgrad.results.reading.curves import Curve, measured
 from altgrad.text.foreign_text import as_markdown
 from dashboard.data.sweep_frame import group_name
 from dashboard.data.watched_sweep import WatchedRun
-from dashboard.figures.curve_figures import CONFIG
 from dashboard.figures.difference_figure import difference_figure
 from dashboard.figures.group_figures import learning_rate_figure, matrix_figure, pareto, pareto_figure, survival_figure
 from dashboard.page_context import PageContext
+from dashboard.paper.exported_chart import show_chart
 from dashboard.widgets import choose_kept, choose_many, choose_one, show_table
 
 _PARTS = {
@@ -72,14 +72,18 @@ def show(context: PageContext) -> None:
 def _matrix(context: PageContext, rows: Sequence[Row]) -> None:
     cells = rescue_matrix(rows)
     unit = f" in {loss_unit(rows)}" if loss_unit(rows) else ""
-    st.caption(
-        f"Survived of ended runs; gap to the BF16 run of the same seed{unit} with 95 % interval and its step; median "
-        "collapse step. Hatched: fewer than three ended runs. To see the runs of a cell, click it or choose it below."
+    picked: Any = show_chart(
+        matrix_figure(cells),
+        "matrix",
+        title="Rescue matrix",
+        n=f"{len(rows)} runs",
+        caption=f"Survived of ended runs; gap to the BF16 run of the same seed{unit} with 95 % interval and its step; "
+        "median collapse step. Hatched: fewer than three ended runs.",
+        alt="Rescue matrix: formats by interventions, the share of runs that did not collapse.",
+        on_select="rerun",
+        selection_mode="points",
     )
-    alt = "Rescue matrix: formats by interventions, the share of runs that did not collapse."
-    picked: Any = st.plotly_chart(
-        matrix_figure(cells), key="matrix", on_select="rerun", selection_mode="points", config=CONFIG, alt=alt
-    )
+    st.caption("To see the runs of a cell, click it or choose it here.")
     points = picked.selection.points if picked else []
     names = {" · ".join(part for part in key if part): key for key in sorted(cells)}
     chosen = st.selectbox("Runs of a cell", list(names), index=None, placeholder="choose a cell", key="cell")
@@ -93,11 +97,14 @@ def _pareto(rows: Sequence[Row]) -> None:
     if not pareto(rows):
         st.info("No group has a gap to a BF16 run of the same seed yet.")
         return
-    alt = "Mean gap to BF16 against bits per value, one point per group."
-    st.plotly_chart(pareto_figure(rows), key="pareto", config=CONFIG, alt=alt)
-    st.caption(
-        "Filled: no group with at most as many bits comes closer to BF16. A group with a collapse is never filled, and "
-        "the other groups are judged without it. Bits are those of the run's format."
+    show_chart(
+        pareto_figure(rows),
+        "pareto",
+        title="Gap to BF16 against bits",
+        n=f"{len(rows)} runs",
+        caption="Filled: no group with at most as many bits comes closer to BF16. A group with a collapse is never "
+        "filled, and the other groups are judged without it. Bits are those of the run's format.",
+        alt="Mean gap to BF16 against bits per value, one point per group.",
     )
 
 
@@ -110,25 +117,36 @@ def _learning_rate(rows: Sequence[Row]) -> None:
         frame = pd.DataFrame([dict(zip(RATE_HEADS, line.cells, strict=True)) for line in lines])
         show_table(frame, alt="The best learning rate of each format, the usable ones, and the gaps to BF16.")
         st.caption(rates_note(rows))
-    alt = "Final validation loss against learning rate, one line per format and intervention."
-    st.plotly_chart(learning_rate_figure(rows), key="learning rate", config=CONFIG, alt=alt)
     if len(rates) == 1:
-        st.caption(f"All runs have the learning rate {rates.pop():.3g}, so this sweep cannot compare learning rates.")
+        said = f"All runs have the learning rate {rates.pop():.3g}, so this sweep cannot compare learning rates."
     else:
-        st.caption(
+        said = (
             "Lines: mean over seeds, at the rates at which all runs completed. Dots: completed runs; rings: running "
             "ones; crosses: runs that ended early, at their last loss. Runs without a finite validation loss are left "
             "out."
         )
+    show_chart(
+        learning_rate_figure(rows),
+        "learning rate",
+        title="Final validation loss against learning rate",
+        n=f"{len(rows)} runs",
+        caption=said,
+        alt="Final validation loss against learning rate, one line per format and intervention.",
+    )
 
 
 def _survival(rows: Sequence[Row]) -> None:
     if not any(row.collapse_step is not None for row in rows):
         st.info("No run has collapsed: every survival curve would be a line at 100 %.")
         return
-    alt = "Share of runs that have not collapsed, by step."
-    st.plotly_chart(survival_figure(rows), key="survival", config=CONFIG, alt=alt)
-    st.caption("Kaplan-Meier estimate. Ticks: last steps of runs without a collapse. Groups without one are left out.")
+    show_chart(
+        survival_figure(rows),
+        "survival",
+        title="Survival",
+        n=f"{len(rows)} runs",
+        caption="Kaplan-Meier estimate. Ticks: last steps of runs without a collapse. Groups without one are left out.",
+        alt="Share of runs that have not collapsed, by step.",
+    )
 
 
 def _settings(context: PageContext, rows: Sequence[Row]) -> None:
@@ -177,12 +195,14 @@ def _two_groups(context: PageContext, rows: Sequence[Row]) -> None:
     if curve is None:
         st.info("No step has a validation loss of both groups for the same seed, so there is no curve.")
     else:
-        alt = "Difference of the validation losses of the two groups by step, with its 95 % interval over seeds."
-        figure = difference_figure(curve, named[one][0], found)
-        st.plotly_chart(figure, key="difference", config=CONFIG, alt=alt)
-        st.caption(
-            f"{found.one} minus {found.other}, paired by seed (n = {curve.n}); above 0 it is behind. Band: 95 % t "
-            "interval; shaded: the margin. It is judged alone; the part Parity corrects for all groups of the sweep."
+        show_chart(
+            difference_figure(curve, named[one][0], found),
+            "difference",
+            title=f"{found.one} against {found.other}",
+            n=f"{curve.n} seed{'s' if curve.n > 1 else ''}",
+            caption=f"{found.one} minus {found.other}, paired by seed; above 0 it is behind. Band: 95 % t interval; "
+            "shaded: the margin. It is judged alone; the part Parity corrects for all groups of the sweep.",
+            alt="Difference of the validation losses of the two groups by step, with its 95 % interval over seeds.",
         )
     first = matched[0] if matched else (named[one][0], named[other][0])
     _config_differences(context, [row.run for row in first])

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 
 from altgrad.compare import Row, by_group, loss_unit
@@ -16,13 +17,14 @@ from altgrad.results import read_events
 from altgrad.results.reading.own_metrics import own_names
 from altgrad.show.drawn_curves import AXES, Axis, Line, View, death, describe, line, non_finite_count, not_on_log
 from altgrad.show.seed_bands import Band, Spread, seed_bands
-from altgrad.text.foreign_text import as_label, as_markdown
+from altgrad.text.foreign_text import as_label
 from dashboard.data.drawn_tables import drawn_bands, drawn_values
 from dashboard.data.sweep_frame import csv_of, group_name
 from dashboard.figures.colours import FAINT
-from dashboard.figures.curve_figures import CONFIG, bands_figure, curves_figure, y_title
+from dashboard.figures.curve_figures import bands_figure, curves_figure, y_title
 from dashboard.figures.curve_marks import add_moments
 from dashboard.page_context import PageContext
+from dashboard.paper.exported_chart import show_chart
 from dashboard.widgets import choose_kept, choose_many, choose_named, choose_one, metric_label, show_table, switch
 
 _LAYOUTS = {"overlay": "overlay", "multiples": "small multiples", "bands": "seed bands"}
@@ -81,14 +83,14 @@ def _bands(
     if not bands:
         st.info("The seeds of each group have no measured step in common in this window, so there is no mean to draw.")
         return bands
-    _draw(bands_figure(bands, lines, view, log_x, log_y), view, lines, "bands")
     what = "lowest to highest seed" if spread == "range" else "95 % t interval of the mean"
     single = [band.row.group_label for band in bands if band.n == 1]
-    said = f" One seed has no interval: {as_markdown(', '.join(single))}." if single and spread == "interval" else ""
-    st.caption(
+    said = f" One seed has no interval: {', '.join(single)}." if single and spread == "interval" else ""
+    caption = (
         f"Line: mean over seeds. Band: {what}. Both end where the first of the seeds ends, and have a gap where one of "
         f"them is NaN or inf.{said}"
     )
+    _draw(bands_figure(bands, lines, view, log_x, log_y), view, lines, "bands", caption)
     _say_not_on_log(lines, log_y)
     return bands
 
@@ -197,10 +199,11 @@ def _int(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _draw(figure: object, view: View, lines: Sequence[Line], key: str) -> None:
+def _draw(figure: go.Figure, view: View, lines: Sequence[Line], key: str, caption: str = "") -> None:
     formats = ", ".join(sorted({one.row.format for one in lines}))
     alt = f"{y_title(view)} over {AXES[view.axis].lower()}, {formats}: {describe(lines)}"
-    st.plotly_chart(figure, key=f"curves {key}", config=CONFIG, alt=alt)
+    runs = f"{len(lines)} run{'s' if len(lines) > 1 else ''}"
+    show_chart(figure, f"curves {key}", title=described(view.metric).label, n=runs, caption=caption, alt=alt)
 
 
 def _say_non_finite(lines: Sequence[Line]) -> None:
@@ -240,6 +243,7 @@ def _multiples(lines: Sequence[Line], view: View, log_x: bool, log_y: bool) -> N
                 "line": {"color": FAINT, "width": 1},
                 "hoverinfo": "skip",
                 "showlegend": False,
+                "meta": as_label(one.row.run),
             }
             for one in lines
             if one.row.format != name

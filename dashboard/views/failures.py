@@ -16,9 +16,9 @@ from altgrad.show.sweep_progress import event_row
 from altgrad.text.foreign_text import as_code, as_markdown, without_pictures
 from dashboard.cause_card import cause_card
 from dashboard.data.watched_sweep import WatchedRun
-from dashboard.figures.curve_figures import CONFIG
 from dashboard.figures.signal_strips import alike, first_layers, signals_of, strips_figure
 from dashboard.page_context import PageContext
+from dashboard.paper.exported_chart import show_chart
 from dashboard.verdict_card import verdict_card
 from dashboard.widgets import choose_run, shortened, show_table
 
@@ -80,10 +80,14 @@ def _forensics(context: PageContext, run: WatchedRun, collapsed: Sequence[Row]) 
         alt = (
             f"One strip per signal of {run.name} up to the verdict, in the order in which they left their early level."
         )
-        st.plotly_chart(strips_figure(evidence, signals), key="strips", config=CONFIG, alt=alt)
-        st.caption(
-            "Band: the signal's own early level. Dot: the step at which the signal left it. Dashed: the verdict. "
-            "Dotted: the rule's limit."
+        show_chart(
+            strips_figure(evidence, signals),
+            "strips",
+            title=f"What moved first in {run.name}",
+            n="1 run",
+            caption="Band: the signal's own early level. Dot: the step at which the signal left it. Dashed: the "
+            "verdict. Dotted: the rule's limit.",
+            alt=alt,
         )
     else:
         st.caption("No signal left its own early level before the verdict.")

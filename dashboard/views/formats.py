@@ -13,7 +13,6 @@ from altgrad.format_fit import DISTRIBUTIONS, Fit, Weighted, from_distribution, 
 from altgrad.formats import FORMATS, SPLITS, NumberFormat, find_format
 from altgrad.text.foreign_text import as_markdown
 from altgrad.text.number_text import number
-from dashboard.figures.curve_figures import CONFIG
 from dashboard.figures.format_figures import (
     codes,
     equivalences,
@@ -25,6 +24,7 @@ from dashboard.figures.format_figures import (
     ulp_figure,
 )
 from dashboard.page_context import PageContext
+from dashboard.paper.exported_chart import show_chart
 from dashboard.widgets import choose, choose_many, choose_one, choose_run, show_table, switch
 
 _PARTS = {"grids": "Grids", "precision": "Precision", "codes": "Codes", "tensors": "This run's tensors"}
@@ -68,8 +68,8 @@ def _chosen_formats() -> list[NumberFormat]:
 
 def _grids(formats: Sequence[NumberFormat]) -> None:
     alt = f"Positive values of {', '.join(fmt.name for fmt in formats)} on a log2 axis."
-    st.plotly_chart(grid_figure(formats), key="grids", config=CONFIG, alt=alt)
-    st.caption("Each tick is a value; for formats of more than 8 bits only the range is drawn.")
+    said = "Each tick is a value; for formats of more than 8 bits only the range is drawn."
+    show_chart(grid_figure(formats), "grids", title="Values of the formats", caption=said, alt=alt)
     frame = pd.DataFrame([facts(fmt) for fmt in formats])
     show_table(frame, alt="Range, precision and special codes of each format.")
     for sentence in equivalences({fmt.name: fmt for fmt in formats}):
@@ -78,20 +78,19 @@ def _grids(formats: Sequence[NumberFormat]) -> None:
 
 def _precision(formats: Sequence[NumberFormat]) -> None:
     st.subheader("ULP over the range")
-    st.plotly_chart(ulp_figure(formats), key="ulps", config=CONFIG, alt="Relative distance of neighbouring values.")
+    alt = "Relative distance of neighbouring values."
+    show_chart(ulp_figure(formats), "ulps", title="ULP over the range", alt=alt)
     st.subheader("Signal to rounding noise")
     scaled = switch("Scaled: largest value to the top of the format", "scaled", True)
     data = {name: from_distribution(name) for name in DISTRIBUTIONS}
-    _fits(formats, data, scaled)
-    st.caption(
-        "The values have unit variance; the largest is the one that occurs once in 4096. Scales are powers of two."
-    )
+    said = "The values have unit variance; the largest is the one that occurs once in 4096. Scales are powers of two."
+    _fits(formats, data, scaled, said)
 
 
-def _fits(formats: Sequence[NumberFormat], data: Mapping[str, Weighted], scaled: bool) -> None:
+def _fits(formats: Sequence[NumberFormat], data: Mapping[str, Weighted], scaled: bool, said: str) -> None:
     results = fits(formats, data, scaled)
     alt = f"Signal to quantization noise ratio of {len(formats)} formats on {', '.join(data)}."
-    st.plotly_chart(sqnr_figure(results), key="sqnr", config=CONFIG, alt=alt)
+    show_chart(sqnr_figure(results), "sqnr", title="Signal to rounding noise", caption=said, alt=alt)
     rows = [_fit_row(name, fmt, one) for name, by_format in results.items() for fmt, one in by_format.items()]
     show_table(pd.DataFrame(rows), alt="SQNR, losses and code usage per format.")
 
@@ -146,8 +145,9 @@ def _one_tensor(row: Mapping[str, Any], formats: Sequence[NumberFormat]) -> None
         return
     scaled = switch("Scaled: largest value to the top of the format", "scaled", True)
     name = f"{row['site']} of {row['layer']}"
-    _fits(formats, {name: from_histogram(row["first_exponent"], row["exponents"], row["zeros"])}, scaled)
-    st.caption("From the stored histogram; between two powers of two, values are assumed to be uniformly distributed.")
+    data = from_histogram(row["first_exponent"], row["exponents"], row["zeros"])
+    said = "From the stored histogram; between two powers of two, values are assumed to be uniformly distributed."
+    _fits(formats, {name: data}, scaled, said)
     st.subheader("Single values in another format")
     chosen = choose("In format", [fmt.name for fmt in formats], "in")
     fmt = next(fmt for fmt in formats if fmt.name == chosen)
@@ -156,4 +156,5 @@ def _one_tensor(row: Mapping[str, Any], formats: Sequence[NumberFormat]) -> None
         st.info("No finite value was sampled.")
         return
     alt = f"{len(sample)} sampled values as trained and as {chosen} would hold them."
-    st.plotly_chart(sample_figure(sample, fmt, scaled), key="sample", config=CONFIG, alt=alt)
+    title = f"{len(sample)} values of the {name} in {chosen}"
+    show_chart(sample_figure(sample, fmt, scaled), "sample", title=title, n=f"{len(sample)} values", alt=alt)

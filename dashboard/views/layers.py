@@ -9,9 +9,9 @@ import streamlit as st
 from altgrad.metrics import METRICS, SITES
 from altgrad.metrics import columns as metric_columns
 from altgrad.text.foreign_text import as_markdown
-from dashboard.figures.curve_figures import CONFIG
 from dashboard.figures.layer_heat_map import heat, heat_figure
 from dashboard.page_context import PageContext
+from dashboard.paper.exported_chart import show_chart
 from dashboard.widgets import choose_named, choose_one, choose_run
 
 _FIRST = ["stall_rate", "overflow_rate", "underflow_rate", "gradient_sparsity"]
@@ -46,7 +46,13 @@ def show(context: PageContext) -> None:
                 st.caption("Not measured.")
                 continue
             alt = f"{METRICS[metric].label} at the {site} of {len(data.layers)} layers over steps."
-            st.plotly_chart(heat_figure(data, metric, row.collapse_step), key=f"heat {metric}", config=CONFIG, alt=alt)
+            show_chart(
+                heat_figure(data, metric, row.collapse_step),
+                f"heat {metric}",
+                title=f"{METRICS[metric].axis_in(run.loss_unit)} of {run.name}, {site}",
+                n="1 run",
+                alt=alt,
+            )
     if row.collapse_step is not None:
         st.caption(f"Dashed line: the verdict, {as_markdown(str(row.reason))}.")
 

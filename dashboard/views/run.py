@@ -23,9 +23,10 @@ from altgrad.text.number_text import ABSENT, duration, number
 from altgrad.text.yaml_text import to_yaml
 from dashboard.cause_card import cause_line
 from dashboard.data.watched_sweep import WatchedRun
-from dashboard.figures.curve_figures import CONFIG, curves_figure
+from dashboard.figures.curve_figures import curves_figure
 from dashboard.figures.curve_marks import add_moments
 from dashboard.page_context import PageContext
+from dashboard.paper.exported_chart import show_chart
 from dashboard.widgets import choose_named, choose_run, show_table
 
 _FIRST = ("loss", "validation_loss", "stall_rate", "overflow_rate")
@@ -100,7 +101,7 @@ def _curves(run: WatchedRun, row: Row) -> None:
             add_moments(figure, one, events, row.collapse_step)
             figure.update_layout(height=280, legend=_LEGEND, showlegend=len(figure.data) > 1)
             alt = f"{described(metric).label} of {run.name} over steps: {describe([one])}"
-            st.plotly_chart(figure, key=f"run {metric}", config=CONFIG, alt=alt)
+            show_chart(figure, f"run {metric}", title=f"{described(metric).label} of {run.name}", n="1 run", alt=alt)
 
 
 def _config(run: WatchedRun) -> None:

@@ -19,7 +19,7 @@ from altgrad.compare.comparison_table import comparison_csv, comparison_markdown
 from altgrad.compare.groups import by_group
 from altgrad.compare.pairing import Settings, config_difference, settings_of
 from altgrad.compare.parity.pairs import GroupDifference, all_pairs, difference_curve, group_difference, paired_runs
-from altgrad.compare.parity.table import (
+from altgrad.compare.parity.parity_table import (
     ParityLine,
     parity_lines,
     parity_markdown,

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from altgrad.compare.coverage_note import coverage_note
-from altgrad.compare.parity.table import parity_markdown
+from altgrad.compare.parity.parity_table import parity_markdown
 from altgrad.compare.rates import rates_markdown
 from altgrad.compare.row import Row
 from altgrad.events import kind_of

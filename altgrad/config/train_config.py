@@ -28,6 +28,7 @@ from altgrad.text.yaml_text import NotYaml, read_yaml
 FORGOTTEN = ("histories",)  # parts of a checkpoint that `branch_from` may leave out: the amaxes of delayed scaling
 BYTES = "bytes"  # the tokenizer whose tokens are the bytes of a text
 BUILT_IN_TASK = "gpt"
+LITTLE_COVERAGE = 0.5  # below this rounded share of its matrix products a run says little about its format
 SHIPPED_TASKS = ("nanogpt", "hf_causal_lm", "image_classifier", "regression", "mx_proxy")  # modules of altgrad.tasks
 _TASK = re.compile(r"[A-Za-z_][\w-]*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)?")
 

@@ -23,7 +23,7 @@ from altgrad.compare import (
     rescue_matrix,
 )
 from altgrad.compare.comparison_table import COLUMNS, Column
-from altgrad.compare.parity.table import HEADS
+from altgrad.compare.parity.parity_table import HEADS
 from altgrad.compare.parity.verdict import ENOUGH_SEEDS
 from altgrad.html.charts import Curves, legend, overlay, panel
 from altgrad.html.markup import Html, element, join, scrolling, table

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from altgrad.config.phases import phases_text
+from altgrad.config.train_config import LITTLE_COVERAGE
 from altgrad.events import Event, kind_of
 from altgrad.metrics import METRICS, columns
 from altgrad.report.advice import advise, measure_more
@@ -35,7 +36,6 @@ _MEANING: Mapping[str, str] = {
     "gap_to_baseline": "The loss stayed too far behind the baseline run of the same seed.",
 }
 _TREND = 5
-_LITTLE = 0.5  # below this rounded share of the matrix products, a run says little about its format
 _LISTED = 3  # events of one kind that are listed one by one
 
 
@@ -117,7 +117,7 @@ def _rounded(run: Run) -> str:
     share = run.rounded_share
     if share is None:
         return "not measured"
-    return f"{share:.1%}" + (": most of the model is computed as in FP32" if share < _LITTLE else "")
+    return f"{share:.1%}" + (": most of the model is computed as in FP32" if share < LITTLE_COVERAGE else "")
 
 
 def _configured(evidence: Evidence) -> str:

@@ -24,7 +24,7 @@ from altgrad.compare import (
     rates_note,
     rescue_matrix,
 )
-from altgrad.compare.parity.table import HEADS
+from altgrad.compare.parity.parity_table import HEADS
 from altgrad.metrics import METRICS
 from altgrad.results.reading.curves import Curve, measured
 from altgrad.text.foreign_text import as_markdown

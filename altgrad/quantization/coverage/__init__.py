@@ -9,6 +9,6 @@ multiply-add).  A product of the backward pass is attributed to the module whose
 """
 
 from altgrad.quantization.coverage.measuring import measure_coverage
-from altgrad.quantization.coverage.share import CHOSEN, LITTLE, Coverage, LeftOut
+from altgrad.quantization.coverage.share import CHOSEN, Coverage, LeftOut
 
-__all__ = ["CHOSEN", "LITTLE", "Coverage", "LeftOut", "measure_coverage"]
+__all__ = ["CHOSEN", "Coverage", "LeftOut", "measure_coverage"]

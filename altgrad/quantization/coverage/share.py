@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
+from altgrad.config.train_config import LITTLE_COVERAGE
+
 CHOSEN = ("filter_fn", "product of two activations")  # reasons that are a choice: of the user, or of the recipe
-LITTLE = 0.5  # below this share a run is weak evidence about its format
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,6 @@ class Coverage:
         )
         rest = ", ..." if len(self.modules) > 3 else ""
         left_out = f"; left out: {largest}{rest}" if largest else ""
-        warning = "Warning: only " if warned and self.share < LITTLE else ""
+        warning = "Warning: only " if warned and self.share < LITTLE_COVERAGE else ""
         note = f" ({self.note})" if self.note else ""
         return f"{warning}{self.share:.1%} of the GEMM FLOPs are rounded{left_out}{note}"

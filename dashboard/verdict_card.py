@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import streamlit as st
 
 from altgrad.compare import Row
-from altgrad.report.advice import advise
+from altgrad.report.advising.advice import advise
+from altgrad.report.advising.sweep_evidence import happened, survivor_sentence, survivors_like, sweep_command
 from altgrad.report.evidence import Evidence
-from altgrad.report.sweep_evidence import happened, survivor_sentence, survivors_like, sweep_command
 from altgrad.text.foreign_text import as_markdown
 
 _SHOWN = 3

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from altgrad.config.cast import GEMM_SITES, Cast, GemmSite
-from altgrad.config.config_errors import FieldError, problem
-from altgrad.config.field_traits import Declared, field
+from altgrad.config.fields.config_errors import FieldError, problem
+from altgrad.config.fields.field_traits import Declared, field
 from altgrad.config.operands import Operand, casts_of, check_gemms
 from altgrad.config.optimizer_states import MOMENTS, Moment, MomentCast, moment_cast
 from altgrad.config.phases import check_effect, check_phases, fields_after, normal_phases

@@ -14,12 +14,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from altgrad.config.config_errors import ConfigError, FieldError
-from altgrad.config.field_traits import field
-from altgrad.config.gpt_sizes import PRESETS, GPTShape
+from altgrad.config.fields.config_errors import ConfigError, FieldError
+from altgrad.config.fields.field_traits import field
 from altgrad.config.phases import first_steps
 from altgrad.config.published import check_shorthand, merged_gemms, own_fields, published_fields
 from altgrad.config.recipe import Fraction, Positive, Recipe, recipe_defaults
+from altgrad.config.sizes.gpt_sizes import PRESETS, GPTShape
 from altgrad.formats import find_format
 from altgrad.text.error_hints import did_you_mean, shown, shown_path
 from altgrad.text.path_text import check_path

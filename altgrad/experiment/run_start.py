@@ -12,8 +12,8 @@ from typing import Any
 
 from altgrad.branch import branch_record
 from altgrad.collapse import BaselineGap, gap_to_baseline
-from altgrad.config.config_errors import ConfigError
-from altgrad.config.memory import bytes_per_parameter
+from altgrad.config.fields.config_errors import ConfigError
+from altgrad.config.sizes.memory import bytes_per_parameter
 from altgrad.experiment.outcome import Report
 from altgrad.experiment.provenance import coverage, provenance
 from altgrad.quantization.coverage import Coverage

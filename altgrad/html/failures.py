@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from altgrad.compare import Row
 from altgrad.events import kind_of
-from altgrad.html.charts import Curves, alone, legend
+from altgrad.html.drawing.charts import Curves, alone, legend
 from altgrad.html.markup import Html, element, join, table
 from altgrad.html.prose import prose
 from altgrad.html.sweep_contents import Contents, HeldRun

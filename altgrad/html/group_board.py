@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 from altgrad.compare import PairedGap, Row, by_group, loss_unit, paired_gap, parity_lines
 from altgrad.compare.parity.verdict import ENOUGH_SEEDS
-from altgrad.html.chart_area import Frame
-from altgrad.html.charts import path_data
+from altgrad.html.drawing.chart_area import Frame
+from altgrad.html.drawing.charts import path_data
 from altgrad.html.markup import Html, element, join
 from altgrad.metrics import METRICS
 from altgrad.show.drawn_curves import Line, scale

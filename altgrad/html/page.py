@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from importlib import resources
 
 from altgrad import __version__
-from altgrad.html.charts import Curves
+from altgrad.html.drawing.charts import Curves
 from altgrad.html.failures import failures_section, links_of
 from altgrad.html.group_board import BOARD_STYLE, group_board
 from altgrad.html.markup import Html, element, join

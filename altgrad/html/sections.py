@@ -25,7 +25,7 @@ from altgrad.compare import (
 from altgrad.compare.comparison_table import COLUMNS, Column
 from altgrad.compare.parity.parity_table import HEADS
 from altgrad.compare.parity.verdict import ENOUGH_SEEDS
-from altgrad.html.charts import Curves, legend, overlay, panel
+from altgrad.html.drawing.charts import Curves, legend, overlay, panel
 from altgrad.html.markup import Html, element, join, scrolling, table
 from altgrad.html.prose import sentence
 from altgrad.html.sweep_contents import METRIC, Contents

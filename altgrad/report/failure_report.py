@@ -14,7 +14,7 @@ from altgrad.config.phases import phases_text
 from altgrad.config.train_config import LITTLE_COVERAGE
 from altgrad.events import Event, kind_of
 from altgrad.metrics import METRICS, columns
-from altgrad.report.advice import advise, measure_more
+from altgrad.report.advising.advice import advise, measure_more
 from altgrad.report.evidence import Evidence
 from altgrad.report.layer_tables import gradient_sparsity, rates_by_layer, zero_update_regions
 from altgrad.report.signals import Departure, what_moved

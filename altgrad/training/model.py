@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from altgrad.config.gpt_sizes import GPTShape
+from altgrad.config.sizes.gpt_sizes import GPTShape
 from altgrad.config.train_config import TrainConfig
 
 _KIND: dict[str, Any] = {"dtype": torch.float32}  # of every parameter; torch's default dtype may differ

@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field
 
 from altgrad.compare.pairing import MEASURING, NUMERICS, OPTIMISATION, RESCUE, RUNNING
-from altgrad.config.field_traits import Declared, field
+from altgrad.config.fields.field_traits import Declared, field
 from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import TrainConfig
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from altgrad.config.memory import bytes_per_parameter
 from altgrad.config.recipe import Recipe
+from altgrad.config.sizes.memory import bytes_per_parameter
 
 COAT = {"format": "E4M3", "block": "1x128", "scale_rule": "real", "scale_format": "FP32", "range_expansion": True}
 STORED = {"format": "E4M3", "master_weights": False}

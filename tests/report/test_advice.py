@@ -12,7 +12,7 @@ import pytest
 
 from altgrad.config.train_config import TrainConfig
 from altgrad.report import failure_report
-from altgrad.report.advice import advise
+from altgrad.report.advising.advice import advise
 from altgrad.report.evidence import Evidence
 from altgrad.results import Run, Verdict
 from altgrad.storage.folder import Folder

@@ -19,7 +19,7 @@ from altgrad.__main__ import main
 from altgrad.compare import comparison, comparison_csv, rescue_matrix
 from altgrad.compare.comparison_table import COLUMNS
 from altgrad.html import html_report
-from altgrad.html.chart_area import ticks
+from altgrad.html.drawing.chart_area import ticks
 from altgrad.results import RunWriter, Verdict, list_runs
 from altgrad.storage.folder import Folder
 from tests.support.html_tree import Node, parse

@@ -13,7 +13,7 @@ import yaml
 
 from altgrad.formats import FORMATS, find_format
 from altgrad.report import failure_report, sweep_report, write_failure_report
-from altgrad.report.alternatives import more_exponent, more_mantissa
+from altgrad.report.advising.alternatives import more_exponent, more_mantissa
 from altgrad.results import Verdict
 from altgrad.storage.folder import Folder
 from tests.support.results.written_runs import write_ended_run

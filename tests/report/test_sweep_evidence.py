@@ -10,7 +10,7 @@ import pytest
 
 from altgrad.config.shipped_configs import CONFIGS
 from altgrad.config.train_config import TrainConfig, load_config
-from altgrad.report.sweep_evidence import happened, survivor_sentence, survivors_like, sweep_command
+from altgrad.report.advising.sweep_evidence import happened, survivor_sentence, survivors_like, sweep_command
 from altgrad.results import Verdict
 from altgrad.storage.folder import Folder
 from tests.support.results.written_runs import rows_of, write_run

@@ -15,7 +15,7 @@ from altgrad.compare import comparison
 from altgrad.config.train_config import TrainConfig
 from altgrad.events import EVENTS, Event, check_kind, kind_of
 from altgrad.html import write_html_report
-from altgrad.html.chart_marks import EVENT_GLYPHS
+from altgrad.html.drawing.chart_marks import EVENT_GLYPHS
 from altgrad.report import write_failure_report
 from altgrad.results import SCHEMAS, NoWriter, RunWriter, acts, read_events, read_run, read_table
 from altgrad.results.part_file import encoded

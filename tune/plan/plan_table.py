@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from altgrad.config.memory import bytes_per_parameter
+from altgrad.config.sizes.memory import bytes_per_parameter
 from altgrad.config.train_config import BUILT_IN_TASK
 from altgrad.metrics import METRICS
 from altgrad.text.number_text import duration

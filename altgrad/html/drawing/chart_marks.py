@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from altgrad.events import Event, EventKind, Symbol, kind_of
-from altgrad.html.chart_area import Frame
+from altgrad.html.drawing.chart_area import Frame
 from altgrad.html.markup import Html, element, join
 from altgrad.show.drawn_curves import Line, off_scale
 from altgrad.show.palette import ALARM, Marker, event_colour, format_colour

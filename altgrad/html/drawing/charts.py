@@ -14,8 +14,8 @@ import numpy as np
 
 from altgrad.compare import Row, loss_unit
 from altgrad.events import Event, EventKind, kind_of
-from altgrad.html import chart_marks as marks
-from altgrad.html.chart_area import Frame, axes, margin, most_values, ticks
+from altgrad.html.drawing import chart_marks as marks
+from altgrad.html.drawing.chart_area import Frame, axes, margin, most_values, ticks
 from altgrad.html.markup import Html, element, join
 from altgrad.metrics import METRICS
 from altgrad.results.reading.curves import Curve

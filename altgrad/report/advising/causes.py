@@ -17,7 +17,7 @@ from altgrad.config.recipe import GEMM_SITES
 from altgrad.format_relations import FALLBACKS
 from altgrad.formats import find_format
 from altgrad.metrics import SITES, SiteName
-from altgrad.report.alternatives import more_exponent, more_mantissa
+from altgrad.report.advising.alternatives import more_exponent, more_mantissa
 from altgrad.report.evidence import Evidence, Finding
 from altgrad.report.thresholds import BOUNDS, CONCENTRATED, GROWTH, RISE, RISE_SHARE
 from altgrad.text.foreign_text import as_code

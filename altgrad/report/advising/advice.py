@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from altgrad.config.phases import CAST_FIELDS
 from altgrad.config.recipe import GEMM_SITES
 from altgrad.config.train_config import ConfigError, TrainConfig
-from altgrad.report.causes import (
+from altgrad.report.advising.causes import (
     Advice,
     frozen,
     never_moved,

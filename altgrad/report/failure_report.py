@@ -24,7 +24,7 @@ from altgrad.results import Run, format_shifts, read_run
 from altgrad.results.reading.curves import measured
 from altgrad.storage.folder import Folder
 from altgrad.text.foreign_text import as_code, as_code_block, as_markdown
-from altgrad.text.number_text import ABSENT, duration, number, table
+from altgrad.text.number_text import ABSENT, duration, number, shares_text, table
 from altgrad.text.yaml_text import to_yaml
 
 _MEANING: Mapping[str, str] = {
@@ -117,7 +117,9 @@ def _rounded(run: Run) -> str:
     share = run.rounded_share
     if share is None:
         return "not measured"
-    return f"{share:.1%}" + (": most of the model is computed as in FP32" if share < LITTLE_COVERAGE else "")
+    formats = run.rounded_formats
+    parts = f" ({as_markdown(shares_text(formats))})" if len(formats) > 1 else ""
+    return f"{share:.1%}{parts}" + (": most of the model is computed as in FP32" if share < LITTLE_COVERAGE else "")
 
 
 def _configured(evidence: Evidence) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 ABSENT = "–"
 
@@ -41,3 +41,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str = "") -
     marks = ["---:" if side == "r" else "---" for side in align]
     lines = [head, marks, *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shares_text(shares: Mapping[str, float]) -> str:
+    """`E4M3 66.7%, BF16 33.3%`"""
+    return ", ".join(f"{name} {share:.1%}" for name, share in shares.items())

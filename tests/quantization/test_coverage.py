@@ -239,7 +239,7 @@ def test_at_most_twenty_modules_are_listed_and_the_record_is_json() -> None:
     found = measure_coverage(model, lambda: model(inputs).sum())
     assert found is not None and len(found.modules) == MOST_LISTED
     record = json.loads(json.dumps(found.record()))
-    assert record.keys() == {"share", "total_flops", "rounded_flops", "modules", "note"}
+    assert record.keys() == {"share", "total_flops", "rounded_flops", "modules", "note", "formats"}
     assert record["share"] == found.rounded_flops / found.total_flops
     assert record["modules"][0].keys() == {"module", "type", "flops", "reason"}
 

@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils.flop_counter import flop_registry
 
 from altgrad import torch_private
+from altgrad.config.cast import Gemm
 from altgrad.quantization.adapters.rounded_module import RoundedModule
 from altgrad.quantization.coverage.share import Coverage, LeftOut
 from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
@@ -27,10 +28,11 @@ _ATTENTION = ("_scaled_dot_product", "_flash_attention", "_efficient_attention")
 
 
 class _Place(NamedTuple):
-    """Where a product is computed: in a module, and there in a rounded product or outside of one."""
+    """Where a product is computed: in a module, and there in a rounded product or outside of one (`gemm` is None)."""
 
     module: nn.Module
-    rounded: bool = False
+    gemm: RoundedGemm | None = None
+    wanted: tuple[Gemm, ...] = ()  # of the rounded product's GEMMs, those that are computed in this step
 
 
 class ProductCounter(TorchDispatchMode):
@@ -47,6 +49,7 @@ class ProductCounter(TorchDispatchMode):
         self._sequence: list[int] = [0]  # autograd nodes from this sequence number on ...
         self._owner: list[_Place] = [_Place(model)]  # ... were made at this place
         self._flops: dict[tuple[_Place, str], int] = {}
+        self._by_formats: dict[str, int] = {}
         self.before_write: Callable[[Tensor], None] = lambda tensor: None
 
     @contextmanager
@@ -74,12 +77,14 @@ class ProductCounter(TorchDispatchMode):
                 layer.watch = None
 
     @contextmanager
-    def _multiplies(self, layer: RoundedGemm) -> Iterator[None]:
-        self._inside.append(_Place(layer.module, rounded=True))
+    def _multiplies(self, layer: RoundedGemm, wanted: tuple[Gemm, ...]) -> Iterator[None]:
+        self._inside.append(_Place(layer.module, layer, wanted))
         self._note()
-        yield
-        self._inside.pop()
-        self._note()
+        try:
+            yield
+        finally:  # checkpointing stops a second forward pass by an exception as soon as it has what it needs
+            self._inside.pop()
+            self._note()
 
     def _enter(self, module: nn.Module, inputs: Any) -> None:
         if module in self._names:
@@ -113,11 +118,21 @@ class ProductCounter(TorchDispatchMode):
             place = self._current()
             key = place, self._reason(place, func.overloadpacket.__name__)
             self._flops[key] = self._flops.get(key, 0) + flops
+            if place.gemm is not None:
+                self._note_formats(place.gemm, place.wanted, flops)
         return result
+
+    def _note_formats(self, gemm: RoundedGemm, wanted: tuple[Gemm, ...], flops: int) -> None:
+        """Backward, the products for both gradients cost the same, so that each has half of what the layer computes."""
+        forward = torch_private.running_node_number() is None or len(self._inside) > 1
+        parts = [part for part in wanted if (part == "fprop") == forward]
+        for part in parts:
+            name = " x ".join(dict.fromkeys(fmt.name for fmt in gemm.formats_in(part)))
+            self._by_formats[name] = self._by_formats.get(name, 0) + flops // len(parts)
 
     def _reason(self, place: _Place, operation: str) -> str:
         """The reason why a product is not rounded; "" if it is."""
-        if place.rounded:
+        if place.gemm is not None:
             return ""
         if operation.startswith((*_BATCHED, *_ATTENTION)):
             return "product of two activations"
@@ -134,14 +149,15 @@ class ProductCounter(TorchDispatchMode):
 
     def coverage(self, note: str) -> Coverage:
         """What was counted; `note`: see `Coverage`."""
-        rounded = sum(flops for (place, _), flops in self._flops.items() if place.rounded)
+        rounded = sum(flops for (place, _), flops in self._flops.items() if place.gemm is not None)
         left_out = [
             LeftOut(self._names[place.module] or "(the model itself)", _type(place.module), flops, reason)
             for (place, reason), flops in self._flops.items()
-            if not place.rounded
+            if place.gemm is None
         ]
         left_out.sort(key=lambda one: -one.flops)
-        return Coverage(sum(self._flops.values()), rounded, tuple(left_out[:MOST_LISTED]), note)
+        formats = dict(sorted(self._by_formats.items(), key=lambda item: -item[1]))
+        return Coverage(sum(self._flops.values()), rounded, tuple(left_out[:MOST_LISTED]), note, formats)
 
 
 def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
 
 from altgrad.config.train_config import LITTLE_COVERAGE
+from altgrad.text.number_text import shares_text
 
 CHOSEN = ("filter_fn", "product of two activations")  # reasons that are a choice: of the user, or of the recipe
 
@@ -26,12 +28,15 @@ class Coverage:
     """FLOPs of one step's matrix products, forward and backward, in total and in rounded layers.
 
     `modules`: the products that are not rounded, largest first.  `note`: which part could not be measured, else "".
+    `formats`: the rounded FLOPs by the formats of both operands, largest first, such as {"E4M3": 8, "E5M2 x E4M3": 4}
+    in the recipe's first phase; a layer that a recipe leaves in BF16 stands under "BF16".
     """
 
     total_flops: int
     rounded_flops: int
     modules: tuple[LeftOut, ...]
     note: str = ""
+    formats: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def share(self) -> float | None:
@@ -69,4 +74,9 @@ class Coverage:
         left_out = f"; left out: {largest}{rest}" if largest else ""
         warning = "Warning: only " if warned and self.share < LITTLE_COVERAGE else ""
         note = f" ({self.note})" if self.note else ""
-        return f"{warning}{self.share:.1%} of the GEMM FLOPs are rounded{left_out}{note}"
+        return f"{warning}{self.share:.1%} of the GEMM FLOPs are rounded{self._by_format()}{left_out}{note}"
+
+    def _by_format(self) -> str:
+        """` (E4M3 66.7%, BF16 33.3%)`, of all FLOPs, if the rounded products differ in their formats."""
+        shares = {name: flops / self.total_flops for name, flops in self.formats.items()}
+        return f" ({shares_text(shares)})" if len(shares) > 1 else ""

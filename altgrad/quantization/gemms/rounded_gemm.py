@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad import torch_private
-from altgrad.config.cast import GEMM_SITES, Cast, Gemm, GemmSite
+from altgrad.config.cast import GEMM_SITES, GEMMS, Cast, Gemm, GemmSite
 from altgrad.config.operands import Operand
 from altgrad.config.recipe import Recipe
 from altgrad.formats import NumberFormat, Overflow, find_format
@@ -27,7 +27,7 @@ from altgrad.quantization.kernel.round import Rounding
 from altgrad.quantization.kernel.scaled_rounding import round_site, rounded_and_scale
 from altgrad.quantization.kernel.site import OPERAND_TENSORS, Site, SiteSet, together
 
-Watch = Callable[["RoundedGemm"], AbstractContextManager[None]]
+Watch = Callable[["RoundedGemm", tuple[Gemm, ...]], AbstractContextManager[None]]
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
@@ -54,7 +54,7 @@ class RoundedGemm:
     stochastic: bool  # whether the present sites draw random numbers
     key: Tensor  # (3,) int32: words of the step's random numbers, then the rank
     draws: int  # stochastic forward passes since the key was set
-    watch: Watch | None  # told of the products that are left unrounded by `bypass`
+    watch: Watch | None  # told of the products that are left unrounded by `bypass`, and of the GEMMs they belong to
 
     def set_up(
         self, recipe: Recipe, name: str, salt: int, casts: Sequence[Mapping[Operand, Cast]], device: torch.device
@@ -138,6 +138,11 @@ class RoundedGemm:
             for site in (*phase.by_tensor["activation"], *phase.by_tensor["gradient"]):
                 site.share()
 
+    def formats_in(self, gemm_name: Gemm) -> tuple[NumberFormat, ...]:
+        """The formats of the two operands of a GEMM, in the order of `GEMMS`."""
+        of_operand = {operand: site.format for site in self.sites.values() for operand in site.rounded.operands}
+        return tuple(of_operand[Operand(gemm_name, tensor)] for tensor in GEMMS[gemm_name])
+
     def format_of(self, site: GemmSite) -> NumberFormat:
         """The format of the first rounding of a tensor, see `site`."""
         return self.site(site).format
@@ -167,21 +172,17 @@ class RoundedGemm:
         if self.bypass:
             if self.watch is None:
                 return products.plain(x, weight, bias, batched, convolution)
-            with self.watch(self):
+            with self.watch(self, _wanted(x, weight)):
                 return products.plain(x, weight, bias, batched, convolution)
         self._check_transforms()
         use = self._next_use() if self.stochastic else 0
         if self.native_fp8 and not batched and x.numel():
             return self._native(x, weight, bias, use)
         training = torch.is_grad_enabled()
-        wanted: list[Gemm] = ["fprop"]
-        if training and x.requires_grad:
-            wanted.append("dgrad")
-        if training and weight.requires_grad:
-            wanted.append("wgrad")
+        wanted = _wanted(x, weight)
         sites = [self.roundings(tensor) for tensor in OPERAND_TENSORS]
         narrow = self.multiplies_bfloat16 and not batched and convolution is None
-        structure = GemmStructure.of(sites, self._reads, tuple(wanted), use=use, narrow=narrow, counting=self.counting)
+        structure = GemmStructure.of(sites, self._reads, wanted, use=use, narrow=narrow, counting=self.counting)
         if batched or convolution is not None:
             structure = structure._replace(batched=batched, convolution=convolution)
         y, counts = operand_gemms(x, weight, bias, self.key, sites, structure)
@@ -284,3 +285,14 @@ class RoundedGemm:
         if self.native_fp8 and fmt != site.format:
             raise ValueError(f"native_fp8=True: a site cannot change from {site.format} to {fmt}; use native_fp8=False")
         site.set_format(fmt)
+
+
+def _wanted(x: Tensor, weight: Tensor) -> tuple[Gemm, ...]:
+    """The GEMMs of a product: that of the forward pass, and those of the gradients that autograd will ask for."""
+    training = torch.is_grad_enabled()
+    gemms: list[Gemm] = ["fprop"]
+    if training and x.requires_grad:
+        gemms.append("dgrad")
+    if training and weight.requires_grad:
+        gemms.append("wgrad")
+    return tuple(gemms)

@@ -34,8 +34,9 @@ class Run:
     - `earlier`: of each attempt before this one {"attempt", "resources", "seconds" of training};
     - `data`: the files, bytes, tokens and id width that were read for the config's `data`, and the files that were
       skipped; null if the user passed batches instead;
-    - `coverage`: {"share", "total_flops", "rounded_flops", "modules", "note"}: the share of the FLOPs of the model's
-      matrix products that is rounded, and the modules that are not; null for a model on the `meta` device.
+    - `coverage`: {"share", "total_flops", "rounded_flops", "modules", "note", "formats"}: the share of the FLOPs of the
+      model's matrix products that is rounded, the modules that are not, and the rounded FLOPs by the formats of both
+      operands (absent in folders of older versions); null for a model on the `meta` device.
     - `branch`: {"parent": folder, "run", "step", "changes": {field: value}} of a run that started from another one's
       checkpoint: its first step is the one after `step`; null for other runs, absent in folders of older versions;
     - `bytes_per_parameter`: what a weight of a rounded layer and its optimizer state would take on hardware, see
@@ -64,6 +65,20 @@ class Run:
         """Share of the FLOPs of the model's matrix products that is rounded; None if it was not measured."""
         coverage = self.info.get("coverage")
         return _number(coverage.get("share") if isinstance(coverage, dict) else None)
+
+    @property
+    def rounded_formats(self) -> dict[str, float]:
+        """Shares of the products' FLOPs by the formats of both operands, such as {"E4M3": 0.67, "BF16": 0.33}.
+
+        Empty if they were not measured, or cannot be read.
+        """
+        coverage = self.info.get("coverage")
+        found = coverage.get("formats") if isinstance(coverage, dict) else None
+        total = _number(coverage.get("total_flops")) if isinstance(coverage, dict) else None
+        if not isinstance(found, dict) or not total:
+            return {}
+        flops = {name: _number(value) for name, value in found.items()}
+        return {name: value / total for name, value in flops.items() if value is not None}
 
     @property
     def bytes_per_parameter(self) -> float | None:

@@ -48,8 +48,8 @@ _TABLE = (
     # acts of an intervention
     EventKind("clip", "clip", "the clipper reduced the gradient norm to the limit of the format, because gradients overflowed", True, "triangle-down", "run"),
     EventKind("skip", "skip", "the optimizer step was skipped, because the loss or a gradient was NaN or inf, or by the rescue ladder, because the loss was far above its best", True, "x", "run"),
-    EventKind("rollback", "rollback", "weights and optimizer state were restored from the last finite snapshot, because they held NaN or inf, or by the rescue ladder from the last healthy one", True, "triangle-left", "run"),
-    EventKind("format_shift", "format shift", "a failing format was replaced by a safer one during the run", True, "star", "run"),
+    EventKind("rollback", "rollback", "weights and optimizer state were restored from the last finite snapshot, because they held NaN or inf, or by the rescue ladder from the last healthy one, in memory or in a checkpoint", True, "triangle-left", "run"),
+    EventKind("format_shift", "format shift", "a failing format was replaced by a safer one during the run, at all operands or at chosen ones", True, "star", "run"),
     EventKind("rate_cut", "rate cut", "the rescue ladder cut the learning rate to a tenth, from where it warms up again", True, "triangle-down", "run"),
     # other events
     EventKind("phase", "phase of the recipe", "the schedule of the recipe changed the casts of the GEMMs, as configured", False, "diamond", "run"),

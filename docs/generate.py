@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from altgrad.config.train_config import INTERVENTIONS, TrainConfig
+from altgrad.config.interventions import INTERVENTIONS, PATTERNS, intervention_fields
+from altgrad.config.train_config import TrainConfig
 from altgrad.events import EVENTS
 from altgrad.formats import GROUPS, NumberFormat
 from altgrad.metrics import METRICS
@@ -102,9 +103,13 @@ def thresholds() -> str:
 
 def interventions() -> str:
     """What each name of an intervention sets."""
+    examples = (("to-FORMAT", "to-E5M2"), ("to-FORMAT-OPERAND", "to-BF16-wgrad"))
+    assert tuple(name for name, _ in examples) == PATTERNS
+    named = [(f"`{name}`", fields) for name, fields in INTERVENTIONS.items()]
+    named += [(f"`{name}`, such as `{example}`", intervention_fields(example)) for name, example in examples]
     rows = (
-        (f"`{name}`", ", ".join(f"`{field}: {_yaml(value)}`" for field, value in fields.items()) or "nothing")
-        for name, fields in INTERVENTIONS.items()
+        (name, ", ".join(f"`{field}: {_yaml(value)}`" for field, value in fields.items()) or "nothing")
+        for name, fields in named
     )
     return table(("name", "sets"), rows)
 

@@ -15,10 +15,11 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
+from altgrad.config.interventions import implied_fields
 from altgrad.config.phases import phases_text
 from altgrad.config.published import own_gemms, published_fields
 from altgrad.config.recipe import GEMM_SITES
-from altgrad.config.train_config import INTERVENTIONS, TrainConfig
+from altgrad.config.train_config import TrainConfig
 from altgrad.formats import BASELINE_FORMAT
 from altgrad.results import Run
 
@@ -99,8 +100,7 @@ class Settings:
         theirs = published_fields(recipe)
         replaced = {
             field: theirs.get(field, _REPLACED[field])
-            for part in self.intervention.split("+")
-            for field in INTERVENTIONS.get(part, {})
+            for field in implied_fields(self.intervention)
             if field in _REPLACED
         }
         config = {**self.config, **replaced}
@@ -117,9 +117,7 @@ class Settings:
 
         A field that the intervention has set is given with its default: the intervention's name already implies it.
         """
-        implied: dict[str, Any] = {}
-        for part in self.intervention.split("+"):
-            implied |= INTERVENTIONS.get(part, {})
+        implied = implied_fields(self.intervention)
         return {
             name: DEFAULTS.get(name) if name in implied and value == implied[name] else value
             for name, value in self.config.items()

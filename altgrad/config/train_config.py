@@ -14,8 +14,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from altgrad.config.cast import GEMM_SITES, GEMMS
 from altgrad.config.fields.config_errors import ConfigError, FieldError
 from altgrad.config.fields.field_traits import field
+from altgrad.config.operands import ALL_OPERANDS
 from altgrad.config.phases import first_steps
 from altgrad.config.published import check_shorthand, merged_gemms, own_fields, published_fields
 from altgrad.config.recipe import Fraction, Positive, Recipe, recipe_defaults
@@ -88,12 +90,14 @@ class TrainConfig(Recipe):
     emergency_shift_stall_threshold: Fraction = field(0.5, "rescue", "STAB-06: a diagnostic window counts as frozen only if its stall rate is above this", only_with=("enable_emergency_shift", True))
     emergency_shift_stall_windows: int = field(2, "rescue", "STAB-06: number of consecutive frozen diagnostic windows before a shift", only_with=("enable_emergency_shift", True), ge=1)
     emergency_shift_displacement: Fraction = field(0.25, "rescue", "STAB-06: a diagnostic window counts as frozen only if its realised displacement is below this", only_with=("enable_emergency_shift", True))
-    enable_rescue_ladder: bool = field(False, "rescue", "act on a run whose loss is not finite or far above its best, by the rungs of rescue_rungs, one after the other")
-    rescue_rungs: list[Rung] = field(["skip", "rate", "rollback", "shift"], "rescue", "rescue ladder: the acts in their order: skip (the batch), rate (cut and warm up again), rollback (to the last healthy weights, without the batches since), shift (to rescue_shift_format)", only_with=("enable_rescue_ladder", True), min_length=1)
+    enable_rescue_ladder: bool = field(False, "rescue", "act on a run whose loss is not finite or far above its best, by the rungs of rescue_rungs, one after the other; on frozen weights and zero gradients by a shift alone")
+    rescue_rungs: list[Rung] = field(["skip", "rate", "rollback", "shift"], "rescue", "rescue ladder: the acts in their order: skip (the batch), rate (cut and warm up again), rollback (to the last healthy weights, without the batches since; if they do not help, to an older checkpoint), shift (to rescue_shift_format)", only_with=("enable_rescue_ladder", True), min_length=1)
     rescue_margin: Positive = field(0.5, "rescue", "rescue ladder: nats above the best smoothed loss from which on a step is in trouble", only_with=("enable_rescue_ladder", True))
     rescue_window: int = field(10, "rescue", "rescue ladder: number of steps that an act has to help, before the next rung", only_with=("enable_rescue_ladder", True), ge=1)
     rescue_budget: int = field(8, "rescue", "rescue ladder: most acts of a run; afterwards the verdict stands", only_with=("enable_rescue_ladder", True), ge=1)
-    rescue_shift_format: str = field("BF16", "rescue", "rescue ladder: format of all scaled sites after a shift", only_with=("enable_rescue_ladder", True))
+    rescue_shift_format: str = field("BF16", "rescue", "rescue ladder: format of the scaled operands after a shift", only_with=("enable_rescue_ladder", True))
+    rescue_shift_layers: str = field("*", "rescue", "rescue ladder: glob of the layers that a shift changes", only_with=("enable_rescue_ladder", True))
+    rescue_shift_operands: list[str] | None = field(None, "rescue", "rescue ladder: the operands that a shift changes: a GEMM (wgrad), a tensor (gradient), or one operand (dgrad.gradient); None: all", only_with=("enable_rescue_ladder", True), min_length=1)
     # collapse rules
     stop_on_collapse: bool = field(True, "judging", "true: end the run when a collapse rule judges it; false: record the verdict and go on")
     non_finite_patience: int = field(5, "judging", "rule non_finite: number of consecutive steps with a NaN or inf loss or gradient; it also judges a run in which most recent steps are like that", ge=1)
@@ -130,6 +134,15 @@ class TrainConfig(Recipe):
     @classmethod
     def _registered_shift(cls, name: str) -> str:
         return find_format(name).name
+
+    @field_validator("rescue_shift_operands")
+    @classmethod
+    def _operands_to_shift(cls, words: list[str] | None) -> list[str] | None:
+        known = [*GEMMS, *GEMM_SITES, *map(str, ALL_OPERANDS)]
+        for word in words or ():
+            if word not in known:
+                raise ValueError(f"{shown(word)}; known: {', '.join(known)}{did_you_mean(word, known)}")
+        return words
 
     @field_validator("branch_from")
     @classmethod
@@ -246,35 +259,6 @@ def check_origin(origin: Mapping[str, Any]) -> None:
         raise ValueError(f"step={shown(step)}: a whole number from 0; 0 is the parent's start")
     if not isinstance(forget, list) or not set(map(str, forget)) <= set(FORGOTTEN):
         raise ValueError(f"forget={forget!r:.60}: a list of {', '.join(FORGOTTEN)}")
-
-
-# Interventions that a sweep may try on a failing format: name -> the fields that it sets.  Names are joined: clip+shift
-INTERVENTIONS: Mapping[str, Mapping[str, Any]] = {
-    "none": {},
-    "clip": {"enable_partition_clipping": True},
-    "shift": {"enable_emergency_shift": True},
-    "skip": {"enable_rescue_ladder": True, "rescue_rungs": ["skip"]},
-    "rate": {"enable_rescue_ladder": True, "rescue_rungs": ["rate"]},
-    "rollback": {"enable_rescue_ladder": True, "rescue_rungs": ["rollback"]},
-    "bf16": {"enable_rescue_ladder": True, "rescue_rungs": ["shift"]},
-    "ladder": {"enable_rescue_ladder": True},
-    "stochastic": {"update_rounding": "stochastic"},
-    "kahan": {"update_rounding": "kahan"},
-    "eco": {"update_rounding": "eco_stochastic"},
-    "master": {"master_weights": True},
-    "scaling": {"scaling": "dynamic"},
-}
-
-
-def intervention_fields(name: str) -> dict[str, Any]:
-    """The config fields that an intervention such as `clip+shift` sets.  Raises ConfigError for an unknown name."""
-    fields: dict[str, Any] = {}
-    for part in name.split("+"):
-        if part not in INTERVENTIONS:
-            known = f"{', '.join(INTERVENTIONS)}, or several joined with +{did_you_mean(part, INTERVENTIONS)}"
-            raise ConfigError(f"intervention={shown(part)}; known: {known}")
-        fields |= INTERVENTIONS[part]
-    return fields
 
 
 def load_config(path: str | Path, **overrides: Any) -> TrainConfig:

@@ -255,6 +255,14 @@ class QuantizedModel:
             compensation.copy_(state["compensations"][name])
         self._reminder.written()
 
+    def load_earlier(self, state: Mapping[str, Any]) -> None:
+        """Take the histories, corrections and compensations of an earlier `state_dict`; formats and phase stay."""
+        now = self.state_dict()
+        later = zip(state.get("phases", []), now.get("phases", []), strict=True)
+        phases = [{**kept, "formats": own["formats"]} for kept, own in later]
+        taken = {**state, "formats": now["formats"], "phase": self.phase, **({"phases": phases} if phases else {})}
+        self.load_state_dict(taken)
+
     def _set_key(self, words: tuple[int, int], rank: int) -> None:
         filled = set()
         for layer in self._gemms.values():

@@ -3,12 +3,20 @@
     skip       leave out the optimizer step of a batch whose loss is bad
     rate       cut the learning rate to a tenth, and warm up again
     rollback   go back to the last healthy weights; the batches since then are not trained again
-    shift      replace the format of every scaled site by another one for good
+    shift      replace the format of the scaled operands, or of chosen ones, by another one for good
 
 A step is in trouble if its loss or gradient is not finite, or its loss lies more than `rescue_margin` above the best
 smoothed loss so far.  The first act comes with the first such step.  If the run is still in trouble `rescue_window`
 steps after an act, the next rung acts, from the last rung on that one again; after as many steps without trouble the
 ladder is back at its first rung.  When the budget is spent, nothing acts any more, and the collapse rules decide.
+
+A loss that stays NaN ends a run after `non_finite_patience` steps; so a rung has fewer steps to help then, as many as
+let all rungs act before that.  A run can also be stuck without trouble: its weights are frozen, or its gradient rounds
+to zero.  No rung but a shift changes that, so the ladder goes straight to its shift.
+
+A rollback first goes back to the snapshot in memory.  If the run is in trouble again before the ladder was back at its
+first rung, that snapshot was taken too late, and the next rollback goes to the newest healthy checkpoint on disk that
+is older, and from before the trouble.
 
 Example, a window of 10 and all four rungs: the loss jumps at step 100 and stays up.  Step 100 is skipped, and so is
 each bad batch until step 109; at step 110 the rate is cut, at step 120 the run goes back to its snapshot of step 90.
@@ -18,7 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,20 +34,30 @@ from torch import Tensor
 
 from altgrad.collapse.smoothing import Smoothed
 from altgrad.config.train_config import TrainConfig
-from altgrad.formats import find_format
+from altgrad.formats import NumberFormat, Overflow, find_format
 from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 from altgrad.quantization.stored.write_back import WriteBack
 from altgrad.stability.guard import number_or_name
 from altgrad.stability.protocol import StepState
+from altgrad.stability.shift_targets import shift_targets
 from altgrad.stability.snapshot import Snapshot
 
 _CUT = 0.1  # share of the learning rate right after a cut
 _WARM_WINDOWS = 5  # windows in which the rate comes back
 _SETTLED = 5  # steps before a smoothed loss counts as the best
+# Weights are frozen if this share of their updates is lost, and so little of what they intended arrives, in so many
+# windows in a row: as for STAB-06, see `shift`.
+_STALL, _DISPLACEMENT, _WINDOWS = 0.5, 0.25, 2
 
 
 class RescueLadder:
-    """Acts on a run in trouble, see the module.  `companions`: see `Snapshot`."""
+    """Acts on a run in trouble, see the module.  `companions`: see `Snapshot`.
+
+    `rewind`: goes back to the newest healthy checkpoint on disk from before a step, and returns its step; None if there
+    is none.  None: there are no checkpoints.
+    """
+
+    rewind: Callable[[int], int | None] | None = None
 
     def __init__(
         self,
@@ -60,27 +78,60 @@ class RescueLadder:
         self._rung: int | None = None  # the rung that acted last; None: at the foot
         self._acted = self._troubled = self._cut = 0  # steps of the last act, of the last trouble, of the last cut
         self._acts = 0
+        self._began = 0  # first step of the present trouble
+        self._back: int | None = None  # step of the snapshot to which this trouble has led back
+        self._frozen = 0  # diagnostic windows in a row with frozen weights
+        if "shift" in config.rescue_rungs:
+            shift_targets(config, layers, every_phase=True)
 
     def on_gradients(self, state: StepState) -> None:
-        """Act if the step is in trouble; a rate that was cut comes back a little."""
+        """Act if the step is in trouble or the run is stuck; a rate that was cut comes back a little."""
         trouble = self._trouble(state)
-        window = self._config.rescue_window
         if trouble is not None:
             self._troubled = state.step
-            if self._rung is None or state.step - self._acted >= window:
+            if self._rung is None or state.step - self._acted >= self._time_to_help(state):
                 self._climb(state, trouble)
             elif self._config.rescue_rungs[self._rung] == "skip":
                 self._skip(state, trouble)
-        elif self._rung is not None and state.step - self._troubled >= window:
-            self._rung = None
+        elif self._rung is not None and state.step - self._troubled >= self._config.rescue_window:
+            self._rung = self._back = None
+        if trouble is None and "shift" in self._config.rescue_rungs:
+            stuck = self._stuck(state)
+            rested = not self._acted or state.step - self._acted >= self._config.rescue_window
+            if stuck is not None and rested and self._to_shift():
+                self._climb(state, stuck, self._config.rescue_rungs.index("shift"))
         self._warm(state)
 
     def after_step(self, state: StepState) -> None:
-        """Keep the weights at each diagnostic interval that had no step in trouble."""
-        interval = self._config.diagnostic_interval
-        calm = not self._troubled or state.step - self._troubled >= interval
-        if not state.step % interval and calm and not state.skip:
+        """Keep the weights at each diagnostic interval that had no step in trouble, and note whether they move."""
+        calm = self._calm(state.step, self._troubled)
+        if not state.step % self._config.diagnostic_interval and calm and not state.skip:
             self._healthy.take(state.step)
+        stall, displacement = state.measured.get("stall_rate"), state.measured.get("realised_displacement")
+        if stall is not None and displacement is not None:
+            self._frozen = self._frozen + 1 if stall > _STALL and displacement < _DISPLACEMENT else 0
+
+    def was_calm(self, step: int, state: Mapping[str, Any]) -> bool:
+        """Whether the weights at the end of a step were healthy, according to the ladder's state at that time."""
+        return self._calm(step, state["steps"][1])
+
+    def _calm(self, step: int, troubled: int) -> bool:
+        return not troubled or step - troubled >= self._config.diagnostic_interval
+
+    def _time_to_help(self, state: StepState) -> int:
+        """Steps that an act has to help."""
+        if state.finite:
+            return self._config.rescue_window
+        before_verdict = (self._config.non_finite_patience - 1) // len(self._config.rescue_rungs)
+        return max(1, min(self._config.rescue_window, before_verdict))
+
+    def _stuck(self, state: StepState) -> str | None:
+        """Why nothing is learned although no loss is bad, in words; None if weights move or it is not known."""
+        if state.gradient_norm == 0.0:
+            return "the gradient is zero"
+        if self._frozen < _WINDOWS:
+            return None
+        return f"frozen weights in {self._frozen} diagnostic windows"
 
     def _trouble(self, state: StepState) -> str | None:
         """What is wrong with a step, in words; None if nothing is.  A loss in trouble enters no average."""
@@ -95,11 +146,15 @@ class RescueLadder:
             self._best = value if self._best is None else min(self._best, value)
         return None
 
-    def _climb(self, state: StepState, trouble: str) -> None:
+    def _climb(self, state: StepState, trouble: str, rung: int | None = None) -> None:
+        """Act with that rung, by default the next one."""
         if self._acts >= self._config.rescue_budget:
             return
         last = len(self._config.rescue_rungs) - 1
-        self._rung = 0 if self._rung is None else min(self._rung + 1, last)
+        if self._rung is None:
+            self._began = state.step
+        next_one = 0 if self._rung is None else min(self._rung + 1, last)
+        self._rung = next_one if rung is None else rung
         self._acted, self._acts = state.step, self._acts + 1
         match self._config.rescue_rungs[self._rung]:
             case "skip":
@@ -108,11 +163,22 @@ class RescueLadder:
                 self._cut = state.step
                 state.event("rate_cut", factor=_CUT, steps=_WARM_WINDOWS * self._config.rescue_window, trigger=trouble)
             case "rollback":
-                self._healthy.restore()
-                state.skip = True
-                state.event("rollback", to_step=self._healthy.step, trigger=trouble)
+                self._roll_back(state, trouble)
             case "shift":
                 self._shift(state, trouble)
+
+    def _roll_back(self, state: StepState, trouble: str) -> None:
+        older = None
+        if self._back is not None and self.rewind is not None:
+            older = self.rewind(min(self._back, self._began))
+        if older is None:
+            self._healthy.restore()
+        else:
+            self._healthy.take(older)
+        self._back = self._healthy.step
+        state.skip = True
+        source = "memory" if older is None else "checkpoint"
+        state.event("rollback", to_step=self._back, source=source, trigger=trouble)
 
     def _skip(self, state: StepState, trouble: str) -> None:
         if not state.skip:
@@ -132,19 +198,30 @@ class RescueLadder:
     def _shift(self, state: StepState, trouble: str) -> None:
         wanted = find_format(self._config.rescue_shift_format)
         shifted: Counter[str] = Counter()
-        for layer in self._layers.values():
-            for name, site in layer.sites.items():
-                if site.format.scaled and site.format.name != wanted.name:
-                    shifted[site.format.name] += 1
-                    overflow = site.format.overflow if wanted.has_inf or site.format.overflow != "inf" else "saturate"
-                    layer.set_format(name, dataclasses.replace(wanted, overflow=overflow))
+        for layer, name in self._to_shift():
+            old = layer.sites[name].format
+            shifted[old.name] += 1
+            layer.set_format(name, dataclasses.replace(wanted, overflow=_overflow(wanted, old)))
         if self._write_back is not None and shifted:
             self._write_back()
-        for old, sites in shifted.items():
-            detail = {"from": old, "to": wanted.name, "step": state.step, "trigger": trouble, "sites": sites}
-            state.event("format_shift", **detail)
+        self._frozen = 0
+        chosen = self._chosen()
+        for name, sites in shifted.items():
+            detail = {"from": name, "to": wanted.name, "step": state.step, "trigger": trouble, "sites": sites}
+            state.event("format_shift", **detail, **chosen)
         if not shifted:
             state.event("shift_unavailable", trigger=trouble)
+
+    def _to_shift(self) -> list[tuple[RoundedGemm, str]]:
+        """The roundings that a shift would change now: a format that is never scaled needs no rescue."""
+        wanted = find_format(self._config.rescue_shift_format).name
+        targets = ((layer, name, layer.sites[name].format) for layer, name in shift_targets(self._config, self._layers))
+        return [(layer, name) for layer, name, old in targets if old.scaled and old.name != wanted]
+
+    def _chosen(self) -> dict[str, Any]:
+        """What of the model a shift changes, if not all of it."""
+        layers, operands = self._config.rescue_shift_layers, self._config.rescue_shift_operands
+        return ({"layers": layers} if layers != "*" else {}) | ({"operands": operands} if operands is not None else {})
 
     def state_dict(self) -> dict[str, Any]:
         """Averages, counters, and the healthy weights."""
@@ -155,6 +232,7 @@ class RescueLadder:
             "rung": self._rung,
             "steps": [self._acted, self._troubled, self._cut],
             "acts": self._acts,
+            "climb": [self._began, self._back, self._frozen],
             "healthy": self._healthy.state_dict(),
         }
 
@@ -163,8 +241,14 @@ class RescueLadder:
         self._smoothed = Smoothed(*state["smoothed"])
         self._seen, self._best, self._rung, self._acts = state["seen"], state["best"], state["rung"], state["acts"]
         self._acted, self._troubled, self._cut = state["steps"]
+        self._began, self._back, self._frozen = state.get("climb", [0, None, 0])  # older checkpoints lack it
         self._healthy.load_state_dict(state["healthy"])
 
     def take(self, step: int) -> None:
         """Take the present weights as healthy, at the end of `step`: a branch with other numeric fields begins."""
         self._healthy.take(step)
+
+
+def _overflow(wanted: NumberFormat, old: NumberFormat) -> Overflow:
+    """What overflowed to infinity does so in the new format, if it has one."""
+    return old.overflow if wanted.has_inf or old.overflow != "inf" else "saturate"

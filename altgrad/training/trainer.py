@@ -9,8 +9,9 @@ number.  With several ranks (see `kernel.ranks`) each takes its rows of the batc
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,8 @@ class Trainer:
     task's.  `batches`: the data (see `Batches`); None: the task's.
     `weights`: to start from, by name; None: as the model was made.
     `runs_alike`, `compiled_before`: see `StepLoss` (there `runs_alike`, `earlier`).
+    `earlier_states`: the states of this run's checkpoints from before a step, newest first, to which a rescue ladder
+    may go back; None: there are none.
     If the caller has joined a process group, all its ranks train this run together.
     """
 
@@ -112,6 +115,9 @@ class Trainer:
         self._diagnostics = Diagnostics(config, model, self.layers, corrections)
         self._changes = ForeignChanges(parameters, self.layers)
         self.interventions = chosen_interventions(config, model, self.quantized, self.optimizer)
+        self.earlier_states: Callable[[int], Iterable[Mapping[str, Any]]] | None = None
+        for ladder in (one for one in self.interventions if isinstance(one, RescueLadder)):
+            ladder.rewind = functools.partial(self._rewind, ladder)
         self.step_number = 0
         self.elapsed_seconds = 0.0
         self.tokens = 0
@@ -310,6 +316,23 @@ class Trainer:
         for intervention, kept in zip(self.interventions, state["interventions"], strict=True):
             intervention.load_state_dict(kept)
         self._changes.accept()
+
+    def _rewind(self, ladder: RescueLadder, before: int) -> int | None:
+        """Go back to the newest healthy checkpoint from before a step: weights, moments, histories, compensations.
+
+        Formats, phase, random numbers and the position in the data stay where they are.  Returns its step, or None.
+        """
+        place = self.interventions.index(ladder)
+        for state in self.earlier_states(before) if self.earlier_states is not None else ():
+            if not ladder.was_calm(state["step"], state["interventions"][place]):
+                continue
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.quantized.load_earlier(state["quantized"])
+            for guard in (one for one in self.interventions if isinstance(one, NonFiniteGuard)):
+                guard.take(state["step"])
+            return int(state["step"])
+        return None
 
     def begin_branch(self, before: TrainConfig, forget: Collection[str] = ()) -> None:
         """Call after the adapted state of a run with the config `before` was loaded, see `branch_state.adapted`.

@@ -129,8 +129,8 @@ def page(head: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
         "# Does an explanation name a planted fault?",
         "",
         f"`{head['command']}`, {head['date']}, {head['machine']['processor']}, torch {head['machine']['torch']}. "
-        "`micro` with one block: 24 cells, an operand of a GEMM in a layer each. A plant is a fault in one of them; "
-        "shares with their 95 % Wilson intervals.",
+        "A perceptron of four linear layers (task `regression`) has 24 cells, an operand of a GEMM in a layer each. A "
+        "plant is a fault in one of them; shares with their 95 % Wilson intervals.",
         "",
         *(f"- {line}" for line in summary(outcomes)),
         "",

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from altgrad.config.interventions import INTERVENTIONS, implied_fields, intervention_fields
 from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import (
-    INTERVENTIONS,
     ConfigError,
     TrainConfig,
-    intervention_fields,
     load_config,
     make_config,
 )
@@ -130,6 +129,19 @@ def test_interventions_name_config_fields_and_join():
     assert intervention_fields("clip+shift") == {"enable_partition_clipping": True, "enable_emergency_shift": True}
     with pytest.raises(ConfigError, match=r"'pray'; known: none, clip"):
         intervention_fields("pray")
+    rungs = intervention_fields("rollback+to-E5M2+rate")
+    assert rungs["rescue_rungs"] == ["rollback", "shift", "rate"] and rungs["rescue_shift_format"] == "E5M2"
+    one = TrainConfig(**intervention_fields("to-E4M3b11-dgrad.gradient"))
+    assert (one.rescue_shift_format, one.rescue_shift_operands) == ("E4M3b11", ["dgrad.gradient"])
+    for name, hint in {"to-E9M9": "E \\+ M is 18", "to-": "format=''", "to-BF16-": None}.items():
+        if hint is None:
+            assert intervention_fields(name)["rescue_shift_format"] == "BF16"
+            continue
+        with pytest.raises(ConfigError, match=hint):
+            intervention_fields(name)
+    with pytest.raises(ConfigError, match=r"'wgrad.weight'; known: fprop, .* did you mean"):
+        TrainConfig(**intervention_fields("to-BF16-wgrad.weight"))
+    assert implied_fields("clip+pray") == intervention_fields("clip") and implied_fields("pray") == {}
 
 
 def test_a_format_is_kept_under_its_registered_name():

@@ -215,6 +215,8 @@ ALTERNATIVES: dict[str, tuple[Mapping[str, Any], Any, Seen]] = {
     "rescue_window": (SPIKED, 5, spiked),
     "rescue_budget": (SPIKED, 1, spiked),
     "rescue_shift_format": (SPIKED | {"rescue_rungs": ["shift"]}, "E5M2", spiked),
+    "rescue_shift_layers": (SPIKED | {"rescue_rungs": ["shift"]}, "*mlp*", spiked),
+    "rescue_shift_operands": (SPIKED | {"rescue_rungs": ["shift"]}, ["gradient"], spiked),
     "stop_on_collapse": ({"learning_rate": 1e30, "gradient_clip": 0.0, "non_finite_patience": 1}, False, numbers),
     "non_finite_patience": (JUDGED, 50, verdicts),
     "diverged_margin": (JUDGED, 50.0, verdicts),

@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from altgrad.config.train_config import ConfigError, TrainConfig, intervention_fields
+from altgrad.config.interventions import intervention_fields
+from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.events import Event
 from altgrad.training.trainer import Trainer
 from tests.support.runs.small_runs import SMALL, multiply_loss, untimed, weights
@@ -103,10 +104,13 @@ def test_rungs_act_in_order_a_window_apart_until_the_budget_is_spent():
     assert [(e.step, e.kind) for e in again] == [(8, "skip")]
 
 
-def test_a_nan_is_trouble_too_and_the_guard_still_skips_it():
+def test_a_nan_is_trouble_too_and_every_rung_acts_before_the_verdict_of_five_such_steps():
     found = events(armed("rate", "rollback"), 14, last=13, factor=math.nan)
-    assert [(e.step, e.kind) for e in found if e.kind != "skip"] == [(8, "rate_cut"), (12, "rollback")]
+    rungs = [(8, "rate_cut"), (10, "rollback"), (12, "rollback")]  # 2 of the 4 steps before the verdict each
+    assert [(e.step, e.kind) for e in found if e.kind != "skip"] == rungs
     assert [e.step for e in found if e.kind == "skip"] == [8, 9, 10, 11, 12, 13]
+    patient = events(armed("rate", "rollback", non_finite_patience=20), 14, last=13, factor=math.nan)
+    assert [(e.step, e.kind) for e in patient if e.kind != "skip"] == [(8, "rate_cut"), (12, "rollback")]
 
 
 def test_a_restored_run_climbs_on_bit_for_bit():

@@ -33,7 +33,7 @@ from altgrad.commands.option_parser import (
 )
 from altgrad.commands.typed_command import program_command, typed_command
 from altgrad.compare.parity.verdict import ENOUGH_SEEDS
-from altgrad.config.train_config import INTERVENTIONS
+from altgrad.config.interventions import INTERVENTIONS, PATTERNS
 from altgrad.text.yaml_text import NotYaml, assignments
 
 MOST_SEEDS = 12  # of --seeds auto
@@ -59,7 +59,7 @@ class SweepOptions:
     seeds: int | Literal["auto"] | None = option(TRIALS, count_or_auto, "number of seeds: every trial is repeated with N seeds, from the config's seed upward; auto begins with 3 and adds seeds until every parity verdict is clear", metavar="N")
     max_seeds: int | None = option(TRIALS, count, f"with --seeds auto: most seeds of a trial (default: {MOST_SEEDS})", metavar="N")
     learning_rates: tuple[float | Literal["auto"], ...] | None = option(TRIALS, positive_or_auto, f"learning rates: every trial is repeated with each of them; auto takes {', '.join(f'{factor:g}' for factor in RATE_FACTORS)} times the config's, and says where each format is best", flag="--lr", many=True, metavar="LR")
-    interventions: tuple[str, ...] | None = option(TRIALS, str, f"interventions: every trial is repeated with each of them; {', '.join(INTERVENTIONS)}, or several joined with +", many=True, metavar="NAME")
+    interventions: tuple[str, ...] | None = option(TRIALS, str, f"interventions: every trial is repeated with each of them; {', '.join((*INTERVENTIONS, *PATTERNS))}, or several joined with +", many=True, metavar="NAME")
     settings: Mapping[str, Any] | None = option(TRIALS, str, "set a config field in every trial (repeatable)", flag="--set", many=True, metavar="KEY=VALUE")
     task: str | None = option(TRIALS, word, TASK_HELP, metavar="NAME")
     task_args: Mapping[str, Any] | None = option(TRIALS, str, TASK_ARGUMENT_HELP, flag="--task-arg", many=True, metavar="KEY=VALUE")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.compare.pairing import NUMERICS, RESCUE
+from altgrad.config.interventions import intervention_fields
 from altgrad.config.published import in_format, published
 from altgrad.config.shipped_configs import CONFIGS, config_file
 from altgrad.config.train_config import (
@@ -22,7 +23,6 @@ from altgrad.config.train_config import (
     ConfigError,
     TrainConfig,
     check_fields,
-    intervention_fields,
     load_config,
     make_config,
 )

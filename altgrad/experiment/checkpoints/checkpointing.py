@@ -6,11 +6,13 @@ group only the first rank reads and writes checkpoints; it sends what it reads t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import functools
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from altgrad.branch.checkpoints import kept
 from altgrad.branch.parent import parent_config
 from altgrad.collapse import BaselineGap, CollapseDetector
 from altgrad.config.train_config import TrainConfig
@@ -94,6 +96,27 @@ class Checkpointing:
         self._writer = writer
         self._ranks = run.trainer.ranks
         self._outage = Outage(folder)
+        run.trainer.earlier_states = self._states_before
+
+    def _states_before(self, step: int) -> Iterator[Mapping[str, Any]]:
+        """The trainer's states in this run's checkpoints from before a step, newest first; none that cannot be read.
+
+        Only checkpoints that `kept` would keep at this time count: an interrupted run may have left others, and must
+        repeat what it did before.
+        """
+        config = self._run.trainer.config
+        interval = config.checkpoint_interval
+        stay = kept(range(interval, self._run.step, interval), interval, config.keep_checkpoints)
+        for place in sorted((one for one in stay if one < step), reverse=True):
+            state = self._ranks.from_first(functools.partial(self._readable, place))
+            if state is not None:
+                yield state["trainer"]
+
+    def _readable(self, step: int) -> dict[str, Any] | None:
+        try:
+            return load_checkpoint(self._folder.patient(0), step)[0]
+        except OSError:  # storage that fails ends no run
+            return None
 
     def resume(self) -> None:
         """Continue from the newest intact checkpoint; without one the run begins at its first step.

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from altgrad.config.train_config import TrainConfig, intervention_fields
+from altgrad.config.interventions import intervention_fields
+from altgrad.config.train_config import TrainConfig
 from altgrad.metrics import columns
 from altgrad.results import SCHEMA, SCHEMAS, RunWriter, Verdict, write_end
 from altgrad.results.part_file import encoded

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from altgrad.config.operands import Operand
 from altgrad.config.train_config import TrainConfig
-from altgrad.quantization.kernel.site import Site
 from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
+from altgrad.quantization.kernel.site import Site
 
 
 def shift_targets(

@@ -1,4 +1,4 @@
-"""The outcomes of `bench.studies.explain`: their record, with which an interrupted command goes on, and their table."""
+"""The outcomes of the study `explain`: their record, with which an interrupted command goes on, and their table."""
 
 from __future__ import annotations
 

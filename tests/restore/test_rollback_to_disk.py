@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from altgrad.config.train_config import TrainConfig
-from altgrad.experiment.checkpoint import load_checkpoint
+from altgrad.experiment.checkpoints.checkpoint import load_checkpoint
 from altgrad.results import read_run
-from altgrad.results.events import read_events
+from altgrad.results.reading.events import read_events
 from altgrad.storage.folder import Folder
 from altgrad.training import run_format_experiment
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import SMALL, untimed
+from tests.support.runs.small_runs import SMALL, untimed
 
 CONFIG = SMALL.altered(
     format="E4M3", scaling="delayed", master_weights=False, max_steps=24, diagnostic_interval=2, checkpoint_interval=4,

@@ -10,7 +10,7 @@ import torch
 from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.formats import find_format
 from altgrad.training.trainer import Trainer
-from tests.support.small_runs import SMALL, multiply_loss, untimed, weights
+from tests.support.runs.small_runs import SMALL, multiply_loss, untimed, weights
 
 CALM = SMALL.altered(format="E4M3", max_steps=20)
 BAD = 6

@@ -27,6 +27,8 @@ _CPU = torch.device("cpu")
 # 26M parameters, at a batch that takes one thread a second per step
 MEDIUM: dict[str, Any] = {"model": "medium", "block_size": 64, "batch_size": 2}
 TINY: dict[str, Any] = {"model": "tiny"}
+# nanoGPT's character model for a CPU
+NANOGPT: dict[str, Any] = {"task": "nanogpt", "n_layer": 4, "n_head": 4, "n_embd": 96, "block_size": 64}
 _INTERVAL = 25  # steps between diagnostics, as in the sweep
 _DIAGNOSTICS = {"use_shadow": True, "log_stiffness": True, "log_grid_alignment": True, "log_ulp": True}
 _RUN_STEPS = 500  # of a run of the default sweep
@@ -102,6 +104,18 @@ def trainer_step_against_plain(**fields: Any) -> Callable[[int], list[float]]:
     def measure(pairs: int) -> list[float]:
         trainer = Trainer(config(**fields))
         return _ratio(trainer.step, bare_step(trainer.config, trainer.batches, quantised=False), pairs)
+
+    return measure
+
+
+def reference_step_against_plain(compiled: bool) -> Callable[[int], list[float]]:
+    """`Trainer.step` of a run in FP32 with nanoGPT's model, divided by the bare loop, both eager or both compiled."""
+
+    def measure(pairs: int) -> list[float]:
+        trainer = Trainer(config(format="FP32", compile=compiled, **NANOGPT))
+        model = trainer.task.model(trainer.config)
+        loss_of = torch.compile(model, dynamic=False) if compiled else model
+        return _ratio(trainer.step, loop_step(model, loss_of, trainer.config, trainer.batches), pairs)
 
     return measure
 

@@ -1,4 +1,4 @@
-"""Attention: its projections and its products, against GEMMs by hand, and against the plain layer in FP32."""
+"""Attention: its projections and its products, against GEMMs by hand, and without rounding against the plain layer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from torch.nn import functional
 
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.quantized_model import quantize_model
-from tests.support.rounding.gemm_reference import HOW, reference_linear, same_gemms
+from tests.support.rounding.gemm_reference import HOW, adapted, reference_linear, same_gemms
 
-FP32 = Recipe(format="FP32")
 Linear = Callable[..., Tensor]
 
 
@@ -63,10 +62,10 @@ def test_multihead_attention_rounds_both_projections(need_weights: bool) -> None
     [{}, {"batch_first": True}, {"kdim": 6, "vdim": 10}, {"add_bias_kv": True, "add_zero_attn": True}, {"bias": False}],
     ids=str,
 )
-def test_multihead_attention_in_fp32_is_the_plain_one_with_any_mask(options: dict[str, Any]) -> None:
+def test_multihead_attention_without_rounding_is_the_plain_one_with_any_mask(options: dict[str, Any]) -> None:
     plain = nn.MultiheadAttention(8, 2, **options)
     rounded = copy.deepcopy(plain)
-    quantize_model(rounded, FP32)
+    adapted(rounded)
     assert rounded.state_dict().keys() == plain.state_dict().keys()
     first = options.get("batch_first", False)
     q, k, v = (torch.randn(5, 3, n) for n in (8, options.get("kdim", 8), options.get("vdim", 8)))
@@ -139,7 +138,7 @@ def test_products_of_attention_are_rounded_where_the_recipe_says_so(how: str) ->
             return self.inner(x, is_causal=True)
 
     same_gemms(Causal(), by_hand, torch.randn(2, 5, 8), tolerance=1e-5)
-    quantize_model(model, Recipe(format="FP32", attention_gemms=True))
+    adapted(model, attention_gemms=True)
     plain.load_state_dict(model.state_dict())
     x, mask = torch.randn(2, 5, 8), torch.rand(2, 1, 5, 5) > 0.4
     mask[0, 0, 1] = False  # a query that may attend to nothing
@@ -155,7 +154,7 @@ def test_the_products_of_multihead_attention_are_rounded_too() -> None:
     for need_weights in (True, False):
         y = layer(x, x, x, need_weights=need_weights)[0]
     assert torch.equal(layer(x, x, x)[0], y) and {key[0] for key in quantized.counts()} >= {"scores", "values"}
-    quantize_model(layer, Recipe(format="FP32", attention_gemms=True))
+    adapted(layer, attention_gemms=True)
     for ours, expected in zip(layer(x, x, x), plain(x, x, x), strict=True):
         assert torch.allclose(ours, expected, atol=1e-6)
     found = quantize_model(nn.Sequential(layer), Recipe(format="E2M3", attention_gemms=True))

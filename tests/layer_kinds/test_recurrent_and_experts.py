@@ -1,4 +1,4 @@
-"""Recurrent layers and experts, against their GEMMs by hand, and against the plain layer in FP32."""
+"""Recurrent layers and experts, against their GEMMs by hand, and without rounding against the plain layer."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.quantized_model import quantize_model
-from tests.support.rounding.gemm_reference import HOW, reference_linear, same_gemms
+from tests.support.rounding.gemm_reference import HOW, adapted, reference_linear, same_gemms
 
-FP32 = Recipe(format="FP32")
 Linear = Callable[..., Tensor]
 
 
@@ -104,12 +103,12 @@ def test_a_recurrent_layer_rounds_inputs_of_all_times_at_once_and_states_one_by_
     ids=str,
 )
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_a_recurrent_layer_in_fp32_is_the_plain_one(kind: Any, options: dict[str, Any]) -> None:
+def test_a_recurrent_layer_without_rounding_is_the_plain_one(kind: Any, options: dict[str, Any]) -> None:
     if kind is nn.GRU:
         options = {name: value for name, value in options.items() if name != "proj_size"}
     plain = kind(6, 4, **options)
     rounded = copy.deepcopy(plain)
-    quantize_model(rounded, FP32)
+    adapted(rounded)
     first = plain.batch_first
     x = torch.randn(3, 5, 6) if first else torch.randn(5, 3, 6)
     lengths = torch.tensor([2, 5, 3])

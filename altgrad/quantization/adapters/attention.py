@@ -82,7 +82,7 @@ class _AttentionCalls(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is functional.scaled_dot_product_attention:
+        if func is functional.scaled_dot_product_attention and not all(gemm.plain for gemm in self._gemms.values()):
             return attention(self._gemms, *args, **(kwargs or {}))[0]
         return func(*args, **(kwargs or {}))
 

@@ -55,7 +55,7 @@ class RoundedConvolution(RoundedLayer):
             x, padding = functional.pad(x, around, mode=mode), (0,) * len(self.stride)
         weight = self.weight.float()
         bias = None if self.bias is None else self.bias.float()
-        if self.bypass or self._in_one_piece():
+        if self.bypass or self.plain or self._in_one_piece():
             how = Convolution(self.stride, padding, self.dilation, self.groups)
             y = self.compute(x, weight, bias, convolution=how)
         else:

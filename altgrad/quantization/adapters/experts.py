@@ -69,6 +69,8 @@ class RoundedExperts(RoundedModule):
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The class's own, which runs the experts one by one, below any wrapper that would pick a fused kernel."""
+        if self.plain:
+            return super().forward(*inputs, **named)
         forward = inspect.unwrap(self.plain_class.forward)
         with LinearCalls(self._linear, transposed=True):
             return forward(self, *inputs, **named)

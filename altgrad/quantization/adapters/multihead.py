@@ -15,7 +15,7 @@ from torch.nn import functional
 from altgrad.quantization.adapters.attention import SCORES, attention
 from altgrad.quantization.adapters.rounded_module import RoundedModule
 from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
-from altgrad.quantization.layers import OwnedGemm
+from altgrad.quantization.layers import OwnedGemm, gemms_of
 
 _PACKED, _SEPARATE = ("in_proj_weight",), ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -47,6 +47,10 @@ class RoundedMultiheadAttention(RoundedModule):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As `nn.MultiheadAttention.forward`, but without nested tensors, which only the fused kernel takes."""
+        if all(gemm.plain for gemm in gemms_of(self)):  # the output projection included
+            masks = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            found: tuple[Tensor, Tensor | None] = super().forward(query, key, value, *masks)
+            return found
         if any(tensor.is_nested for tensor in (query, key, value)):
             raise ValueError("a rounded nn.MultiheadAttention takes no nested tensors; pass padded ones and a mask")
         if is_causal and attn_mask is None:

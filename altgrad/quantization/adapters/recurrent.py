@@ -33,6 +33,9 @@ class RoundedRecurrent(RoundedModule):
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:
         """As the plain layer's."""
         plain: Any = self
+        if self.plain:
+            found: tuple[Any, Any] = super().forward(input, hx)
+            return found
         packed = input if isinstance(input, PackedSequence) else None
         single = False
         if packed is not None:

@@ -45,6 +45,11 @@ class RoundedModule(_Module):
         """The rounded products, by the name of their weight within the module."""
         return self.owned
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is rounded, so that the class's own forward pass does the same (see `RoundedGemm`)."""
+        return all(gemm.plain for gemm in self.gemms().values())
+
     def note_added(self, before: frozenset[str]) -> None:
         """`before`: names of the module's attributes while it was plain."""
         self.added = frozenset(vars(self)) - before

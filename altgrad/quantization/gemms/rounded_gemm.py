@@ -42,7 +42,8 @@ class RoundedGemm:
     one for each GEMM that differs, such as `wgrad.activation`.  A site has the format and, if `counting` is set, the
     counts since they were last taken (see `Site.take_counts`).
     `phases`: the sites in each phase of the recipe's schedule; `sites` are those of `phase`, the present one.
-    `bypass` is the number of `unrounded` contexts around the layer; if it is not 0, nothing is rounded or counted.
+    `bypass` is the number of `unrounded` contexts around the layer; if it is not 0, nothing is rounded or counted.  Nor
+    is anything in a layer whose formats are all FP32, which costs no kernel and has no counts.
     `weight`: the Parameter, or the tensor that the module computes from Parameters (weight norm).
     """
 
@@ -116,6 +117,7 @@ class RoundedGemm:
         """Round as in that phase from now on."""
         self.phase = phase
         self.sites, self._by_tensor, self._reads, self.stochastic = self.phases[phase]
+        self._note_formats()
 
     def roundings(self, tensor: GemmSite) -> list[Site]:
         """The roundings of a tensor, moved to the weight's device first (loading a state dict may have moved that)."""
@@ -174,6 +176,8 @@ class RoundedGemm:
                 return products.plain(x, weight, bias, batched, convolution)
             with self.watch(self, _wanted(x, weight)):
                 return products.plain(x, weight, bias, batched, convolution)
+        if self.plain:
+            return products.plain(x, weight, bias, batched, convolution)
         self._check_transforms()
         use = self._next_use() if self.stochastic else 0
         if self.native_fp8 and not batched and x.numel():
@@ -228,6 +232,11 @@ class RoundedGemm:
             for site, counted in counts:
                 site.add_counts(counted)
         return y
+
+    @property
+    def plain(self) -> bool:
+        """Whether the products are those of the plain layer, because no present site changes a value (FP32)."""
+        return self._unchanging and not self.bypass
 
     @property
     def multiplies_bfloat16(self) -> bool:
@@ -285,6 +294,11 @@ class RoundedGemm:
         if self.native_fp8 and fmt != site.format:
             raise ValueError(f"native_fp8=True: a site cannot change from {site.format} to {fmt}; use native_fp8=False")
         site.set_format(fmt)
+        self._note_formats()
+
+    def _note_formats(self) -> None:
+        """Note whether all present formats are FP32: a compiled graph depends on this, and on nothing else of them."""
+        self._unchanging = all(site.changes_nothing for site in self.sites.values())
 
 
 def _wanted(x: Tensor, weight: Tensor) -> tuple[Gemm, ...]:

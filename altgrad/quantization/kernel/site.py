@@ -59,6 +59,12 @@ class Site:
         """Whether the scale comes from the amax history of earlier steps."""
         return self.mode.scaling == "delayed"
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether every value stays as it is, since the format has all of float32, and no amax is remembered."""
+        fmt, mode = self._format, self.mode
+        return fmt.mantissa_bits == 23 and fmt.overflow == "inf" and not mode.hadamard and mode.scaling != "delayed"
+
     def _spec(self, device: torch.device) -> Tensor:
         return spec_for(self.rounded.cast, self._format, self._salt, device)
 

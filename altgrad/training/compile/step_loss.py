@@ -216,7 +216,7 @@ def _signature(model: nn.Module, layers: Mapping[str, RoundedGemm], config: Trai
     """Hash of all that a compiled graph depends on: model structure, rounding modes, batch shape, torch."""
     shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
     modes = [(name, site.mode) for layer in layers.values() for name, site in layer.sites.items()]
-    products = [layer.multiplies_bfloat16 for layer in layers.values()]
+    products = [(layer.multiplies_bfloat16, layer.plain) for layer in layers.values()]
     fields = config.model_dump_json(include=_GRAPH_FIELDS)
     parts = (type(model).__qualname__, shapes, modes, products, ranks, fields, torch.__version__)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

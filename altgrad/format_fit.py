@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from altgrad.formats import NumberFormat
 
 Floats = NDArray[np.float64]
-_PER_BINADE = 64  # points that stand for a binade of a histogram
+PER_BINADE = 101  # points that stand for a binade: odd, so that none of a format's spacings meets them in step
 _QUANTILES = 4096  # points that stand for a distribution
 
 
@@ -117,9 +117,9 @@ def from_histogram(first_exponent: int, exponents: Sequence[int], zeros: int) ->
     """The distribution of a stored log2 histogram; values are taken as evenly spread within a binade."""
     counts = np.asarray(exponents, np.float64)
     total = counts.sum() + zeros
-    within = 1 + (np.arange(_PER_BINADE) + 0.5) / _PER_BINADE
+    within = 1 + (np.arange(PER_BINADE) + 0.5) / PER_BINADE
     binades = np.ldexp(1.0, first_exponent + np.arange(len(counts)))
-    weights = np.repeat(counts / total / _PER_BINADE, _PER_BINADE)
+    weights = np.repeat(counts / total / PER_BINADE, PER_BINADE)
     return Weighted(np.outer(binades, within).ravel(), weights, zeros / total)
 
 

@@ -28,6 +28,14 @@ def choose(title: str, options: Sequence[str], key: str, default: str | None = N
     return str(st.selectbox(title, options, index=index, key=key, bind="query-params", **more))
 
 
+def slide(title: str, options: Sequence[str], key: str) -> str:
+    """Let the viewer slide through options, the last by default; the choice is bound to the URL parameter `key`."""
+    if len(options) == 1:
+        st.caption(f"{title}: {options[0]}, the only one.")
+        return options[0]
+    return str(st.select_slider(title, options, value=options[-1], key=key, bind="query-params"))
+
+
 def choose_many(title: str, options: Sequence[str], key: str, default: Sequence[str] = (), **more: Any) -> list[str]:
     """Let the viewer choose any number of options; the choice is bound to the URL parameter `key`."""
     kept = [option for option in default if option in options]

@@ -25,6 +25,18 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
+def binary(value: float | None) -> str:
+    """A value of a format: `448`, or with a power of two, `2^64`, `1.5 x 2^32`, where digits would be many."""
+    if not value or not math.isfinite(value):
+        return number(value)
+    if 0.125 <= abs(value) < 10**6 and float(f"{value:.8g}") == value:
+        return number(value, 8)
+    fraction, exponent = math.frexp(value)
+    mantissa, exponent = fraction * 2, exponent - 1
+    sign = "-" if mantissa < 0 else ""
+    return f"{sign}2^{exponent}" if abs(mantissa) == 1 else f"{number(mantissa, 6)} x 2^{exponent}"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as `48 s`, `12 min 5 s` or `3 h 20 min`."""
     if seconds is None or not math.isfinite(seconds):

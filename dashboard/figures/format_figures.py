@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from altgrad.format_fit import Fit, Weighted, fit, grid, power_of_two_scale, rounded
+from altgrad.format_fit import Fit, Weighted, fit, grid, rounded
 from altgrad.format_relations import equal_up_to_scale
 from altgrad.formats import NumberFormat
 from altgrad.show.palette import NEUTRAL, format_colour
-from altgrad.text.number_text import number
+from altgrad.text.number_text import binary, number
 
 _LISTED_BITS = 8  # wider formats have too many values to draw one by one
 
@@ -25,11 +25,11 @@ def facts(fmt: NumberFormat) -> dict[str, Any]:
         "Exponent": fmt.exponent_bits,
         "Mantissa": fmt.mantissa_bits,
         "Bias": fmt.bias if fmt.exponent_bits else None,
-        "Largest": number(fmt.max, 6),
-        "Smallest normal": number(fmt.min_normal, 6),
-        "Smallest": number(fmt.min_subnormal, 6),
+        "Largest": binary(fmt.max),
+        "Smallest normal": binary(fmt.min_normal),
+        "Smallest": binary(fmt.min_subnormal),
         "Binades": round(fmt.binades, 1),
-        "ULP at 1": number(fmt.ulp(1.0)) if fmt.min_subnormal <= 1 <= fmt.max else "out of range",
+        "ULP at 1": binary(fmt.ulp(1.0)) if fmt.min_subnormal <= 1 <= fmt.max else "out of range",
         "Values": fmt.value_count,
         "Inf": "yes" if fmt.has_inf else "no",
         "NaN": "yes" if fmt.has_nan else "no",
@@ -87,7 +87,7 @@ def grid_figure(formats: Sequence[NumberFormat]) -> go.Figure:
         if fmt.bits <= _LISTED_BITS:
             values = grid(fmt)[1:]
             ticks = {"symbol": "line-ns-open", "size": 16, "color": colour, "line": {"width": 1}}
-            text = [number(value, 6) for value in values]
+            text = [binary(value) for value in values]
             traces.append(
                 common
                 | {
@@ -181,10 +181,9 @@ def sqnr_figure(results: Mapping[str, Mapping[str, Fit]]) -> go.Figure:
     return go.Figure({"data": traces, "layout": layout})
 
 
-def sample_figure(sample: np.ndarray, fmt: NumberFormat, scaled: bool) -> go.Figure:
-    """A stored sample in order of size: the values as trained, and the same values rounded to the format."""
+def sample_figure(sample: np.ndarray, fmt: NumberFormat, scale: float) -> go.Figure:
+    """A stored sample in order of size: the values as trained, and rounded to the format with the tensor's scale."""
     finite = np.sort(sample[np.isfinite(sample)])
-    scale = power_of_two_scale(float(np.abs(finite).max(initial=0.0)), fmt) if scaled else 1.0
     held = rounded(finite / scale, fmt) * scale
     rank = np.arange(1, len(finite) + 1)
     hover = "%{y:.4g}<extra>%{fullData.name}</extra>"

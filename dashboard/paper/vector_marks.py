@@ -136,7 +136,12 @@ def _bar(axes: Axes, one: Trace) -> None:
     base = np.array(list(each(one.get("base"), len(x))), dtype=object)
     bottom = np.array([0.0 if value is None else float(value) for value in base])
     fills = [colour(value) for value in each(one.get("marker", "color"), len(x))]
-    drawn = axes.bar(x + shift, y, width, bottom=bottom, color=fills, label=one.label)
+    lies = one.get("orientation") == "h"
+    if lies:
+        x, y = y, x
+        drawn = axes.barh(x + shift, y, width, left=bottom, color=fills, label=one.label)
+    else:
+        drawn = axes.bar(x + shift, y, width, bottom=bottom, color=fills, label=one.label)
     hatches = list(each(one.get("marker", "pattern", "shape"), len(x)))
     texts = list(each(one.get("text"), len(x)))
     inside = one.get("textposition") == "inside"
@@ -153,8 +158,10 @@ def _bar(axes: Axes, one: Trace) -> None:
             )
             ink = colour(one.get("insidetextfont", "color")) if inside else "black"
             at, offset = (x[position] + shift, height), (0, 0 if inside else 2)
-            axes.annotate(lines, at, offset, textcoords="offset points", ha="center", color=ink, size=6.5,
-                          va="center" if inside else "bottom")  # fmt: skip
+            sides = ("center", "center" if inside else "bottom")
+            if lies:
+                at, offset, sides = at[::-1], offset[::-1], ("left", "center")
+            axes.annotate(lines, at, offset, textcoords="offset points", ha=sides[0], va=sides[1], color=ink, size=6.5)
 
 
 def _heatmap(axes: Axes, one: Trace) -> None:

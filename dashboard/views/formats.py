@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from altgrad.format_fit import DISTRIBUTIONS, Fit, Weighted, from_distribution, from_histogram
+from altgrad.format_fit import DISTRIBUTIONS, Fit, Weighted, fit, from_distribution
 from altgrad.formats import FORMATS, SPLITS, NumberFormat, find_format
 from altgrad.text.foreign_text import as_markdown
-from altgrad.text.number_text import number
+from altgrad.text.number_text import binary, number
+from dashboard.data.cast_fits import Histogram, ranking
 from dashboard.figures.format_figures import (
     codes,
     equivalences,
@@ -23,9 +24,10 @@ from dashboard.figures.format_figures import (
     sqnr_figure,
     ulp_figure,
 )
+from dashboard.figures.tensor_figures import ranking_figure, tensor_figure, tensor_scale
 from dashboard.page_context import PageContext
 from dashboard.paper.exported_chart import show_chart
-from dashboard.widgets import choose, choose_many, choose_one, choose_run, show_table, switch
+from dashboard.widgets import choose, choose_many, choose_one, choose_run, show_table, slide, switch
 
 _PARTS = {"grids": "Grids", "precision": "Precision", "codes": "Codes", "tensors": "This run's tensors"}
 
@@ -109,11 +111,15 @@ def _fit_row(name: str, fmt: str, one: Fit) -> dict[str, Any]:
 
 def _codes(formats: Sequence[NumberFormat]) -> None:
     name = choose("Format", [fmt.name for fmt in formats], "code_format")
-    fmt = next(fmt for fmt in formats if fmt.name == name)
+    fmt = _named(formats, name)
     exact = {name: st.column_config.NumberColumn(format="%.8g") for name in ("Value", "Distance to the next")}
     show_table(pd.DataFrame(codes(fmt)), alt=f"Codes of {name}.", column_config=exact)
     special = f"{fmt.reserved_codes} codes of each sign at the top are inf or NaN." if fmt.reserved_codes else ""
     st.caption(f"Only values from zero up are listed; the first bit of a code is the sign. {special}")
+
+
+def _named(formats: Sequence[NumberFormat], name: str) -> NumberFormat:
+    return next(fmt for fmt in formats if fmt.name == name)
 
 
 def _tensors(context: PageContext, formats: Sequence[NumberFormat]) -> None:
@@ -127,34 +133,91 @@ def _tensors(context: PageContext, formats: Sequence[NumberFormat]) -> None:
         layer = choose("Layer", list(dict.fromkeys(row["layer"] for row in table)), "layer")
     with cells[1]:
         site = choose("Site", list(dict.fromkeys(row["site"] for row in table)), "site")
-    chosen = [row for row in table if row["layer"] == layer and row["site"] == site]
+    with cells[2]:
+        fmt = next(
+            fmt
+            for name in [choose("In format", [f.name for f in formats], "in")]
+            for fmt in formats
+            if fmt.name == name
+        )
+    chosen = {str(row["step"]): row for row in table if row["layer"] == layer and row["site"] == site}
     if not chosen:
         st.info(as_markdown(f"No values of the {site} of {layer} were stored."))
         return
-    with cells[2]:
-        step = choose("Step", [str(row["step"]) for row in reversed(chosen)], "at")
-    row = next(row for row in chosen if str(row["step"]) == step)
+    left, right = st.columns([3, 2], vertical_alignment="center")
+    with left:
+        row = chosen[slide("Step", list(chosen), "at")]
+    with right:
+        scaled = switch("Scaled: largest value to the top of the format", "scaled", True)
     if row["non_finite"]:
         st.warning(f"{row['non_finite']} values are NaN or inf; the figures below are about the other values.")
-    _one_tensor(row, formats)
-
-
-def _one_tensor(row: Mapping[str, Any], formats: Sequence[NumberFormat]) -> None:
     if not sum(row["exponents"]):
         st.info("The tensor has no finite value other than zero.")
         return
-    scaled = switch("Scaled: largest value to the top of the format", "scaled", True)
-    name = f"{row['site']} of {row['layer']}"
-    data = from_histogram(row["first_exponent"], row["exponents"], row["zeros"])
-    said = "From the stored histogram; between two powers of two, values are assumed to be uniformly distributed."
-    _fits(formats, {name: data}, scaled, said)
-    st.subheader("Single values in another format")
-    chosen = choose("In format", [fmt.name for fmt in formats], "in")
-    fmt = next(fmt for fmt in formats if fmt.name == chosen)
+    name = f"{'gradient of the weight' if site == 'gradient' else site} of {layer} at step {row['step']}"
+    tensor = Histogram(row["first_exponent"], tuple(row["exponents"]), row["zeros"])
+    _distribution(tensor, name, fmt, scaled)
+    _ranking(tensor, site, name, formats, scaled)
+    _sample(row, name, fmt, tensor_scale(tensor.values, fmt, scaled))
+
+
+def _distribution(tensor: Histogram, name: str, fmt: NumberFormat, scaled: bool) -> None:
+    found = fit(tensor.values, fmt, scaled=scaled)
+    st.subheader("Distribution and rounding error")
+    show_chart(
+        tensor_figure(tensor.values, fmt, scaled),
+        "distribution",
+        title=f"{name[:1].upper()}{name[1:]} in {fmt.name}",
+        n=f"{tensor.size:,} values",
+        caption=f"SQNR {number(found.sqnr_db, 3)} dB; {found.underflow:.2%} of the non-zero values become zero, "
+        f"{found.overflow:.2%} overflow. Shaded: where they would. Noise: the squared rounding error. From the stored "
+        "histogram; between two powers of two, values are assumed to be uniformly distributed.",
+        alt=f"Histogram of the {name} over powers of two, with the values of {fmt.name} and the rounding error.",
+    )
+
+
+def _ranking(tensor: Histogram, site: str, name: str, formats: Sequence[NumberFormat], scaled: bool) -> None:
+    places = ranking(tensor, site, formats, scaled)
+    st.subheader("Which format and which recipe fit this tensor")
+    note = "Recipes: the cast of the weight in fprop."
+    if site == "gradient":
+        note = "Recipes round the gradient of the output, not this of the weight: their cast in dgrad is applied to it."
+    alone = "with one scale per tensor" if scaled else "unscaled"
+    show_chart(
+        ranking_figure(places),
+        "ranking",
+        title=f"SQNR on the {name}",
+        n=f"{tensor.size:,} values",
+        caption=f"Signal to rounding noise, the higher the better. Formats: {alone}. {note} Hatched: recipes; those "
+        "that round it alike share a bar. Values of a block are taken as independent of each other, rotated ones as "
+        "Gaussian, and the matrix as square where each row has a scale.",
+        alt=f"Formats and recipes ranked by SQNR on the {name}: {places[0].label} first, {places[-1].label} last.",
+    )
+    with st.expander("The ranking as a table"):
+        rows = [
+            {
+                "Format or recipes": place.label,
+                "Cast": str(place.cast),
+                "SQNR (dB)": number(place.fit.sqnr_db),
+                "Rounded to zero": f"{place.fit.underflow:.2%}",
+                "Overflow": f"{place.fit.overflow:.2%}",
+            }
+            for place in places
+        ]
+        show_table(pd.DataFrame(rows), alt="SQNR and losses of each format and cast on this tensor.")
+
+
+def _sample(row: Mapping[str, Any], name: str, fmt: NumberFormat, scale: float) -> None:
+    st.subheader("Single values")
     sample = np.array(row["sample"] or [], np.float64)
     if not np.isfinite(sample).any():
         st.info("No finite value was sampled.")
         return
-    alt = f"{len(sample)} sampled values as trained and as {chosen} would hold them."
-    title = f"{len(sample)} values of the {name} in {chosen}"
-    show_chart(sample_figure(sample, fmt, scaled), "sample", title=title, n=f"{len(sample)} values", alt=alt)
+    show_chart(
+        sample_figure(sample, fmt, scale),
+        "sample",
+        title=f"Values of the {name} in {fmt.name}",
+        n=f"{len(sample)} sampled values",
+        caption=f"Always the same positions of the tensor, in order of size; scale {binary(scale)}.",
+        alt=f"{len(sample)} sampled values as trained and as {fmt.name} would hold them.",
+    )

@@ -257,7 +257,7 @@ def test_codes_list_every_finite_magnitude() -> None:
 
 
 def test_sample_is_shown_beside_what_the_format_would_hold() -> None:
-    figure = sample_figure(np.array([0.5, -1.5, np.nan, 3.0]), FORMATS["E7M0"], scaled=False)
+    figure = sample_figure(np.array([0.5, -1.5, np.nan, 3.0]), FORMATS["E7M0"], scale=1.0)
     trained, held = figure.data
     assert list(trained.y) == [-1.5, 0.5, 3.0]
     assert list(held.y) == [-2.0, 0.5, 2.0]  # ties to the even exponent field

@@ -154,3 +154,12 @@ def test_a_histogram_spreads_each_count_evenly_over_its_binade() -> None:
     assert (data.weights[low].sum(), data.weights[high].sum(), data.zeros) == pytest.approx((0.2, 0.6, 0.2))
     means = [np.average(data.magnitudes[part], weights=data.weights[part]) for part in (low, high)]
     assert means == pytest.approx([3 / 16, 3 / 4]) and (low | high | (data.weights == 0)).all()
+
+
+@pytest.mark.parametrize("mantissa_bits", range(3, 13))
+def test_no_precision_of_a_format_meets_the_points_of_a_histogram_in_step(mantissa_bits: int) -> None:
+    """Values spread evenly over [1, 2) have the mean squared error spacing^2 / 12."""
+    fmt = find_format(f"E3M{mantissa_bits}")
+    found = fit(from_histogram(0, [1], zeros=0), fmt, scaled=False)
+    spacing, power = 2.0**-mantissa_bits, 7 / 3
+    assert found.sqnr_db == pytest.approx(10 * math.log10(power / (spacing**2 / 12)), abs=0.05)

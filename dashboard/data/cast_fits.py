@@ -12,16 +12,14 @@ from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from altgrad.config.cast import Cast
 from altgrad.config.operands import Operand
 from altgrad.config.published import published_names
 from altgrad.config.recipe import Recipe
-from altgrad.format_fit import PER_BINADE, Weighted, from_distribution, from_histogram, grid, rounded
+from altgrad.format_fit import PER_BINADE, Floats, Weighted, from_distribution, from_histogram, grid, rounded
 from altgrad.formats import FORMATS, NumberFormat
 
-Floats = NDArray[np.float64]
 OPERANDS: Mapping[str, Operand] = {"weight": Operand("fprop", "weight"), "gradient": Operand("dgrad", "gradient")}
 _REAL_SCALES = 48  # real scales that are told apart within a binade
 _RARE = 1e-9

@@ -21,7 +21,7 @@ from altgrad.text.foreign_text import as_code, as_markdown
 from dashboard.data.watched_sweep import WatchedSweep
 from dashboard.page_context import PageContext
 from dashboard.views import compare, curves, failures, formats, layers, overview, run, sweep
-from dashboard.widgets import choose_kept
+from dashboard.widgets import choose_kept, switch
 
 LOOK_SECONDS = 2.0
 VIEWS: dict[str, tuple[str, Callable[[PageContext], None]]] = {
@@ -44,13 +44,15 @@ def main() -> None:
     if chosen is None:
         return
     current = _open(str(chosen))
-    version = _look(current)
+    paused = _paused(current)
+    version = current.version if paused else _look(current)
     pages: dict[str, Any] = {}
     context = PageContext(current, pages)
     for path, (title, show) in VIEWS.items():
         pages[path] = st.Page(partial(show, context), title=title, url_path=path, default=path == "overview")
     page = st.navigation(list(pages.values()))
-    _follow(current, version)
+    if not paused:
+        _follow(current, version)
     _say_what_cannot_be_read(current)
     if current.runs:
         page.run()
@@ -92,6 +94,17 @@ def _choose_sweep(location: str) -> Folder | None:
 @st.cache_resource(max_entries=8)
 def _open(location: str) -> WatchedSweep:
     return WatchedSweep(Folder.at(location))
+
+
+def _paused(current: WatchedSweep) -> bool:
+    """Whether the viewer has paused the updates; there is a switch only while a run is under way."""
+    if not any(run.status == "running" for run in current.runs):
+        return False
+    with st.sidebar:
+        paused = switch("Pause live updates", "pause", help="Keep what is on the screen while runs go on.")
+        if paused:
+            st.caption("Paused: nothing new is read until you switch it off.")
+    return paused
 
 
 @st.fragment(run_every=LOOK_SECONDS)

@@ -22,7 +22,7 @@ from altgrad.text.foreign_text import as_label
 from dashboard.figures.colours import with_alpha
 from dashboard.figures.curve_marks import beyond, ends_and_beginnings, last_finite, legend_names, non_finite_shapes
 
-CONFIG = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
+CONFIG: dict[str, Any] = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
 _HEIGHT, _LEGEND_ROW, _MOST_HEIGHT = 520, 27, 1000
 _LABEL_WIDTH = 32
 _FEW_STEPS = 8

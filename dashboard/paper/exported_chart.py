@@ -24,7 +24,7 @@ def show_chart(
     `title`, `n` (`15 runs`) and `caption`, which is shown below the chart, are plain text; they are part of the export.
     `alt`: the chart in words, for those who do not see it.
     """
-    picked = st.plotly_chart(figure, key=key, config=CONFIG, alt=alt, **more)
+    picked = st.plotly_chart(figure, key=key, alt=alt, **{"config": CONFIG, **more})
     if caption:
         st.caption(as_markdown(caption))
     _exports(figure, key, Words(title, f"n = {n}" if n else "", caption))

@@ -95,7 +95,7 @@ def _remember() -> None:
     moved: Mapping[str, Any] = st.session_state[_KEY].get("moved") or {}
     for axis, parameter in _RANGES.items():
         if axis in moved:
-            _write(parameter, None if moved[axis] is None else [",".join(f"{end:.6g}" for end in moved[axis])])
+            _write(parameter, None if moved[axis] is None else ["~".join(f"{end:.5g}" for end in moved[axis])])
     if "hidden" in moved:
         shown = set(moved["shown"])
         elsewhere = [name for name in st.query_params.get_all(_HIDDEN) if name not in shown]
@@ -122,10 +122,10 @@ def _range(parameter: str) -> Range | None:
     if text is None:
         return None
     try:
-        low, high = (float(end) for end in text.split(","))
+        low, high = (float(end) for end in text.split("~"))
     except ValueError:
         low = high = math.nan
     if math.isfinite(low) and math.isfinite(high) and low < high:
         return low, high
-    st.caption(f"The link asks for {as_code(f'{parameter}={text}')}, which is no range such as `100,300`.")
+    st.caption(f"The link asks for {as_code(f'{parameter}={text}')}, which is no range such as `100~300`.")
     return None

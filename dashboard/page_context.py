@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ import streamlit as st
 
 from altgrad.compare import STEP_COLUMNS, Row, pair, planned_terms, read_row
 from altgrad.text.foreign_text import as_markdown
-from dashboard.data.watched_sweep import WatchedSweep
+from dashboard.data.watched_sweep import WatchedRun, WatchedSweep
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,19 @@ class PageContext:
         """Run name -> its row in the comparison."""
         return self.sweep.derived("row by name", lambda: {row.run: row for row in self.rows})
 
+    def baseline_of(self, run: WatchedRun) -> WatchedRun | None:
+        """The BF16 run that a run is compared with; None if there is none, or if it is the run itself."""
+        name = self.row[run.name].baseline
+        return None if name is None or name == run.name else self.sweep.run(name)
+
+    @property
+    def of_interest(self) -> str | None:
+        """The run that a page shows first: the first that collapsed, else one that failed, else the worst of them.
+
+        The worst has the largest gap to BF16.  None without runs.
+        """
+        return self.sweep.derived("of interest", lambda: min(self.rows, key=_interest).run if self.rows else None)
+
     def open(self, page: str, **state: str | Sequence[str]) -> None:
         """Go to a page of the same sweep, with `state` in its URL."""
         st.switch_page(self.pages[page], query_params={"sweep": self.sweep.folder.name, **state})
@@ -40,6 +54,16 @@ class PageContext:
         st.page_link(
             self.pages[page], label=as_markdown(label), query_params={"sweep": self.sweep.folder.name, **state}
         )
+
+
+def _interest(row: Row) -> tuple[int, float, str]:
+    """Sort key: the most interesting run first."""
+    if row.collapse_step is not None:
+        return 0, row.collapse_step, row.run
+    if row.status in ("failed", "killed"):
+        return 1, row.step, row.run
+    gap = row.final_gap
+    return (3, 0.0, row.run) if gap is None or math.isnan(gap) else (2, -gap, row.run)
 
 
 def _rows(sweep: WatchedSweep) -> list[Row]:

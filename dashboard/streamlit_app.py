@@ -44,8 +44,10 @@ def main() -> None:
     if chosen is None:
         return
     current = _open(str(chosen))
+    version = current.version or _look(current)
     paused = _paused(current)
-    version = current.version if paused else _look(current)
+    if not paused:
+        version = _look(current)
     pages: dict[str, Any] = {}
     context = PageContext(current, pages)
     for path, (title, show) in VIEWS.items():

@@ -132,10 +132,10 @@ def choose_kept(title: str, options: Sequence[str], key: str, default: str | Non
     return chosen
 
 
-def choose_run(runs: Sequence[WatchedRun], key: str = "run") -> WatchedRun:
-    """Let the viewer choose a run, which is always in the URL."""
+def choose_run(runs: Sequence[WatchedRun], key: str = "run", default: str | None = None) -> WatchedRun:
+    """Let the viewer choose a run, which is always in the URL; `default`: the name of the one shown first."""
     names = [run.name for run in runs]
-    return runs[names.index(choose_kept("Run", names, key))]
+    return runs[names.index(choose_kept("Run", names, key, default))]
 
 
 def metric_label(name: str, loss_unit: str) -> str:

@@ -53,6 +53,26 @@ def curves_figure(
     return _figure(traces, shapes, view, limits, log_x, log_y)
 
 
+def put_behind(figure: go.Figure, baseline: Line) -> None:
+    """Draw the line of a run's BF16 run behind its curve, and widen the y-axis for it; not for a logarithmic axis."""
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": baseline.x_smoothed,
+        "y": _finite_or_gap(baseline.smoothed.values),
+        "line": _stroke(baseline.row) | {"width": 1.2},
+        "opacity": 0.7,
+        "name": "BF16, same seed",
+        "hovertemplate": f"%{{y:.4g}} at %{{x}}<extra>{as_label(baseline.row.run)}</extra>",
+    }
+    figure.add_trace(trace)
+    figure.data = (figure.data[-1], *figure.data[:-1])
+    limits, shown = scale([baseline]), figure.layout.yaxis.range
+    if limits is not None and shown is not None:
+        low, high = min(limits[0], shown[0]), max(limits[1], shown[1])
+        figure.layout.yaxis.range = [low, high + 0.05 * (high - low)]
+
+
 def bands_figure(bands: Sequence[Band], lines: Sequence[Line], view: View, log_x: bool, log_y: bool) -> go.Figure:
     """The mean over seeds of each group in its band, and a cross where a seed died; the legend has their number."""
     limits, names = _limits(lines, log_y), legend_names(lines)

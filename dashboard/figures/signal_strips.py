@@ -12,7 +12,8 @@ from altgrad.compare import Row
 from altgrad.metrics import METRICS, SITES, SiteName, columns
 from altgrad.report.evidence import Evidence
 from altgrad.report.signals import Departure, Signals, what_moved
-from altgrad.results.reading.curves import buckets, non_finite_spans
+from altgrad.results import Run
+from altgrad.results.reading.curves import buckets, measured, non_finite_spans
 from altgrad.show.palette import ALARM, NEUTRAL, format_colour
 from dashboard.figures.colours import with_alpha
 from dashboard.figures.curve_marks import vertical
@@ -58,8 +59,8 @@ def strips(evidence: Evidence, signals: Signals) -> list[str]:
     return [*moved[: _MOST_STRIPS - 1], own]
 
 
-def strips_figure(evidence: Evidence, signals: Signals) -> go.Figure:
-    """One strip per signal on a common step axis that ends just after the verdict."""
+def strips_figure(evidence: Evidence, signals: Signals, baseline: Run | None = None) -> go.Figure:
+    """One strip per signal on a common step axis that ends just after the verdict, the BF16 run's signal behind it."""
     metrics = [name for name in strips(evidence, signals) if len(evidence.curve(name).steps)]
     departures = {departure.metric: departure for departure in signals.moved}
     layout: dict[str, Any] = {
@@ -80,6 +81,7 @@ def strips_figure(evidence: Evidence, signals: Signals) -> go.Figure:
             "tickformat": ".3~g",
         }
         layout["annotations"].append(_title(evidence, metric, top, departures.get(metric)))
+        traces += _behind(evidence, metric, axis, baseline)
         traces += _strip(evidence, metric, axis, departures.get(metric))
         layout["shapes"] += _strip_shapes(evidence, metric, axis, departures.get(metric))
     return go.Figure({"data": traces, "layout": layout})
@@ -104,6 +106,29 @@ def _title(evidence: Evidence, metric: str, top: float, departure: Departure | N
         "showarrow": False,
         "font": {"size": 12},
     }
+
+
+def _behind(evidence: Evidence, metric: str, axis: str, baseline: Run | None) -> list[dict[str, Any]]:
+    if baseline is None:
+        return []
+    steps, values = measured(baseline.table("steps", [metric]), metric).finite()
+    near = steps <= evidence.verdict.step
+    curve = buckets(steps[near], values[near], _BUCKETS) if near.any() else None
+    if curve is None:
+        return []
+    return [
+        {
+            "type": "scatter",
+            "yaxis": axis,
+            "mode": "lines",
+            "x": curve.steps,
+            "y": curve.values,
+            "name": "BF16",
+            "line": {"color": format_colour("BF16"), "width": 1},
+            "opacity": 0.7,
+            "hovertemplate": f"BF16: {METRICS[metric].label} %{{y:.4g}}, step %{{x}}<extra></extra>",
+        }
+    ]
 
 
 def _strip(evidence: Evidence, metric: str, axis: str, departure: Departure | None) -> list[dict[str, Any]]:

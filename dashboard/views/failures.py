@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pandas as pd
 import streamlit as st
 
 from altgrad.compare import Row
-from altgrad.config.train_config import ConfigError
 from altgrad.metrics import METRICS
-from altgrad.report import stored_report
 from altgrad.report.evidence import Evidence
 from altgrad.show.sweep_progress import event_row
-from altgrad.text.foreign_text import as_code, as_markdown, without_pictures
-from dashboard.cause_card import cause_card
+from altgrad.text.foreign_text import as_code, as_markdown
 from dashboard.data.watched_sweep import WatchedRun
 from dashboard.figures.signal_strips import alike, first_layers, signals_of, strips_figure
 from dashboard.page_context import PageContext
 from dashboard.paper.exported_chart import show_chart
-from dashboard.verdict_card import verdict_card
+from dashboard.verdict_card import evidence_of, folded_report, replays, verdict_card
 from dashboard.widgets import choose_run, shortened, show_table
 
 
@@ -32,11 +30,26 @@ def show(context: PageContext) -> None:
         names = ", ".join(f"{as_code(row.run)} ({as_markdown(row.status)} at step {row.step})" for row in other[:10])
         st.warning(f"Ended without a verdict: {names}{' and others' if len(other) > 10 else ''}.")
     if not collapsed:
-        st.info("No run of this sweep has collapsed.")
+        st.info(
+            "No run of this sweep has collapsed. A run that does is shown here: what happened, what moved first, what "
+            "to try, and the signals and layers up to the verdict."
+        )
         return
-    _triage(context, collapsed)
     runs = [run for row in sorted(collapsed, key=_severity) if (run := context.sweep.run(row.run)) is not None]
-    _forensics(context, choose_run(runs), collapsed)
+    left, right = st.columns([1, 2], vertical_alignment="bottom")
+    with left:
+        run = choose_run(runs)
+    with right:
+        _counts(collapsed)
+    _forensics(context, run, collapsed)
+    _triage(context, collapsed)
+    folded_report(run)
+
+
+def _counts(collapsed: Sequence[Row]) -> None:
+    counts = Counter(row.collapse_rule for row in sorted(collapsed, key=_severity))
+    said = ", ".join(f"**{as_markdown(str(rule))}** {n}" for rule, n in counts.items())
+    st.markdown(f"{len(collapsed)} collapsed: {said}")
 
 
 def _severity(row: Row) -> tuple[str, int]:
@@ -58,8 +71,7 @@ def _triage(context: PageContext, collapsed: Sequence[Row]) -> None:
             for row in sorted(collapsed, key=_severity)
         ]
     )
-    counts = frame.groupby("Rule").size()
-    st.markdown(", ".join(f"**{as_markdown(str(rule))}** {n}" for rule, n in counts.items()))
+    st.subheader("All runs that collapsed")
     alt = "Collapsed runs by rule: run, group, seed, step, reason."
     picked = show_table(frame, alt, on_select="rerun", selection_mode="single-row", key="triage")
     chosen = picked.selection.rows if picked else []
@@ -68,30 +80,28 @@ def _triage(context: PageContext, collapsed: Sequence[Row]) -> None:
 
 
 def _forensics(context: PageContext, run: WatchedRun, collapsed: Sequence[Row]) -> None:
-    try:
-        evidence = Evidence.of(run)
-    except ConfigError as error:
-        st.warning(f"The forensics of this run cannot be drawn: {as_markdown(str(error))}")
+    evidence = evidence_of(context, run)
+    if evidence is None:
         return
-    verdict_card(evidence, context.row[run.name], context.rows)
-    signals = signals_of(evidence)
+    verdict_card(context, evidence)
+    signals, baseline = signals_of(evidence), context.baseline_of(run)
     st.subheader("What moved first")
     if signals.moved:
         alt = (
             f"One strip per signal of {run.name} up to the verdict, in the order in which they left their early level."
         )
         show_chart(
-            strips_figure(evidence, signals),
+            strips_figure(evidence, signals, baseline),
             "strips",
             title=f"What moved first in {run.name}",
             n="1 run",
             caption="Band: the signal's own early level. Dot: the step at which the signal left it. Dashed: the "
-            "verdict. Dotted: the rule's limit.",
+            "verdict. Dotted: the rule's limit." + (" Grey: the BF16 run of the same seed." if baseline else ""),
             alt=alt,
         )
     else:
         st.caption("No signal left its own early level before the verdict.")
-    cause_card(run)
+    replays(run)
     _layers(evidence)
     left, right = st.columns([1, 2])
     with left:
@@ -103,9 +113,6 @@ def _forensics(context: PageContext, run: WatchedRun, collapsed: Sequence[Row]) 
             show_table(frame, alt="Events of the run.")
         else:
             st.caption("No event has been recorded.")
-    st.subheader("Failure report")
-    with st.container(border=True):
-        st.markdown(without_pictures(stored_report(run)))
 
 
 def _layers(evidence: Evidence) -> None:

@@ -13,20 +13,20 @@ from altgrad.compare import Row
 from altgrad.compare.comparison_table import gap_text
 from altgrad.compare.pairing import DEFAULTS
 from altgrad.metrics import METRICS, columns, described
-from altgrad.report import stored_report
 from altgrad.results import read_events
 from altgrad.results.reading.own_metrics import own_names
 from altgrad.show.drawn_curves import View, describe, line
 from altgrad.show.sweep_progress import event_row
-from altgrad.text.foreign_text import as_code, as_command, as_file_name, as_here_document, as_markdown, without_pictures
+from altgrad.text.foreign_text import as_code, as_command, as_file_name, as_here_document, as_markdown
 from altgrad.text.number_text import ABSENT, duration, number
 from altgrad.text.yaml_text import to_yaml
-from dashboard.cause_card import cause_line
 from dashboard.data.watched_sweep import WatchedRun
-from dashboard.figures.curve_figures import curves_figure
+from dashboard.figures.curve_figures import curves_figure, put_behind
 from dashboard.figures.curve_marks import add_moments
 from dashboard.page_context import PageContext
 from dashboard.paper.exported_chart import show_chart
+from dashboard.verdict_card import evidence_of, folded_report, verdict_card
+from dashboard.views.curve_choices import automatic_half_life
 from dashboard.widgets import choose_named, choose_run, show_table
 
 _FIRST = ("loss", "validation_loss", "stall_rate", "overflow_rate")
@@ -41,10 +41,14 @@ _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 def show(context: PageContext) -> None:
     """The page."""
     st.title("Run")
-    run = choose_run(sorted(context.sweep.runs, key=lambda run: run.name))
+    run = choose_run(sorted(context.sweep.runs, key=lambda run: run.name), default=context.of_interest)
     row = context.row[run.name]
+    evidence = None if run.verdict is None else evidence_of(context, run)
+    if evidence is not None:
+        verdict_card(context, evidence)
+        context.link("failures", "All signals and layers up to the verdict", run=run.name)
     _state(context, run, row)
-    _curves(run, row)
+    _curves(context, run, row)
     left, right = st.columns(2)
     with left:
         _config(run)
@@ -54,7 +58,8 @@ def show(context: PageContext) -> None:
         _checkpoints(run)
     st.subheader("Train it again")
     st.code(reproduce(run), language="bash")
-    _report(run)
+    if run.verdict is not None:
+        folded_report(run)
 
 
 def _state(context: PageContext, run: WatchedRun, row: Row) -> None:
@@ -71,33 +76,33 @@ def _state(context: PageContext, run: WatchedRun, row: Row) -> None:
         st.caption(f"Branched from {as_markdown(run.branch_words)}.")
     if row.pairing:
         st.caption(f"Gap to BF16: {as_markdown(row.pairing)}.")
-    if row.reason is not None:
+    if run.verdict is None and row.reason is not None:
         st.error(as_markdown(f"{row.status.capitalize()}: {row.reason}"))
-    if row.collapse_step is not None:
-        context.link("failures", "Why it collapsed", run=run.name)
-        cause_line(run)
     for part, reason in run.tables.broken_parts().items():
         st.warning(
             f"{as_code(part)} is damaged and left out; the rows of the other parts are shown. ({as_markdown(reason)})"
         )
 
 
-def _curves(run: WatchedRun, row: Row) -> None:
+def _curves(context: PageContext, run: WatchedRun, row: Row) -> None:
     own = own_names(run)
     names = {name: described(name).axis_in(run.loss_unit) for name in (*columns("step"), *own)}
     shown = choose_named("Metrics", names, "metrics", _FIRST)
-    events = read_events(run)
+    events, baseline = read_events(run), context.baseline_of(run)
     cells: Sequence[Any] = []
     for position, metric in enumerate(shown):
         if position % 2 == 0:
             cells = st.columns(2 if len(shown) > 1 else 1)
         with cells[position % 2]:
-            view = View(metric)
+            view = View(metric, half_life=automatic_half_life(metric, [row]))
             one = line(row, run, view)
             if one is None:
                 st.caption(f"{described(metric).label} has not been measured in this run.")
                 continue
             figure = curves_figure([one], view)
+            behind = None if baseline is None else line(context.row[baseline.name], baseline, view)
+            if behind is not None:
+                put_behind(figure, behind)
             add_moments(figure, one, events, row.collapse_step)
             figure.update_layout(height=280, legend=_LEGEND, showlegend=len(figure.data) > 1)
             alt = f"{described(metric).label} of {run.name} over steps: {describe([one])}"
@@ -170,16 +175,3 @@ def _checkpoints(run: WatchedRun) -> None:
 
 def _text(value: Any) -> str:
     return "–" if value is None else str(value)
-
-
-def _report(run: WatchedRun) -> None:
-    if run.verdict is None:
-        return
-    st.subheader("Failure report")
-    try:
-        text = stored_report(run)
-    except (ValueError, OSError) as error:
-        st.caption(f"The report cannot be written: {as_markdown(str(error))}")
-        return
-    with st.container(border=True):
-        st.markdown(without_pictures(text))

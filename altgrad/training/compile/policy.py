@@ -17,8 +17,6 @@ from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 
 How = Literal["eager", "blocks", "whole"]  # how a step runs: not compiled, a graph per block, one graph
 
-Known = Literal["here", "on disk", "nowhere"]  # where the graphs of a step exist already
-
 # Seconds on one core (2026, 4 GHz), measured with the built-in GPT: per compiled layer, and once per run.
 _COLD_PER_LAYER, _COLD = 3.0, 6.0  # code generation, when the cache is empty
 _WARM_PER_LAYER, _WARM = 0.15, 4.0  # tracing, and importing the compiler
@@ -45,12 +43,9 @@ class Payoff:
         return f"compiling costs about {self.cost:.0f} s and saves about {self.saved:.0f} s"
 
 
-def cost_of(layers: int, known: Known, runs_alike: int) -> float:
+def cost_of(layers: int, runs_alike: int) -> float:
     """Seconds of compiling `layers` layers; code generation is divided among the `runs_alike` runs that share it."""
-    if known == "here":
-        return 0.0
-    warm = _WARM + _WARM_PER_LAYER * layers
-    return warm if known == "on disk" else warm + (_COLD + _COLD_PER_LAYER * layers) / runs_alike
+    return _WARM + _WARM_PER_LAYER * layers + (_COLD + _COLD_PER_LAYER * layers) / runs_alike
 
 
 def saved_by(layers: Mapping[str, RoundedGemm], config: TrainConfig, regions: int) -> float:

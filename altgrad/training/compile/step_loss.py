@@ -9,7 +9,6 @@ runs of a sweep only the first of each shape pays the full compile time.
 from __future__ import annotations
 
 import getpass
-import hashlib
 import os
 import shutil
 import tempfile
@@ -27,17 +26,13 @@ from altgrad.quantization.adapters.rounded_module import RoundedModule
 from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 from altgrad.quantization.kernel.compiled import INDUCTOR_OPTIONS
 from altgrad.quantization.kernel.ranks import ALONE, Ranks
-from altgrad.training.compile.policy import How, Known, Payoff, cost_of, saved_by
+from altgrad.training.compile.policy import How, Payoff, cost_of, saved_by
 from altgrad.training.compile.repeated_blocks import RegionalCall, regions
 from altgrad.training.process_settings import room_for_graphs
 from altgrad.training.task.found_task import FoundTask, call_model
 from altgrad.training.task.loss_value import read_loss
 from altgrad.training.task.protocol import Batch
 
-# Without `compile` itself: the way in which the step was compiled is appended to the signature.
-_GRAPH_FIELDS = set(TrainConfig.where(lambda field: field.in_graph)) - {"compile"}
-
-_compiled_here: set[str] = set()  # names (signature and way) of the graphs that this process holds
 _said: set[str] = set()
 
 
@@ -63,8 +58,8 @@ class StepLoss:
 
         `runs_alike`: number of runs, in one process of a sweep, that share compiled graphs; None: a single run.
 
-        In a sweep `compile: auto` decides by this number and not by the state of the caches.  Otherwise a run that
-        starts late, or in a resumed sweep, would run differently from the same run in another sweep.
+        `compile: auto` decides by this number and not by the state of the caches: eager and compiled losses differ
+        within float32 rounding, and the same run must give the same numbers a second time, when its graphs are there.
 
         `earlier`: how an earlier attempt of this run was computed; `auto` then repeats it, because compiled and eager
         losses differ within float32 rounding and a restored run must repeat every number.
@@ -78,8 +73,8 @@ class StepLoss:
         self._model = model
         self._config = config
         self._task, self._metrics = task, metrics
-        self._layers, self._size = layers, ranks.size
-        self._signatures: dict[int, str] = {}  # by phase of the recipe's schedule
+        self._layers = layers
+        self._has_run: set[int] = set()  # phases of the recipe's schedule whose graphs have been compiled
         if config.cuda_graphs and device.type != "cuda":
             raise ConfigError(f"cuda_graphs=true: the device is {device}; use a CUDA device or cuda_graphs=false")
         self._regions = regions(model, layers)
@@ -108,7 +103,8 @@ class StepLoss:
         return loss
 
     def _compiled(self, batch: Batch) -> Any:
-        if self._name(self.how) in _compiled_here:
+        phase = next(iter(self._layers.values())).phase
+        if phase in self._has_run:
             return self._function(batch)
         try:
             found = self._function(batch)
@@ -116,8 +112,7 @@ class StepLoss:
             self._refuse(f"the compiler failed ({_first_line(error)})")
             self._function = self._build()
             return self._function(batch) if self.how == "eager" else self._compiled(batch)
-        _compiled_here.add(self._name(self.how))
-        self._marker(self.how).touch()
+        self._has_run.add(phase)
         return found
 
     def _decide(
@@ -149,21 +144,7 @@ class StepLoss:
         self, how: How, compiled: int, calls: int, layers: Mapping[str, RoundedGemm], runs_alike: int | None
     ) -> Payoff:
         """`compiled`: number of rounded layers in the graphs to be compiled; `calls`: graphs entered per step."""
-        place: Known = "nowhere"
-        if runs_alike is None:
-            known = self._name(how) in _compiled_here
-            place = "here" if known else "on disk" if self._marker(how).exists() else "nowhere"
-        return Payoff(cost_of(compiled, place, runs_alike or 1), saved_by(layers, self._config, calls))
-
-    def _name(self, how: How) -> str:
-        phase = next(iter(self._layers.values())).phase
-        if phase not in self._signatures:
-            self._signatures[phase] = _signature(self._model, self._layers, self._config, self._size)
-        return f"{self._signatures[phase]}-{how}"
-
-    def _marker(self, how: How) -> Path:
-        """A file that exists if Inductor's cache on disk has the graphs."""
-        return cache_folder() / f"altgrad-{self._name(how)}"
+        return Payoff(cost_of(compiled, runs_alike or 1), saved_by(layers, self._config, calls))
 
     def _build(self) -> Callable[[Batch], Any]:
         """What a batch is given to; it returns what the task's loss or the model does."""
@@ -210,16 +191,6 @@ def _obstacle(device: torch.device) -> str | None:
     except OSError as error:
         return f"the compile cache cannot be written ({error})"
     return None
-
-
-def _signature(model: nn.Module, layers: Mapping[str, RoundedGemm], config: TrainConfig, ranks: int) -> str:
-    """Hash of all that a compiled graph depends on: model structure, rounding modes, batch shape, torch."""
-    shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
-    modes = [(name, site.mode) for layer in layers.values() for name, site in layer.sites.items()]
-    products = [(layer.multiplies_bfloat16, layer.plain) for layer in layers.values()]
-    fields = config.model_dump_json(include=_GRAPH_FIELDS)
-    parts = (type(model).__qualname__, shapes, modes, products, ranks, fields, torch.__version__)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _first_line(error: Exception) -> str:

@@ -134,7 +134,7 @@ def test_a_probe_measures_real_steps_and_the_plan_finds_them_again(tmp_path: Pat
     assert len(said) == 1  # one kind
     (times,) = store.read().values()
     assert all(0.0002 < seconds < PATIENCE for seconds in asdict(times).values())
-    assert times.step < times.setup < times.start  # each of which holds the one before
+    assert times.setup < times.start  # which holds it
     known = expected(trials, TWO_AT_A_TIME, store)
     assert known is not None and known.start > times.start  # Ray's own comes on top
     assert known.seconds == tuple(times.seconds(trial.config) for trial in trials)

@@ -24,7 +24,7 @@ if not __package__:  # run as a script: this folder is on the path, the reposito
 from rich.console import Console
 
 from altgrad.commands.typed_command import dashboard_command, program_command
-from altgrad.compare import comparison, comparison_table, parity_table, planned_terms, rates_markdown, write_comparison
+from altgrad.compare import comparison, planned_terms, write_comparison
 from altgrad.config.train_config import ConfigError
 from altgrad.results import list_runs
 from altgrad.results.stop_request import stop_request
@@ -44,6 +44,7 @@ from tune.plan.trial import SweepPlan, Trial
 from tune.plan.trials import plan_sweep
 from tune.run.interrupts import Interrupted, Interrupts
 from tune.timing.probe import TimesStore, expected, measure
+from tune.watch.ending import Ending
 from tune.watch.journal import Journal
 from tune.watch.wandb_copy import REPORT, check_account, check_installed, chosen_mode
 
@@ -245,17 +246,9 @@ def _show_results(sweep: PlannedSweep, options: SweepOptions, console: Console) 
     rows = comparison(runs, planned_terms(folder, options.margin))
     compute = compute_sentence(rows)
     write_comparison(folder, rows, compute)
-    console.print(comparison_table(rows))
-    if (parity := parity_table(rows)) is not None:
-        console.print(parity)
-    if (rates := rates_markdown(rows)) is not None:
-        say(console, rates)
-    lines = [] if compute is None else [compute]
-    lines += [f"results: {sweep.folder} (comparison.md, comparison.csv)"]
-    lines += [f"failure report: {run.folder / REPORT}" for run in runs if run.folder.has(REPORT)]
     ends = {run.name: run.end for run in runs if run.end is not None}
     failed = {name: end["summary"].get("error") or "unknown" for name, end in ends.items() if end["status"] == "failed"}
-    lines += [f"failed: {name}: {reason}" for name, reason in failed.items()]
+    lines = [f"failed: {name}: {reason}" for name, reason in failed.items()]
     lines += [f"cannot be read: {name}: {reason}" for name, reason in broken.items()]
     lines += [f"damaged: {sentence}" for run in runs for sentence in run.damage_sentences()]
     unfinished = [trial.run for trial in sweep.unfinished()]
@@ -265,11 +258,13 @@ def _show_results(sweep: PlannedSweep, options: SweepOptions, console: Console) 
     if not folder.has("sweep.json"):
         lost.append(f"{sweep.folder}: its sweep.json is gone; the folder was removed or replaced while the sweep ran")
     lines += [f"lost: {what}" for what in lost]
-    if unfinished:
-        lines.append(f"try again: {options.resume_command(sweep.name)}")
-    lines.append(f"dashboard: {dashboard_command(options.results)}")
-    for line in lines:
-        say(console, line)
+    places = [f"try again: {options.resume_command(sweep.name)}"] if unfinished else []
+    places += [
+        f"results: {sweep.folder} (comparison.md, comparison.csv)",
+        f"dashboard: {dashboard_command(options.results)}",
+    ]
+    reports = {run.name: str(run.folder / REPORT) for run in runs if run.folder.has(REPORT)}
+    Ending(sweep.name, rows, compute, reports, lines, places).show(console)
     return 1 if unfinished or broken or lost else 0
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import nullcontext
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 
 from altgrad.commands.option_parser import Commands, location, positive, word
 from altgrad.commands.typed_command import program
 from altgrad.storage.folder import Folder
-from altgrad.text.terminal_output import harmless, say
+from altgrad.text.terminal_output import cell, harmless, say
 
+_STATUS_FRAME = 7  # lines of a screen besides the rows: headings and borders, the counts, the shell's prompt
 _FILE_WIDTH = 100  # columns of a table at least, if it is not printed to a terminal
 MARGIN_HELP = (
     "difference in loss that does not matter, for the parity verdicts (default: that of the sweep, else 0.01 nats, or "
@@ -41,6 +44,7 @@ def add(commands: Commands) -> None:
     status = commands.add_parser("status", help="the state of a sweep, from its folder alone")
     status.add_argument("folder", type=location, help="sweep folder (local path or URI)")
     status.add_argument("--every", type=positive, metavar="SECONDS", help="show it again until no run is running")
+    status.add_argument("--all", action="store_true", help="show every run, also more than fit the terminal")
     status.set_defaults(command=_status)
 
     stop = commands.add_parser("stop", help="ask a run, or all runs of a sweep, to stop at the next report, for good")
@@ -117,14 +121,20 @@ def _status(options: argparse.Namespace) -> int:
     console = _console()
     folder = Folder.at(options.folder)
     expect(folder, "sweep.json")
-    while True:
-        states = sweep_state(folder)
-        console.print(status_table(states))
-        for sentence in (sentence for state in states for sentence in state.damage):
-            say(console, sentence)
-        if options.every is None or not goes_on(folder, states):
-            return 0
-        time.sleep(options.every)
+    in_place = console.is_terminal and not options.all
+    with Live(console=console, auto_refresh=False) if in_place else nullcontext() as live:
+        while True:
+            states = sweep_state(folder)
+            damage = [cell(sentence) for state in states for sentence in state.damage]
+            lines = max(1, console.height - _STATUS_FRAME - len(damage)) if in_place else None
+            shown = Group(status_table(states, lines), *damage)
+            if live is None:
+                console.print(shown)
+            else:
+                live.update(shown, refresh=True)
+            if options.every is None or not goes_on(folder, states):
+                return 0
+            time.sleep(options.every)
 
 
 def _stop(options: argparse.Namespace) -> int:

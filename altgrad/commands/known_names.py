@@ -10,11 +10,10 @@ from rich.table import Table
 
 from altgrad.commands.option_parser import Commands, path
 from altgrad.config.published import published
-from altgrad.config.train_config import TrainConfig
 from altgrad.format_relations import equal_up_to_scale
 from altgrad.formats import GROUPS, NumberFormat, find_format
 from altgrad.show import recipe_tables
-from altgrad.text.terminal_output import cell
+from altgrad.show.config_fields import show_fields
 
 _TABLE_WIDTH = 100  # columns at least, because a number that is cut off is wrong; a narrow terminal wraps the lines
 
@@ -39,7 +38,8 @@ def add(commands: Commands) -> None:
     )
     recipes.set_defaults(command=_recipes)
 
-    config = commands.add_parser("config", help="the config fields with defaults and meanings")
+    config = commands.add_parser("config", help="the config fields: default, meaning, accepted values")
+    config.add_argument("names", nargs="*", metavar="NAME", help="only these; a glob such as 'stalled_*' names several")
     config.set_defaults(command=_config)
 
 
@@ -108,8 +108,5 @@ def _recipes(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
-    table = Table("field", "default", "meaning")
-    for name, field in TrainConfig.model_fields.items():
-        table.add_row(*map(cell, (name, repr(field.default), field.description or "")))
-    Console().print(table)
+    show_fields(Console(), options.names)
     return 0

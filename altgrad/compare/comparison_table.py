@@ -8,10 +8,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
-
 from altgrad.compare.coverage_note import coverage_note
 from altgrad.compare.parity.parity_table import parity_markdown
 from altgrad.compare.rates import rates_markdown
@@ -19,9 +15,9 @@ from altgrad.compare.row import Row
 from altgrad.events import kind_of
 from altgrad.metrics import METRICS
 from altgrad.storage.folder import Folder
+from altgrad.text.fitted_table import FittedColumn, FittedTable
 from altgrad.text.foreign_text import as_markdown
 from altgrad.text.number_text import ABSENT, duration, number, table
-from altgrad.text.terminal_output import cell, one_line
 
 _OFTEN_EQUAL = frozenset({"intervention", "seed", "learning_rate", "parity"})
 CellValue = str | int | float | None
@@ -111,7 +107,7 @@ COLUMNS: Sequence[Column] = (
 
 
 _NAMED = {column.name: column for column in COLUMNS}
-# In order of importance, because a narrow terminal cuts columns off at the right.
+# In order of importance: a narrow terminal has no room for the last ones.
 _TERMINAL: Sequence[Column] = (
     _NAMED["run"],
     _text("format", "Format", lambda row: row.label),
@@ -156,11 +152,11 @@ def comparison_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def comparison_table(rows: Sequence[Row]) -> Table:
+def comparison_table(rows: Sequence[Row]) -> FittedTable:
     """The comparison for a terminal: fewer columns than the files, and a collapse as its rule and step only.
 
-    An intervention, seed or learning rate that is the same for all runs is in the caption instead of a column; a column
-    without any value is left out.
+    An intervention, seed or learning rate that is the same for all runs is below the table instead of in a column; a
+    column without any value is left out.
     """
     shown, same = [], []
     for column in _TERMINAL:
@@ -169,27 +165,18 @@ def comparison_table(rows: Sequence[Row]) -> Table:
             same += [f"{column.head.lower()} {text}" for text in texts - {ABSENT}]
         elif texts != {ABSENT}:
             shown.append(column)
-    below = [text for text in (", ".join(same), coverage_note(rows)) if text]
-    result = Table(
-        title="Comparison, by validation loss; runs that collapsed or ended early come last",
-        title_justify="left",
-        caption=cell(". ".join(below)) if below else None,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for column in shown:
-        # Numbers and words are never split; texts and headings wrap at spaces.
-        cells = [column.shown(row) for row in rows]
-        pieces = [*(cells if column.is_number else " ".join(cells).split()), *column.head.split()]
-        narrowest = min(max(len(piece) for piece in pieces), 32)
-        result.add_column(column.head, justify="right" if column.is_number else "left", min_width=narrowest)
-    for row in rows:
-        style = _STYLE.get(row.status, "")
-        result.add_row(
-            *(Text(one_line(column.shown(row)), style if column.name == "status" else "") for column in shown)
+    columns = [
+        FittedColumn(
+            column.head,
+            [column.shown(row) for row in rows],
+            column.is_number,
+            [_STYLE.get(row.status, "") for row in rows] if column.name == "status" else (),
         )
-    return result
+        for column in shown
+    ]
+    notes = [text for text in (", ".join(same), coverage_note(rows)) if text]
+    title = "Comparison, by validation loss; runs that collapsed or ended early come last"
+    return FittedTable(columns, title, notes, elsewhere="they are in comparison.md")
 
 
 def write_comparison(sweep: Folder, rows: Sequence[Row], below: str | None = None) -> None:

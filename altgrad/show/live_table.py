@@ -142,6 +142,8 @@ class LiveTable:
     def _table(self, rows: Sequence[LiveRow], widths: Mapping[str, int]) -> Table:
         counts = Counter(row.status for row in self._rows)
         caption = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+        if len(rows) < len(self._rows):
+            caption += f"; {len(rows)} of {len(self._rows)} shown"
         table = Table(caption=cell(caption), caption_justify="left")
         shown = [column for column in _COLUMNS if column.name in widths]
         for column in shown:

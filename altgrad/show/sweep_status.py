@@ -15,6 +15,10 @@ from altgrad.storage.folder import Folder
 _COLUMNS = (*LIVE_METRICS, "elapsed_seconds")
 _NEWEST_PARTS = 4  # parts of a run that are read: the table shows the newest values only
 _READERS = 16
+_FIRST = {
+    status: place
+    for place, status in enumerate(("running", "unreadable", "failed", "killed", "collapsed", "stopped", "completed"))
+}  # where not all runs have room
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,10 @@ def goes_on(sweep: Folder, states: Sequence[RunState]) -> bool:
     return lease is not None and life_of(sweep, lease) != "dead"
 
 
-def status_table(states: Sequence[RunState]) -> LiveTable:
-    """The live table with a row for every run."""
-    return LiveTable(states)
+def status_table(states: Sequence[RunState], lines: int | None = None) -> LiveTable:
+    """The live table; with `lines` only the runs that have room: those that train, then those that went wrong."""
+    order = sorted(range(len(states)), key=lambda place: _FIRST.get(states[place].status, len(_FIRST)))
+    return LiveTable(states, lines, order)
 
 
 def _state(run: Run) -> RunState:

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
 from altgrad.config.sizes.memory import bytes_per_parameter
 from altgrad.config.train_config import BUILT_IN_TASK
 from altgrad.metrics import METRICS
+from altgrad.text.fitted_table import FittedColumn, FittedTable
 from altgrad.text.number_text import duration
-from altgrad.text.terminal_output import cell, say
+from altgrad.text.terminal_output import say
 from tune.plan.resources.machine import Resources
 from tune.plan.resources.placement import place, work
 from tune.plan.trial import SweepPlan
 
-_HEADS = (
-    "Trial",
-    "Format",
-    "Weights at rest",
-    "Bytes/parameter",
-    "Scaling",
-    "Intervention",
-    "Steps",
-    METRICS["learning_rate"].label,
-    "Model",
-    "Wave",
-)
-
 
 def show_plan(console: Console, plan: SweepPlan, resources: Resources, elsewhere: bool = False) -> None:
-    """Print the plan, with times if they are known; `elsewhere`: the trials run on a cluster, not on this machine."""
+    """Print the plan, with times if they are known; `elsewhere`: the trials run on a cluster, not on this machine.
+
+    What is the same for all trials is said below the table instead of in a column.
+    """
     if not plan.trials:
         console.print("nothing left to train: every run has ended")
         return
@@ -38,20 +28,37 @@ def show_plan(console: Console, plan: SweepPlan, resources: Resources, elsewhere
         placement = place(plan.expected.seconds, resources.concurrent, plan.expected.start)
     else:
         placement = place([work(trial.config) for trial in plan.trials], resources.concurrent)
-    table = Table(title=f"{len(plan.trials)} trials")
-    for head in (*_HEADS, *(("Starts at", "Takes") if timed else ())):
-        table.add_column(head, no_wrap=True)
-    for trial, placed in zip(plan.trials, placement.trials, strict=True):
-        config = trial.config
-        at_rest = "FP32 master" if config.master_weights else f"on the grid, {config.update_rounding}"
-        rate = f"{config.learning_rate:g}"
-        fmt = config.format if config.recipe is None else f"{config.format} ({config.recipe})"
-        size = f"{bytes_per_parameter(config):.3g}"
-        words = (trial.run, fmt, at_rest, size, config.scaling, trial.intervention, str(config.max_steps), rate)
-        times = (duration(round(placed.start)), duration(round(placed.end - placed.start))) if timed else ()
-        model = config.model if config.task == BUILT_IN_TASK else config.task
-        table.add_row(*map(cell, (*words, model, str(placed.wave + 1), *times)))
-    console.print(table)
+    configs = [trial.config for trial in plan.trials]
+    placed = placement.trials
+    facts = {
+        "Format": [c.format if c.recipe is None else f"{c.format} ({c.recipe})" for c in configs],
+        "Weights at rest": [
+            "FP32 master" if c.master_weights else f"on the grid, {c.update_rounding}" for c in configs
+        ],
+        "Intervention": [trial.intervention for trial in plan.trials],
+        "Scaling": [config.scaling for config in configs],
+        "Model": [config.model if config.task == BUILT_IN_TASK else config.task for config in configs],
+    }
+    numbers = {
+        "Steps": [str(config.max_steps) for config in configs],
+        METRICS["learning_rate"].label: [f"{config.learning_rate:g}" for config in configs],
+        "Bytes per parameter": [f"{bytes_per_parameter(config):.3g}" for config in configs],
+    }
+    same = [f"{head.lower()} {texts[0]}" for head, texts in (facts | numbers).items() if len(set(texts)) == 1]
+    columns = [
+        FittedColumn("Trial", [trial.run for trial in plan.trials]),
+        FittedColumn("Wave", [str(one.wave + 1) for one in placed], is_number=True),
+        *(FittedColumn(head, texts) for head, texts in facts.items() if len(set(texts)) > 1),
+        *(FittedColumn(head, texts, is_number=True) for head, texts in numbers.items() if len(set(texts)) > 1),
+    ]
+    if timed:
+        starts, takes = [one.start for one in placed], [one.end - one.start for one in placed]
+        columns[2:2] = [
+            FittedColumn(head, [duration(round(time)) for time in times], is_number=True)
+            for head, times in (("Starts at", starts), ("Takes", takes))
+        ]
+    title = f"{len(plan.trials)} trial{'s' * (len(plan.trials) != 1)}"
+    console.print(FittedTable(columns, title, [f"all of them: {', '.join(same)}"] if same else []))
     waves = f"{placement.waves} wave" + "s" * (placement.waves != 1)
     if timed:
         outlook = placement.sentence()

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from altgrad.compare.groups import by_group
 from altgrad.compare.parity.confounds import joined
 from altgrad.compare.parity.student_t import CONFIDENCE
@@ -16,9 +13,9 @@ from altgrad.compare.row import Row, loss_unit
 from altgrad.compare.statistics import PairedGap, paired_gap
 from altgrad.results import RecordError, read_plan
 from altgrad.storage.folder import Folder
+from altgrad.text.fitted_table import FittedColumn, FittedTable
 from altgrad.text.foreign_text import as_markdown
 from altgrad.text.number_text import ABSENT, table
-from altgrad.text.terminal_output import cell
 
 HEADS = ("Group", "Runs", "Gap to BF16", "Parity", "Differs from BF16 in")
 
@@ -77,25 +74,16 @@ def parity_markdown(rows: Sequence[Row]) -> str:
     return f"{table(heads, cells, 'lrlll')}\n\n{parity_note(rows)}"
 
 
-def parity_table(rows: Sequence[Row]) -> Table | None:
+def parity_table(rows: Sequence[Row]) -> FittedTable | None:
     """The table of verdicts for a terminal; None if no group has more than one seed: the rows say it all then."""
     lines = parity_lines(rows)
     if not any(line.gap.n > 1 for line in lines):
         return None
     unit = loss_unit(rows)
-    result = Table(
-        title="Parity with BF16" + (f", gaps in {unit}" if unit else ""),
-        title_justify="left",
-        caption=parity_note(rows),
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for head in HEADS:
-        result.add_column(head, justify="right" if head == "Runs" else "left")
-    for line in lines:
-        result.add_row(*map(cell, line.cells))
-    return result
+    cells = list(zip(*(line.cells for line in lines), strict=True))
+    columns = [FittedColumn(head, texts, head == "Runs") for head, texts in zip(HEADS, cells, strict=True)]
+    title = "Parity with BF16" + (f", gaps in {unit}" if unit else "")
+    return FittedTable(columns, title, [parity_note(rows)], elsewhere="they are in comparison.md")
 
 
 def planned_terms(sweep: Folder, margin: float | None = None) -> Terms:

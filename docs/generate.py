@@ -7,30 +7,17 @@ tables of the code: config fields, formats, metrics, kinds of events.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from altgrad.config.interventions import INTERVENTIONS, PATTERNS, intervention_fields
 from altgrad.config.train_config import TrainConfig
 from altgrad.events import EVENTS
 from altgrad.formats import GROUPS, NumberFormat
 from altgrad.metrics import METRICS
+from altgrad.show.config_fields import as_yaml, fields_by_kind
 
 DOCS = Path(__file__).parent
-_KINDS = {
-    "numeric": "How numbers are rounded",
-    "seed": "Seed",
-    "model": "Model",
-    "data": "Data",
-    "workload": "How much is trained and evaluated",
-    "optimisation": "Optimisation",
-    "rescue": "Interventions",
-    "measuring": "Measuring",
-    "judging": "Collapse rules",
-    "running": "Where and how it runs",
-    "planning": "Planning",
-}
 # Which fields are a rule's thresholds: those whose names begin so.
 _RULES = ("non_finite", "diverged", "never_learned", "stalled", "rank_collapse", "gap")
 _EVERY = {"step": "every step", "report": "every report (10 steps in a sweep)"}
@@ -49,44 +36,11 @@ def _cell(text: str) -> str:
 
 def config_fields() -> str:
     """Every field of a config, by its kind."""
-    traits = TrainConfig.traits()
     parts = []
-    for kind, title in _KINDS.items():
-        names = [name for name, trait in traits.items() if trait.kind == kind]
-        parts += [f"## {title}", table(("field", "default", "values", "meaning"), map(_config_row, names))]
-    missing = {trait.kind for trait in traits.values()} - _KINDS.keys()
-    assert not missing, f"kinds without a title: {missing}"
+    for title, fields in fields_by_kind():
+        rows = ((f"`{row.name}`", f"`{row.default}`", " or ".join(row.values), row.meaning) for row in fields)
+        parts += [f"## {title}", table(("field", "default", "values", "meaning"), rows)]
     return "\n\n".join(parts)
-
-
-def _config_row(name: str) -> Iterator[str]:
-    info = TrainConfig.model_fields[name]
-    yield f"`{name}`"
-    yield f"`{_yaml(info.default)}`"
-    yield _values(TrainConfig.model_json_schema()["properties"][name])
-    yield info.description or ""
-
-
-def _yaml(value: Any) -> str:
-    words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)
-
-
-def _values(schema: Mapping[str, Any]) -> str:
-    """What a field takes, in a few words."""
-    kinds = [part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"]
-    return " or ".join(filter(None, map(_kind, kinds)))
-
-
-def _kind(schema: Mapping[str, Any]) -> str:
-    if "enum" in schema:
-        return ", ".join(f"`{_yaml(value)}`" for value in schema["enum"])
-    if "const" in schema:
-        return f"`{_yaml(schema['const'])}`"
-    words = {"integer": "whole number", "number": "number", "boolean": "`true`, `false`", "string": "text"}
-    signs = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    limits = [f"{word} {schema[key]:g}" for key, word in signs.items() if key in schema]
-    return ", ".join([words.get(schema.get("type", ""), "mapping"), *limits])
 
 
 def thresholds() -> str:
@@ -108,7 +62,7 @@ def interventions() -> str:
     named = [(f"`{name}`", fields) for name, fields in INTERVENTIONS.items()]
     named += [(f"`{name}`, such as `{example}`", intervention_fields(example)) for name, example in examples]
     rows = (
-        (name, ", ".join(f"`{field}: {_yaml(value)}`" for field, value in fields.items()) or "nothing")
+        (name, ", ".join(f"`{field}: {as_yaml(value)}`" for field, value in fields.items()) or "nothing")
         for name, fields in named
     )
     return table(("name", "sets"), rows)

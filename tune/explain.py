@@ -26,7 +26,7 @@ from rich.console import Console
 
 from altgrad.commands.folders import expect
 from altgrad.commands.option_fields import add_options, option
-from altgrad.commands.option_parser import OneLineParser, count, location, word
+from altgrad.commands.option_parser import OneLineParser, count, examples, location, word
 from altgrad.commands.typed_command import program_command
 from altgrad.results import Run, list_runs, read_run
 from altgrad.storage.folder import Folder
@@ -62,7 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0: every explanation is made; 1: an unchanged replay did not repeat its run; 2: bad input; 3: Ray died; 130: Ctrl-C.
     """
-    parser = OneLineParser(prog=program_command(), description="Replay a collapse with one thing healed at a time.")
+    parser = OneLineParser(
+        prog=program_command(),
+        description="Find out what made a run collapse: replay it from a checkpoint before the collapse with one thing "
+        "healed at a time (a layer, an operand, the rate), and name what saves it.",
+        epilog=examples("explain results/s1/e7m0-s42", "explain results/s1 --budget 12 --dry-run"),
+    )
     parser.add_argument(
         "folder", type=location, help="folder of a collapsed run, or of a sweep: all its collapsed runs"
     )

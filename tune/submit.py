@@ -33,7 +33,7 @@ if not __package__:  # run as a script: this folder is on the path, the reposito
 
 from altgrad.commands.direct_http import open_directly, why_not
 from altgrad.commands.option_fields import without_secrets
-from altgrad.commands.option_parser import OneLineParser, word
+from altgrad.commands.option_parser import OneLineParser, examples, word
 from altgrad.commands.typed_command import program_command
 from altgrad.config.shipped_configs import ROOT
 from altgrad.storage.folder import check_location
@@ -59,8 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = OneLineParser(
         prog=program_command(),
-        description="Run a sweep on a Ray cluster.",
-        epilog="All other options are those of a sweep.",
+        description="Send this tree to a Ray cluster as a job that runs a sweep there, and follow it.",
+        epilog="All other options are those of `altgrad sweep`.\n\n"
+        + examples("submit --results s3://bucket/results --formats E4M3 E5M2"),
     )
     parser.add_argument(
         "--address",

@@ -7,7 +7,6 @@ cases the command puts their root first on the module path of its own process.  
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -48,13 +47,13 @@ def _main_of(module: str) -> Callable[[Sequence[str]], int]:
 
 def _dashboard(words: Sequence[str]) -> NoReturn:
     """Replace this process by Streamlit, which finds the dashboard's packages through PYTHONPATH."""
-    from altgrad.commands.option_parser import OneLineParser, location  # the extra was checked before
+    from altgrad.commands.option_parser import OneLineParser, examples, location  # the extra was checked before
 
     parser = OneLineParser(
         prog=program_command(),
-        description="Show running and finished sweeps in a browser.",
-        epilog="Options of Streamlit are passed on, written with =, such as --server.port=8502.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Show running and finished sweeps in a browser: overview, comparison, curves, failures, layers.",
+        epilog="Options of Streamlit are passed on, written with =, such as --server.port=8502.\n\n"
+        + examples("dashboard", "dashboard results/s1 --server.port=8502"),
     )
     parser.add_argument(
         "results", type=location, nargs="?", help="results root or sweep folder (default: $ALTGRAD_RESULTS, or results)"

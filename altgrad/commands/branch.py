@@ -8,7 +8,7 @@ from pathlib import Path
 from altgrad.branch import Branch
 from altgrad.branch.checkpoints import checkpoint_steps
 from altgrad.commands.folders import expect
-from altgrad.commands.option_parser import Commands, count_or_zero, location
+from altgrad.commands.option_parser import Commands, count_or_zero, examples, location
 from altgrad.commands.train import add_run_options, settings_of_words, train
 from altgrad.storage.folder import Folder
 from altgrad.text.terminal_output import unstoppable_output
@@ -16,7 +16,13 @@ from altgrad.text.terminal_output import unstoppable_output
 
 def add(commands: Commands) -> None:
     """Add the command to a parser."""
-    branch = commands.add_parser("branch", help="train a run that starts from a checkpoint of another one")
+    branch = commands.add_parser(
+        "branch",
+        help="train a run that starts from a checkpoint of another one",
+        description="Train a run that starts where another one was at a step.  With --set it shows what a change "
+        "would have done; without, it repeats the other run bit for bit.",
+        epilog=examples("branch results/s1/e7m0-s42 --at 100 --out b1 --set rounding=stochastic"),
+    )
     branch.add_argument("parent", type=location, metavar="RUN_DIR", help="run that it starts from")
     branch.add_argument(
         "--at", type=count_or_zero, metavar="STEP", help="step of the checkpoint (default: the newest); 0: the start"

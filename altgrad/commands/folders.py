@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from rich.console import Console, Group
 from rich.live import Live
 
-from altgrad.commands.option_parser import Commands, location, positive, word
+from altgrad.commands.option_parser import Commands, examples, location, positive, word
 from altgrad.commands.typed_command import program
 from altgrad.storage.folder import Folder
 from altgrad.text.terminal_output import cell, harmless, say
@@ -24,7 +24,13 @@ MARGIN_HELP = (
 
 def add(commands: Commands) -> None:
     """Add the commands to a parser."""
-    report = commands.add_parser("report", help="rebuild a failure report, or a sweep's report, from its folder alone")
+    report = commands.add_parser(
+        "report",
+        help="rebuild a failure report, or a sweep's report, from its folder alone",
+        description="Print why a run collapsed, or what a sweep found.  Only the folder is read, on any machine that "
+        "sees it.",
+        epilog=examples("report results/s1/e7m0-s42", "report results/s1 --html --out s1.html"),
+    )
     report.add_argument("folder", type=location, help="run folder or sweep folder (local path or URI)")
     report.add_argument("--html", action="store_true", help="a sweep as one self-contained HTML file")
     report.add_argument(
@@ -33,7 +39,13 @@ def add(commands: Commands) -> None:
     _add_margin(report)
     report.set_defaults(command=_report)
 
-    compare = commands.add_parser("compare", help="the comparison of a sweep, or of two of its groups, from its folder")
+    compare = commands.add_parser(
+        "compare",
+        help="the comparison of a sweep, or of two of its groups, from its folder",
+        description="Print how far each run is behind BF16, and which groups are as good; or the difference of any "
+        "two groups, paired by seed.",
+        epilog=examples("compare results/s1", "compare results/s1 --groups 'E4M3 stored' E4M3"),
+    )
     compare.add_argument("folder", type=location, help="sweep folder (local path or URI)")
     compare.add_argument(
         "--groups", nargs=2, type=word, metavar="GROUP", help="two groups, by label, such as 'E4M3 stored', or by a run"
@@ -41,13 +53,25 @@ def add(commands: Commands) -> None:
     _add_margin(compare)
     compare.set_defaults(command=_compare)
 
-    status = commands.add_parser("status", help="the state of a sweep, from its folder alone")
+    status = commands.add_parser(
+        "status",
+        help="the state of a sweep, from its folder alone",
+        description="Show each run of a sweep with its step, loss, status and the reason for it, on any machine that "
+        "sees the folder, while the sweep trains and afterwards.",
+        epilog=examples("status results/s1", "status results/s1 --every 10"),
+    )
     status.add_argument("folder", type=location, help="sweep folder (local path or URI)")
     status.add_argument("--every", type=positive, metavar="SECONDS", help="show it again until no run is running")
     status.add_argument("--all", action="store_true", help="show every run, also more than fit the terminal")
     status.set_defaults(command=_status)
 
-    stop = commands.add_parser("stop", help="ask a run, or all runs of a sweep, to stop at the next report, for good")
+    stop = commands.add_parser(
+        "stop",
+        help="ask a run, or all runs of a sweep, to stop at the next report, for good",
+        description="Ask a run, or all runs of a sweep, to stop at the next report.  What it has written stays; a "
+        "sweep that is resumed later does not train it further.",
+        epilog=examples("stop results/s1/e7m0-s42 --reason 'loss went up'", "stop results/s1"),
+    )
     stop.add_argument("folder", type=location, help="run folder or sweep folder (local path or URI)")
     stop.add_argument("--reason", default="", help="goes into the end records")
     stop.set_defaults(command=_stop)
@@ -121,12 +145,13 @@ def _status(options: argparse.Namespace) -> int:
     console = _console()
     folder = Folder.at(options.folder)
     expect(folder, "sweep.json")
-    in_place = console.is_terminal and not options.all
+    fits = console.is_terminal and not options.all
+    in_place = fits and options.every is not None and not console.is_dumb_terminal
     with Live(console=console, auto_refresh=False) if in_place else nullcontext() as live:
         while True:
             states = sweep_state(folder)
             damage = [cell(sentence) for state in states for sentence in state.damage]
-            lines = max(1, console.height - _STATUS_FRAME - len(damage)) if in_place else None
+            lines = max(1, console.height - _STATUS_FRAME - len(damage)) if fits else None
             shown = Group(status_table(states, lines), *damage)
             if live is None:
                 console.print(shown)

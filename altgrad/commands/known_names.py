@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from altgrad.commands.option_parser import Commands, path
+from altgrad.commands.option_parser import Commands, examples, path
 from altgrad.config.published import published
 from altgrad.format_relations import equal_up_to_scale
 from altgrad.formats import GROUPS, NumberFormat, find_format
@@ -20,13 +20,24 @@ _TABLE_WIDTH = 100  # columns at least, because a number that is cut off is wron
 
 def add(commands: Commands) -> None:
     """Add the commands to a parser."""
-    formats = commands.add_parser("formats", help="the table of number formats")
+    formats = commands.add_parser(
+        "formats",
+        help="the table of number formats",
+        description="Print the number formats that `format: NAME` accepts: their bits, range and special values.",
+        epilog=examples("formats", "formats E4M3 E3M4b5"),
+    )
     formats.add_argument(
         "names", nargs="*", metavar="NAME", help="registered or any E<e>M<m>[b<bias>]; default: all registered"
     )
     formats.set_defaults(command=_formats)
 
-    recipes = commands.add_parser("recipes", help="the published recipes: their operands' casts, sources, limits")
+    recipes = commands.add_parser(
+        "recipes",
+        help="the published recipes: their operands' casts, sources, limits",
+        description="Print the published recipes that `recipe: NAME` accepts: what each rounds and how, after which "
+        "paper, and what differs from it here.",
+        epilog=examples("recipes", "recipes mxfp8 nvfp4"),
+    )
     recipes.add_argument("names", nargs="*", metavar="NAME", help="everything about these; default: a table of all")
     recipes.add_argument(
         "--markdown",
@@ -38,7 +49,12 @@ def add(commands: Commands) -> None:
     )
     recipes.set_defaults(command=_recipes)
 
-    config = commands.add_parser("config", help="the config fields: default, meaning, accepted values")
+    config = commands.add_parser(
+        "config",
+        help="the config fields: default, meaning, accepted values",
+        description="Print what a config file or --set may contain, by what it is for.",
+        epilog=examples("config", "config learning_rate 'stalled_*'"),
+    )
     config.add_argument("names", nargs="*", metavar="NAME", help="only these; a glob such as 'stalled_*' names several")
     config.set_defaults(command=_config)
 

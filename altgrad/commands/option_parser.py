@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Callable
 from typing import Any, Literal, NoReturn, TypeAlias
 
@@ -25,11 +26,18 @@ _LARGEST = 2**53
 _CHOICE = re.compile(r"invalid choice: (?P<word>.*) \(choose from (?P<known>.*)\)", re.DOTALL)
 
 
+class _Paragraphs(argparse.HelpFormatter):
+    """Wraps each line of a description by itself, except those that are indented: command lines."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(line if line[:1] == " " else textwrap.fill(line, width) for line in text.splitlines())
+
+
 class OneLineParser(argparse.ArgumentParser):
     """A parser that reports an error in one line, without the usage; it does not accept abbreviated options."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**({"allow_abbrev": False} | options))
+        super().__init__(**({"allow_abbrev": False, "formatter_class": _Paragraphs} | options))
 
     def error(self, message: str) -> NoReturn:
         """Print the message on one line to stderr and exit with code 2."""
@@ -46,6 +54,11 @@ class OneLineParser(argparse.ArgumentParser):
         commands = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
         below = [parser for choices in commands for parser in choices.values()]
         return [*self._option_string_actions, *(name for parser in below for name in parser._option_string_actions)]
+
+
+def examples(*words: str) -> str:
+    """The end of a command's help: command lines as one types them, without the program's name."""
+    return "\n".join(["examples:", *(f"  altgrad {line}" for line in words)])
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[OneLineParser]"  # what a command adds its parser to

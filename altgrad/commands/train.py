@@ -10,7 +10,7 @@ from rich.console import Console
 
 from altgrad.branch import with_parent
 from altgrad.commands.folders import expect
-from altgrad.commands.option_parser import FROM_HELP, TASK_ARGUMENT_HELP, TASK_HELP, Commands, location, path
+from altgrad.commands.option_parser import FROM_HELP, TASK_ARGUMENT_HELP, TASK_HELP, Commands, examples, location, path
 from altgrad.config.shipped_configs import config_file
 from altgrad.config.train_config import TrainConfig, check_fields, load_config
 from altgrad.storage.folder import Folder
@@ -20,7 +20,16 @@ from altgrad.text.yaml_text import NotYaml, assignments
 
 def add(commands: Commands) -> None:
     """Add the command to a parser."""
-    train = commands.add_parser("train", help="train one config without Ray")
+    train = commands.add_parser(
+        "train",
+        help="train one config without Ray",
+        description="Train one config in this process, into a folder that holds its losses, diagnostics, "
+        "checkpoints and, if it collapses, a report that says why.",
+        epilog=examples(
+            "train e4m3_uniform --out results/e4m3",
+            "train my.yaml --out results/longer --set max_steps=2000 seed=7",
+        ),
+    )
     train.add_argument("config", type=path, help="YAML file, or a shipped one by name: e7m0_uniform")
     train.add_argument("--task", metavar="NAME", help=TASK_HELP)
     train.add_argument(

@@ -94,6 +94,7 @@ def _kind(schema: Mapping[str, Any]) -> str:
     if "const" in schema:
         return f"`{as_yaml(schema['const'])}`"
     words = {"integer": "whole number", "number": "number", "boolean": "`true`, `false`", "string": "text"}
+    words["array"] = "list"
     signs = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     limits = [f"{word} {schema[key]:g}" for key, word in signs.items() if key in schema]
     return ", ".join([words.get(schema.get("type", ""), "mapping"), *limits])

@@ -2,15 +2,21 @@
 
 import os
 import pty
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from altgrad.commands import branch, folders, known_names, train
+from altgrad.commands.option_parser import OneLineParser
+from altgrad.config.train_config import TrainConfig
 from tests.servers.polling import PATIENCE, wait_for
 from tests.support.commands import altgrad
 from tests.support.runs.small_runs import set_words
+from tune.plan.options import parse_options
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHORT = ["--set", *set_words(model="micro", max_steps=6, diagnostic_interval=3, eval_batches=1, compile=False)]
@@ -134,3 +140,40 @@ def test_a_run_whose_terminal_is_closed_goes_on_to_its_end(tmp_path):
     os.close(terminal)  # sends SIGHUP, and every write fails from here on
     assert process.wait(PATIENCE) == 0
     assert '"completed"' in (tmp_path / "run" / "end.json").read_text()
+
+
+COMMANDS = ["train", "branch", "report", "compare", "status", "stop", "formats", "recipes", "config"]
+APPLICATIONS = ["sweep", "explain", "submit", "dashboard"]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *APPLICATIONS])
+def test_the_help_of_a_command_says_what_it_is_for_and_its_examples_are_command_lines(command):
+    shown = altgrad(command, "--help", COLUMNS="80").stdout
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    about, _, lines = shown.partition("examples:\n")
+    assert re.search(r"\n\n[A-Z][^\n]+", about.split("\noptions:")[0])  # a sentence after the usage
+    examples = [shlex.split(line) for line in lines.splitlines()]
+    assert examples and all(words[:2] == ["altgrad", command] for words in examples)
+    parser = OneLineParser()
+    commands = parser.add_subparsers()
+    for module in (train, branch, folders, known_names):
+        module.add(commands)
+    for _, *words in examples:
+        if command in COMMANDS:
+            parser.parse_args(words)
+        elif command in ("sweep", "submit"):
+            parse_options(words[1:])
+
+
+def test_config_prints_every_field_with_its_whole_meaning_on_a_narrow_terminal():
+    shown = altgrad("config", COLUMNS="60").stdout
+    told = " ".join(shown.split())
+    for name, field in TrainConfig.model_fields.items():
+        meaning = " ".join(field.description.split())
+        assert f" {name}: " in told and meaning in told[told.index(f" {name}: ") :], name
+    one = altgrad("config", "stalled_*").stdout
+    assert re.findall(r"^  (\w+):", one, re.MULTILINE) == [
+        n for n in TrainConfig.model_fields if n.startswith("stalled_")
+    ]
+    wrong = altgrad("config", "sclaing")
+    assert wrong.returncode == 2 and "did you mean 'scaling'?" in wrong.stderr and not wrong.stdout

@@ -23,6 +23,7 @@ from altgrad.commands.option_parser import (
     count,
     count_or_auto,
     count_or_zero,
+    examples,
     location,
     not_negative,
     path,
@@ -131,8 +132,16 @@ def parse_options(words: Sequence[str] | None = None) -> SweepOptions:
     """The options of a command line (`sys.argv` by default).  Exits with code 2 and one line on a wrong one."""
     parser = OneLineParser(
         prog=program_command(),
-        description="Train the same model once per number format, concurrently, and compare.",
-        epilog="Without arguments: every config of the default sweep in configs/, at a model size that fits.",
+        usage="%(prog)s [options]",
+        description="Train the same model once per number format or recipe, all at the same time, and compare with BF16.\n"
+        "Without options: every config of the default sweep, at a model size that fits this machine.",
+        epilog=examples(
+            "sweep --formats E4M3 E5M2 E7M0 --seeds 3",
+            "sweep --recipes mxfp8 nvfp4 --set max_steps=2000 --name recipes",
+            "sweep --configs e4m3_stored --interventions none stochastic kahan",
+            "sweep --dry-run",
+            "sweep --resume recipes",
+        ),
     )
     add_options(parser, SweepOptions)
     found = vars(parser.parse_args(words))

@@ -33,6 +33,7 @@ from altgrad.training.branch_state import changed_numerics, rests_elsewhere
 from altgrad.training.compile.policy import How
 from altgrad.training.compile.step_loss import StepLoss
 from altgrad.training.data import Batches
+from altgrad.training.held_out import HeldOutMean
 from altgrad.training.optim import learning_rate
 from altgrad.training.process_settings import full_precision_sums, mixed_precision
 from altgrad.training.starting_point import check_alike, device_named, hash_weights, load_weights
@@ -268,22 +269,13 @@ class Trainer:
         The metrics' names begin with `validation_`.  None if there are no held-out batches.  Every rank evaluates all
         batches, because their number of rows need not be a multiple of the number of ranks.
         """
-        total, seen = torch.zeros((), dtype=torch.float32, device=self.device), 0
-        own: dict[str, Tensor] = {}
+        mean = HeldOutMean(self.device)
         with self._random.borrowed(), full_precision_sums(), evaluating(self.model):
             self._random.seed("validation", self.config.seed)
             for number, batch in enumerate(self.batches.validation()):
                 self.quantized.begin_validation(None, self.step_number, number)
-                loss, metrics = self.loss_of(changed(as_batch(batch, self.task.said), self._on_device))
-                total += loss * rows(batch)
-                for name, value in metrics.items():
-                    own[name] = own.get(name, torch.zeros_like(total)) + value * rows(batch)
-                seen += rows(batch)
-        if not seen:
-            return None
-        values = torch.stack([total, *own.values()]) / seen
-        mean, *others = values.tolist()
-        return mean, {f"validation_{name}": value for name, value in zip(own, others, strict=True)}
+                mean.add(*self.loss_of(changed(as_batch(batch, self.task.said), self._on_device)), rows(batch))
+        return mean.read()
 
     def _account(self, record: dict[str, float], tokens: int, seconds: float) -> None:
         self.tokens += tokens

@@ -37,7 +37,8 @@ class OneLineParser(argparse.ArgumentParser):
     """A parser that reports an error in one line, without the usage; it does not accept abbreviated options."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**({"allow_abbrev": False, "formatter_class": _Paragraphs} | options))
+        usual: dict[str, Any] = {"allow_abbrev": False, "formatter_class": _Paragraphs}
+        super().__init__(**(usual | options))
 
     def error(self, message: str) -> NoReturn:
         """Print the message on one line to stderr and exit with code 2."""

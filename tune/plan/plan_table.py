@@ -30,7 +30,7 @@ def show_plan(console: Console, plan: SweepPlan, resources: Resources, elsewhere
         placement = place([work(trial.config) for trial in plan.trials], resources.concurrent)
     configs = [trial.config for trial in plan.trials]
     placed = placement.trials
-    facts = {
+    facts: dict[str, list[str]] = {
         "Format": [c.format if c.recipe is None else f"{c.format} ({c.recipe})" for c in configs],
         "Weights at rest": [
             "FP32 master" if c.master_weights else f"on the grid, {c.update_rounding}" for c in configs
@@ -39,7 +39,7 @@ def show_plan(console: Console, plan: SweepPlan, resources: Resources, elsewhere
         "Scaling": [config.scaling for config in configs],
         "Model": [config.model if config.task == BUILT_IN_TASK else config.task for config in configs],
     }
-    numbers = {
+    numbers: dict[str, list[str]] = {
         "Steps": [str(config.max_steps) for config in configs],
         METRICS["learning_rate"].label: [f"{config.learning_rate:g}" for config in configs],
         "Bytes per parameter": [f"{bytes_per_parameter(config):.3g}" for config in configs],

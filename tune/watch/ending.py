@@ -75,9 +75,9 @@ class Ending:
     def _groups(self, lines: int) -> RenderableType:
         """A row per group that is compared, the best first; of a sweep without any, a row per run."""
         found = parity_lines(self.rows)
-        if not found:
-            heads, texts = ("Run", "Gap to BF16"), [(row.run, gap_and_step(row)) for row in self.rows]
-        else:
+        heads: tuple[str, ...] = ("Run", "Gap to BF16")
+        texts: list[tuple[str, ...]] = [(row.run, gap_and_step(row)) for row in self.rows]
+        if found:
             step = "".join(f" at step {at}" for at in _only({line.gap.step for line in found if line.gap.step}))
             margin = "".join(f" (margin {within})" for within in _only({line.parity.within for line in found}))
             heads = ("Group", f"Gap to BF16{step}", f"Verdict{margin}")

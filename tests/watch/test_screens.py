@@ -138,6 +138,13 @@ def test_a_log_gets_everything(mixed: Folder) -> None:
         assert words in text.getvalue()
 
 
+def test_a_sweep_of_which_nothing_can_be_read_ends_as_well() -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=80, height=24)
+    Ending("lost", [], None, {}, ["lost: bf16: its run.json is gone"], PLACES[:1]).show(console)
+    assert "lost: bf16: its run.json is gone" in text.getvalue() and "0 runs" in text.getvalue()
+
+
 @pytest.mark.parametrize(("columns", "lines"), [(80, 24), (120, 12)])
 def test_status_fits_the_terminal_and_says_how_many_runs_it_shows(tmp_path: Path, columns: int, lines: int) -> None:
     sweep = new_sweep(tmp_path, "many", planned=1)

@@ -85,7 +85,7 @@ class Ending:
                 (line.cells[0], (line.gap.figure or ABSENT).removesuffix(step or "-"), _short(line.parity))
                 for line in found
             ]
-        columns = [FittedColumn(head, cells) for head, cells in zip(heads, zip(*texts, strict=True), strict=True)]
+        columns = [FittedColumn(head, [line[place] for line in texts]) for place, head in enumerate(heads)]
         return FittedTable(columns, lines=lines)
 
     def _looks(self) -> list[str]:

@@ -45,7 +45,7 @@ def add(commands: Commands) -> None:
         nargs="?",
         const=".",
         metavar="DIR",
-        help="rewrite the README's table and docs/recipes.md in a working tree (default: this folder)",
+        help="rewrite docs/recipes.md in a clone (default: this folder)",
     )
     recipes.set_defaults(command=_recipes)
 
@@ -109,7 +109,7 @@ def _recipes(options: argparse.Namespace) -> int:
     if options.markdown is not None:
         if options.names:
             raise ValueError(f"--markdown writes all recipes; leave {' '.join(options.names)} out")
-        print(*recipe_tables.write_markdown(Path(options.markdown)), sep="\n")
+        print(recipe_tables.write_markdown(Path(options.markdown)))
         return 0
     for name in options.names:
         published(name)  # an unknown name raises before anything is printed

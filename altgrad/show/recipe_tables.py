@@ -1,4 +1,4 @@
-"""The published recipes as text, for a terminal, the README and docs/recipes.md, all from the recipes' YAML files.
+"""The published recipes as text, for a terminal and for docs/recipes.md, all from the recipes' YAML files.
 
 No torch: importing it would delay the tables.
 """
@@ -21,8 +21,7 @@ from altgrad.config.published import ELEMENT_BITS, Published, published, publish
 from altgrad.config.recipe import Recipe, recipe_defaults
 from altgrad.text.number_text import table
 
-BEGIN, END = "<!-- recipes: begin -->", "<!-- recipes: end -->"
-README, PAGE = Path("README.md"), Path("docs/recipes.md")
+PAGE = Path("docs/recipes.md")
 _NARROWEST = 60  # columns
 
 
@@ -96,9 +95,11 @@ def show_recipe(console: Console, name: str) -> None:
             say(sentence, "- ", "  ")
 
 
-def readme_table() -> str:
+def overview() -> str:
     """The recipes as a markdown table: name, formats, source."""
-    rows = [(f"`{name}`", formats_of(Recipe(recipe=name)), published(name).source) for name in published_names()]
+    rows = [
+        (f"[`{name}`](#{name})", formats_of(Recipe(recipe=name)), published(name).source) for name in published_names()
+    ]
     return table(("recipe", "formats", "source"), rows, "lll")
 
 
@@ -106,11 +107,18 @@ def page() -> str:
     """The content of docs/recipes.md."""
     parts = [
         "# Published recipes",
-        "Each is a file in `altgrad/config/recipes/`; `recipe: NAME` in a config or `--recipes NAME` of a sweep uses "
-        "it, and single fields may be set otherwise. The casts are those of the six operands of a linear layer's "
-        "GEMMs: format, values that share a scale (along what the GEMM contracts), and what is not the default: a "
-        "power-of-two scale from the current amax that keeps it in range, rounding to nearest, no rotation.\n\n"
-        "This page is written by `python -m altgrad recipes --markdown`.",
+        "A recipe is the set of all numeric settings of a run. Published recipes have names: `recipe: nvfp4` in a "
+        "config, or `--recipes nvfp4` of a sweep; each is a file in `altgrad/config/recipes/`. The fields of a "
+        "config override those of its recipe, in `gemms` also single leaves (`gemms: {wgrad: {gradient: {rounding: "
+        "nearest}}}`); a field that contradicts the recipe, or has no effect, is refused. `run.json` has the name "
+        "and every field. `phases` is a schedule: from a step, or a share of the run, on the GEMMs have other casts "
+        "(`phases: [{from_share: 0.9, gemms: {fprop: {format: BF16}}}]`).",
+        "The casts below are those of the six operands of a linear layer's GEMMs: format, values that share a scale "
+        "(along what the GEMM contracts), and what is not the default: a power-of-two scale from the current amax "
+        "that keeps it in range, rounding to nearest, no rotation. Of each recipe the page says what is exact here, "
+        "and what differs (accumulators, saved activations, communication).",
+        "This page is written by `altgrad recipes --markdown`.",
+        overview(),
     ]
     for name in published_names():
         found, recipe = published(name), Recipe(recipe=name)
@@ -122,20 +130,13 @@ def page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_markdown(folder: Path) -> list[Path]:
-    """Rewrite the README's table and docs/recipes.md in a working tree; returns the written files.
-
-    Raises ValueError, before anything is written, if the README lacks the marks around the table.
-    """
-    readme = folder / README
-    text = readme.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{readme}: no marks {BEGIN} and {END}, between which the table goes")
-    readme.write_text(f"{before}{BEGIN}\n{readme_table()}\n{END}{after}", encoding="utf-8")
-    (folder / PAGE).write_text(page(), encoding="utf-8")
-    return [readme, folder / PAGE]
+def write_markdown(folder: Path) -> Path:
+    """Rewrite docs/recipes.md in a working tree; returns its path.  Raises FileNotFoundError without a folder docs."""
+    file = folder / PAGE
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"{file.parent}: no such folder; --markdown takes the root of a clone")
+    file.write_text(page(), encoding="utf-8")
+    return file
 
 
 def _phases(recipe: Recipe) -> list[Recipe]:

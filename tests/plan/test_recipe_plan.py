@@ -157,14 +157,13 @@ def test_wrong_names_are_one_line_and_nothing_is_written(tmp_path: Path) -> None
     wrong = run("-m", "altgrad", "recipes", "mxfp8", "nvpf4")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == "altgrad: no published recipe 'nvpf4'; did you mean 'nvfp4'?\n"
-    (tmp_path / "README.md").write_text("no marks here\n")
     wrong = run("-m", "altgrad", "recipes", "--markdown", tmp_path)
-    assert wrong.returncode == 2 and "no marks" in wrong.stderr and len(wrong.stderr.splitlines()) == 1
+    assert wrong.returncode == 2 and "no such folder" in wrong.stderr and len(wrong.stderr.splitlines()) == 1
     config = tmp_path / "wrong.yaml"
     config.write_text("recipe: mxfp8\nscaling: delayed\n")
     wrong = run("-m", "altgrad", "train", config, "--out", tmp_path / "out")
     assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1 and "of recipe='mxfp8'" in wrong.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "wrong.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["wrong.yaml"]
 
 
 def test_the_tables_need_no_torch() -> None:
@@ -175,20 +174,14 @@ def test_the_tables_need_no_torch() -> None:
 # in the documents
 
 
-def test_readme_and_page_are_what_the_registry_says() -> None:
-    readme = (ROOT / recipe_tables.README).read_text(encoding="utf-8")
-    between = readme.partition(recipe_tables.BEGIN)[2].partition(recipe_tables.END)[0]
-    assert between.strip() == recipe_tables.readme_table(), "python -m altgrad recipes --markdown"
-    assert (ROOT / recipe_tables.PAGE).read_text(encoding="utf-8") == recipe_tables.page(), (
-        "python -m altgrad recipes --markdown"
-    )
+def test_the_page_is_what_the_registry_says() -> None:
+    page = (ROOT / recipe_tables.PAGE).read_text(encoding="utf-8")
+    assert page == recipe_tables.page(), "python -m altgrad recipes --markdown"
 
 
-def test_markdown_rewrites_what_lies_between_the_marks_and_nothing_else(tmp_path: Path) -> None:
+def test_markdown_writes_the_page_of_a_clone_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
-    (tmp_path / "README.md").write_text(f"before\n{recipe_tables.BEGIN}\nold\n{recipe_tables.END}\nafter\n")
     done = run("-m", "altgrad", "recipes", "--markdown", tmp_path)
     assert done.returncode == 0 and "recipes.md" in done.stdout
-    text = (tmp_path / "README.md").read_text()
-    assert text == f"before\n{recipe_tables.BEGIN}\n{recipe_tables.readme_table()}\n{recipe_tables.END}\nafter\n"
+    assert [path.name for path in tmp_path.rglob("*")] == ["docs", "recipes.md"]
     assert (tmp_path / "docs" / "recipes.md").read_text() == recipe_tables.page()

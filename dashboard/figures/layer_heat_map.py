@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,18 @@ class Heat:
     values: NDArray[np.float64]
     non_finite: NDArray[np.bool_]
 
+    @property
+    def finite(self) -> NDArray[np.float64]:
+        """The finite values, without their places."""
+        return self.values[np.isfinite(self.values)]
+
+    @property
+    def constant(self) -> float | None:
+        """The value of all cells; None if they differ or one is NaN or inf."""
+        finite = self.finite
+        alike = len(finite) > 0 and not self.non_finite.any() and bool((finite == finite[0]).all())
+        return float(finite[0]) if alike else None
+
 
 def heat(table: pa.Table, metric: str, site: str) -> Heat | None:
     """The heat map of a metric at a site; None if it was not measured.  It has at most 400 evenly spaced steps."""
@@ -50,10 +63,27 @@ def heat(table: pa.Table, metric: str, site: str) -> Heat | None:
     return Heat(layers, steps, values, measured & ~np.isfinite(values))
 
 
-def heat_figure(data: Heat, metric: str, collapse_step: int | None) -> go.Figure:
-    """Layers from top to bottom, steps to the right, a line at the collapse step, crosses at non-finite values."""
+def shared_scale(maps: Sequence[Heat], metric: str) -> tuple[float, float] | None:
+    """The ends of the colours for maps of one metric; None without a finite value."""
+    finite = np.concatenate([data.finite for data in maps]) if maps else np.empty(0)
+    if not len(finite):
+        return None
+    low, high = float(finite.min()), float(finite.max())
+    if METRICS[metric].unit in ("share", "cos") and low >= 0:
+        # colours of shares start at 0; they end at 1, or at the largest if that is small, to show differences
+        return 0.0, high if 0 < high <= _SMALL_SHARE else 1.0
+    return low, high
+
+
+def heat_figure(
+    data: Heat, metric: str, collapse_step: int | None, limits: tuple[float, float] | None = None
+) -> go.Figure:
+    """Layers from top to bottom, steps to the right, a line at the collapse step, crosses at non-finite values.
+
+    limits: the ends of the colours, if they are shared with another map (`shared_scale`).
+    """
     title = METRICS[metric]
-    finite = data.values[np.isfinite(data.values)]
+    limits = shared_scale([data], metric) if limits is None else limits
     trace: dict[str, Any] = {
         "type": "heatmap",
         "x": data.steps,
@@ -64,9 +94,8 @@ def heat_figure(data: Heat, metric: str, collapse_step: int | None) -> go.Figure
         "hovertemplate": f"%{{y}}<br>step %{{x}}<br>{title.label} %{{z:.4g}}<extra></extra>",
         "hoverongaps": False,
     }
-    if title.unit in ("share", "cos") and len(finite) and finite.min() >= 0:
-        # colours of shares start at 0; they end at 1, or at the largest if that is small, to show differences
-        trace |= {"zmin": 0, "zmax": finite.max() if 0 < finite.max() <= _SMALL_SHARE else 1}
+    if limits is not None:
+        trace |= {"zmin": limits[0], "zmax": limits[1]}
     traces = [trace]
     rows, columns = np.nonzero(data.non_finite)
     if len(rows):
@@ -84,8 +113,16 @@ def heat_figure(data: Heat, metric: str, collapse_step: int | None) -> go.Figure
     layout = {
         "height": max(180, 90 + 22 * len(data.layers)),
         "margin": {"l": 10, "r": 10, "t": 20, "b": 10},
-        "xaxis": {"title": {"text": "Step"}, "automargin": True},
+        "xaxis": {"title": {"text": "Step"}, "automargin": True, **_range(data.steps, collapse_step)},
         "yaxis": {"title": {"text": "Layer"}, "automargin": True, "autorange": "reversed"},
         "shapes": [vertical(collapse_step)] if collapse_step is not None else [],
     }
     return go.Figure({"data": traces, "layout": layout})
+
+
+def _range(steps: NDArray[np.int64], collapse_step: int | None) -> dict[str, Any]:
+    """A range that includes the verdict where it comes after the last measurement; else Plotly's own."""
+    if collapse_step is None or collapse_step <= steps[-1]:
+        return {}
+    half = (steps[1] - steps[0]) / 2 if len(steps) > 1 else 0.5
+    return {"range": [float(steps[0] - half), collapse_step + float(half) / 4]}

@@ -1,28 +1,56 @@
-"""Layers: a heat map of layers by steps for each chosen metric, at one site."""
+"""Layers: heat maps of layers by steps at one site, of one run or of two on one scale, and which layer was first."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import streamlit as st
 
+from altgrad.compare import Row
 from altgrad.metrics import METRICS, SITES
 from altgrad.metrics import columns as metric_columns
+from altgrad.report.thresholds import BOUNDS
 from altgrad.text.foreign_text import as_markdown
-from dashboard.figures.layer_heat_map import heat, heat_figure
+from altgrad.text.number_text import number
+from dashboard.data.layer_order import Crossing, first_beyond
+from dashboard.data.watched_sweep import WatchedRun
+from dashboard.figures.layer_heat_map import Heat, heat, heat_figure, shared_scale
 from dashboard.page_context import PageContext
 from dashboard.paper.exported_chart import show_chart
-from dashboard.widgets import choose_named, choose_one, choose_run
+from dashboard.widgets import choose_kept, choose_named, choose_one, choose_run, show_table
 
 _FIRST = ["stall_rate", "overflow_rate", "underflow_rate", "gradient_sparsity"]
+_NO_SECOND = ""
+_WAYS = {"above": "exceeded", "below": "fell below"}
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the runs on the page, with its layers at the chosen site."""
+
+    run: WatchedRun
+    row: Row
+    table: pa.Table
 
 
 def show(context: PageContext) -> None:
     """The page."""
     st.title("Layers")
-    run = choose_run(sorted(context.sweep.runs, key=lambda run: run.name))
-    row = context.row[run.name]
-    table = run.table("layers")
+    runs = sorted(context.sweep.runs, key=lambda run: run.name)
+    left, right = st.columns(2)
+    with left:
+        run = choose_run(runs, default=context.of_interest)
+    others = [other.name for other in runs if other is not run]
+    with right:
+        beside = choose_kept(
+            "Beside it", [_NO_SECOND, *others], "beside", format_func=lambda name: name or "no second run"
+        )
+    row, table = context.row[run.name], run.table("layers")
     if not table.num_rows:
         st.info(
             "This run has no per-layer measurements: they are written every `diagnostic_interval` steps "
@@ -32,32 +60,127 @@ def show(context: PageContext) -> None:
         return
     sites = set(table["site"].unique().to_pylist())
     site = choose_one("Site", {name: name for name in SITES if name in sites}, "site")
-    measured = measured_metrics(table, site)
+    sides = [_Side(run, row, at_site(table, site))]
+    second = context.sweep.run(beside)
+    if second is not None:
+        sides.append(_Side(second, context.row[beside], at_site(second.table("layers"), site)))
+    measured = measured_metrics(sides[0].table)
     first = [name for name in _FIRST if name in measured] or measured[:4]
     shown = choose_named("Metrics", {name: METRICS[name].axis_in(run.loss_unit) for name in measured}, "metrics", first)
     if not shown:
         st.info("Choose at least one metric.")
-    cells = st.columns(2 if len(shown) > 1 else 1)
-    for position, metric in enumerate(shown):
-        data = heat(table, metric, site)
-        with cells[position % len(cells)]:
-            st.markdown(f"**{METRICS[metric].axis_in(run.loss_unit)}**", help=METRICS[metric].meaning)
-            if data is None:
-                st.caption("Not measured.")
-                continue
-            alt = f"{METRICS[metric].label} at the {site} of {len(data.layers)} layers over steps."
-            show_chart(
-                heat_figure(data, metric, row.collapse_step),
-                f"heat {metric}",
-                title=f"{METRICS[metric].axis_in(run.loss_unit)} of {run.name}, {site}",
-                n="1 run",
-                alt=alt,
+        return
+    _maps(sides, site, shown)
+    _first_beyond(sides, measured, shown)
+
+
+def _maps(sides: Sequence[_Side], site: str, metrics: Sequence[str]) -> None:
+    """The maps of each metric, two metrics or two runs in a row, and one line for those with a single value."""
+    found = {metric: [heat(side.table, metric, site) for side in sides] for metric in metrics}
+    constant = {metric: value for metric, maps in found.items() if (value := _single_value(maps)) is not None}
+    drawn = [metric for metric in metrics if metric not in constant]
+    alone = len(sides) == 1
+    cells: Sequence[Any] = []
+    for position, metric in enumerate(drawn):
+        if not alone or position % 2 == 0:
+            cells = st.columns(1 if alone and len(drawn) == 1 else 2)
+        limits = shared_scale([data for data in found[metric] if data is not None], metric)
+        for place, (side, data) in enumerate(zip(sides, found[metric], strict=True)):
+            with cells[position % 2 if alone else place]:
+                _map(side, data, metric, site, limits)
+    if constant:
+        said = ", ".join(f"{METRICS[name].label.lower()} {number(value)}" for name, value in constant.items())
+        st.caption(as_markdown(f"The same at every layer and step, so not drawn: {said}."))
+    for side in sides:
+        if side.row.collapse_step is not None:
+            st.caption(
+                f"Dashed line: the verdict of {as_markdown(side.run.name)}, {as_markdown(str(side.row.reason))}."
             )
-    if row.collapse_step is not None:
-        st.caption(f"Dashed line: the verdict, {as_markdown(str(row.reason))}.")
 
 
-def measured_metrics(table: pa.Table, site: str) -> list[str]:
-    """The metrics of a layers table that were measured at a site, in the order of `METRICS`."""
-    rows = table.filter(pc.equal(table["site"], site))
+def _map(side: _Side, data: Heat | None, metric: str, site: str, limits: tuple[float, float] | None) -> None:
+    label = METRICS[metric].axis_in(side.run.loss_unit)
+    st.markdown(f"**{label}** of {as_markdown(side.run.name)}", help=METRICS[metric].meaning)
+    if data is None:
+        st.caption(f"Not measured at the {site} of this run.")
+        return
+    verdict = side.row.collapse_step
+    show_chart(
+        heat_figure(data, metric, verdict, limits),
+        f"heat {metric} {side.run.name}",
+        title=f"{label} of {side.run.name}, {site}",
+        n="1 run",
+        alt=f"{METRICS[metric].label} at the {site} of {len(data.layers)} layers of {side.run.name} over steps.",
+    )
+
+
+def _single_value(maps: Sequence[Heat | None]) -> float | None:
+    """The value that all cells of some maps share; None if they differ, or one is not finite or there is no map."""
+    values = {data.constant if data is not None else None for data in maps}
+    return values.pop() if len(values) == 1 else None
+
+
+def _first_beyond(sides: Sequence[_Side], measured: Sequence[str], shown: Sequence[str]) -> None:
+    """The layers in the order in which a metric crossed a limit that the viewer chooses."""
+    st.subheader("First layer and step beyond a limit")
+    columns = st.columns([2, 1, 1], vertical_alignment="bottom")
+    usual = next((name for name in shown if name in BOUNDS), shown[0])
+    with columns[0]:
+        labels = {name: METRICS[name].axis_in(sides[0].run.loss_unit) for name in measured}
+        metric = choose_kept("Metric", list(measured), "crossing", usual, format_func=labels.__getitem__)
+    bound = BOUNDS.get(metric)
+    is_low_bad = METRICS[metric].better == "higher" if bound is None else not bound.above_is_bad
+    with columns[1]:
+        ways = (
+            {"below": "fell below", "above": "exceeded"} if is_low_bad else {"above": "exceeded", "below": "fell below"}
+        )
+        way = choose_one("Way", ways, "way", label_visibility="collapsed")
+    with columns[2]:
+        limit = st.number_input(
+            "Limit",
+            value=_usual_limit(metric, sides[0].table, is_low_bad),
+            format="%g",
+            key=f"limit_{metric}",
+            bind="query-params",
+            help=None if bound is None else f"At first where failure reports call it bad: {bound.reason}.",
+        )
+    for side in sides:
+        crossings = first_beyond(side.table, metric, limit, way == "above")
+        _crossings(side, crossings, f"{METRICS[metric].label.lower()} {ways[way]} {number(limit)}")
+
+
+def _crossings(side: _Side, crossings: Sequence[Crossing], what: str) -> None:
+    layers = len(side.table["layer"].unique())
+    name = as_markdown(side.run.name)
+    if not crossings:
+        st.caption(f"{name}: at no layer and step {as_markdown(what)} ({layers} layers).")
+        return
+    first = crossings[0]
+    verdict = side.row.collapse_step
+    ahead = (
+        "" if verdict is None else f", {verdict - first.step} steps before the verdict" if first.step <= verdict else ""
+    )
+    st.markdown(
+        f"{name}: {as_markdown(what)} first at **{as_markdown(first.layer)}**, step **{first.step}**{ahead}; at "
+        f"{len(crossings)} of {layers} layers in all."
+    )
+    frame = pd.DataFrame([{"Step": one.step, "Layer": one.layer, "Value": one.value} for one in crossings])
+    show_table(frame, alt=f"Layers of {side.run.name} in the order in which {what}: step, layer, value.")
+
+
+def _usual_limit(metric: str, table: pa.Table, is_low_bad: bool) -> float:
+    """The limit of the failure report, or the middle of what was measured."""
+    if metric in BOUNDS:
+        return float(BOUNDS[metric].limit)
+    finite = table[metric].drop_null().to_numpy()
+    return float(f"{(finite.min() + finite.max()) / 2:.2g}") if len(finite) else 0.0
+
+
+def at_site(table: pa.Table, site: str) -> pa.Table:
+    """The rows of a layers table at a site."""
+    return table.filter(pc.equal(table["site"], site))
+
+
+def measured_metrics(rows: pa.Table) -> list[str]:
+    """The metrics that were measured in these rows of a layers table, in the order of `METRICS`."""
     return [name for name in metric_columns("layer") if rows[name].null_count < rows.num_rows]

@@ -187,7 +187,7 @@ def test_link_to_a_run_opens_that_run(roots: dict[str, Path]) -> None:
 def test_link_to_a_run_that_is_gone_opens_another(roots: dict[str, Path]) -> None:
     app = show(roots["completed"], "run", run="deleted")
     assert not app.exception
-    assert app.query_params["run"] == "bf16_lr0.0006_s1"
+    assert app.query_params["run"].startswith("e4m3_lr0.0006_s")  # that with the largest gap
 
 
 def test_results_are_only_read(roots: dict[str, Path]) -> None:

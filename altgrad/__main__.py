@@ -39,7 +39,11 @@ def _run(words: Sequence[str]) -> int:
     from altgrad.text.error_hints import error_text
     from altgrad.text.terminal_output import harmless
 
-    parser = OneLineParser(prog=program(), description="Train number formats, catch the collapses, compare.")
+    parser = OneLineParser(
+        prog=program(),
+        description="Train the same model once per number format, catch the collapses and say why, compare with BF16.",
+        epilog="`altgrad COMMAND --help` says what a command is for, with examples.",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, application in APPLICATIONS.items():
         commands.add_parser(name, help=application.help, add_help=False)

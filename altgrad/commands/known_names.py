@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from altgrad.commands.option_parser import Commands, examples, path
 from altgrad.config.published import published
@@ -14,8 +13,9 @@ from altgrad.format_relations import equal_up_to_scale
 from altgrad.formats import GROUPS, NumberFormat, find_format
 from altgrad.show import recipe_tables
 from altgrad.show.config_fields import show_fields
+from altgrad.text.fitted_table import FittedColumn, FittedTable
 
-_TABLE_WIDTH = 100  # columns at least, because a number that is cut off is wrong; a narrow terminal wraps the lines
+_TABLE_WIDTH = 110  # columns at least, if the output is not a terminal
 
 
 def add(commands: Commands) -> None:
@@ -59,24 +59,29 @@ def add(commands: Commands) -> None:
     config.set_defaults(command=_config)
 
 
-# Heading and width of each column; together with the spaces between them 99 characters.
+# Headings, in the order of their importance.
 _FORMAT_COLUMNS = (
-    *(("format", 18), ("bits", 4), ("bias", 4), ("largest", 13), ("smallest normal", 11), ("smallest", 12)),
-    *(("values", 9), ("not finite", 14), ("beyond", 6)),
+    "format",
+    "bits",
+    "bias",
+    "largest",
+    "smallest",
+    "smallest normal",
+    "values",
+    "not finite",
+    "beyond",
 )
 
 
 def _formats(options: argparse.Namespace) -> int:
     groups = {"": tuple(map(find_format, options.names))} if options.names else GROUPS
     console = Console()
-    console.width = max(console.width, _TABLE_WIDTH)
-    for title, formats in groups.items():
-        table = Table(box=None, padding=(0, 1, 0, 0), show_header=title == next(iter(groups)))
-        for heading, width in _FORMAT_COLUMNS:
-            table.add_column(heading, width=width, no_wrap=heading != "smallest normal")
-        for fmt in formats:
-            table.add_row(*_format_row(fmt))
-        console.print(*([f"\n{title}"] if title else []), table, sep="\n")
+    if not console.is_terminal:
+        console.width = max(console.width, _TABLE_WIDTH)
+    rows = [_format_row(fmt) for formats in groups.values() for fmt in formats]
+    columns = [FittedColumn(head, [row[place] for row in rows]) for place, head in enumerate(_FORMAT_COLUMNS)]
+    sections = [(title, len(formats)) for title, formats in groups.items()]
+    console.print(FittedTable(columns, sections=sections))
     scaleless = [fmt.name for formats in groups.values() for fmt in formats if not fmt.scaled]
     if scaleless:
         console.print(f"never scaled: {', '.join(scaleless)}")
@@ -97,8 +102,8 @@ def _format_row(fmt: NumberFormat) -> list[str]:
         str(fmt.bits),
         str(fmt.bias) if fmt.exponent_bits else "-",
         f"{fmt.max:.8g}" + ("" if fmt.lowest == -fmt.max else f" ({fmt.lowest:g})"),
-        "-" if fmt.min_normal is None else f"{fmt.min_normal:.6g}",
         f"{fmt.min_subnormal:.6g}",
+        "-" if fmt.min_normal is None else f"{fmt.min_normal:.6g}",
         f"{fmt.value_count:,}" if fmt.bits <= 16 else f"{fmt.value_count:.3g}",
         ", ".join(part for part in (special, zero) if part) or "-",
         "inf" if fmt.overflow == "inf" else "max",

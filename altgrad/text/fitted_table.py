@@ -48,7 +48,8 @@ class FittedTable:
     """Columns in the order of their importance, a title above, and sentences below.
 
     `elsewhere`: where a reader finds the columns that are left out, for the line that names them.  `lines`: of the
-    screen that the whole may take; the first rows are shown, at least one, and the others are counted.
+    screen that the whole may take; the first rows are shown, at least one, and the others are counted.  `sections`:
+    (title, number of rows) of the parts into which the rows are divided, if they are.
     """
 
     def __init__(
@@ -58,25 +59,37 @@ class FittedTable:
         notes: Sequence[str] = (),
         elsewhere: str = "",
         lines: int | None = None,
+        sections: Sequence[tuple[str, int]] = (),
     ) -> None:
         self._columns, self._title, self._notes, self._elsewhere = columns, title, notes, elsewhere
-        self._lines = lines
+        self._lines, self._sections = lines, sections
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | Text]:
         widths = _widths(self._columns, options.max_width)
         if self._title:
             yield cell(self._title)
-        shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-        for column, width in zip(self._columns, widths, strict=False):
-            justify = "right" if column.is_number else "left"
-            shown.add_column(column.head, justify=justify, width=width, overflow="fold")  # type: ignore[arg-type]
         notes = [cell(note) for note in (*self._notes, *self._left_out(len(widths)))]
         rows = self._rows(console, widths, sum(len(note.wrap(console, options.max_width)) for note in notes))
-        for row in rows:
-            shown.add_row(*row)
-        yield shown
+        yield from self._parts(rows, widths)
         hidden = (len(self._columns[0].cells) if self._columns else 0) - len(rows)
         yield from [cell(f"and {hidden} more"), *notes] if hidden else notes
+
+    def _parts(self, rows: Sequence[Sequence[Text]], widths: Sequence[int]) -> Iterator[Table | Text]:
+        """The table; with sections a table for each, whose columns stand below those of the first."""
+        begin = 0
+        for title, number in self._sections or [("", len(rows))]:
+            if title:
+                yield Text(one_line(title), "bold")
+            shown = Table(
+                box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, show_header=begin == 0
+            )
+            for column, width in zip(self._columns, widths, strict=False):
+                justify = "right" if column.is_number else "left"
+                shown.add_column(column.head, justify=justify, width=width, overflow="fold")  # type: ignore[arg-type]
+            for row in rows[begin : begin + number]:
+                shown.add_row(*row)
+            yield shown
+            begin += number
 
     def _left_out(self, fit: int) -> list[str]:
         heads = ", ".join(column.head for column in self._columns[fit:])

@@ -90,11 +90,18 @@ class QuantizedModel:
             self.write_back()
             self.write_back.forget()
 
-    def share(self) -> None:
-        """Treat batches from now on as this rank's rows of larger ones, with scales and random numbers of the whole."""
+    def share(self, scales: bool = True) -> None:
+        """Treat batches from now on as this rank's rows of larger ones, with scales and random numbers of the whole.
+
+        scales: False for scales of the rank's own rows, as without this call; then no amax is exchanged.
+        """
         self._shared = True
         for gemm in self._gemms.values():
-            gemm.share()
+            gemm.share(scales)
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Call `after_optimizer` after every step of the optimizer, so that the loop need not."""
+        self._undo.append(optimizer.register_step_post_hook(lambda stepped, *_: self.after_optimizer(stepped)).remove)
 
     def begin_step(self, seed: int | None, step: int, micro_batch: int = 0, rank: int = 0) -> None:
         """Draw the random numbers of (seed, step, micro_batch) from now on; micro_batch 0 also resets all counts.
@@ -286,6 +293,7 @@ def quantize_model(
     counting: bool = True,
     filter_fn: Filter | None = None,
     total_steps: int | None = None,
+    own_scales: bool = False,
 ) -> QuantizedModel:
     """Round the operands of the GEMMs of a model's layers from now on; the model stays the same, with its Parameters.
 
@@ -298,7 +306,8 @@ def quantize_model(
     layer.  The model may be a single layer.  A model that is rounded already gets the new recipe instead; a
     `QuantizedModel` of before is of no more use.
 
-    `total_steps`: the length of the run, for a schedule whose phases start at a share of it.
+    `total_steps`: the length of the run, for a schedule whose phases start at a share of it.  `own_scales`: where
+    tensor parallelism divides a tensor among processes, each chooses the scale of its part, instead of the whole's.
 
     Raises ValueError if the model has no layer of these kinds; for delayed scaling without counting; if a glob of
     `layer_formats` or `layer_gemms` matches no layer; if two layers with different formats share a weight; if a weight
@@ -312,7 +321,11 @@ def quantize_model(
         why = "".join(f"; {name or 'itself'}: {reason}" for name, reason in left_out.items())
         raise ValueError(f"quantize_model: {type(model).__name__} has no layer to round, such as nn.Linear{why}")
     for layer in gemms_of(model):
-        layer.counting = counting
+        layer.counting, layer.own_scales = counting, own_scales
+    if own_scales and not recipe.master_weights:
+        raise ValueError(
+            "quantize_model: own_scales=True with master_weights=False: a stored weight has the whole's scale"
+        )
     sites = [site for layer in layers.values() for phase in layer.phases for site in phase.by_name.values()]
     if not counting and any(site.delayed for site in sites):
         raise ValueError("quantize_model: scaling='delayed' remembers the amaxes of past steps and needs counting=True")

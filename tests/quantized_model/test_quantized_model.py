@@ -164,3 +164,30 @@ def test_a_state_of_another_model_or_recipe_is_refused_in_one_line():
         delayed[1].load_state_dict(delayed[0].state_dict())
     with pytest.raises(ValueError, match=r"^begin_step: rank=1[^\n]*$"):
         other.begin_step(0, 1, rank=1)
+
+
+def test_ranks_share_numbers_without_scales_and_without_a_process_group():
+    model = torch.nn.Sequential(torch.nn.Linear(16, 16))
+    quantized = quantize_model(model, Recipe(format="E4M3", rounding="stochastic"))
+    quantized.share(scales=False)
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for rank in (0, 1, 0):
+        quantized.begin_step(0, 1, rank=rank)
+        outputs.append(model(x).detach())
+    assert torch.equal(outputs[0], outputs[2]) and not torch.equal(outputs[0], outputs[1])
+
+
+def test_an_attached_optimizer_writes_back_until_the_model_is_plain_again():
+    model = torch.nn.Sequential(torch.nn.Linear(16, 16))
+    quantized = quantize_model(model, Recipe(format="E2M3", master_weights=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    quantized.attach(optimizer)
+    layer = quantized.layers["0"]
+    model(torch.ones(2, 16)).sum().backward()
+    optimizer.step()
+    assert torch.equal(layer.weight, layer.rounded_weight())
+    quantized.dequantize_()
+    before = model[0].weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(model[0].weight, before - 0.1 * model[0].weight.grad)

@@ -85,13 +85,15 @@ class RoundedConvolution(RoundedLayer):
             return [weight]
         if self.groups == 1:
             return [weight.flatten(1)]
+        if weight.shape != self.weight.shape:
+            raise ValueError(f"layer {self.name}: blocks of a grouped convolution cannot be divided among processes")
         return [as_matrix(self._in_groups(weight), self.site("weight").mode)]
 
     def from_matrices(self, matrices: Sequence[Tensor]) -> Tensor:
         found = matrices[0]
         if self.groups > 1 and not self._in_one_piece():
             found = from_matrix(found, self._in_groups(self.weight), self.site("weight").mode)
-        return found.reshape(self.weight.shape)
+        return found.reshape(-1 if found.numel() else 0, *self.weight.shape[1:])
 
 
 def _around(kernel: Sequence[int], padding: tuple[int, ...] | str, dilation: Sequence[int]) -> list[int]:

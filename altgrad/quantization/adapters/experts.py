@@ -27,6 +27,7 @@ class ExpertGemm(OwnedGemm):
     def __init__(self, module: nn.Module, weight: str, transposed: bool) -> None:
         super().__init__(module, weight)
         self.transposed = transposed
+        self.cuts_columns = {0: None, 1: transposed, 2: not transposed}
 
     def matrices(self, weight: Tensor) -> list[Tensor]:
         return [expert.t() if self.transposed else expert for expert in weight.unbind()]

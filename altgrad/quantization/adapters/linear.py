@@ -20,6 +20,7 @@ class RoundedTransposedLinear(RoundedLayer):
 
     weight: Tensor
     bias: Tensor | None
+    cuts_columns = {0: True, 1: False}  # noqa: RUF012
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)"""

@@ -23,8 +23,10 @@ from altgrad.config.recipe import Recipe
 from altgrad.formats import NumberFormat, Overflow, find_format
 from altgrad.quantization.gemms import native_fp8, products
 from altgrad.quantization.gemms.operand_gemms import GemmStructure, operand_gemms
+from altgrad.quantization.gemms.sharded import Cut, cut_at_rest, is_sharded, local_product, own_part
+from altgrad.quantization.kernel.counting.counters import COUNTERS
 from altgrad.quantization.kernel.round import Rounding
-from altgrad.quantization.kernel.scaled_rounding import round_site, rounded_and_scale
+from altgrad.quantization.kernel.scaled_rounding import Mode, round_site, rounded_and_scale
 from altgrad.quantization.kernel.site import OPERAND_TENSORS, Site, SiteSet, together
 
 Watch = Callable[["RoundedGemm", tuple[Gemm, ...]], AbstractContextManager[None]]
@@ -55,6 +57,8 @@ class RoundedGemm:
     stochastic: bool  # whether the present sites draw random numbers
     key: Tensor  # (3,) int32: words of the step's random numbers, then the rank
     draws: int  # stochastic forward passes since the key was set
+    own_scales: bool  # of a weight that is divided among processes, each chooses the scale of its part
+    cuts_columns: Mapping[int, bool | None] = {0: False}  # see `sharded.cut_at_rest`
     watch: Watch | None  # told of the products that are left unrounded by `bypass`, and of the GEMMs they belong to
 
     def set_up(
@@ -66,6 +70,7 @@ class RoundedGemm:
         self.bypass = 0
         self.watch = None
         self.counting = True
+        self.own_scales = False
         self.native_fp8 = recipe.native_fp8
         self.gemm_dtype = recipe.gemm_dtype
         self.bfloat16_pays = products.bfloat16_pays(device)
@@ -134,11 +139,11 @@ class RoundedGemm:
         """Draw random numbers from this key from now on; layers may share a key."""
         self.key, self.draws = key, 0
 
-    def share(self) -> None:
-        """Treat input and output gradient from now on as this rank's rows of larger tensors."""
+    def share(self, scales: bool = True) -> None:
+        """Treat input and output gradient from now on as this rank's rows of larger tensors, see `Site.share`."""
         for phase in self.phases:
             for site in (*phase.by_tensor["activation"], *phase.by_tensor["gradient"]):
-                site.share()
+                site.share(scales)
 
     def formats_in(self, gemm_name: Gemm) -> tuple[NumberFormat, ...]:
         """The formats of the two operands of a GEMM, in the order of `GEMMS`."""
@@ -178,6 +183,24 @@ class RoundedGemm:
                 return products.plain(x, weight, bias, batched, convolution)
         if self.plain:
             return products.plain(x, weight, bias, batched, convolution)
+        if is_sharded(weight):
+            if batched or convolution is not None or self.native_fp8:
+                raise ValueError(f"layer {self.name}: of sharded weights only those of linear layers are multiplied")
+            part = local_product(self.name, x, weight, bias, self.own_scales)  # type: ignore[arg-type]
+            y = self._rounded(part.x, part.weight, part.bias, cuts=part.cuts)
+            return part.joined(y, weight, bias)  # type: ignore[arg-type]
+        return self._rounded(x, weight, bias, batched, convolution)
+
+    def _rounded(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        batched: bool = False,
+        convolution: products.Convolution | None = None,
+        cuts: Mapping[GemmSite, Cut] | None = None,
+    ) -> Tensor:
+        """The product with rounded operands, all float32; cuts: how tensors are divided among processes."""
         self._check_transforms()
         use = self._next_use() if self.stochastic else 0
         if self.native_fp8 and not batched and x.numel():
@@ -189,7 +212,11 @@ class RoundedGemm:
         structure = GemmStructure.of(sites, self._reads, wanted, use=use, narrow=narrow, counting=self.counting)
         if batched or convolution is not None:
             structure = structure._replace(batched=batched, convolution=convolution)
-        y, counts = operand_gemms(x, weight, bias, self.key, sites, structure)
+        key = self.key
+        for tensor, cut in (cuts or {}).items():
+            modes = tuple(cut.applied(mode, self.name) for mode in getattr(structure, tensor))
+            structure, key = structure._replace(**{tensor: modes}), cut.placed(self.key)  # type: ignore[arg-type]
+        y, counts = operand_gemms(x, weight, bias, key, sites, structure)
         if training and self.counting:
             for site, counted in counts:
                 site.add_counts(counted)
@@ -259,22 +286,38 @@ class RoundedGemm:
         return self.rounded_weight_and_scale()[0]
 
     def rounded_weight_and_scale(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(rounded weight, scale, inverse scale), each in the shape of the weight, without counting."""
+        """(rounded weight, scale, inverse scale), each in the shape of the weight, without counting.
+
+        Of a weight that is divided among processes, this process's part.
+        """
         site = self.site("weight")
+        mode, key = self._at_rest(site.mode, self.key)
         with torch.no_grad():
             found = [
-                rounded_and_scale(matrix, site.spec, site.history, self.key, site.mode)
-                for matrix in self.matrices(self.weight.detach().float())
+                rounded_and_scale(matrix, site.spec, site.history, key, mode)
+                for matrix in self.matrices(own_part(self.weight).detach().float())
             ]
             rounded, scale, inverse = (self.from_matrices(parts) for parts in zip(*found, strict=True))
         return rounded, scale, inverse
 
     def rounded_at_rest(self, wanted: Tensor, key: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
-        """(stored weight, counts) for a weight that shall become `wanted`, float32, in the shape of the weight."""
+        """(stored weight, counts) for a weight that shall become `wanted`, float32, in the shape of the weight.
+
+        Of a weight that is divided among processes, this process's part.
+        """
         site = self.site("weight")
-        mode = site.mode._replace(rounding=rounding, at_rest=True)
+        mode, key = self._at_rest(site.mode._replace(rounding=rounding, at_rest=True), key)
         found = [round_site(matrix, site.spec, site.history, key, mode) for matrix in self.matrices(wanted)]
+        if not found:  # this process has none of the experts
+            return wanted, wanted.new_zeros(len(COUNTERS))
         return self.from_matrices([rounded for rounded, _ in found]), functools.reduce(together, [c for _, c in found])
+
+    def _at_rest(self, mode: Mode, key: Tensor) -> tuple[Mode, Tensor]:
+        """Mode and key for the stored weight, which may be divided among processes."""
+        cut = cut_at_rest(self.name, self.weight, self.cuts_columns)
+        if cut is None:
+            return mode, key
+        return cut._replace(own_scales=self.own_scales).applied(mode, self.name), cut.placed(key)
 
     def format_names(self) -> dict[str, tuple[str, Overflow]]:
         """Name and overflow rule of each present rounding's format, for a checkpoint."""

@@ -114,10 +114,15 @@ class Ranks:
 ALONE = Ranks()
 
 
-def largest_over_ranks(value: Tensor) -> Tensor:
-    """Elementwise maximum of `value` over all ranks, as a functional collective, which a compiled graph can contain."""
-    assert dist.group.WORLD is not None
-    return torch_private.largest_over_group(value, dist.group.WORLD.group_name)
+def largest_over_ranks(value: Tensor, group: str = "") -> Tensor:
+    """Elementwise maximum of `value` over a group of ranks, as a functional collective, which a graph can contain.
+
+    group: the name of a process group; "": all ranks.
+    """
+    if not group:
+        assert dist.group.WORLD is not None
+        group = dist.group.WORLD.group_name
+    return torch_private.largest_over_group(value, group)
 
 
 def lost_another_rank(error: BaseException) -> bool:

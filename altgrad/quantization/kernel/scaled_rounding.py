@@ -57,6 +57,9 @@ class Mode(NamedTuple):
     redrawn: bool = False  # the rotation's signs are drawn anew in every step
     at_rest: bool = False  # the write-back of a stored weight, whose scale follows `settled_amax`
     shared: bool = False  # a rank's rows of a larger tensor, whose scale and random numbers it shares
+    group: str = ""  # name of the process group of these ranks; "": all ranks
+    columns: bool = False  # a rank has columns of the tensor instead of rows
+    own_scales: bool = False  # a rank chooses the scales of its part, and shares random numbers only
     use: int = 0  # number of the layer's earlier draws with this key
 
     def check(self) -> None:
@@ -79,10 +82,10 @@ class Mode(NamedTuple):
     def shares_amax(self) -> bool:
         """Whether a scale covers values of several ranks, which must agree on its amax.
 
-        It does for one scale per tensor and for rows along the first dimension; other rows and tiles lie on one rank.
+        It does for one scale per tensor and for rows that run across the ranks; other rows and tiles lie on one rank.
         """
-        whole = self.granularity == "tensor" or (self.granularity == "row" and not self.last)
-        return self.shared and whole and self.scaling not in ("none", "static")
+        whole = self.granularity == "tensor" or (self.granularity == "row" and self.last == self.columns)
+        return self.shared and not self.own_scales and whole and self.scaling not in ("none", "static")
 
 
 @functools.cache
@@ -118,7 +121,8 @@ def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
         mode.check()
     if x.numel() == 0:  # a batch without tokens: an expert of a mixture may get none
         if mode.shares_amax:  # the collective needs every rank, also one without tokens
-            largest_over_ranks(torch.zeros((), dtype=torch.float32, device=x.device))
+            shape = () if mode.granularity == "tensor" else (x.shape[0], 1) if mode.last else (1, x.shape[-1])
+            largest_over_ranks(torch.zeros(shape, dtype=torch.float32, device=x.device), mode.group)
         return x, torch.zeros(len(COUNTERS), dtype=torch.float32, device=x.device)
     if torch.compiler.is_dynamo_compiling():
         return torch.ops.altgrad.round_site(x, spec, history, key, *mode, _SOURCE)
@@ -180,7 +184,7 @@ def _code(
         compared, together = rows_at_once(values, mode.granularity, mode.last)
     amax = finite_amax(values, mode.granularity, mode.last, fmt.infinity, compared)
     if mode.shares_amax:
-        amax = largest_over_ranks(amax)
+        amax = largest_over_ranks(amax, mode.group)
     if mode.at_rest and mode.scaling not in ("none", "static"):
         amax = settled_amax(amax, fmt)
         values = torch.clamp(values, -amax, amax)
@@ -258,7 +262,8 @@ def _scale(
     if mode.two_level:
         scale_format = FormatTensors.view(spec[SPEC_LENGTH:])
         tensor_amax = amax.amax(dim=tuple(range(1, amax.ndim)), keepdim=True) if each else amax.amax()
-        tensor_amax = largest_over_ranks(tensor_amax) if mode.shared else tensor_amax
+        if mode.shared and not mode.own_scales:
+            tensor_amax = largest_over_ranks(tensor_amax, mode.group)
         scale, inverse = two_level_scale(amax, tensor_amax, fmt, scale_format)
     else:
         scale, inverse = scale_for(amax, fmt, mode.power_of_two)
@@ -271,7 +276,7 @@ torch.library.define(
     "altgrad::round_site",
     "(Tensor x, Tensor spec, Tensor history, Tensor key, str rounding, str scaling, str granularity, "
     "bool power_of_two, float amax_factor, bool last, bool two_level, int hadamard, bool redrawn, bool at_rest, "
-    "bool shared, int use, str source) -> (Tensor, Tensor)",
+    "bool shared, str group, bool columns, bool own_scales, int use, str source) -> (Tensor, Tensor)",
 )
 
 

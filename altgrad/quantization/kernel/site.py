@@ -73,9 +73,9 @@ class Site:
         """The format to which the site rounds now."""
         return self._format
 
-    def share(self) -> None:
-        """From now on the site's tensors are this rank's rows of larger ones."""
-        self.mode = self.mode._replace(shared=True)
+    def share(self, scales: bool = True) -> None:
+        """From now on the site's tensors are this rank's rows of larger ones; scales: with the scales of these."""
+        self.mode = self.mode._replace(shared=True, own_scales=not scales)
 
     def set_format(self, fmt: NumberFormat) -> None:
         """Round to another format from now on; the cast's block, scale and rounding stay."""

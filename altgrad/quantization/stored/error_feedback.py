@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from altgrad.quantization.gemms.sharded import own_part
+
 
 class Feedback:
     """Adds errors to the momenta of an optimizer.  Raises ValueError for an optimizer without momentum."""
@@ -30,7 +32,10 @@ class Feedback:
             _check(optimizer, group)
 
     def add(self, parameter: Tensor, error: Tensor) -> None:
-        """Add the error (shaped like the parameter) to its momentum; nothing, if it has not been updated yet."""
+        """Add the error (shaped like the parameter) to its momentum; nothing, if it has not been updated yet.
+
+        Of a parameter that is divided among processes, the error of this process's part.
+        """
         group, state = self._groups.get(parameter), self._optimizer.state.get(parameter)
         if group is None or not state:
             return
@@ -39,13 +44,13 @@ class Feedback:
             return
         if "exp_avg" in state:
             (beta1, beta2), step = group["betas"], state["step"]
-            square = state.get("max_exp_avg_sq", state["exp_avg_sq"])
+            square = own_part(state.get("max_exp_avg_sq", state["exp_avg_sq"]))
             denominator = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])
             error = error * denominator.mul_((1 - beta1**step) * (1 - 1 / beta1) / rate)
-            state["exp_avg"].add_(error)
+            own_part(state["exp_avg"]).add_(error)
         else:
             beta = group["momentum"]
-            state["momentum_buffer"].add_(error * ((1 - 1 / beta) / rate))
+            own_part(state["momentum_buffer"]).add_(error * ((1 - 1 / beta) / rate))
 
 
 def _check(optimizer: Optimizer, group: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from altgrad import torch_private
 from altgrad.config.optimizer_states import MOMENTS, Moment, MomentCast
+from altgrad.quantization.gemms.sharded import is_sharded
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.scaled_rounding import mode_of, rounded_each, spec_for
 from altgrad.quantization.stored.expansion import expanded
@@ -58,7 +59,7 @@ class OptimizerStates:
     def __call__(self, optimizer: Optimizer) -> None:
         """Round the moments of all matrices in place; a parameter that has had no gradient yet has none.
 
-        Raises ValueError if the optimizer has no such moment.
+        Raises ValueError if the optimizer has no such moment, or has it divided among processes.
         """
         matrices = [p for group in optimizer.param_groups for p in group["params"] if p.ndim >= 2]
         filled: set[torch.device] = set()
@@ -67,6 +68,8 @@ class OptimizerStates:
             for place, parameter in enumerate(matrices):
                 if state := optimizer.state.get(parameter):
                     kept = _kept(state, moment, optimizer)
+                    if is_sharded(kept):
+                        raise ValueError(f"{moment}: moments of parameters that are divided among processes stay FP32")
                     if kept.numel():
                         salt = place * len(MOMENTS) + MOMENTS.index(moment)
                         alike.setdefault((kept.numel(), kept.device, kept.dtype), []).append((salt, kept))

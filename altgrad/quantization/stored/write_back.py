@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from altgrad.config.recipe import Recipe
 from altgrad.formats import FORMATS
 from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
+from altgrad.quantization.gemms.sharded import own_part
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.round import Rounding, round_to_format
 from altgrad.quantization.kernel.site import Site
@@ -28,6 +29,8 @@ _ORIGIN = 0x57  # separates the keys of a step's further write-backs from other 
 class WriteBack:
     """Rounds each layer's weight back to its grid; a weight that several layers share is rounded once.
 
+    Of a weight that is divided among processes (FSDP2, tensor parallelism) each rounds its part, with the scale of the
+    whole; its tensors below are of that part.
     `corrections[layer]`, (out, in), accumulates rounded minus intended weight, from which the update that the optimizer
     intended can be computed; `counts[layer]` are the counts of the last rounding.  `compensations[layer]`, (out, in),
     only with `update_rounding: kahan`: the part of the intended weight that the stored one lacks, on the BF16 grid.
@@ -57,7 +60,7 @@ class WriteBack:
 
     def _zeros(self) -> dict[str, Tensor]:
         return {
-            name: torch.zeros_like(layer.weight, dtype=torch.float32, requires_grad=False)
+            name: torch.zeros_like(own_part(layer.weight), dtype=torch.float32, requires_grad=False)
             for name, layer in self._layers.items()
         }
 
@@ -72,9 +75,10 @@ class WriteBack:
         self._done += 1
         filled = set()
         for name, layer in self._layers.items():
-            weight = layer.weight.float()
+            stored = own_part(layer.weight)
+            weight = stored.float()
             device = weight.device
-            key = self._keys.setdefault(device, layer.key.new_zeros(2))
+            key = self._keys.setdefault(device, layer.key.new_zeros(3))
             if self._rounding == "stochastic" and device not in filled:
                 fill_key(key, *words)
                 filled.add(device)
@@ -88,7 +92,7 @@ class WriteBack:
             if feedback is not None:
                 feedback.add(layer.weight, weight - rounded)
             _on(device, self.corrections, name).add_(rounded - weight)
-            layer.weight.copy_(rounded)
+            stored.copy_(rounded)
 
     def forget(self) -> None:
         """Zero corrections and compensations, after the rounding of the initial weights, which belongs to no step."""

@@ -10,15 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 import streamlit as st
 
 from altgrad.text.foreign_text import as_code
+from dashboard.scripts import script
 
-_SCRIPT = Path(__file__).parent / "scripts" / "chart_state.js"
 _RANGES = {"x": "zoom_x", "y": "zoom_y"}
 _HIDDEN = "hide"
 _KEY = "chart state"
@@ -83,12 +82,7 @@ def keep_chart_state(container: str) -> None:
 
 
 def _watcher() -> Any:
-    return st.components.v2.component("altgrad_chart_state", js=_script())
-
-
-@st.cache_resource
-def _script() -> str:
-    return _SCRIPT.read_text()
+    return st.components.v2.component("altgrad_chart_state", js=script("chart_state"))
 
 
 def _remember() -> None:

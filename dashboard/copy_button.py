@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-_SCRIPT = Path(__file__).parent / "scripts" / "copy_button.js"
+from dashboard.scripts import script
+
 _HTML = '<button type="button"></button>'
 _CSS = """
 button {
@@ -27,9 +27,4 @@ def command_with_button(command: str, what: str) -> None:
 
 
 def _button() -> Any:
-    return st.components.v2.component("altgrad_copy_button", html=_HTML, css=_CSS, js=_script())
-
-
-@st.cache_resource
-def _script() -> str:
-    return _SCRIPT.read_text()
+    return st.components.v2.component("altgrad_copy_button", html=_HTML, css=_CSS, js=script("copy_button"))

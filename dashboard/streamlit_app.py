@@ -16,6 +16,7 @@ import pyarrow as pa
 import streamlit as st
 
 from altgrad.results import list_sweeps
+from altgrad.show.glossary import glossary
 from altgrad.storage.folder import Folder, check_location
 from altgrad.text.foreign_text import as_code, as_markdown
 from dashboard.data.watched_sweep import WatchedSweep
@@ -56,6 +57,7 @@ def main() -> None:
     if not paused:
         _follow(current, version)
     _say_what_cannot_be_read(current)
+    _look_up()
     if current.runs:
         page.run()
     else:
@@ -149,6 +151,17 @@ def _say_what_cannot_be_read(current: WatchedSweep) -> None:
         with st.sidebar.expander(f"{len(sentences)} not fully readable"):
             for sentence in sentences:
                 st.caption(sentence)
+
+
+def _look_up() -> None:
+    """Let the viewer look up what a word on the page means."""
+    meanings = glossary()
+    with st.sidebar:
+        word = st.selectbox(
+            "What does it mean?", list(meanings), index=None, placeholder="a word on the page", key="looked up word"
+        )
+        if word is not None:
+            st.caption(as_markdown(f"{word}: {meanings[word]}"))
 
 
 if __name__ == "__main__":

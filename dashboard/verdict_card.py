@@ -19,6 +19,7 @@ from altgrad.report.evidence import Evidence
 from altgrad.report.signals import Departure
 from altgrad.report.tested_cause import ARM_COLUMNS, arm_cells, explanation_of
 from altgrad.results import Run
+from altgrad.show.glossary import RULES
 from altgrad.text.foreign_text import as_code, as_command, as_markdown, without_pictures
 from altgrad.text.number_text import number
 from dashboard.copy_button import command_with_button
@@ -44,7 +45,8 @@ def verdict_card(context: PageContext, evidence: Evidence) -> None:
     """The card of a collapsed run."""
     run, row = evidence.run, context.row[evidence.run.name]
     with st.container(border=True):
-        st.error(f"**{as_markdown(happened(row))}** {_rule(evidence)}")
+        st.error(as_markdown(happened(row)))
+        st.markdown(_rule(evidence), help=RULES.get(evidence.verdict.rule))
         _moved_first(evidence)
         _cause(run)
         _what_to_try(context, evidence)
@@ -54,14 +56,19 @@ def _rule(evidence: Evidence) -> str:
     """The rule that judged, with the value and its limit, as markdown."""
     verdict = evidence.verdict
     measured = f"{described(verdict.metric).label.lower()} {number(verdict.value)}, limit {number(verdict.limit)}"
-    return f"Rule {as_code(verdict.rule)}: {as_markdown(measured)}."
+    return f"**Rule** {as_code(verdict.rule)}: {as_markdown(measured)}."
 
 
 def _moved_first(evidence: Evidence) -> None:
     moved = signals_of(evidence).moved
     said = "; ".join(map(_departure, moved[:_MOVED])) or "no signal left its own early level before the verdict"
     more = f"; then {len(moved) - _MOVED} more" if len(moved) > _MOVED else ""
-    st.markdown(f"**What moved first**: {said}{more}.")
+    st.markdown(f"**What moved first**: {said}{more}.", help="\n\n".join(map(_meaning, moved[:_MOVED])) or None)
+
+
+def _meaning(moved: Departure) -> str:
+    metric = METRICS[moved.metric]
+    return as_markdown(f"{metric.label}: {metric.meaning}.")
 
 
 def _departure(moved: Departure) -> str:

@@ -8,7 +8,7 @@ any time and on any machine.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from altgrad.config.phases import phases_text
 from altgrad.config.train_config import LITTLE_COVERAGE
@@ -22,19 +22,12 @@ from altgrad.report.tested_cause import explanation_of, tested_cause, tried_and_
 from altgrad.report.text_plot import plot
 from altgrad.results import Run, format_shifts, read_run
 from altgrad.results.reading.curves import measured
+from altgrad.show.glossary import RULES
 from altgrad.storage.folder import Folder
 from altgrad.text.foreign_text import as_code, as_code_block, as_markdown
 from altgrad.text.number_text import ABSENT, duration, number, shares_text, table
 from altgrad.text.yaml_text import to_yaml
 
-_MEANING: Mapping[str, str] = {
-    "non_finite": "The loss or the gradients were NaN or infinite for too many steps in a row.",
-    "diverged": "The smoothed loss rose above its best and did not come back.",
-    "never_learned": "The loss was still where it started after a fair share of the run.",
-    "stalled": "The optimizer's updates no longer reached the stored weights, and the loss stood still.",
-    "rank_collapse": "A weight matrix lost most of its stable rank.",
-    "gap_to_baseline": "The loss stayed too far behind the baseline run of the same seed.",
-}
 _TREND = 5
 _LISTED = 3  # events of one kind that are listed one by one
 
@@ -70,7 +63,7 @@ def failure_report(run: Run) -> str:
     }
     verdict = evidence.verdict
     said = as_markdown(verdict.sentence())
-    sentences = [f"**{said}.**", _MEANING.get(verdict.rule, ""), as_markdown(_sentence(verdict.detail))]
+    sentences = [f"**{said}.**", RULES.get(verdict.rule, ""), as_markdown(_sentence(verdict.detail))]
     lead = " ".join(sentence for sentence in sentences if sentence)
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
     return f"# Failure report: {as_markdown(run.name)}\n\n{lead}\n\n{body}\n"

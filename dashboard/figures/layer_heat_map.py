@@ -76,11 +76,15 @@ def shared_scale(maps: Sequence[Heat], metric: str) -> tuple[float, float] | Non
 
 
 def heat_figure(
-    data: Heat, metric: str, collapse_step: int | None, limits: tuple[float, float] | None = None
+    data: Heat,
+    metric: str,
+    collapse_step: int | None,
+    limits: tuple[float, float] | None = None,
+    steps: tuple[int, int] | None = None,
 ) -> go.Figure:
     """Layers from top to bottom, steps to the right, a line at the collapse step, crosses at non-finite values.
 
-    limits: the ends of the colours, if they are shared with another map (`shared_scale`).
+    limits, steps: the ends of the colours and of the steps, if they are shared with another map (`shared_scale`).
     """
     title = METRICS[metric]
     limits = shared_scale([data], metric) if limits is None else limits
@@ -113,15 +117,23 @@ def heat_figure(
     layout = {
         "height": max(180, 90 + 22 * len(data.layers)),
         "margin": {"l": 10, "r": 10, "t": 20, "b": 10},
-        "xaxis": {"title": {"text": "Step"}, "automargin": True, **_range(data.steps, collapse_step)},
+        "xaxis": {"title": {"text": "Step"}, "automargin": True, **_range(steps, data.steps, collapse_step)},
         "yaxis": {"title": {"text": "Layer"}, "automargin": True, "autorange": "reversed"},
-        "shapes": [vertical(collapse_step)] if collapse_step is not None else [],
+        "shapes": _verdict_line(collapse_step) if collapse_step is not None else [],
     }
     return go.Figure({"data": traces, "layout": layout})
 
 
-def _range(steps: NDArray[np.int64], collapse_step: int | None) -> dict[str, Any]:
-    """A range that includes the verdict where it comes after the last measurement; else Plotly's own."""
+def _verdict_line(step: int) -> list[dict[str, Any]]:
+    """A dashed line with a light edge, which is seen on dark and on light cells."""
+    edge = vertical(step, "#ffffff")
+    return [edge | {"line": {"color": "#ffffff", "width": 4}}, vertical(step)]
+
+
+def _range(shown: tuple[int, int] | None, steps: NDArray[np.int64], collapse_step: int | None) -> dict[str, Any]:
+    """The given steps, or a range that includes the verdict after the last measurement; else Plotly's own."""
+    if shown is not None:
+        return {"range": list(shown)}
     if collapse_step is None or collapse_step <= steps[-1]:
         return {}
     half = (steps[1] - steps[0]) / 2 if len(steps) > 1 else 0.5

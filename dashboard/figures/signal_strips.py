@@ -16,6 +16,7 @@ from altgrad.results import Run
 from altgrad.results.reading.curves import buckets, measured, non_finite_spans
 from altgrad.show.palette import ALARM, NEUTRAL, format_colour
 from dashboard.figures.colours import with_alpha
+from dashboard.figures.curve_figures import in_lines
 from dashboard.figures.curve_marks import vertical
 
 _MOST_STRIPS = 8
@@ -97,6 +98,7 @@ def _title(evidence: Evidence, metric: str, top: float, departure: Departure | N
     when = f", {departure.how} at step {departure.step}" if departure is not None else ""
     return {
         "text": f"{METRICS[metric].axis_in(evidence.run.loss_unit)}{when}",
+        "hovertext": in_lines(METRICS[metric].meaning),
         "x": 0,
         "xref": "paper",
         "xanchor": "left",

@@ -16,7 +16,7 @@ from altgrad.metrics import METRICS, described
 from altgrad.results import read_events
 from altgrad.show.drawn_curves import AXES, Line, View, death, describe, line, non_finite_count, not_on_log
 from altgrad.show.seed_bands import Band, Spread, seed_bands
-from altgrad.text.foreign_text import as_label
+from altgrad.text.foreign_text import as_label, as_markdown
 from dashboard.chart_state import ChartState, chart_state, keep_chart_state, undo_button
 from dashboard.data.drawn_tables import drawn_bands, drawn_values
 from dashboard.data.sweep_frame import csv_of
@@ -68,6 +68,8 @@ def show(context: PageContext) -> None:
         else:
             _overlay(context, lines, chart, state)
     undo_button(state)
+    metric = described(view.metric)
+    st.caption(as_markdown(f"{metric.label}: {metric.meaning}."))
     _say_deaths(lines)
     _say_not_on_log(lines, chart.log_y)
     _as_table(drawn_values(lines, view) if bands is None else drawn_bands(bands, view), view)

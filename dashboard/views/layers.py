@@ -38,6 +38,24 @@ class _Side:
     table: pa.Table
 
 
+@dataclass(frozen=True)
+class _Scales:
+    """What the maps of one metric share: the ends of the colours and, of two maps, those of the steps."""
+
+    colours: tuple[float, float] | None
+    steps: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, maps: Sequence[Heat | None], metric: str, verdicts: Sequence[int | None]) -> _Scales:
+        measured = [data for data in maps if data is not None]
+        colours = shared_scale(measured, metric)
+        if len(measured) < 2:
+            return cls(colours, None)
+        ends = [int(data.steps[-1]) for data in measured] + [step for step in verdicts if step is not None]
+        apart = max(int(data.steps[-1] - data.steps[0]) // max(len(data.steps) - 1, 1) for data in measured) // 2
+        return cls(colours, (min(int(data.steps[0]) for data in measured) - apart, max(ends) + apart))
+
+
 def show(context: PageContext) -> None:
     """The page."""
     st.title("Layers")
@@ -84,10 +102,10 @@ def _maps(sides: Sequence[_Side], site: str, metrics: Sequence[str]) -> None:
     for position, metric in enumerate(drawn):
         if not alone or position % 2 == 0:
             cells = st.columns(1 if alone and len(drawn) == 1 else 2)
-        limits = shared_scale([data for data in found[metric] if data is not None], metric)
+        scales = _Scales.of(found[metric], metric, [side.row.collapse_step for side in sides])
         for place, (side, data) in enumerate(zip(sides, found[metric], strict=True)):
             with cells[position % 2 if alone else place]:
-                _map(side, data, metric, site, limits)
+                _map(side, data, metric, site, scales)
     if constant:
         said = ", ".join(f"{METRICS[name].label.lower()} {number(value)}" for name, value in constant.items())
         st.caption(as_markdown(f"The same at every layer and step, so not drawn: {said}."))
@@ -98,7 +116,7 @@ def _maps(sides: Sequence[_Side], site: str, metrics: Sequence[str]) -> None:
             )
 
 
-def _map(side: _Side, data: Heat | None, metric: str, site: str, limits: tuple[float, float] | None) -> None:
+def _map(side: _Side, data: Heat | None, metric: str, site: str, scales: _Scales) -> None:
     label = METRICS[metric].axis_in(side.run.loss_unit)
     st.markdown(f"**{label}** of {as_markdown(side.run.name)}", help=METRICS[metric].meaning)
     if data is None:
@@ -106,7 +124,7 @@ def _map(side: _Side, data: Heat | None, metric: str, site: str, limits: tuple[f
         return
     verdict = side.row.collapse_step
     show_chart(
-        heat_figure(data, metric, verdict, limits),
+        heat_figure(data, metric, verdict, scales.colours, scales.steps),
         f"heat {metric} {side.run.name}",
         title=f"{label} of {side.run.name}, {site}",
         n="1 run",
@@ -124,7 +142,7 @@ def _first_beyond(sides: Sequence[_Side], measured: Sequence[str], shown: Sequen
     """The layers in the order in which a metric crossed a limit that the viewer chooses."""
     st.subheader("First layer and step beyond a limit")
     columns = st.columns([2, 1, 1], vertical_alignment="bottom")
-    usual = next((name for name in shown if name in BOUNDS), shown[0])
+    usual = next((name for name in (*shown, *measured) if _is_crossed(sides[0].table, name)), shown[0])
     with columns[0]:
         labels = {name: METRICS[name].axis_in(sides[0].run.loss_unit) for name in measured}
         metric = choose_kept("Metric", list(measured), "crossing", usual, format_func=labels.__getitem__)
@@ -166,6 +184,12 @@ def _crossings(side: _Side, crossings: Sequence[Crossing], what: str) -> None:
     )
     frame = pd.DataFrame([{"Step": one.step, "Layer": one.layer, "Value": one.value} for one in crossings])
     show_table(frame, alt=f"Layers of {side.run.name} in the order in which {what}: step, layer, value.")
+
+
+def _is_crossed(table: pa.Table, metric: str) -> bool:
+    """Whether a layer crossed the limit of the failure report."""
+    bound = BOUNDS.get(metric)
+    return bound is not None and bool(first_beyond(table, metric, bound.limit, bound.above_is_bad))
 
 
 def _usual_limit(metric: str, table: pa.Table, is_low_bad: bool) -> float:

@@ -94,6 +94,7 @@ def _curves(context: PageContext, run: WatchedRun, row: Row) -> None:
         if position % 2 == 0:
             cells = st.columns(2 if len(shown) > 1 else 1)
         with cells[position % 2]:
+            st.markdown(f"**{as_markdown(names[metric])}**", help=as_markdown(described(metric).meaning))
             view = View(metric, half_life=automatic_half_life(metric, [row]))
             one = line(row, run, view)
             if one is None:

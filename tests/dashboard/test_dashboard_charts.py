@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 import yaml
 
@@ -20,14 +19,13 @@ from altgrad.formats import FORMATS, SPLITS
 from altgrad.metrics import METRICS
 from altgrad.report import failure_report
 from altgrad.report.evidence import Evidence
-from altgrad.results import SCHEMAS, list_runs
+from altgrad.results import list_runs
 from altgrad.results.reading.curves import measured
 from altgrad.text.foreign_text import as_file_name
 from dashboard.data.sweep_frame import csv_of, frame_of, group_frame, run_frame, sparkline
 from dashboard.data.watched_sweep import WatchedSweep
 from dashboard.figures.format_figures import codes, equivalences, facts, sample_figure
 from dashboard.figures.group_figures import cell_text, matrix_axes, matrix_figure, pareto, survival_figure
-from dashboard.figures.layer_heat_map import heat, heat_figure
 from dashboard.figures.signal_strips import alike, bands, first_layers, signals_of, strips, strips_figure
 from dashboard.views.overview import best_sentence
 from dashboard.views.run import reproduce
@@ -164,35 +162,6 @@ def test_command_of_a_hostile_run_runs_nothing_else(sweep: WatchedSweep, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([file, "words"])
     assert words == ["-m", "altgrad", "train", file, "--out", f"reproduced/{as_file_name(name)}"]
     assert yaml.safe_load((tmp_path / file).read_text()) == {"data": name}
-
-
-# layers
-
-
-def layers_table(rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist([{"attempt": 0, "site": "weight", **row} for row in rows], schema=SCHEMAS["layers"])
-
-
-def test_heat_map_has_each_value_in_its_place() -> None:
-    table = layers_table(
-        [
-            {"step": 10, "layer": "a", "stall_rate": 0.1},
-            {"step": 10, "layer": "b", "stall_rate": float("nan")},
-            {"step": 20, "layer": "b", "stall_rate": 0.4},
-            {"step": 20, "layer": "a", "site": "gradient", "stall_rate": 0.9},
-            {"step": 30, "layer": "a", "overflow_rate": 0.5},
-        ]
-    )
-    found = heat(table, "stall_rate", "weight")
-    assert found is not None
-    assert (found.layers, found.steps.tolist()) == (["a", "b"], [10, 20])
-    np.testing.assert_array_equal(found.values, [[0.1, np.nan], [np.nan, 0.4]])
-    np.testing.assert_array_equal(found.non_finite, [[False, False], [True, False]])
-    figure = heat_figure(found, "stall_rate", collapse_step=15)
-    assert figure.layout.shapes[0].x0 == 15
-    crosses = figure.data[1]
-    assert (list(crosses.x), list(crosses.y)) == ([10], ["b"])
-    assert heat(table, "stable_rank", "weight") is None
 
 
 # failures

@@ -41,14 +41,36 @@ def layers_table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([{"attempt": 0, "site": "weight", **row} for row in rows], schema=SCHEMAS["layers"])
 
 
+def test_heat_map_has_each_value_in_its_place() -> None:
+    table = layers_table(
+        [
+            {"step": 10, "layer": "a", "stall_rate": 0.1},
+            {"step": 10, "layer": "b", "stall_rate": float("nan")},
+            {"step": 20, "layer": "b", "stall_rate": 0.4},
+            {"step": 20, "layer": "a", "site": "gradient", "stall_rate": 0.9},
+            {"step": 30, "layer": "a", "overflow_rate": 0.5},
+        ]
+    )
+    found = heat(table, "stall_rate", "weight")
+    assert found is not None
+    assert (found.layers, found.steps.tolist()) == (["a", "b"], [10, 20])
+    np.testing.assert_array_equal(found.values, [[0.1, np.nan], [np.nan, 0.4]])
+    np.testing.assert_array_equal(found.non_finite, [[False, False], [True, False]])
+    figure = heat_figure(found, "stall_rate", collapse_step=15)
+    assert figure.layout.shapes[-1].x0 == 15
+    crosses = figure.data[1]
+    assert (list(crosses.x), list(crosses.y)) == ([10], ["b"])
+    assert heat(table, "stable_rank", "weight") is None
+
+
 def test_it_opens_on_the_run_that_collapsed_with_its_verdict_drawn_through_every_map(root: Path) -> None:
     app = show(root, "layers")
     assert app.query_params["run"] in ("e7m0_lr0.0006_s1", ["e7m0_lr0.0006_s1"])
     maps = figures(app)
     assert maps
     for figure in maps:
-        (line,) = figure["layout"]["shapes"]
-        assert (line["x0"], line["x1"], line["yref"]) == (80, 80, "paper")
+        edge, line = figure["layout"]["shapes"]
+        assert all((one["x0"], one["x1"], one["yref"]) == (80, 80, "paper") for one in (edge, line))
 
 
 def test_a_metric_with_one_value_everywhere_is_a_line_of_text(root: Path) -> None:
@@ -69,6 +91,7 @@ def test_two_runs_are_side_by_side_on_one_scale_with_the_values_of_their_parts(r
         shown = np.array(numbers(drawn["z"])).reshape(wanted.shape)
         np.testing.assert_array_equal(shown, wanted.to_numpy())
         assert numbers(drawn["x"]).tolist() == wanted.columns.tolist()
+    assert one["layout"]["xaxis"]["range"] == other["layout"]["xaxis"]["range"] == [5, 105]
     assert one["layout"]["shapes"] and not other["layout"].get("shapes")
 
 

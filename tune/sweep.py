@@ -31,7 +31,7 @@ from altgrad.results.stop_request import stop_request
 from altgrad.show.sweep_progress import compute_sentence
 from altgrad.storage.patience import StorageRefused
 from altgrad.text.error_hints import error_text
-from altgrad.text.terminal_output import Outlet, harmless, say, unstoppable_output
+from altgrad.text.terminal_output import Outlet, harmless, say, tell, unstoppable_output
 from tune.cluster.private_folders import private_folder, temporary_root
 from tune.cluster.ray_watch import EXIT_CODE, RayFailed
 from tune.plan.inputs import check_inputs
@@ -108,7 +108,7 @@ def _sweep(options: SweepOptions, console: Console, journal: Journal, stack: Exi
         return 0
     uses_gpus_here = bool(resources.gpus) and options.cluster is None
     for line in check_inputs(plan.trials, machine, uses_gpus_here=uses_gpus_here):
-        say(console, line)
+        tell(console, line)
     sweep = create_sweep(options, plan, resources).held(stack) if stored is None else stored
     show_plan(console, plan, resources, elsewhere=options.cluster is not None)
     say(console, f"sweep {sweep.name} in {sweep.folder}")
@@ -159,7 +159,7 @@ class _Course:
         rows = comparison(list_runs(folder)[0], planned_terms(folder, self.options.margin))
         added, said = sweep.more_seeds.next_round(sweep.trials, rows)
         for line in said:
-            say(self.console, line)
+            tell(self.console, line)
         return (sweep.extended(added), added) if added else (sweep, ())
 
     def _place(self, machine: Machine, stack: ExitStack) -> Path:
@@ -181,7 +181,7 @@ class _Course:
         """Train on a private Ray or on the cluster.  Raises Interrupted if a signal ended the training."""
         mode, notes = chosen_mode(self.options.wandb, os.environ)
         for note in notes:
-            say(self.console, note)
+            tell(self.console, note)
         from tune.run.execution import run_trials  # Ray and torch, seconds
 
         signal = run_trials(sweep, trials, self.options, resources, mode, self.console, place, interrupts, self._tell)

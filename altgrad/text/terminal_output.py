@@ -46,6 +46,11 @@ def say(console: Console, text: object) -> None:
     console.print(Text(harmless(text)), soft_wrap=True, highlight=False)
 
 
+def tell(console: Console, sentence: object) -> None:
+    """As `say`, but on a terminal a sentence wraps between words; a command to copy must not have line breaks."""
+    console.print(Text(harmless(sentence)), soft_wrap=not console.is_terminal, highlight=False)
+
+
 def _written_out(character: str) -> str:
     if character in "\n\t" or unicodedata.category(character) not in _STEERS:
         return character

@@ -23,6 +23,7 @@ from altgrad.compare import comparison, comparison_table, parity_table
 from altgrad.results import list_runs
 from altgrad.storage.folder import Folder
 from altgrad.text.fitted_table import FittedColumn, FittedTable
+from altgrad.text.terminal_output import tell
 from tests.support.results.generated_results import STALLED, InventedRun, mixed_sweep, new_sweep, write_run
 from tune.watch.ending import Ending
 
@@ -105,6 +106,14 @@ def test_the_comparison_of_a_sweep_fits_and_names_every_run(mixed: Folder, width
         assert all(len(line) <= width for line in lines) and "…" not in "".join(lines)
     text = "".join("".join(printed(comparison_table(rows), width)).split())
     assert all(row.run in text for row in rows)
+
+
+@pytest.mark.parametrize(("terminal", "lines"), [(True, 3), (False, 1)])
+def test_a_sentence_breaks_between_words_on_a_terminal_and_nowhere_in_a_log(terminal: bool, lines: int) -> None:
+    sentence = "how long they take was not measured here: --dry-run --probe does"
+    text = io.StringIO()
+    tell(Console(file=text, force_terminal=terminal, color_system=None, width=30), sentence)
+    assert len(text.getvalue().splitlines()) == lines and text.getvalue().split() == sentence.split()
 
 
 TROUBLES = [f"failed: run{n}: RuntimeError: out of memory" for n in range(9)]

@@ -9,7 +9,7 @@ from altgrad.config.train_config import BUILT_IN_TASK
 from altgrad.metrics import METRICS
 from altgrad.text.fitted_table import FittedColumn, FittedTable
 from altgrad.text.number_text import duration
-from altgrad.text.terminal_output import say
+from altgrad.text.terminal_output import tell
 from tune.plan.resources.machine import Resources
 from tune.plan.resources.placement import place, work
 from tune.plan.trial import SweepPlan
@@ -67,4 +67,4 @@ def show_plan(console: Console, plan: SweepPlan, resources: Resources, elsewhere
     else:
         outlook = f"{waves}; how long they take was not measured here: --dry-run --probe does, for this and later plans"
     for note in (*plan.notes, resources.sentence(), outlook):
-        say(console, note)
+        tell(console, note)

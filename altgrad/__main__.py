@@ -14,13 +14,16 @@ from altgrad.commands.extras import MissingExtra, missing_extra, require
 from altgrad.commands.typed_command import program
 
 _EXIT_BAD_INPUT = 2
+_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 if it succeeded, 1 if the run failed, 2 for bad input."""
+    """Run one command; returns the exit code: 0 if it succeeded, 1 if the run failed, 2 for bad input, 130: Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(words)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
     except MissingExtra as error:
         return _refused(str(error))
     except ModuleNotFoundError as error:

@@ -19,12 +19,20 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from altgrad.__main__ import main
 from altgrad.compare import comparison, comparison_table, parity_table
 from altgrad.results import list_runs
 from altgrad.storage.folder import Folder
 from altgrad.text.fitted_table import FittedColumn, FittedTable
 from altgrad.text.terminal_output import tell
-from tests.support.results.generated_results import STALLED, InventedRun, mixed_sweep, new_sweep, write_run
+from tests.support.results.generated_results import (
+    STALLED,
+    InventedRun,
+    mixed_sweep,
+    new_sweep,
+    running_sweep,
+    write_run,
+)
 from tune.watch.ending import Ending
 
 ROOT = Path(__file__).parents[2]
@@ -194,3 +202,13 @@ def test_status_fits_the_terminal_and_says_how_many_runs_it_shows(tmp_path: Path
     assert (
         0 < seen < 42 and "30 waiting" in " ".join(text.split()) and "e4m3_lr0.0006_s9" in text
     )  # the one that collapsed
+
+
+def test_a_person_who_has_seen_enough_gets_the_shell_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    running_sweep(tmp_path)
+    monkeypatch.setattr("altgrad.commands.folders.time.sleep", interrupted)
+    monkeypatch.setattr("altgrad.show.sweep_status.goes_on", lambda sweep, states: True)
+    assert main(["status", str(tmp_path / "running"), "--every", "5"]) == 130

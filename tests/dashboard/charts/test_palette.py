@@ -118,7 +118,7 @@ def test_interventions_differ_without_colour() -> None:
 
 
 def test_no_other_file_has_a_colour_of_an_alarm_or_a_format_written_out() -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     files = [file for folder in ("altgrad", "dashboard") for file in (root / folder).rglob("*.py")]
     written = {file.name: found for file in files if (found := set(re.findall(r"#[0-9a-f]{6}\b", file.read_text())))}
     owned = {*PALETTE.values(), ALARM, ALARM_ON_DARK}

@@ -29,7 +29,7 @@ from dashboard.paper.drawn_data import as_latex, drawn_data, latex
 from dashboard.paper.vector_figure import Words, vector_figure
 from tests.support.results import generated_results as generated
 
-DASHBOARD = Path(__file__).parents[2] / "dashboard"
+DASHBOARD = Path(__file__).parents[3] / "dashboard"
 WORDS = Words(r"A $title$ & more <b>", "n = 3 seeds", "Caption with 95 % and \\input{x}.")
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from altgrad.show.palette import PALETTE
+
 _BREAK, _TAG = re.compile(r"<br\s*/?>"), re.compile(r"</?(?:b|i|sub|sup)>")
-_GREY = "#868686"
 Paint = str | tuple[float, float, float, float]
 
 
@@ -98,7 +99,7 @@ def each(value: Any, count: int) -> Iterator[Any]:
 def colour(value: Any) -> Paint:
     """A colour of CSS as one of matplotlib; grey for None."""
     if value is None:
-        return _GREY
+        return PALETTE["BF16"]  # grey
     found = re.fullmatch(r"rgba?\(([^)]*)\)", str(value))
     if found is None:
         return str(value)

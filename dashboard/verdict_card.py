@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import pandas as pd
 import streamlit as st
 
 from altgrad.config.train_config import ConfigError
@@ -26,7 +25,7 @@ from dashboard.copy_button import command_with_button
 from dashboard.data.watched_sweep import WatchedRun
 from dashboard.figures.signal_strips import signals_of
 from dashboard.page_context import PageContext
-from dashboard.widgets import show_table
+from dashboard.widgets import show_words
 
 _SHOWN = 3
 _MOVED = 2
@@ -107,8 +106,8 @@ def replays(run: WatchedRun) -> None:
     st.subheader("Replays that tested the cause")
     for note in record["notes"]:
         st.caption(as_markdown(f"{note[:1].upper()}{note[1:]}."))
-    frame = pd.DataFrame([arm_cells(arm) for arm in record["arms"]], columns=list(ARM_COLUMNS))
-    show_table(frame, alt="Replays of the collapse: what was changed, whether it collapsed, losses.")
+    rows = [dict(zip(ARM_COLUMNS, arm_cells(arm), strict=True)) for arm in record["arms"]]
+    show_words(rows, "Replays of the collapse: what was changed, whether it collapsed, losses.")
 
 
 def folded_report(run: WatchedRun) -> None:

@@ -13,11 +13,12 @@ import pandas as pd
 import streamlit as st
 
 from altgrad.metrics import described
-from altgrad.text.foreign_text import as_code
+from altgrad.text.foreign_text import as_code, as_markdown
 from dashboard.data.watched_sweep import WatchedRun
 
 _ROWS_WITHOUT_SCROLLING = 12
 _SCROLLED_HEIGHT = 420
+_ROWS_OF_WORDS = 25
 _SHORT = 34
 _NOTHING = ""  # in the URL: the viewer has chosen no option, although the default has some
 
@@ -152,3 +153,12 @@ def show_table(frame: pd.DataFrame, alt: str, **more: Any) -> Any:
     """Show a table that scrolls if it has more than a dozen rows; absent values are dashes."""
     height: int | Literal["content"] = "content" if len(frame) <= _ROWS_WITHOUT_SCROLLING else _SCROLLED_HEIGHT
     return st.dataframe(frame, hide_index=True, height=height, placeholder="–", alt=alt, **more)
+
+
+def show_words(rows: Sequence[Mapping[str, Any]], alt: str) -> None:
+    """Show rows of texts whole, broken into lines where a column is narrow; more than 25 in a table that scrolls."""
+    if len(rows) > _ROWS_OF_WORDS:
+        show_table(pd.DataFrame(rows), alt)
+        return
+    cells = [{name: as_markdown(str(value)) for name, value in row.items()} for row in rows]
+    st.table(cells, hide_index=True, border="horizontal", alt=alt)

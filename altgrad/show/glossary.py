@@ -34,7 +34,7 @@ WORDS: Mapping[str, str] = {
     "intervention": "something that acts between backward and optimizer step, or replaces a format, to save a run; each act is an event",
     "margin": "largest gap that still counts as equivalent to BF16",
     "master weights": "weights kept in FP32 beside the rounded ones, so that small updates add up",
-    "nats": "unit of a cross-entropy with natural logarithms: 1 nat = 1.44 bits",
+    "nat": "unit of a cross-entropy with natural logarithms: 1 nat = 1.44 bits",
     "non-finite": "NaN or infinite",
     "operand": "one tensor as one GEMM sees it; rounding belongs to the operand, because hardware scales blocks along what the GEMM contracts",
     "overflow": "a value beyond the largest finite value of the scaled format",

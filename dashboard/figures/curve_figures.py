@@ -25,6 +25,7 @@ from dashboard.figures.curve_marks import beyond, ends_and_beginnings, last_fini
 CONFIG: dict[str, Any] = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
 _HEIGHT, _LEGEND_ROW, _MOST_HEIGHT = 520, 27, 1000
 _LABEL_WIDTH = 32
+_BELOW = 8  # entries of a legend that stands below the chart
 _FEW_STEPS = 8
 
 
@@ -184,13 +185,17 @@ def _figure(
     x: dict[str, Any] = {"title": {"text": AXES[view.axis]}, "type": "log" if log_x else "linear", "automargin": True}
     if view.axis == "step" and not log_x and _few_steps(traces):
         x |= {"tick0": 0, "dtick": 1}  # no tick at step 59.5
+    entries = sum(t.get("showlegend", True) for t in traces)
+    legend: dict[str, Any] = {"groupclick": "togglegroup", "itemsizing": "constant"}
+    if entries <= _BELOW:  # beside a chart on a phone they would take half of its width
+        legend |= {"orientation": "h", "y": -0.15, "yanchor": "top"}
     layout = {
-        "height": min(max(_HEIGHT, 110 + _LEGEND_ROW * sum(t.get("showlegend", True) for t in traces)), _MOST_HEIGHT),
+        "height": min(max(_HEIGHT, 110 + _LEGEND_ROW * entries), _MOST_HEIGHT),
         "margin": {"l": 10, "r": 10, "t": 30, "b": 10},
         "hovermode": "closest",
         "xaxis": x,
         "yaxis": y,
-        "legend": {"groupclick": "togglegroup", "itemsizing": "constant"},
+        "legend": legend,
         "shapes": shapes,
     }
     return go.Figure({"data": traces, "layout": layout}, skip_invalid=False, _validate=False)

@@ -20,6 +20,7 @@ from dashboard.figures.curve_marks import vertical
 
 _MOST_STEPS = 400
 _SMALL_SHARE = 0.25
+_AXIS = {"automargin": True, "nticks": 4, "tickangle": 0}
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def heat_figure(
     layout = {
         "height": max(180, 90 + 22 * len(data.layers)),
         "margin": {"l": 10, "r": 10, "t": 20, "b": 10},
-        "xaxis": {"title": {"text": "Step"}, "automargin": True, **_range(steps, data.steps, collapse_step)},
+        "xaxis": {"title": {"text": "Step"}, **_AXIS, **_range(steps, data.steps, collapse_step)},
         "yaxis": {"title": {"text": "Layer"}, "automargin": True, "autorange": "reversed"},
         "shapes": _verdict_line(collapse_step) if collapse_step is not None else [],
     }

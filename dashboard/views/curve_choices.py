@@ -69,41 +69,42 @@ def _chosen_groups(rows: Sequence[Row]) -> set[str]:
 def chosen_chart(context: PageContext) -> Chart:
     """Let the viewer choose what to draw and how."""
     label = partial(metric_label, loss_unit=loss_unit(context.rows))
-    first, second, third, fourth = st.columns([2, 1, 2, 1])
+    first, second, third = st.columns([2, 1, 1])
     with first:
         own = dict.fromkeys(name for run in context.sweep.runs for name in own_names(run))
         metric = choose_kept("Metric", [*columns("step"), *own], "metric", "loss", format_func=label)
     with second:
         axis = choose_kept("Over", list(AXES), "over", "step", format_func=_axis_label)
     with third:
-        layout = choose_one("Layout", _LAYOUTS, "layout")
-    with fourth:
         usual = automatic_half_life(metric, context.rows)
         given = st.number_input(
-            "Smoothing half-life",
+            "Half-life",
             min_value=0,
             value=None,
-            placeholder=f"automatic: {usual}",
+            placeholder=f"auto: {usual}",
             key="smoothing",
             bind="query-params",
-            help="In measurements: one so far back counts half as much in the moving average. 0 = none. Automatic is "
-            "1/150 of the longest run for metrics of every step, and none for others.",
+            help="Of the smoothing, in measurements: one so far back counts half as much in the moving average. 0 = no "
+            "smoothing. Auto is 1/150 of the longest run for metrics of every step, and 0 for others.",
         )
         half_life = usual if given is None else given
-    first, second, third, fourth, fifth = st.columns([1, 1, 1, 1, 2], vertical_alignment="bottom")
-    with first:
-        start = st.number_input("From step", value=None, min_value=0, step=1, key="from", bind="query-params")
-    with second:
-        stop = st.number_input("To step", value=None, min_value=0, step=1, key="to", bind="query-params")
-    with third:
-        log_x = switch("Log x", "log_x")
-    with fourth:
-        log_y = switch("Log y", "log_y")
-    with fifth:
-        to_baseline = switch("Difference to the BF16 run of the same seed", "difference")
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        layout = choose_one("Layout", _LAYOUTS, "layout", width="content")
+        start = _step("From step", "from")
+        stop = _step("To step", "to")
+        log_x = switch("Log x", "log_x", width="content")
+        log_y = switch("Log y", "log_y", width="content")
+        to_baseline = switch(
+            "Difference to BF16", "difference", width="content", help="To the BF16 run of the same seed, at each step."
+        )
     chosen: Axis = next(name for name in AXES if name == axis)
-    view = View(metric, chosen, float(half_life), _int(start), _int(stop), difference=to_baseline)
+    view = View(metric, chosen, float(half_life), start, stop, difference=to_baseline)
     return Chart(view, layout, log_x, log_y)
+
+
+def _step(label: str, key: str) -> int | None:
+    given = st.number_input(label, value=None, min_value=0, step=1, key=key, bind="query-params", width=130)
+    return None if given is None else int(given)
 
 
 def automatic_half_life(metric: str, rows: Sequence[Row]) -> int:
@@ -116,7 +117,3 @@ def automatic_half_life(metric: str, rows: Sequence[Row]) -> int:
 
 def _axis_label(name: str) -> str:
     return next(title for axis, title in AXES.items() if axis == name)
-
-
-def _int(value: float | None) -> int | None:
-    return None if value is None else int(value)

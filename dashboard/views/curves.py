@@ -69,7 +69,7 @@ def show(context: PageContext) -> None:
             _overlay(context, lines, chart, state)
     undo_button(state)
     metric = described(view.metric)
-    st.caption(as_markdown(f"{metric.label}: {metric.meaning}."))
+    st.caption(as_markdown(f"{metric.label}: {metric.meaning.partition(';')[0]}."))
     _say_deaths(lines)
     _say_not_on_log(lines, chart.log_y)
     _as_table(drawn_values(lines, view) if bands is None else drawn_bands(bands, view), view)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from altgrad.compare import Row
@@ -13,12 +13,13 @@ from altgrad.metrics import METRICS
 from altgrad.report.evidence import Evidence
 from altgrad.show.sweep_progress import event_row
 from altgrad.text.foreign_text import as_code, as_markdown
+from dashboard.data.sweep_frame import frame_of
 from dashboard.data.watched_sweep import WatchedRun
 from dashboard.figures.signal_strips import alike, first_layers, signals_of, strips_figure
 from dashboard.page_context import PageContext
 from dashboard.paper.exported_chart import show_chart
 from dashboard.verdict_card import evidence_of, folded_report, replays, verdict_card
-from dashboard.widgets import choose_run, shortened, show_table
+from dashboard.widgets import choose_run, shortened, show_table, show_words
 
 
 def show(context: PageContext) -> None:
@@ -57,26 +58,34 @@ def _severity(row: Row) -> tuple[str, int]:
 
 
 def _triage(context: PageContext, collapsed: Sequence[Row]) -> None:
-    frame = pd.DataFrame(
-        [
-            {
-                "Rule": row.collapse_rule,
-                "Run": row.run,
-                "Group": row.group_label,
-                "Seed": row.seed,
-                "Step": row.collapse_step,
-                "Of": row.max_steps,
-                "Reason": row.reason,
-            }
-            for row in sorted(collapsed, key=_severity)
-        ]
-    )
+    """All collapsed runs; a click on one shows it."""
     st.subheader("All runs that collapsed")
-    alt = "Collapsed runs by rule: run, group, seed, step, reason."
-    picked = show_table(frame, alt, on_select="rerun", selection_mode="single-row", key="triage")
+    frame = frame_of([_cells(context, row) for row in sorted(collapsed, key=_severity)])
+    columns = {
+        "Group": st.column_config.TextColumn(help="Runs that differ in nothing but the seed."),
+        "Rule": st.column_config.TextColumn(help="The collapse rule that judged the run; the look-up has each one."),
+        "Value": st.column_config.NumberColumn(format="%.4g", help="What the rule judges, at that step."),
+        "Limit": st.column_config.NumberColumn(format="%.4g", help="The limit of the rule for that value."),
+    }
+    alt = "Collapsed runs by rule: run, group, rule, step, number of steps, value, limit."
+    picked = show_table(frame, alt, on_select="rerun", selection_mode="single-row", key="triage", column_config=columns)
     chosen = picked.selection.rows if picked else []
     if chosen:
         context.open("failures", run=str(frame.iloc[chosen[0]]["Run"]))
+
+
+def _cells(context: PageContext, row: Row) -> dict[str, Any]:
+    run = context.sweep.run(row.run)
+    verdict = None if run is None else run.verdict
+    return {
+        "Run": row.run,
+        "Group": row.group_label,
+        "Rule": row.collapse_rule,
+        "Step": row.collapse_step,
+        "Of": row.max_steps,
+        "Value": None if verdict is None else float(verdict.value),
+        "Limit": None if verdict is None else float(verdict.limit),
+    }
 
 
 def _forensics(context: PageContext, run: WatchedRun, collapsed: Sequence[Row]) -> None:
@@ -109,8 +118,7 @@ def _forensics(context: PageContext, run: WatchedRun, collapsed: Sequence[Row]) 
     with right:
         st.subheader("Events")
         if evidence.events:
-            frame = pd.DataFrame([event_row(event) for event in evidence.events])
-            show_table(frame, alt="Events of the run.")
+            show_words([event_row(event) for event in evidence.events], "Events of the run by step.")
         else:
             st.caption("No event has been recorded.")
 
@@ -121,7 +129,7 @@ def _layers(evidence: Evidence) -> None:
     if not found:
         st.caption("No layer left its own early level before the verdict, or no layer was measured.")
         return
-    frame = pd.DataFrame(
+    show_words(
         [
             {
                 "Step": departure.step,
@@ -131,9 +139,9 @@ def _layers(evidence: Evidence) -> None:
                 "Change": departure.change,
             }
             for layer, site, departure in found
-        ]
+        ],
+        "Layers in the order in which they left their early level.",
     )
-    show_table(frame, alt="Layers in the order in which they left their early level.")
 
 
 def _alike(context: PageContext, run: WatchedRun, collapsed: Sequence[Row]) -> None:

@@ -100,11 +100,17 @@ def _maps(sides: Sequence[_Side], site: str, metrics: Sequence[str]) -> None:
     alone = len(sides) == 1
     cells: Sequence[Any] = []
     for position, metric in enumerate(drawn):
+        if not alone:
+            _heading(sides[0], metric)
         if not alone or position % 2 == 0:
             cells = st.columns(1 if alone and len(drawn) == 1 else 2)
         scales = _Scales.of(found[metric], metric, [side.row.collapse_step for side in sides])
         for place, (side, data) in enumerate(zip(sides, found[metric], strict=True)):
             with cells[position % 2 if alone else place]:
+                if alone:
+                    _heading(side, metric)
+                else:
+                    st.caption(as_markdown(side.run.name))
                 _map(side, data, metric, site, scales)
     if constant:
         said = ", ".join(f"{METRICS[name].label.lower()} {number(value)}" for name, value in constant.items())
@@ -116,9 +122,12 @@ def _maps(sides: Sequence[_Side], site: str, metrics: Sequence[str]) -> None:
             )
 
 
+def _heading(side: _Side, metric: str) -> None:
+    st.markdown(f"**{METRICS[metric].axis_in(side.run.loss_unit)}**", help=METRICS[metric].meaning)
+
+
 def _map(side: _Side, data: Heat | None, metric: str, site: str, scales: _Scales) -> None:
     label = METRICS[metric].axis_in(side.run.loss_unit)
-    st.markdown(f"**{label}** of {as_markdown(side.run.name)}", help=METRICS[metric].meaning)
     if data is None:
         st.caption(f"Not measured at the {site} of this run.")
         return
@@ -141,7 +150,7 @@ def _single_value(maps: Sequence[Heat | None]) -> float | None:
 def _first_beyond(sides: Sequence[_Side], measured: Sequence[str], shown: Sequence[str]) -> None:
     """The layers in the order in which a metric crossed a limit that the viewer chooses."""
     st.subheader("First layer and step beyond a limit")
-    columns = st.columns([2, 1, 1], vertical_alignment="bottom")
+    columns = st.columns([3, 3, 2], vertical_alignment="bottom")
     usual = next((name for name in (*shown, *measured) if _is_crossed(sides[0].table, name)), shown[0])
     with columns[0]:
         labels = {name: METRICS[name].axis_in(sides[0].run.loss_unit) for name in measured}

@@ -16,6 +16,7 @@ from altgrad.metrics import METRICS, columns, described
 from altgrad.results import read_events
 from altgrad.results.reading.own_metrics import own_names
 from altgrad.show.drawn_curves import View, describe, line
+from altgrad.show.glossary import WORDS
 from altgrad.show.sweep_progress import event_row
 from altgrad.text.foreign_text import as_code, as_command, as_file_name, as_here_document, as_markdown
 from altgrad.text.number_text import ABSENT, duration, number
@@ -27,7 +28,7 @@ from dashboard.page_context import PageContext
 from dashboard.paper.exported_chart import show_chart
 from dashboard.verdict_card import evidence_of, folded_report, verdict_card
 from dashboard.views.curve_choices import automatic_half_life
-from dashboard.widgets import choose_named, choose_run, show_table
+from dashboard.widgets import choose_named, choose_run, show_table, show_words
 
 _FIRST = ("loss", "validation_loss", "stall_rate", "overflow_rate")
 _LEGEND = {"orientation": "h", "y": -0.3, "yanchor": "top"}  # above is the verdict's rule
@@ -63,13 +64,18 @@ def show(context: PageContext) -> None:
 
 
 def _state(context: PageContext, run: WatchedRun, row: Row) -> None:
-    cells = st.columns(5)
-    cells[0].metric("Status", row.status.capitalize())
-    cells[1].metric("Step", f"{row.step:,} of {row.max_steps:,}")
-    cells[2].metric(METRICS["validation_loss"].label, number(row.validation_loss))
     at = "" if row.gap_step is None else f" at step {row.gap_step:,}"
-    cells[3].metric(f"Gap to BF16{at}", ABSENT if row.gap is None and not row.is_baseline else gap_text(row))
-    cells[4].metric("Time", duration(row.seconds))
+    gap = ABSENT if row.gap is None and not row.is_baseline else gap_text(row)
+    facts = {
+        "Status": (row.status.capitalize(), None),
+        "Step": (f"{row.step:,} of {row.max_steps:,}", None),
+        METRICS["validation_loss"].label: (number(row.validation_loss), METRICS["validation_loss"].meaning),
+        f"Gap to BF16{at}": (gap, WORDS["gap"]),
+        "Time": (duration(row.seconds), METRICS["elapsed_seconds"].meaning),
+    }
+    with st.container(horizontal=True, gap="large"):
+        for label, (value, meaning) in facts.items():
+            st.metric(label, value, help=meaning, width="content")
     if row.status == "killed":
         st.warning("The run was killed: it has no end record. The page shows everything that it wrote until then.")
     if run.branch_words:
@@ -134,8 +140,9 @@ def _facts(run: WatchedRun) -> None:
     versions = run.info.get("versions")
     if isinstance(versions, dict):
         facts |= {f"{name} version": _text(version) for name, version in versions.items()}
-    frame = pd.DataFrame({"Fact": list(facts), "Value": list(facts.values())})
-    show_table(frame, alt="Host, device, versions and hashes of the run.")
+    commit = facts.get("Git commit", "")
+    facts |= {"Git commit": commit[:12]} if _COMMIT.fullmatch(commit) else {}
+    show_words([{"Fact": name, "Value": value} for name, value in facts.items()], "Host, device, versions and hashes.")
 
 
 def _events(run: WatchedRun) -> None:
@@ -144,8 +151,7 @@ def _events(run: WatchedRun) -> None:
     if not events:
         st.caption("No event has been recorded.")
         return
-    frame = pd.DataFrame([event_row(event) for event in events])
-    show_table(frame, alt="Events of the run by step.")
+    show_words([event_row(event) for event in events], "Events of the run by step.")
 
 
 def reproduce(run: WatchedRun) -> str:

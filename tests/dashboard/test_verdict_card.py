@@ -63,7 +63,7 @@ def test_a_tested_cause_stands_in_the_card_of_both_pages_and_its_replays_on_fail
     for page in ("failures", "run"):
         app = show(root, page, run="e0m7_lr0.0006_s2")
         assert "**Cause, tested**: The write-back causes it." in words(app).replace("\\", "")
-        frames = [frame.value for frame in app.dataframe if "Replay" in frame.value.columns]
+        frames = [frame.value for frame in app.table if "Replay" in frame.value.columns]
         assert [list(frame["Replay"]) for frame in frames] == ([["FP32 master weights"]] if page == "failures" else [])
 
 

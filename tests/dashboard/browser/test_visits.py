@@ -43,7 +43,7 @@ def test_every_page_is_drawn_without_errors_or_outside_requests(browser: Any, se
 
 def test_link_shows_the_same_view_to_somebody_else(browser: Any, visit: Visit) -> None:
     visit.open("curves?sweep=mixed")
-    visit.page.get_by_text("Smoothing half-life").wait_for()
+    visit.page.get_by_text("Half-life").wait_for()
     visit.page.get_by_text("seed bands", exact=True).click()
     visit.page.get_by_text("Band: 95 % t interval of the mean").wait_for()
     visit.page.wait_for_url("**layout=bands**")

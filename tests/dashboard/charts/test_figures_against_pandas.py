@@ -15,7 +15,7 @@ from tests.support.dashboard_pages import show
 from tests.support.drawn_figures import figures, numbers
 from tests.support.results import generated_results as generated
 
-STEPS, DIED = 60, 25
+STEPS, DIED = 150, 25  # so long that the automatic half-life is 1
 RATES = (6e-4, 3e-4)
 
 

@@ -54,3 +54,10 @@ def test_what_is_too_much_is_found(tmp_path: Path, number: int, lines: int, foun
     for name in ("__init__.py", "__pycache__/a.pyc", *(f"file_{n}.py" for n in range(number))):
         (folder / name).write_text("" if name.startswith("_") else "pass\n" * lines)
     assert (len(overfull(tmp_path)), len(too_long(tmp_path))) == found
+
+
+def test_every_room_stands_in_the_tree_of_the_architecture() -> None:
+    tree = (ROOT / "docs" / "architecture.md").read_text().split("```")[1]
+    for house in ("altgrad", "dashboard", "tune"):
+        rooms = [file.parent.name for file in (ROOT / house).glob("*/__init__.py")]
+        assert rooms and [room for room in rooms if f"{room}/" not in tree] == []

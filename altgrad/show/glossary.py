@@ -42,7 +42,6 @@ WORDS: Mapping[str, str] = {
     "recipe": "the casts of all operands, where weights and optimizer states live, and what stays in high precision; published recipes have names",
     "rule": "a test for collapse: it compares one metric with a limit for a number of steps",
     "saturate": "to round what is too large to the largest finite value instead of infinity",
-    "scale": "factor between values and grid; per tensor, row or block",
     "seed": "the number that decides initial weights and batches; runs are compared seed by seed",
     "shadow": "the gradient of the same weights on the same batch without rounding",
     "site": "all operands of one tensor of a layer: weight, activation or gradient; update is the write-back of a weight without FP32 master",

@@ -7,30 +7,61 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import streamlit as st
 
-from altgrad.compare import STEP_COLUMNS, Row, pair, planned_terms, read_row
+from altgrad.compare import STEP_COLUMNS, Row, Terms, pair, planned_terms, read_row, without_hidden
 from altgrad.text.foreign_text import as_markdown
 from dashboard.data.watched_sweep import WatchedRun, WatchedSweep
 
 
 @dataclass(frozen=True)
 class PageContext:
-    """The displayed sweep, and the pages by URL path."""
+    """The displayed sweep, and the pages by URL path.
+
+    `margin`: of the parity verdicts, chosen by the viewer; None: that of the sweep.  `no_writing`: why the page may not
+    write stop requests and marks, in a sentence; "" if it may.
+    """
 
     sweep: WatchedSweep
     pages: Mapping[str, Any]
+    margin: float | None = None
+    no_writing: str = ""
+
+    @property
+    def all_rows(self) -> list[Row]:
+        """The rows of the comparison of all runs, hidden ones too.  Only changed runs are read again."""
+        return self.sweep.derived(("all rows", self.margin), lambda: _rows(self.sweep, self.terms))
 
     @property
     def rows(self) -> list[Row]:
-        """The rows of the comparison of all runs; pages filter these rows.  Only changed runs are read again."""
-        return self.sweep.derived("rows", lambda: _rows(self.sweep))
+        """The rows of the comparison without hidden runs; pages filter these rows."""
+        return self.sweep.derived(("rows", self.margin), lambda: without_hidden(self.all_rows, self.sweep.marks.hidden))
+
+    @property
+    def hidden(self) -> list[str]:
+        """Names of the hidden runs of the sweep."""
+        return [run.name for run in self.sweep.runs if run.name in self.sweep.marks.hidden]
 
     @property
     def row(self) -> dict[str, Row]:
-        """Run name -> its row in the comparison."""
-        return self.sweep.derived("row by name", lambda: {row.run: row for row in self.rows})
+        """Run name -> its row in the comparison, also of a hidden run."""
+        return self.sweep.derived(("row by name", self.margin), lambda: {row.run: row for row in self.all_rows})
+
+    @property
+    def terms(self) -> Terms:
+        """The terms of the parity verdicts: the sweep's, with the viewer's margin if one is chosen."""
+        return planned_terms(self.sweep.folder, self.margin)
+
+    def query(self, **state: str | Sequence[str]) -> dict[str, str | Sequence[str]]:
+        """The URL parameters of a page of the same sweep: what all pages share, and `state`."""
+        margin = {} if self.margin is None else {"margin": f"{self.margin:g}"}
+        return {"sweep": self.sweep.folder.name, **margin, **state}
+
+    def address(self, page: str, **state: str | Sequence[str]) -> str:
+        """A link to a page of the same sweep, for HTML."""
+        return f"{page}?{urlencode(self.query(**state), doseq=True, quote_via=quote)}"
 
     def baseline_of(self, run: WatchedRun) -> WatchedRun | None:
         """The BF16 run that a run is compared with; None if there is none, or if it is the run itself."""
@@ -43,17 +74,17 @@ class PageContext:
 
         The worst has the largest gap to BF16.  None without runs.
         """
-        return self.sweep.derived("of interest", lambda: min(self.rows, key=_interest).run if self.rows else None)
+        return self.sweep.derived(
+            ("of interest", self.margin), lambda: min(self.rows, key=_interest).run if self.rows else None
+        )
 
     def open(self, page: str, **state: str | Sequence[str]) -> None:
         """Go to a page of the same sweep, with `state` in its URL."""
-        st.switch_page(self.pages[page], query_params={"sweep": self.sweep.folder.name, **state})
+        st.switch_page(self.pages[page], query_params=self.query(**state))
 
     def link(self, page: str, label: str, **state: str | Sequence[str]) -> None:
         """Show a link to a page of the same sweep, with `state` in its URL."""
-        st.page_link(
-            self.pages[page], label=as_markdown(label), query_params={"sweep": self.sweep.folder.name, **state}
-        )
+        st.page_link(self.pages[page], label=as_markdown(label), query_params=self.query(**state))
 
 
 def _interest(row: Row) -> tuple[int, float, str]:
@@ -66,8 +97,8 @@ def _interest(row: Row) -> tuple[int, float, str]:
     return (3, 0.0, row.run) if gap is None or math.isnan(gap) else (2, -gap, row.run)
 
 
-def _rows(sweep: WatchedSweep) -> list[Row]:
+def _rows(sweep: WatchedSweep, terms: Terms) -> list[Row]:
     sweep.prefetch(sweep.runs, "steps", STEP_COLUMNS)
     sweep.prefetch(sweep.runs, "events", ["kind", "detail", "time"])
     unpaired = [sweep.remembered(run, "row", partial(read_row, run)) for run in sweep.runs]
-    return pair(unpaired, planned_terms(sweep.folder))
+    return pair(unpaired, terms)

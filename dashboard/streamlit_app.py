@@ -1,7 +1,7 @@
-"""`streamlit run dashboard [-- ROOT]`: selects a sweep, follows its folder, and shows one of the pages.
+"""`streamlit run dashboard [-- ROOT --read-only]`: selects a sweep, follows its folder, and shows one of the pages.
 
 ROOT is a results folder, a single sweep folder, or a URI such as s3://bucket/results.  The default is the environment
-variable ALTGRAD_RESULTS, or `results` if that is not set.
+variable ALTGRAD_RESULTS, or `results` if that is not set.  With `--read-only` nobody can stop runs or mark them.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ import pyarrow as pa
 import streamlit as st
 
 from altgrad.results import list_sweeps
-from altgrad.show.glossary import glossary
+from altgrad.show.glossary import glossary, meaning
 from altgrad.storage.folder import Folder, check_location
 from altgrad.text.foreign_text import as_code, as_markdown
 from dashboard.data.watched_sweep import WatchedSweep
 from dashboard.page_context import PageContext
 from dashboard.views import compare, curves, failures, formats, layers, overview, run, sweep
-from dashboard.widgets import choose_kept, switch
+from dashboard.widgets import choose_kept, number_kept, switch
 
 LOOK_SECONDS = 2.0
+LOOK_SECONDS_AT_REST = 5.0  # while no run trains
+READ_ONLY = "--read-only"
 VIEWS: dict[str, tuple[str, Callable[[PageContext], None]]] = {
     "overview": ("Overview", overview.show),
     "sweep": ("Sweep", sweep.show),
@@ -40,22 +42,25 @@ VIEWS: dict[str, tuple[str, Callable[[PageContext], None]]] = {
 def main() -> None:
     """Draw the whole page; Streamlit calls this for each interaction."""
     st.set_page_config(page_title="altgrad", layout="wide")
-    location = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("ALTGRAD_RESULTS", "results")
+    locations = [word for word in sys.argv[1:] if word != READ_ONLY]
+    location = locations[0] if locations else os.environ.get("ALTGRAD_RESULTS", "results")
     chosen = _choose_sweep(location)
     if chosen is None:
         return
     current = _open(str(chosen))
     version = current.version or _look(current)
     paused = _paused(current)
-    if not paused:
+    if not paused or current.wrote:
         version = _look(current)
     pages: dict[str, Any] = {}
-    context = PageContext(current, pages)
+    context = PageContext(current, pages, _margin(), _why_no_writing(chosen))
     for path, (title, show) in VIEWS.items():
         pages[path] = st.Page(partial(show, context), title=title, url_path=path, default=path == "overview")
     page = st.navigation(list(pages.values()))
     if not paused:
-        _follow(current, version)
+        trains = any(run.status == "running" for run in current.runs)
+        (_follow if trains or not current.runs else _follow_at_rest)(current, version)
+    _say_what_is_hidden(context)
     _say_what_cannot_be_read(current)
     _look_up()
     if current.runs:
@@ -95,6 +100,26 @@ def _choose_sweep(location: str) -> Folder | None:
     return sweeps[names.index(name)]
 
 
+def _margin() -> float | None:
+    """The margin of the parity verdicts that the viewer has chosen for all pages; None: that of the sweep."""
+    with st.sidebar:
+        return number_kept(
+            "Parity margin",
+            "margin",
+            placeholder="default",
+            help=f"Of the parity verdicts: the {meaning('margin')}. By default that with which the sweep was started.",
+        )
+
+
+def _why_no_writing(sweep: Folder) -> str:
+    """Why stop requests and marks cannot be written, in a sentence; "" if they can, as far as one can tell."""
+    if READ_ONLY in sys.argv[1:]:
+        return f"The dashboard was started with {READ_ONLY}."
+    if sweep.is_local and not os.access(sweep.path, os.W_OK):
+        return "The folder of the sweep can only be read here."
+    return ""
+
+
 @st.cache_resource(max_entries=8)
 def _open(location: str) -> WatchedSweep:
     return WatchedSweep(Folder.at(location))
@@ -113,6 +138,15 @@ def _paused(current: WatchedSweep) -> bool:
 
 @st.fragment(run_every=LOOK_SECONDS)
 def _follow(current: WatchedSweep, shown_version: int) -> None:
+    _show_news(current, shown_version)
+
+
+@st.fragment(run_every=LOOK_SECONDS_AT_REST)
+def _follow_at_rest(current: WatchedSweep, shown_version: int) -> None:
+    _show_news(current, shown_version)
+
+
+def _show_news(current: WatchedSweep, shown_version: int) -> None:
     """Look for new results; draw the page again only if there are any."""
     if _look(current) != shown_version:
         st.rerun()
@@ -137,6 +171,13 @@ def _wait_for_first_sweep(root: Folder) -> None:
         st.rerun()
 
 
+def _say_what_is_hidden(context: PageContext) -> None:
+    n = len(context.hidden)
+    if n:
+        what = "1 hidden run is" if n == 1 else f"{n} hidden runs are"
+        st.sidebar.caption(f"{what} left out of comparisons and charts. The page Overview lists and shows them again.")
+
+
 def _say_what_cannot_be_read(current: WatchedSweep) -> None:
     damaged = {run.name: [f"{part}: {why}" for part, why in run.tables.broken_parts().items()] for run in current.runs}
     sentences = [f"{as_code(name)}: {as_markdown(reason)}" for name, reason in current.broken.items()]
@@ -147,6 +188,7 @@ def _say_what_cannot_be_read(current: WatchedSweep) -> None:
         for name, parts in damaged.items()
         if parts
     ]
+    sentences += [as_markdown(reason) for reason in current.marks.damage]
     if sentences:
         with st.sidebar.expander(f"{len(sentences)} not fully readable"):
             for sentence in sentences:

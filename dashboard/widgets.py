@@ -2,16 +2,22 @@
 
 The state of a page is in its URL, so that a link reproduces the screen.  The URL contains names from the data, never
 labels.  A widget whose options are such names is bound to a query parameter by Streamlit.
+
+A widget that the page sets through `st.session_state` is also given that value as its default.  The message that sets
+it is sent once; if the viewer clicks before the browser has drawn it, the browser draws the default, and reports that
+back as the viewer's choice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
 import streamlit as st
 
+from altgrad.html.board import BOARD_STYLE, text_board
 from altgrad.metrics import described
 from altgrad.text.foreign_text import as_code, as_markdown
 from dashboard.data.watched_sweep import WatchedRun
@@ -51,7 +57,15 @@ def choose_one(title: str, options: Mapping[str, str], key: str, **more: Any) ->
     default = next(iter(options))
     widget = _follow_url(key, options, [default], many=False)
     chosen = str(
-        st.segmented_control(title, list(options), format_func=options.__getitem__, key=widget, required=True, **more)
+        st.segmented_control(
+            title,
+            list(options),
+            format_func=options.__getitem__,
+            default=st.session_state[widget],
+            key=widget,
+            required=True,
+            **more,
+        )
     )
     _tell_url(key, [chosen], [default])
     return chosen
@@ -63,7 +77,10 @@ def choose_named(
     """Let the viewer choose any number of options; `options`: name in the URL -> label."""
     kept = [name for name in default if name in options]
     widget = _follow_url(key, options, kept, many=True)
-    chosen = list(st.multiselect(title, list(options), format_func=options.__getitem__, key=widget, **more))
+    held = st.session_state[widget]
+    chosen = list(
+        st.multiselect(title, list(options), default=held, format_func=options.__getitem__, key=widget, **more)
+    )
     _tell_url(key, chosen, kept)
     return chosen
 
@@ -123,7 +140,8 @@ def choose_kept(title: str, options: Sequence[str], key: str, default: str | Non
         st.session_state[widget] = wanted
     if st.session_state.get(widget) not in options:
         st.session_state[widget] = next((name for name in (last, default) if name in options), options[0])
-    chosen = str(st.selectbox(title, options, key=widget, **more))
+    held = list(options).index(st.session_state[widget])
+    chosen = str(st.selectbox(title, options, index=held, key=widget, **more))
     if wanted is not None and wanted not in options:
         st.session_state[f"{key} unknown"] = wanted, chosen
     unknown, instead = st.session_state.get(f"{key} unknown", (None, None))
@@ -131,6 +149,33 @@ def choose_kept(title: str, options: Sequence[str], key: str, default: str | Non
         st.caption(_not_there(key, unknown))
     st.session_state[f"{key} shown"] = st.query_params[key] = chosen
     return chosen
+
+
+def number_kept(title: str, key: str, **more: Any) -> float | None:
+    """Let the viewer enter a positive number or none; it is in the URL and is kept when the viewer changes the page."""
+    widget, last, said = f"{key} widget", st.session_state.get(f"{key} shown"), st.query_params.get(key)
+    wanted = None if said is None else _positive(said)
+    if widget not in st.session_state or (wanted is not None and wanted != last):
+        st.session_state[widget] = last if wanted is None else wanted
+    held = st.session_state[widget]
+    entered = st.number_input(title, value=held, min_value=0.0, step=0.005, format="%g", key=widget, **more)
+    chosen = float(entered) if entered else None
+    if said is not None and wanted is None:
+        st.caption(f"The link asks for {as_code(f'{key}={said}')}, which is no positive number.")
+    if chosen is not None:
+        st.query_params[key] = f"{chosen:g}"
+    elif said is not None:
+        st.query_params.pop(key)
+    st.session_state[f"{key} shown"] = chosen
+    return chosen
+
+
+def _positive(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 < value < math.inf else None
 
 
 def choose_run(runs: Sequence[WatchedRun], key: str = "run", default: str | None = None) -> WatchedRun:
@@ -147,6 +192,11 @@ def metric_label(name: str, loss_unit: str) -> str:
 def shortened(name: str) -> str:
     """A run's name in at most 34 characters: its beginning, which has the format, and its end, which has the seed."""
     return name if len(name) <= _SHORT else f"{name[: _SHORT - 10]}…{name[-9:]}"
+
+
+def show_texts(heads: Sequence[str], rows: Iterable[Sequence[str]], label: str) -> None:
+    """Show a small table of texts, or `Html`, whose cells are folded, not cut off."""
+    st.html(f"<style>{BOARD_STYLE}</style>{text_board(heads, rows, label)}")
 
 
 def show_table(frame: pd.DataFrame, alt: str, **more: Any) -> Any:

@@ -58,11 +58,15 @@ def _dashboard(words: Sequence[str]) -> NoReturn:
     parser.add_argument(
         "results", type=location, nargs="?", help="results root or sweep folder (default: $ALTGRAD_RESULTS, or results)"
     )
+    parser.add_argument(
+        "--read-only", action="store_true", help="nobody can stop runs, or note, star, tag and hide them, on the pages"
+    )
     options, others = parser.parse_known_args(words)
     if wrong := [word for word in others if not (word.startswith("--") and "." in word.split("=")[0] and "=" in word)]:
         parser.error(f"unrecognized arguments: {wrong[0]}")
-    results = [] if options.results is None else ["--", options.results]
-    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "dashboard"), *others, *results]
+    own = [*([] if options.results is None else [options.results]), *(["--read-only"] if options.read_only else [])]
+    shown = ["--", *own] if own else []
+    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "dashboard"), *others, *shown]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     sys.stdout.flush()
     os.execve(sys.executable, command, os.environ | {"PYTHONPATH": path})

@@ -31,7 +31,7 @@ from altgrad.compare.parity.verdict import Parity, Terms
 from altgrad.compare.rates import RATE_HEADS, RateLine, rate_lines, rates_markdown, rates_note
 from altgrad.compare.rescue import RescueCell, Survival, matrix_axes, rescue_matrix, survival
 from altgrad.compare.row import Row, Unpaired, loss_unit
-from altgrad.compare.statistics import PairedGap, collapse_step, furthest, paired_gap, ranking
+from altgrad.compare.statistics import PairedGap, collapse_step, furthest, paired_gap, ranking, without_hidden
 
 __all__ = [
     "RATE_HEADS",
@@ -76,5 +76,6 @@ __all__ = [
     "rescue_matrix",
     "settings_of",
     "survival",
+    "without_hidden",
     "write_comparison",
 ]

@@ -83,6 +83,7 @@ def read_row(run: Run) -> Unpaired:
         rounded_share=run.rounded_share,
         bytes_per_parameter=run.bytes_per_parameter,
         loss_unit=run.loss_unit,
+        branched_from=run.branch_words,
     )
     return Unpaired(row, settings, Origin.of(run.info), loss)
 

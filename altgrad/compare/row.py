@@ -47,7 +47,7 @@ class Row:
     the FLOPs of the model's matrix products that is rounded.  `bytes_per_parameter`: see `Run`.  `loss_unit`: `nats`,
     or "" if it is unknown.  `seconds`: training time.  `step_loss`: validation loss at `gap_step`, of a baseline at
     `common_step`.  `confounds`: what else than the format differs from the baseline.  `parity`: the verdict on the
-    row's group, None for a baseline.
+    row's group, None for a baseline.  `branched_from`: `NAME at step 300` of a branch, else "".
     """
 
     run: str
@@ -89,6 +89,7 @@ class Row:
     step_loss: float | None = None
     confounds: tuple[str, ...] = ()
     parity: Parity | None = None
+    branched_from: str = ""
     settings: Settings | None = None
     origin: Origin = field(default_factory=Origin)
 

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from importlib import resources
 
 from altgrad import __version__
+from altgrad.html.board import BOARD_STYLE, group_board
 from altgrad.html.drawing.charts import Curves
 from altgrad.html.failures import failures_section, links_of
-from altgrad.html.group_board import BOARD_STYLE, group_board
 from altgrad.html.markup import Html, element, join
 from altgrad.html.sections import comparison_section, curves_section, overview, rescues_section, unreadable
 from altgrad.html.sweep_contents import METRIC, Contents, read_contents

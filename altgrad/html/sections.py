@@ -23,7 +23,6 @@ from altgrad.compare import (
     rescue_matrix,
 )
 from altgrad.compare.comparison_table import COLUMNS, Column
-from altgrad.compare.coverage_note import coverage_note
 from altgrad.compare.parity.parity_table import HEADS
 from altgrad.compare.parity.verdict import ENOUGH_SEEDS
 from altgrad.html.drawing.charts import Curves, legend, overlay, panel
@@ -33,7 +32,7 @@ from altgrad.html.sweep_contents import METRIC, Contents
 from altgrad.metrics import METRICS
 from altgrad.show.drawn_curves import describe, non_finite_count
 from altgrad.show.palette import format_colour, share_colour
-from altgrad.show.sweep_progress import best_sentence, compute_sentence, newest_events, planned_runs, progress
+from altgrad.show.sweep_progress import best_sentence, newest_events, planned_runs, progress, spent_and_saved
 from altgrad.text.number_text import ABSENT, duration
 
 _NEWEST = 12
@@ -55,15 +54,12 @@ def overview(contents: Contents, links: Links, now: float) -> Html:
         "Stopped or killed": str(counts["stopped"] + counts["killed"]),
         "Steps": f"{state.steps:,} of {state.planned_steps:,}",
         "Time left": left,
-        "Compute spent": duration(state.spent),
-        "Saved by early stopping": duration(state.saved),
     }
     cards = join(element("div", element("dt", name), element("dd", value)) for name, value in facts.items())
-    compute = compute_sentence(rows)
     return join(
         [
             element("dl", cards, class_="facts"),
-            *([] if compute is None else [element("p", compute)]),
+            element("p", f"{spent_and_saved(rows, state)}."),
             element("h3", "Best format against BF16"),
             element("p", sentence(best_sentence(rows))),
             *_collapses(contents, links),
@@ -103,10 +99,7 @@ def comparison_section(rows: Sequence[Row], curves: Curves | None, links: Links,
     )
     empty = [column.head for column in COLUMNS if column not in filled]
     said += f" Columns without a value for any run are left out: {', '.join(empty)}." if empty else ""
-    note = coverage_note(rows)
-    below = [] if note is None else [element("p", note)]
-    shown = table(head, body, "Comparison of the runs", align)
-    return join([element("p", said), shown, *below, element("p", download)])
+    return join([element("p", said), table(head, body, "Comparison of the runs", align), element("p", download)])
 
 
 def curves_section(curves: Curves | None) -> Html:

@@ -28,6 +28,9 @@ WORDS: Mapping[str, str] = {
     "early level": "median and robust spread of a signal's first measurements; a signal moves when it leaves them",
     "format": "sign, exponent bits, mantissa bits and bias of a number, and what its special codes are: a finite set of values, its grid",
     "gap": "validation loss minus that of the BF16 run of the same seed, at the last step that all compared runs reached",
+    "coverage": "share of the floating-point operations of the model's matrix products whose operands are rounded",
+    "group": "runs that differ in nothing but the seed",
+    "killed": "the process of a run died without writing an end record; what it wrote until then is shown",
     "GEMM": "one of a linear layer's three matrix products: fprop (y = x W^T), dgrad (dx = dy W), wgrad (dW = dy^T x)",
     "grid": "all values that a format can represent",
     "half-life": "of a moving average: a measurement so far back counts half as much",
@@ -40,12 +43,14 @@ WORDS: Mapping[str, str] = {
     "overflow": "a value beyond the largest finite value of the scaled format",
     "parity verdict": "equivalent to BF16 within the margin, worse, better, or undecided with the number of seeds that would decide it",
     "recipe": "the casts of all operands, where weights and optimizer states live, and what stays in high precision; published recipes have names",
+    "run": "one training of the model with one config and one seed",
     "rule": "a test for collapse: it compares one metric with a limit for a number of steps",
     "saturate": "to round what is too large to the largest finite value instead of infinity",
     "seed": "the number that decides initial weights and batches; runs are compared seed by seed",
     "shadow": "the gradient of the same weights on the same batch without rounding",
     "site": "all operands of one tensor of a layer: weight, activation or gradient; update is the write-back of a weight without FP32 master",
     "stochastic rounding": "up or down by chance, so that a value is right on average",
+    "stopped": "somebody asked a run to stop: it ended at its next report, and is not resumed",
     "stored": "without master weights: the weight itself is kept in the format, and updates are rounded into it",
     "t interval": "95 % interval of a mean over seeds by Student's t distribution; it needs two seeds and is honest for few",
     "ULP": "distance between the two values of a format around x: 2^(max(floor(log2 |x|), e_min) - M)",
@@ -53,6 +58,11 @@ WORDS: Mapping[str, str] = {
     "verdict": "that a run has collapsed: step, rule, metric, value and limit",
 }
 # fmt: on
+
+
+def meaning(word: str) -> str:
+    """The meaning of a word of `WORDS` or `RULES`, or of a metric by its name.  Raises KeyError."""
+    return WORDS.get(word) or RULES.get(word) or METRICS[word].meaning
 
 
 def glossary() -> dict[str, str]:

@@ -12,7 +12,7 @@ from altgrad.events import Event, kind_of
 from altgrad.results import RecordError, Run, particulars_of, read_plan
 from altgrad.storage.folder import Folder
 from altgrad.text.foreign_text import as_markdown
-from altgrad.text.number_text import number
+from altgrad.text.number_text import duration, number
 
 _BETWEEN_TRIALS = 600.0  # seconds within which a live sweep starts its next trial, including a first compilation
 
@@ -78,6 +78,13 @@ def compute_sentence(rows: Sequence[Row]) -> str | None:
     return "Compute: " + "; ".join(parts) + (f"; {without}" if unknown else "")
 
 
+def spent_and_saved(rows: Sequence[Row], state: SweepProgress) -> str:
+    """The compute spent and saved in one sentence: device-hours, or training time where no run has a record of them."""
+    return compute_sentence(rows) or (
+        f"Training time: {duration(state.spent)}, summed over runs; {duration(state.saved)} saved by early stopping"
+    )
+
+
 def planned_runs(sweep: Folder) -> int | None:
     """The number of runs in a sweep's plan; None if its `sweep.json` is missing or unusable."""
     try:
@@ -124,7 +131,7 @@ def newest_events(runs: Iterable[Run], n: int) -> list[dict[str, Any]]:
             "Event": kind_of(kind).label,
             "Times": times,
             "Last step": step,
-            "Then": particulars(particulars_of(kind, detail)),
+            "Particulars": particulars(particulars_of(kind, detail)),
         }
         for _, name, step, kind, detail, times in heapq.nlargest(n, found)
     ]

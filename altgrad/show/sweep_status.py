@@ -77,13 +77,16 @@ def _state(run: Run) -> RunState:
         reason,
         is_baseline=settings_of(run).is_baseline,
         is_silent=run.end is None and run.life == "silent",
-        eta=_eta(run.status, step, max_steps, newest.get("elapsed_seconds")),
+        eta=seconds_left(run.status, step, max_steps, newest.get("elapsed_seconds")),
         damage=tuple(f"{name}: steps/{part} is left out: {why}" for part, why in broken.items()),
     )
 
 
-def _eta(status: str, step: int, max_steps: int, seconds: float | None) -> float | None:
-    """Seconds until the last step at the run's average pace; None if it does not train or the pace is unknown."""
+def seconds_left(status: str, step: int, max_steps: int, seconds: float | None) -> float | None:
+    """Seconds until the last step at the run's average pace; None if it does not train or the pace is unknown.
+
+    `seconds`: of training until `step`.
+    """
     if status != "running" or seconds is None or not step:
         return None
     return (max_steps - step) * seconds / step

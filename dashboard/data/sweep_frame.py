@@ -14,6 +14,7 @@ import streamlit as st
 from altgrad.compare import Row, by_group, collapse_step, furthest, paired_gap
 from altgrad.metrics import METRICS
 from altgrad.results.reading.curves import Curve, buckets, measured
+from altgrad.show.glossary import meaning
 from altgrad.text.number_text import number
 from dashboard.data.watched_sweep import WatchedRun, WatchedSweep
 
@@ -49,6 +50,8 @@ HEADS: Mapping[str, str] = {
     "seeds_needed": "Seeds to decide",
     "confounds": "Differs besides the format",
     "pairing": "Pairing",
+    "rounded_share": "Rounded",
+    "branched_from": "Branched from",
     "collapse_step": "Collapse step",
     "collapse_rule": "Rule",
     "stall_rate": METRICS["stall_rate"].label,
@@ -57,26 +60,64 @@ HEADS: Mapping[str, str] = {
     "tokens_per_second": METRICS["tokens_per_second"].heading,
     "seconds": "Time",
 }
-COLUMNS: Mapping[str, Any] = {
+_OF_A_GROUP = "of a group the mean over its runs alive with the latest validation step"
+_HELP: Mapping[str, str] = {
+    "run": meaning("run"),
+    "group": meaning("group"),
+    "format": meaning("format"),
+    "variant": "what else than the format is special about the recipe, such as stored: no FP32 master weights",
+    "setting": "fields other than the format in which the runs of this sweep differ",
+    "intervention": meaning("intervention"),
+    "seed": "of the initial weights and the order of the batches",
+    "runs": "number of runs of the group",
+    "collapsed": "number of these runs that collapsed",
+    "learning_rate": "the highest one, after warm-up",
+    "status": f"killed: {meaning('killed')}; stopped: {meaning('stopped')}",
+    "progress": "share of the steps that the run has trained",
+    "loss_curve": f"{meaning('loss')}; values that are not finite are left out",
+    "loss": f"of the last step: {meaning('loss')}",
+    "validation_loss": f"the last one, {meaning('validation_loss')}; {_OF_A_GROUP}",
+    "best_validation_loss": "the smallest validation loss; of a group over its runs alive",
+    "best_step": "the step of the smallest validation loss",
+    "gap": meaning("gap"),
+    "gap_low": f"lower end of the {meaning('t interval')}",
+    "gap_high": f"upper end of the {meaning('t interval')}",
+    "n": "number of seeds with a finite gap",
+    "said": "the gap with its interval and what follows from it",
+    "gap_step": "the step at which the gap was measured",
+    "parity": meaning("parity verdict"),
+    "seeds_needed": "number of seeds that would decide between equivalent, worse and better, with a chance of 80 %",
+    "confounds": "what else than the format differs from the BF16 run, so that the gap is not one of formats alone",
+    "pairing": "why the run cannot be compared with a BF16 run",
+    "rounded_share": meaning("coverage"),
+    "branched_from": meaning("branch"),
+    "collapse_step": "the step of the verdict; of a group the median",
+    "collapse_rule": meaning("rule"),
+    "stall_rate": f"the last one: {meaning('stall_rate')}",
+    "overflow_rate": f"mean over the steps: {meaning('overflow_rate')}",
+    "ulps_moved_mean": f"the last one: {meaning('ulps_moved_mean')}",
+    "tokens_per_second": f"median over the steps: {meaning('tokens_per_second')}",
+    "seconds": "of training; of a group the sum",
+}
+_KINDS: Mapping[str, Any] = {
+    "run": st.column_config.TextColumn(width="medium"),
     "group": st.column_config.TextColumn(width="medium"),
     "said": st.column_config.TextColumn(width="large"),
     "learning_rate": _NUMBER(format="%.2g"),
     "progress": st.column_config.ProgressColumn(format="%.0f %%", min_value=0, max_value=100),
-    "loss_curve": st.column_config.LineChartColumn(width="small", help="training loss; non-finite values left out"),
-    "loss": _NUMBER(format="%.4f", help="of the last step"),
-    "validation_loss": _NUMBER(
-        format="%.4f", help="the last; of a group the mean over its runs alive with the latest validation step"
-    ),
-    "best_validation_loss": _NUMBER(format="%.4f", help="the smallest; of a group over its runs alive"),
+    "loss_curve": st.column_config.LineChartColumn(width="small"),
+    **dict.fromkeys(("loss", "validation_loss", "best_validation_loss"), _NUMBER(format="%.4f")),
     "best_step": _NUMBER(format="%d"),
-    "gap": _NUMBER(format="%+.4f", help="validation loss minus that of the BF16 run of the same seed, at `At step`"),
-    "gap_low": _NUMBER(format="%+.4f", help="95 % t interval over seeds"),
-    "gap_high": _NUMBER(format="%+.4f", help="95 % t interval over seeds"),
-    "stall_rate": _NUMBER(format="percent"),
-    "overflow_rate": _NUMBER(format="percent"),
+    **dict.fromkeys(("gap", "gap_low", "gap_high"), _NUMBER(format="%+.4f")),
+    **dict.fromkeys(("stall_rate", "overflow_rate", "rounded_share"), _NUMBER(format="percent")),
     "ulps_moved_mean": _NUMBER(format="%.3g"),
     "tokens_per_second": _NUMBER(format="localized"),
     "seconds": _NUMBER(format="%.0f s"),
+}
+# Name in links -> how the column is shown, with its meaning at the pointer
+COLUMNS: Mapping[str, Any] = {
+    name: {**_KINDS.get(name, st.column_config.Column()), "help": f"{said[0].upper()}{said[1:]}."}
+    for name, said in _HELP.items()
 }
 
 
@@ -154,6 +195,8 @@ def _run_cells(row: Row, measured_cells: Mapping[str, Any]) -> dict[str, Any]:
         "parity": None if row.parity is None else row.parity.verdict,
         "confounds": ", ".join(row.confounds),
         "pairing": row.pairing,
+        "rounded_share": row.rounded_share,
+        "branched_from": row.branched_from,
         "collapse_step": row.collapse_step,
         "collapse_rule": row.collapse_rule,
         "stall_rate": row.stall_rate,
@@ -194,6 +237,8 @@ def _group_cells(members: Sequence[Row]) -> dict[str, Any]:
         "n": gap.n,
         "parity": None if gap.parity is None or is_baseline else gap.parity.verdict,
         "seeds_needed": None if gap.parity is None or is_baseline else gap.parity.seeds,
+        "rounded_share": _mean([m.rounded_share for m in members if m.rounded_share is not None]),
+        "branched_from": ", ".join(dict.fromkeys(m.branched_from for m in members if m.branched_from)),
         "said": f"baseline, {gap.count}" if is_baseline else gap.sentence,
         "collapse_step": collapse_step(members),
         "collapse_rule": ", ".join(sorted({m.collapse_rule for m in collapsed if m.collapse_rule})),

@@ -19,6 +19,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from altgrad.results import RecordError, Run, Status, TableName, read_run
+from altgrad.results.marks import MARKS, Marks, read_marks
 from altgrad.show.sweep_progress import planned_runs
 from altgrad.storage.folder import Folder
 from dashboard.data.run_tables import RunTables
@@ -46,12 +47,18 @@ class WatchedRun(Run):
 
 
 class WatchedSweep:
-    """The runs of one sweep folder.  `refresh` looks for changes; `version` increases when there were any."""
+    """The runs of one sweep folder.  `refresh` looks for changes; `version` increases when there were any.
+
+    `marks`: what people noted about the runs.  `wrote`: this process has written something since the last look.
+    """
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.version = 0
         self.broken: dict[str, str] = {}
+        self.marks = Marks({})
+        self._marks_seen: object = None
+        self.wrote = False
         self._runs: dict[str, WatchedRun] = {}
         self._signatures: dict[str, object] = {}
         self._derived: dict[object, tuple[int, Any]] = {}
@@ -80,17 +87,26 @@ class WatchedSweep:
         with self._lock:
             if time.monotonic() - self._looked < _LOOK_AGAIN_SECONDS:
                 return self.version
-            signatures = self._look()
+            listing = self.folder.list()
+            marked = self._read_marks(listing)
+            signatures = self._look(listing)
             changed = [name for name, signature in signatures.items() if self._signatures.get(name) != signature]
             gone = self._signatures.keys() - signatures.keys()
             self._signatures = signatures
             self._drop(gone)
             with ThreadPoolExecutor(self._readers) as pool:
                 loaded = list(pool.map(self._load, changed))
-            if self._take_in(changed, loaded) or gone or self._status_changed():
+            if self._take_in(changed, loaded) or gone or self._status_changed() or marked or self.wrote:
                 self.version += 1
+            self.wrote = False
             self._looked = time.monotonic()
             return self.version
+
+    def look_again(self) -> None:
+        """Let the next `refresh` look at once and raise the version: this process has just written something."""
+        with self._lock:
+            self._looked = float("-inf")
+            self.wrote = True
 
     def derived(self, key: object, compute: Callable[[], Result]) -> Result:
         """`compute()`, remembered under `key` until the version changes."""
@@ -125,11 +141,20 @@ class WatchedSweep:
             with ThreadPoolExecutor(self._readers) as pool:
                 list(pool.map(lambda run: run.table(name, columns), missing))
 
-    def _look(self) -> dict[str, object]:
+    def _read_marks(self, listing: Sequence[pafs.FileInfo]) -> bool:
+        """Read the marks if their file is another one than before; returns whether they changed."""
+        seen = next(((info.mtime_ns, info.size) for info in listing if info.base_name == MARKS), None)
+        if seen == self._marks_seen and not self.wrote:
+            return False
+        before, self.marks = self.marks, read_marks(self.folder)
+        self._marks_seen = seen
+        return before != self.marks
+
+    def _look(self, listing: Sequence[pafs.FileInfo]) -> dict[str, object]:
         """Run folder -> a signature that changes with the run: with its end record, its attempt, and new parts."""
         found = {
             info.base_name: info.mtime_ns
-            for info in self.folder.list()
+            for info in listing
             if info.type == pafs.FileType.Directory and not info.base_name.startswith(".")
         }
         unfinished = [name for name in found if name not in self._runs or self._runs[name].end is None]

@@ -19,7 +19,6 @@ from altgrad.compare import (
     paired_runs,
     parity_lines,
     parity_note,
-    planned_terms,
     rate_lines,
     rates_note,
     rescue_matrix,
@@ -90,7 +89,7 @@ def _matrix(context: PageContext, rows: Sequence[Row]) -> None:
     key = tuple(points[0]["customdata"].split("\t")) if points else names.get(chosen or "")
     if key is not None:
         fmt, treatment, intervention = key
-        context.open("sweep", format=fmt, variant=treatment or "default", intervention=intervention)
+        context.open("sweep", rows="run", format=fmt, variant=treatment or "default", intervention=intervention)
 
 
 def _pareto(rows: Sequence[Row]) -> None:
@@ -184,7 +183,9 @@ def _two_groups(context: PageContext, rows: Sequence[Row]) -> None:
     with right:
         rest = [name for name in names if name != one]
         other = choose_kept("against", rest, "other", rest[-1], format_func=lambda name: named[name][0].group_label)
-    found = group_difference(named[one], named[other], planned_terms(context.sweep.folder))
+    groups = {named[one][0].group, named[other][0].group}
+    hidden = sum(context.row[name].group in groups for name in context.hidden)
+    found = group_difference(named[one], named[other], context.terms, hidden)
     st.markdown(as_markdown(found.sentence))
     matched, pairs = paired_runs(named[one], named[other]), []
     for row, against in matched:

@@ -1,4 +1,4 @@
-"""Overview: progress of the sweep, compute spent and saved, the best group, the newest collapses and events."""
+"""Overview: what runs now and how far it is, the newest verdicts, compute spent and saved; runs are stopped here."""
 
 from __future__ import annotations
 
@@ -6,84 +6,138 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-import pandas as pd
 import streamlit as st
 
 from altgrad.compare import Row
+from altgrad.html.markup import element
+from altgrad.metrics import METRICS
+from altgrad.report.advising.sweep_evidence import happened
 from altgrad.results import Status
-from altgrad.show.sweep_progress import SweepProgress, best_sentence, compute_sentence, newest_events, progress
+from altgrad.show.drawn_curves import View, describe, non_finite_count
+from altgrad.show.glossary import meaning
+from altgrad.show.sweep_progress import (
+    SweepProgress,
+    best_sentence,
+    newest_events,
+    progress,
+    spent_and_saved,
+)
 from altgrad.text.foreign_text import as_markdown
 from altgrad.text.number_text import duration
+from dashboard.data.watched_sweep import WatchedRun
+from dashboard.figures.curve_figures import CONFIG, curves_figure
+from dashboard.marks_form import marks_form
 from dashboard.page_context import PageContext
-from dashboard.widgets import shortened, show_table
+from dashboard.stop_form import stop_form
+from dashboard.trial_board import show_runs
+from dashboard.views.curves import lines_of
+from dashboard.widgets import show_texts, show_words
 
-_NEWEST = 12
+_NEWEST = 8
+_TRIALS = 12
+_MOST_LINES = 60
 _COUNTED: Sequence[Status] = ("running", "completed", "collapsed", "failed")
+_MEANT = {"collapsed": meaning("verdict")}
+_VIEW = View("loss", buckets=150)
 
 
 def show(context: PageContext) -> None:
     """The page."""
-    rows = context.rows
     st.title(f"Overview of {as_markdown(context.sweep.folder.name)}")
-    planned = context.sweep.planned
-    _counts(rows, planned)
-    _work(progress(rows, context.sweep.runs, planned, time.time()))
-    compute = compute_sentence(rows)
-    if compute is not None:
-        st.caption(compute)
+    every, planned = context.all_rows, context.sweep.planned
+    state = progress(every, context.sweep.runs, planned, time.time())
+    _counts(every, planned, state)
+    st.caption(f"{spent_and_saved(every, state)}.")
+    _trials(context)
+    stop_form(context, state.is_over)
+    _curves(context)
     st.subheader("Best format against BF16")
-    st.markdown(best_sentence(rows))
-    left, right = st.columns([2, 3])
-    with left:
-        _collapses(context)
-    with right:
-        _events(context)
+    st.markdown(best_sentence(context.rows))
+    _verdicts(context)
+    _events(context)
+    marks_form(context)
 
 
-def _counts(rows: Sequence[Row], planned: int | None) -> None:
+def _counts(rows: Sequence[Row], planned: int | None, state: SweepProgress) -> None:
     counts = Counter(row.status for row in rows)
-    columns = st.columns(6)
-    columns[0].metric("Runs", f"{len(rows)} of {planned}" if planned else str(len(rows)))
-    for column, status in zip(columns[1:], _COUNTED, strict=False):
-        column.metric(status.capitalize(), counts[status])
-    columns[5].metric("Stopped or killed", counts["stopped"] + counts["killed"])
-
-
-def _work(state: SweepProgress) -> None:
-    columns = st.columns(4)
-    columns[0].metric("Steps", f"{state.steps:,} of {state.planned_steps:,}")
     left = (
         "finished" if state.is_over else duration(state.seconds_left) if state.seconds_left is not None else "unknown"
     )
-    columns[1].metric("Time left", left, help="from the pace of all runs together since the sweep began")
-    columns[2].metric("Compute spent", duration(state.spent), help="training time, summed over runs")
-    columns[3].metric(
-        "Saved by early stopping",
-        duration(state.saved),
-        help="time for the remaining steps of collapsed and stopped runs, at each run's own pace",
+    others = counts["stopped"] + counts["killed"]
+    facts: Sequence[tuple[str, str, str | None]] = (
+        ("Runs", f"{len(rows)} of {planned}" if planned else str(len(rows)), "started, of those planned"),
+        *((status.capitalize(), str(counts[status]), _MEANT.get(status)) for status in _COUNTED),
+        ("Stopped or killed", str(others), f"Stopped: {meaning('stopped')}. Killed: {meaning('killed')}."),
+        ("Steps", f"{state.steps:,} of {state.planned_steps:,}", "of all runs together"),
+        ("Time left", left, "from the pace of all runs together since the sweep began"),
     )
+    with st.container(horizontal=True, gap="large"):
+        for title, value, said in facts:
+            st.metric(title, value, help=said, width="content")
 
 
-def _collapses(context: PageContext) -> None:
-    st.subheader("Newest collapses")
-    collapsed = [run for run in context.sweep.runs if run.verdict is not None]
+def _trials(context: PageContext) -> None:
+    """The running runs; where there are few, the newest ended ones after them."""
+    running = [row for row in context.rows if row.status == "running"]
+    ended = {run.name: float((run.end or {}).get("ended") or 0.0) for run in context.sweep.runs}
+    others = sorted((row for row in context.rows if row.status != "running"), key=lambda row: -ended.get(row.run, 0.0))
+    st.subheader(f"Running now: {len(running)}" if running else "No run is training: the newest ended runs")
+    shown = [*sorted(running, key=lambda row: row.run), *others][: max(_TRIALS, len(running))]
+    if not shown:
+        st.info("All runs are hidden.")
+        return
+    show_runs(context, shown)
+    left_out = len(context.rows) - len(shown)
+    if left_out:
+        context.link("sweep", f"{left_out} more runs are on the page Sweep", rows="run")
+
+
+def _curves(context: PageContext) -> None:
+    st.subheader(METRICS["loss"].label, help=meaning("loss"))
+    rows = context.rows[:_MOST_LINES]
+    lines = lines_of(context, rows, _VIEW)
+    if not lines:
+        st.caption(f"{METRICS['loss'].label} has not been measured yet; the chart appears with the first step.")
+        return
+    figure = curves_figure(lines, _VIEW)
+    figure.update_layout(height=380)
+    alt = f"{METRICS['loss'].label} over steps: {describe(lines)}"
+    st.plotly_chart(figure, key="overview loss", config=CONFIG, alt=alt)
+    if non_finite_count(lines):
+        st.caption("Shaded: steps with NaN or inf, with the last finite value marked.")
+    if len(context.rows) > len(rows):
+        st.caption(
+            f"The first {len(rows)} of {len(context.rows)} runs by validation loss; the page Curves shows others."
+        )
+
+
+def _verdicts(context: PageContext) -> None:
+    st.subheader("Newest verdicts", help=meaning("verdict"))
+    shown = {row.run for row in context.rows}
+    collapsed = [run for run in context.sweep.runs if run.verdict is not None and run.name in shown]
     if not collapsed:
         st.caption("No run has collapsed.")
         return
-    collapsed.sort(key=lambda run: -float((run.end or {}).get("ended", 0.0)))
-    for run in collapsed[:_NEWEST]:
-        verdict = run.verdict
-        if verdict is not None:
-            label = f"{shortened(run.name)}: {verdict.rule.replace('_', ' ')} at step {verdict.step}"
-            context.link("failures", label, run=run.name)
+    collapsed.sort(key=_ended, reverse=True)
+    rows = [
+        (element("a", run.name, href=context.address("failures", run=run.name)), happened(context.row[run.name]))
+        for run in collapsed[:_NEWEST]
+    ]
+    show_texts(("Run", "What happened"), rows, "The newest verdicts")
+    if len(collapsed) > _NEWEST:
+        st.caption(f"The newest {_NEWEST} of {len(collapsed)}; the page Failures has all.")
+
+
+def _ended(run: WatchedRun) -> float:
+    return float((run.end or {}).get("ended", 0.0))
 
 
 def _events(context: PageContext) -> None:
     st.subheader("Newest events")
-    events = context.sweep.derived("newest events", lambda: newest_events(context.sweep.runs, _NEWEST))
+    shown = {row.run for row in context.rows}
+    runs = [run for run in context.sweep.runs if run.name in shown]
+    events = context.sweep.derived("newest events", lambda: newest_events(runs, _NEWEST))
     if not events:
         st.caption("No event has been recorded.")
         return
-    frame = pd.DataFrame(events)
-    frame["Run"] = frame["Run"].map(shortened)
-    show_table(frame, alt="The newest events of all runs: run, kind, number of times, last step, particulars.")
+    show_words(events, "The newest events of all runs: run, kind, number of times, last step, particulars.")

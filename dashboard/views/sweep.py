@@ -1,26 +1,35 @@
-"""Sweep: a table with one row per run or per group of seeds, which can be sorted, filtered, exported and opened."""
+"""Sweep: a row per group of seeds or per run, drawn to be read at a glance, and as figures to sort and to export."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
-from urllib.parse import quote
 
 import pandas as pd
 import streamlit as st
 
-from altgrad.compare import STEP_COLUMNS, Row, by_group, loss_unit
-from altgrad.html.group_board import BOARD_STYLE, group_board
-from altgrad.show.drawn_curves import Line, View, line
+from altgrad.compare import STEP_COLUMNS, Row, by_group, loss_unit, parity_note
+from altgrad.compare.coverage_note import coverage_note
+from altgrad.html.board import BOARD_STYLE, group_board
+from altgrad.text.foreign_text import as_markdown
+from dashboard.data.board_lines import board_lines
 from dashboard.data.sweep_frame import CELL_COLUMNS, COLUMNS, HEADS, csv_of, group_frame, group_name, run_frame
 from dashboard.page_context import PageContext
+from dashboard.trial_board import show_runs
 from dashboard.widgets import choose_kept, choose_many, choose_named, choose_one, show_table, switch
 
-_HIDDEN = ("learning_rate", "loss", "best_step")  # columns that the viewer must choose to see
-_WHERE_THERE_IS_ANY = ("setting", "pairing")  # columns that are shown if a row has a value in them
+_SHOWN = (  # columns that are shown unless the viewer chooses others
+    *("run", "group", "status", "runs", "validation_loss", "gap", "gap_step", "parity", "collapse_step"),
+)
+_WHERE_THERE_IS_ANY = (
+    "setting",
+    "pairing",
+    "branched_from",
+    "progress",
+    "collapse_step",
+    "collapse_rule",
+    "seeds_needed",
+)
 _BETTER_IF_LOWER = ("loss", "validation_loss", "best_validation_loss", "gap", "gap_low", "gap_high")
-_VIEW = View("loss", buckets=60)
 _MANY = 200  # with more rows there are no small loss curves: they would take longer than the rest of the page
 
 
@@ -29,23 +38,47 @@ def show(context: PageContext) -> None:
     st.title("Sweep")
     context.sweep.prefetch(context.sweep.runs, "steps", [*STEP_COLUMNS, *CELL_COLUMNS])  # in one pass over the files
     rows = filtered(context)
-    if 0 < len(rows) <= _MANY:
-        _board(context, rows)
-    first, second, third, fourth = st.columns([2, 2, 1, 1], vertical_alignment="bottom")
-    with first:
-        per_group = choose_one("One row per", {"run": "run", "group": "group of seeds"}, "rows") == "group"
+    per_group = choose_one("One row per", {"group": "group of seeds", "run": "run"}, "rows") == "group"
     if not rows:
-        st.info("No run matches the filters. Clear one of them.")
+        st.info("No run matches the filters. Clear one of them." if context.rows else "All runs are hidden.")
         return
+    if len(rows) > _MANY:
+        st.caption(f"{len(rows)} runs: filter to at most {_MANY} to see them with their gaps and loss curves drawn.")
+    elif per_group:
+        _groups(context, rows)
+    else:
+        show_runs(context, rows)
+    note = coverage_note(rows)
+    if note is not None:
+        st.caption(as_markdown(note))
+    _numbers(context, rows, per_group)
+
+
+def _groups(context: PageContext, rows: Sequence[Row]) -> None:
+    """The board of groups; the name of a group leads to its curves."""
+
+    def link(row: Row) -> str:
+        members = [one for one in rows if one.group == row.group]
+        return context.address("curves", group=group_name(members))
+
+    lines = board_lines(context.sweep, rows)
+    st.html(f"<style>{BOARD_STYLE}</style>{group_board(rows, lines, link, images=True)}")
+    st.caption(as_markdown(parity_note(rows)))
+
+
+def _numbers(context: PageContext, rows: Sequence[Row], per_group: bool) -> None:
+    """The same rows as figures, which can be sorted, with the columns that the viewer chooses."""
+    st.subheader("All numbers")
     frame = group_frame(rows) if per_group else run_frame(rows, context.sweep, len(rows) <= _MANY)
     members = list(by_group(rows).values()) if per_group else [[row] for row in rows]
+    second, third, fourth = st.columns([2, 1, 1], vertical_alignment="bottom")
     with second:
         names = [name for name in frame.columns if name != "loss_curve"]
         by = choose_kept("Sort by", names, "sort", "validation_loss", format_func=HEADS.__getitem__)
     with third:
         descending = switch("Descending", "descending")
     with fourth, st.popover("Columns"):
-        default = [name for name in frame.columns if _is_shown(frame, name, per_group)]
+        default = [name for name in frame.columns if _is_shown(frame, name)]
         shown = choose_named("Columns", {name: HEADS[name] for name in frame.columns}, "columns", default)
     frame = frame.sort_values(by, ascending=not descending, na_position="last", kind="stable")
     if by in _BETTER_IF_LOWER and not descending:  # a run that collapsed early is not the best
@@ -65,30 +98,15 @@ def show(context: PageContext) -> None:
     )
 
 
-def _board(context: PageContext, rows: Sequence[Row]) -> None:
-    """The groups at a glance; the table below has every column."""
-    lines: dict[str, Line] = {}
-    for row in rows:
-        run = context.sweep.run(row.run)
-        if run is None:
-            continue
-        drawn = context.sweep.remembered(run, "board line", partial(line, row, run, _VIEW))
-        if drawn is not None:
-            lines[row.run] = replace(drawn, row=row)
-    sweep = quote(context.sweep.folder.name)
-
-    def link(row: Row) -> str:
-        members = [one for one in rows if one.group == row.group]
-        return f"curves?sweep={sweep}&group={quote(group_name(members))}"
-
-    st.html(f"<style>{BOARD_STYLE}</style>{group_board(rows, lines, link, images=True)}")
-
-
-def _is_shown(frame: pd.DataFrame, name: str, per_group: bool) -> bool:
-    """Whether a column is shown by default; some columns are not, or only if a row has a value in them."""
-    if name in _WHERE_THERE_IS_ANY:
+def _is_shown(frame: pd.DataFrame, name: str) -> bool:
+    """Whether a column is shown by default; some columns are only if a row has a value in them."""
+    if name in ("setting", "pairing", "branched_from"):
         return bool(frame[name].astype(bool).any())
-    return per_group or name not in _HIDDEN
+    if name == "progress":
+        return bool((frame["status"] == "running").any())
+    if name == "collapse_step":
+        return bool(frame[name].notna().any())
+    return name in _SHOWN
 
 
 def _lasted(members: Sequence[Row]) -> bool:
@@ -122,7 +140,7 @@ def _table(context: PageContext, frame: pd.DataFrame, members: Sequence[list[Row
     picked = show_table(
         frame.rename(columns=HEADS),
         alt=f"One row per {what}: settings, status, losses, gap to the BF16 run of the same seed, collapse, speed.",
-        column_config={HEADS[name]: column for name, column in COLUMNS.items() if name in frame.columns},
+        column_config={HEADS[name]: COLUMNS[name] for name in frame.columns},
         on_select="rerun",
         selection_mode="single-row",
         key=f"table by {what}",

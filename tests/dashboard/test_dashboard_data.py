@@ -267,8 +267,14 @@ def test_newest_events_come_first_and_repeated_ones_once(tmp_path: Path) -> None
     sweep = WatchedSweep(folder)
     look(sweep)
     assert newest_events(sweep.runs, 9) == [
-        {"Run": "a", "Event": "format shift", "Times": 2, "Last step": 6, "Then": "from E4M3, to E5M2, rate 0.1235"},
-        {"Run": "a", "Event": "clip", "Times": 5, "Last step": 4, "Then": "norm 2"},
+        {
+            "Run": "a",
+            "Event": "format shift",
+            "Times": 2,
+            "Last step": 6,
+            "Particulars": "from E4M3, to E5M2, rate 0.1235",
+        },
+        {"Run": "a", "Event": "clip", "Times": 5, "Last step": 4, "Particulars": "norm 2"},
     ]
     assert len(newest_events(sweep.runs, 1)) == 1
     assert particulars({"gradient_norm": float("inf")}) == "gradient norm inf"

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from altgrad.results.marks import MARKS, Mark, read_marks, write_mark
+from altgrad.results.stop_request import REQUEST, request_stop, stop_request
 from altgrad.storage.folder import Folder
 from tests.servers.object_store import ENVIRONMENT, KEYS, ObjectStore, object_store
-from tests.support.dashboard_pages import PAGES, show, words
+from tests.support.dashboard_pages import PAGES, drawn, show, words
 from tests.support.results import generated_results as generated
 
 RUN = {"steps": 60, "eval_interval": 20, "diagnostic_interval": 10}
@@ -62,6 +64,25 @@ def test_a_page_shows_of_s3_what_it_shows_of_the_disk_and_no_credentials(
     shown = "\n".join(str(element.proto) for part in (there.main, there.sidebar) for element in part)
     assert there.title[0].value in shown
     assert not [key for key in KEYS.values() if key in shown]
+
+
+def test_marks_and_stop_requests_are_written_to_the_store_and_count_there(store: ObjectStore) -> None:
+    sweep = Folder.at(store.uri("results")) / "s"
+    assert read_marks(sweep).by_run == {}
+    name = "e4m3_lr0.0006_s42"
+    write_mark(sweep, name, Mark("über S3", star=True, hidden=True))
+    try:
+        assert read_marks(sweep).by_run == {name: Mark("über S3", star=True, hidden=True)}
+        app = show(store.uri("results"), "sweep", rows="run")
+        assert "1 hidden run is left out" in words(app) and name not in drawn(app)
+        assert "bf16_lr0.0006_s42" in drawn(app)
+        request_stop(sweep, "enough")
+        request = stop_request(sweep / name, sweep)
+        assert request is not None and request["reason"] == "enough"
+    finally:
+        sweep.delete(MARKS)
+        sweep.delete(REQUEST)
+    assert name in drawn(show(store.uri("results"), "sweep", rows="run"))
 
 
 def test_credentials_in_the_location_are_refused_without_being_shown() -> None:

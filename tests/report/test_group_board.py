@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from scipy import stats
 
 from altgrad.html import html_report
-from altgrad.html.group_board import group_board
+from altgrad.html.board import group_board
 from altgrad.html.sweep_contents import read_contents
 from altgrad.results import Verdict
 from altgrad.show.palette import ALARM, format_colour
@@ -94,3 +95,18 @@ def test_the_static_report_has_the_board_drawn_in_the_page(sweep: Folder) -> Non
     assert not list(section.all("img")), "its policy is no file and no image"
     drawings = list(section.all("svg"))
     assert len(drawings) == 8 and all(drawing.one("title").text for drawing in drawings)
+
+
+def test_coverage_and_the_place_of_a_branch_stand_below_the_name_of_a_group(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path)
+    branch = {"parent": str(tmp_path / "trunk"), "run": "trunk <b>", "step": 300, "changes": {"format": "E4M3"}}
+    for seed, share in ((1, 0.9621), (2, 0.9534)):
+        info = {"coverage": {"share": share}, **({"branch": branch} if seed == 1 else {})}
+        write_run(
+            folder, f"e4m3-{seed}", {100: 2.0}, config={"seed": seed, "format": "E4M3"}, info=info, loss={100: 2.0}
+        )
+    contents = read_contents(folder)
+    (row,) = parse(group_board(contents.rows, contents.lines, lambda row: None)).one("tbody").all("tr")
+    assert [note.text for note in row.one("th").all("div")] == [
+        "95.3% to 96.2% rounded", "branched from trunk <b> at step 300",
+    ]  # fmt: skip

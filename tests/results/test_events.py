@@ -113,7 +113,7 @@ def test_whatever_a_detail_holds_no_reader_ends_in_a_traceback(tmp_path: Path, k
     (sweep / run.name).write_bytes(f"events/{part_name(0, 9)}", part)
     found = read_run(sweep / run.name)
     assert kind in {event.kind for event in read_events(found)}
-    assert all(isinstance(one["Then"], str) for one in newest_events([found], 9))
+    assert all(isinstance(one["Particulars"], str) for one in newest_events([found], 9))
     assert len(comparison([found])) == 1
     write_failure_report(sweep / run.name)
     write_html_report(sweep, str(tmp_path / "page.html"))

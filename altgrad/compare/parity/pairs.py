@@ -56,11 +56,13 @@ class GroupDifference:
         return f"{self.one} against {self.other}: {figure}: {self.parity.sentence}. Differs in: {self.differs}.{note}"
 
 
-def group_difference(one: Sequence[Row], other: Sequence[Row], terms: Terms | None = None) -> GroupDifference:
-    """One group against another as a comparison of its own."""
+def group_difference(
+    one: Sequence[Row], other: Sequence[Row], terms: Terms | None = None, hidden: int = 0
+) -> GroupDifference:
+    """One group against another as a comparison of its own.  `hidden`: runs of the two that a viewer has hidden."""
     terms = terms or Terms()
     found = _unjudged(one, other, terms.margin)
-    return replace(found, parity=judged([found.parity], terms.looks)[0])
+    return replace(found, parity=judged([replace(found.parity, hidden=hidden)], terms.looks)[0])
 
 
 def all_pairs(rows: Iterable[Row], terms: Terms | None = None) -> dict[tuple[str, str], GroupDifference]:

@@ -46,7 +46,8 @@ class Parity:
     `differences`: by seed, in `unit`; positive where the group is behind.  `runs`, `collapsed`, `non_finite` (reached
     NaN or inf), `ended_early`: of the group; a run that reached NaN is as dead as a collapsed one.  `tested`: number of
     comparisons of the table that are tested.  `looks`: see `Terms`.  `level`: the level at which the table tests this
-    comparison next, smaller than 5 % if there are several undecided ones.  `p`: two-sided, corrected.
+    comparison next, smaller than 5 % if there are several undecided ones.  `p`: two-sided, corrected.  `hidden`: number
+    of the group's runs that a viewer has hidden; no claim is made then.
     """
 
     verdict: ParityWord
@@ -62,6 +63,7 @@ class Parity:
     looks: int = 1
     level: float = LEVEL
     p: float | None = None
+    hidden: int = 0
 
     @property
     def n(self) -> int:
@@ -110,6 +112,8 @@ class Parity:
 
     @property
     def _no_claim(self) -> str:
+        if self.hidden:
+            return "no claim: 1 run is hidden" if self.hidden == 1 else f"no claim: {self.hidden} runs are hidden"
         if not self.n:
             return f"no claim: no seed has a finite difference to {self.against}"
         seeds = "one seed says nothing about others" if self.n == 1 else "too few seeds"
@@ -152,6 +156,8 @@ def judged(table: Sequence[Parity], looks: int = 1) -> list[Parity]:
 
 def _claim(one: Parity) -> tuple[ParityWord, float | None]:
     """The claim that fits the differences best with its two-sided p; p is None if no test is made."""
+    if one.hidden:
+        return "no claim", None
     if one.collapsed or one.non_finite:
         return "collapsed", None
     if one.n < ENOUGH_SEEDS or one.margin is None:

@@ -81,7 +81,7 @@ def test_nan_is_told_from_what_was_not_measured_on_the_page_and_in_the_download(
         for step in (10, 20):
             writer.step({"step": step, "loss": 2.0} | ({"validation_loss": losses[step]} if losses else {}))
         writer.end("completed", None, {})
-    visit.open("sweep?sweep=nan")
+    visit.open("sweep?sweep=nan&rows=run")
     cells = visit.page.locator("[role=grid] [role=gridcell]")
     visit.page.locator("[role=grid]").first.wait_for(state="attached")
     assert "NaN" in cells.all_inner_texts()

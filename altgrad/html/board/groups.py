@@ -1,0 +1,69 @@
+"""The board of groups: status, gap as an interval on a common scale, parity verdict in words, loss curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from altgrad.compare import PairedGap, Row, by_group, loss_unit, paired_gap, parity_lines
+from altgrad.html.board.drawings import Bars, Sparks, as_image, in_page
+from altgrad.html.board.parts import board, facts_of, figure, head, named, statuses
+from altgrad.html.markup import Html, element, join
+from altgrad.metrics import METRICS
+from altgrad.show.drawn_curves import Line
+from altgrad.text.number_text import ABSENT
+
+_HEADS = (("Group", "group"), ("Runs", "run"), ("Gap to BF16", "gap"), ("Parity", "parity verdict"))
+_CELLS = (
+    ("Runs", None),
+    ("Gap to BF16", "gap"),
+    ("Parity", "parity"),
+    (METRICS["loss"].label, None),
+)  # and their style
+_LOSS = (METRICS["loss"].label, "loss")
+
+
+def group_board(
+    rows: Sequence[Row], lines: Mapping[str, Line], link: Callable[[Row], str | None], images: bool = False
+) -> Html:
+    """A row per group, baselines first.
+
+    `lines`: run -> its loss curve.  `link`: where a group's name leads, or None.  `images`: the drawings are images.
+    """
+    groups = [members for members in by_group(rows).values() if any(row.is_baseline for row in members)]
+    groups += [list(line.members) for line in parity_lines(rows)]
+    gaps = [paired_gap(members) for members in groups]
+    draw = as_image if images else in_page
+    bars, sparks = Bars.of(groups, gaps), Sparks.of(lines)
+    body = []
+    for members, gap in zip(groups, gaps, strict=True):
+        cells = [
+            statuses(members),
+            join([draw(bars.drawn(members[0], gap)), figure(members, gap)]),
+            _parity(members, gap),
+        ]
+        if sparks is not None:
+            cells.append(draw(sparks.drawn(members, lines)) or Html(ABSENT))
+        own = (
+            element("td", cell, class_=kind, data_head=title)
+            for cell, (title, kind) in zip(cells, _CELLS, strict=False)
+        )
+        name = named(members[0].group_label, members[0], link(members[0]), facts_of(members))
+        body.append(element("tr", element("th", name, scope="row"), *own))
+    heads = [head(*one) for one in (_HEADS if sparks is None else (*_HEADS, _LOSS))]
+    return join([board(heads, body, "Groups of runs"), element("p", _note(bars, rows), class_="board-note")])
+
+
+def _note(bars: Bars, rows: Sequence[Row]) -> str:
+    band = "" if bars.margin is None else " Shaded: the margin within which a group is equivalent."
+    span = f"from {bars.span} {loss_unit(rows)}".strip()
+    return (
+        f"Bars: 95 % interval of the gap on one scale, {span}; an arrow leaves it.{band} Loss: training loss on "
+        "one scale; a cross marks where a run died."
+    )
+
+
+def _parity(members: Sequence[Row], gap: PairedGap) -> Html:
+    if members[0].is_baseline or gap.parity is None:
+        return Html("reference")
+    sentence = gap.parity.sentence.removeprefix(gap.parity.verdict)
+    return join([element("strong", gap.parity.verdict), sentence if sentence[0] in " :" else f": {sentence}"])

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from altgrad.collapse.smoothing import Smoothed
-from altgrad.config.train_config import TrainConfig
+from altgrad.config.train_config import Rung, TrainConfig
 from altgrad.formats import NumberFormat, Overflow, find_format
 from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 from altgrad.quantization.stored.write_back import WriteBack
@@ -100,7 +100,7 @@ class RescueLadder:
             rested = not self._acted or state.step - self._acted >= self._config.rescue_window
             if stuck is not None and rested and self._to_shift():
                 self._climb(state, stuck, self._config.rescue_rungs.index("shift"))
-        self._warm(state)
+        self.warm(state)
 
     def after_step(self, state: StepState) -> None:
         """Keep the weights at each diagnostic interval that had no step in trouble, and note whether they move."""
@@ -156,7 +156,11 @@ class RescueLadder:
         next_one = 0 if self._rung is None else min(self._rung + 1, last)
         self._rung = next_one if rung is None else rung
         self._acted, self._acts = state.step, self._acts + 1
-        match self._config.rescue_rungs[self._rung]:
+        self.act(self._config.rescue_rungs[self._rung], state, trouble)
+
+    def act(self, rung: Rung, state: StepState, trouble: str) -> None:
+        """Do what that rung does, now; trouble: the reason, for the event."""
+        match rung:
             case "skip":
                 self._skip(state, trouble)
             case "rate":
@@ -185,7 +189,7 @@ class RescueLadder:
             state.skip = True
             state.event("skip", loss=number_or_name(state.loss), trigger=trouble)
 
-    def _warm(self, state: StepState) -> None:
+    def warm(self, state: StepState) -> None:
         """The learning rate of this step after a cut: a tenth, then linearly back to the schedule's."""
         steps = _WARM_WINDOWS * self._config.rescue_window
         if not self._cut or state.step - self._cut >= steps:

@@ -22,8 +22,8 @@ NAMING = math.floor(math.log2(CELLS)) + 4  # most replays of the search that nam
 class Outcome:
     """What became of one run: rule and cells of the conclusion.  Rule `healthy`: it did not collapse.
 
-    number: of the plant or of the other, from 1.  search: replays of the bisection, the control and that of all
-    operands included; arms: all replays.
+    what: the planted fault, or `other`.  number: of those with this fault, or of the others, from 1.
+    search: replays of the bisection, the control and that of all operands included; arms: all replays.
     """
 
     what: str
@@ -39,7 +39,7 @@ class Outcome:
     @property
     def counts(self) -> bool:
         """Whether it is one of the runs asked for; a plant that trains on is none."""
-        return self.what == "other" or self.rule != "healthy"
+        return self.guilty is None or self.rule != "healthy"
 
     @property
     def is_named(self) -> bool:
@@ -93,7 +93,7 @@ class Recorded:
     def take(self, outcome: Outcome) -> None:
         """Print and write an outcome."""
         print(outcome, flush=True)
-        self.outcomes = sorted([*self.outcomes, outcome], key=lambda one: (one.what == "other", one.number))
+        self.outcomes = sorted([*self.outcomes, outcome], key=lambda one: (one.guilty is None, one.what, one.number))
         record = {**self._head, "settings": self._settings, "outcomes": [asdict(one) for one in self.outcomes]}
         part = self._file.with_suffix(".part")
         part.write_text(json.dumps(record, indent=1) + "\n")
@@ -103,9 +103,9 @@ class Recorded:
 
 def summary(outcomes: Sequence[Outcome]) -> list[str]:
     """How many plants were named, with how many replays, and how often a cell was blamed falsely; one line each."""
-    planted = [one for one in outcomes if one.what == "plant" and one.counts]
-    without = sum(one.what == "plant" and not one.counts for one in outcomes)
-    rest = [one for one in outcomes if one.what == "other"]
+    planted = [one for one in outcomes if one.guilty is not None and one.counts]
+    without = sum(one.guilty is not None and not one.counts for one in outcomes)
+    rest = [one for one in outcomes if one.guilty is None]
     lines = [f"Plants that collapsed: {len(planted)}; {without} more trained on and are left out."]
     if planted:
         named = sum(one.is_named for one in planted)
@@ -138,12 +138,13 @@ def page(head: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
         "| --- | ---: | ---: | --- | ---: |",
     ]
     counted = [one for one in outcomes if one.counts]
-    for what, kind in dict.fromkeys((one.what, one.kind) for one in counted):
-        own = [one for one in counted if (one.what, one.kind) == (what, kind)]
+    for planted, kind in dict.fromkeys((one.guilty is not None, one.kind) for one in counted):
+        own = [one for one in counted if (one.guilty is not None, one.kind) == (planted, kind)]
         said = ", ".join(f"{rule} {n}" for rule, n in Counter(one.rule for one in own).most_common())
-        named = str(sum(one.is_named for one in own)) if what == "plant" else "-"
-        lines.append(f"| {what}: {kind} | {len(own)} | {named} | {said} | {sum(one.is_false for one in own)} |")
-    missed = [one for one in counted if one.is_false or (one.what == "plant" and not one.is_named)]
+        named = str(sum(one.is_named for one in own)) if planted else "-"
+        what, false = f"planted: {kind}" if planted else kind, sum(one.is_false for one in own)
+        lines.append(f"| {what} | {len(own)} | {named} | {said} | {false} |")
+    missed = [one for one in counted if one.is_false or (one.guilty is not None and not one.is_named)]
     if missed:
         lines += ["", "Plants that were not named, and all that were blamed falsely:", ""]
         lines += ["| run | fault in | conclusion | blamed | replays |", "| --- | --- | --- | --- | ---: |"]

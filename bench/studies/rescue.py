@@ -1,0 +1,298 @@
+"""Which act of the rescue ladder saves which collapse, against the same acts at random steps and an equal rate.
+
+    python -m bench.studies.rescue [--seeds 5] [--steps 120] [--out docs/results]
+
+Every run trains `micro` with one block from the weights and on the batches of its seed, is judged by the collapse rules
+against the BF16 run of that seed, and ends with the verdict.  A run is saved if it has none at its end.  Two controls
+tell whether the act or its timing saves it:
+
+- the same acts at random steps: as many skips, cuts, rollbacks, shifts and clips, each at a step drawn from those that
+  the rescued run trained, whatever the loss is there;
+- the equal rate from the start: a run without rescue whose learning rate is multiplied by the mean share that the
+  rescued run had of its own, where a step that was left out counts as 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from altgrad.collapse import CollapseDetector
+from altgrad.collapse.detector import gap_to_baseline
+from altgrad.compare.statistics import interval
+from altgrad.config.interventions import intervention_fields
+from altgrad.config.train_config import Rung, TrainConfig
+from altgrad.events import Event
+from altgrad.stability.ladder import RescueLadder
+from altgrad.stability.protocol import StepState
+from altgrad.training.optim import learning_rate
+from altgrad.training.trainer import Trainer
+from bench.record import machine
+
+BASE = TrainConfig(
+    model="micro", n_layer=1, format="E4M3", batch_size=8, learning_rate=3e-3, warmup_steps=10, eval_batches=1,
+    diagnostic_interval=10, checkpoint_interval=20, compile=False, threads=1, gap_limit=0.3, gap_patience=40,
+    diverged_patience=40, rescue_window=5, device="cpu",
+)  # fmt: skip
+_SLOW = {"learning_rate": 6e-4}  # at which updates are small beside the steps of 8 bits
+RUNGS = ("skip", "rate", "rollback", "shift", "bf16", "ladder", "clip")
+_OF_EVENT: Mapping[str, Rung] = {"skip": "skip", "rate_cut": "rate", "rollback": "rollback", "format_shift": "shift"}
+_FLIPPED, _BURST = 60, range(60, 64)  # step of the flipped bit, steps with NaN batches
+Plant = Callable[[Trainer], None]
+
+
+def flip_a_bit(trainer: Trainer) -> None:
+    """Set the highest bit of a weight's exponent before step 60: the loss is NaN from then on."""
+    if trainer.step_number == _FLIPPED - 1:
+        with torch.no_grad():
+            trainer.model.get_parameter("h.0.mlp.up.weight").view(-1)[:1] = 2.0**127
+
+
+def nan_batches(trainer: Trainer) -> None:
+    """Make the loss of steps 60 to 63 NaN."""
+    if trainer.step_number == 0:
+        trainer.model.register_forward_hook(
+            lambda _, __, loss: loss * math.nan if trainer.step_number in _BURST and torch.is_grad_enabled() else loss
+        )
+
+
+def nothing(trainer: Trainer) -> None:
+    """No fault besides the config."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A config that fails, or a fault that is planted while it trains.  usual: fields of its BF16 run too."""
+
+    fields: Mapping[str, Any]
+    plant: Plant = nothing
+    usual: Mapping[str, Any] = field(default_factory=dict)
+
+    def config(self, seed: int, steps: int) -> TrainConfig:
+        """The failing run."""
+        return BASE.altered(**{**self.usual, **self.fields}, seed=seed, max_steps=steps, eval_interval=steps)
+
+    def baseline(self, seed: int, steps: int) -> dict[int, float]:
+        """Step -> training loss of the BF16 run."""
+        trainer = Trainer(BASE.altered(**self.usual, format="BF16", seed=seed, max_steps=steps, eval_interval=steps))
+        return {step: trainer.step().record["loss"] for step in range(1, steps + 1)}
+
+
+FAULTS: Mapping[str, Fault] = {
+    "E7M0 stored": Fault({"format": "E7M0", "master_weights": False}, usual=_SLOW),
+    "E4M3 stored": Fault({"master_weights": False}, usual=_SLOW),
+    "E0M7 unscaled": Fault({"format": "E0M7", "scaling": "none"}),
+    "explosion (rate x 32)": Fault({"learning_rate": 32 * BASE.learning_rate, "gradient_clip": 0.0}),
+    "NaN burst (4 batches)": Fault({}, nan_batches),
+    "NaN burst (flipped bit)": Fault({}, flip_a_bit),
+}
+
+
+@dataclass(frozen=True)
+class Act:
+    """What a rescue did: a rung, `format` of a shift, or `limit` of a clip."""
+
+    rung: str
+    format: str | None = None
+    limit: float | None = None
+
+    @classmethod
+    def of(cls, event: Event) -> Act | None:
+        """The act of an event; None for one of the guard, which every run has."""
+        if event.kind == "clip":
+            return cls("clip", limit=event.detail["limit"])
+        if event.kind not in _OF_EVENT or "trigger" not in event.detail:
+            return None
+        return cls(_OF_EVENT[event.kind], event.detail.get("to"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run: its verdict (None: saved), its last step, its gap to BF16 there, its acts, its mean share of the rate."""
+
+    verdict: str | None
+    step: int
+    gap: float | None
+    acts: tuple[Act, ...] = ()
+    share: float = 1.0
+
+
+class AtSteps:
+    """Does given acts at given steps, in place of the intervention that did them when it saw fit."""
+
+    def __init__(self, ladder: RescueLadder, acts: Mapping[int, Sequence[Act]]) -> None:
+        self._ladder, self._acts = ladder, acts
+
+    def on_gradients(self, state: StepState) -> None:
+        for act in self._acts.get(state.step, ()):
+            if act.rung == "clip":
+                state.limit_norm(act.limit or math.inf)
+            else:
+                self._ladder.act(act.rung, state, "a random step")  # type: ignore[arg-type]
+        self._ladder.warm(state)
+
+    def after_step(self, state: StepState) -> None:
+        self._ladder.after_step(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._ladder.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._ladder.load_state_dict(state)
+
+
+def trained(
+    config: TrainConfig, plant: Plant, baseline: Mapping[int, float], acts: Mapping[int, Sequence[Act]] | None = None
+) -> Outcome:
+    """Train a run to its verdict or its end.  baseline: step -> loss of BF16; acts: those of the first control."""
+    trainer = Trainer(config)
+    if acts is not None:
+        trainer.interventions = [AtSteps(o, acts) if isinstance(o, RescueLadder) else o for o in trainer.interventions]
+    checkpoints: list[dict[str, Any]] = []
+    trainer.earlier_states = lambda step: (one for one in reversed(checkpoints) if one["step"] < step)
+    vocabulary = trainer.batches.vocabulary
+    detector, gap = CollapseDetector(config, vocabulary), gap_to_baseline(config, vocabulary, baseline)
+    behind, rates, done = None, [], []
+    while trainer.step_number < config.max_steps and detector.verdict is None:
+        plant(trainer)
+        outcome = trainer.step()
+        step, record = trainer.step_number, outcome.record
+        behind = gap.update(step, record["loss"])
+        detector.update(record if behind is None else {**record, "gap_to_baseline": behind})
+        found = [act for act in map(Act.of, outcome.events) if act is not None]
+        done += found
+        left_out = any(act.rung in ("skip", "rollback") for act in found)
+        rates.append(0.0 if left_out else record["learning_rate"] / learning_rate(config, step))
+        if step % config.checkpoint_interval == 0:
+            checkpoints.append(copy.deepcopy(trainer.state_dict()))
+    verdict = None if detector.verdict is None else detector.verdict.rule
+    return Outcome(verdict, trainer.step_number, behind, tuple(done), sum(rates) / len(rates))
+
+
+def arms(fault: str, seed: int, steps: int) -> Iterator[tuple[str, str, Outcome]]:
+    """(rung, `acts`, `random` or `rate`, outcome) of all runs of a fault and a seed."""
+    config, plant = FAULTS[fault].config(seed, steps), FAULTS[fault].plant
+    baseline = FAULTS[fault].baseline(seed, steps)
+    yield "none", "acts", trained(config, plant, baseline)
+    for rung in RUNGS:
+        rescued = config.altered(**intervention_fields(rung))
+        outcome = trained(rescued, plant, baseline)
+        yield rung, "acts", outcome
+        if not outcome.acts:
+            continue
+        draw = random.Random(f"{fault} {rung} {seed}")
+        at: dict[int, list[Act]] = {}
+        for act, step in zip(outcome.acts, sorted(draw.choices(range(1, steps + 1), k=len(outcome.acts))), strict=True):
+            at.setdefault(step, []).append(act)
+        to = next((act.format for act in outcome.acts if act.format is not None), "BF16")
+        at_random = config.altered(enable_rescue_ladder=True, rescue_shift_format=to)
+        yield rung, "random", trained(at_random, plant, baseline, at)
+        if outcome.share < 1:
+            slower = config.altered(learning_rate=config.learning_rate * outcome.share)
+            yield rung, "rate", trained(slower, plant, baseline)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the study and write its table as markdown and JSON; a fault and seed that is recorded is not run again."""
+    parser = argparse.ArgumentParser(prog="python -m bench.studies.rescue", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5, help="paired seeds (default: 5)")
+    parser.add_argument("--steps", type=int, default=120, help="steps of every run (default: 120)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "docs" / "results")
+    options = parser.parse_args(words)
+    torch.set_num_threads(1)
+    command = f"python -m bench.studies.rescue --seeds {options.seeds} --steps {options.steps}"
+    head = {"command": command, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "study_rescue.json"
+    before = json.loads(file.read_text()) if file.exists() else {}
+    rows: list[dict[str, Any]] = before["runs"] if before.get("command") == command else []
+    for seed in range(1, options.seeds + 1):
+        missing = [fault for fault in FAULTS if not any((r["fault"], r["seed"]) == (fault, seed) for r in rows)]
+        for fault in missing:
+            for rung, what, outcome in arms(fault, seed, options.steps):
+                rows.append({"fault": fault, "seed": seed, "rung": rung, "what": what, **asdict(outcome)})
+                print(f"seed {seed}  {fault:24} {rung:8} {what:6} {_said(rows[-1])}", flush=True)
+            file.write_text(json.dumps({**head, "runs": rows}, indent=1) + "\n")
+            file.with_suffix(".md").write_text(page(head, rows))
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    acts = ", ".join(f"{n} x {rung}" for rung, n in _counts(row).items())
+    gap = "" if row["gap"] is None else f"gap {row['gap']:+.3f}"
+    return f"{row['verdict'] or 'saved':16} step {row['step']:4} {gap:12} {acts}"
+
+
+def _counts(row: Mapping[str, Any]) -> dict[str, int]:
+    rungs = [act["rung"] for act in row["acts"]]
+    return {rung: rungs.count(rung) for rung in dict.fromkeys(rungs)}
+
+
+def page(head: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The study as markdown."""
+    seeds = sorted({row["seed"] for row in rows})
+    lines = [
+        "# Which act saves which collapse?",
+        "",
+        f"`{head['command']}`, {head['date']}, {head['machine']['processor']}, torch {head['machine']['torch']}. "
+        f"`micro` with one block, {len(seeds)} paired seeds; a run is saved if no collapse rule judges it. "
+        "In brackets: gap of the saved runs to the BF16 run of their seed at the end, smoothed training loss, nats, "
+        "mean and 95 % t interval.",
+        "",
+        "| fault | " + " | ".join(("none", *RUNGS)) + " |",
+        "| --- |" + " --- |" * (len(RUNGS) + 1),
+    ]
+    faults = [fault for fault in FAULTS if any(row["fault"] == fault for row in rows)]
+    for fault in faults:
+        cells = [_cell(_of(rows, fault, rung, "acts")) for rung in ("none", *RUNGS)]
+        lines.append(f"| {fault} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Against its controls, for every act that was taken: saved with the act when it saw fit, with the same acts at "
+        "random steps, and without any act but with the mean learning rate of the rescued run from the start.",
+        "",
+        "| fault | act | acts per run | saved | at random steps | equal rate from the start |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for fault in faults:
+        for rung in RUNGS:
+            acted = [row for row in _of(rows, fault, rung, "acts") if row["acts"]]
+            if not acted:
+                continue
+            kinds = dict.fromkeys(kind for row in acted for kind in _counts(row))
+            per = ", ".join(
+                f"{kind} {sum(_counts(row).get(kind, 0) for row in acted) / len(acted):.1f}" for kind in kinds
+            )
+            rates = _of(rows, fault, rung, "rate")
+            share = sum(row["share"] for row in acted) / len(acted)
+            equal = f"{_cell(rates)} at {share:.0%}" if rates else "the same rate"
+            cells = [fault, f"`{rung}`", per, _cell(acted), _cell(_of(rows, fault, rung, "random")), equal]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _of(rows: Sequence[Mapping[str, Any]], fault: str, rung: str, what: str) -> list[Mapping[str, Any]]:
+    return [row for row in rows if (row["fault"], row["rung"], row["what"]) == (fault, rung, what)]
+
+
+def _cell(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`5 of 5 (+0.03, +0.01 to +0.05)`."""
+    gaps = [row["gap"] for row in rows if row["verdict"] is None and row["gap"] is not None]
+    said = f"{sum(row['verdict'] is None for row in rows)} of {len(rows)}"
+    middle, low, high = interval(gaps)
+    if middle is None:
+        return said
+    return f"{said} ({middle:+.2f})" if low is None else f"{said} ({middle:+.2f}, {low:+.2f} to {high:+.2f})"
+
+
+if __name__ == "__main__":
+    main()

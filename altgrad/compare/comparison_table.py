@@ -19,7 +19,7 @@ from altgrad.text.fitted_table import FittedColumn, FittedTable
 from altgrad.text.foreign_text import as_markdown
 from altgrad.text.number_text import ABSENT, duration, number, table
 
-_OFTEN_EQUAL = frozenset({"intervention", "seed", "learning_rate", "parity"})
+_OFTEN_EQUAL = frozenset({"intervention", "seed", "learning_rate", "parity", "branched_from"})
 CellValue = str | int | float | None
 _STYLE = {"completed": "green", "collapsed": "red", "failed": "bold red", "running": "cyan"}
 
@@ -100,6 +100,7 @@ COLUMNS: Sequence[Column] = (
     _number("step", "Step", lambda row: row.step),
     _number("max_steps", "of", lambda row: row.max_steps),
     Column("seconds", "Time", lambda row: row.seconds, lambda row: duration(row.seconds)),
+    _text("branched_from", "Branched from", lambda row: row.branched_from),
     _text("device", "Device", lambda row: row.device),
     _number("device_hours", "Device-hours", lambda row: row.device_hours, 3),
     _number("device_hours_saved", "saved", lambda row: row.device_hours_saved, 3),
@@ -124,6 +125,7 @@ _TERMINAL: Sequence[Column] = (
     _NAMED["intervention"],
     _NAMED["seed"],
     _NAMED["learning_rate"],
+    _NAMED["branched_from"],
     _NAMED["tokens_per_second"],
     _NAMED["stall_rate"],
     _NAMED["overflow_rate"],
@@ -155,8 +157,8 @@ def comparison_csv(rows: Sequence[Row]) -> str:
 def comparison_table(rows: Sequence[Row]) -> FittedTable:
     """The comparison for a terminal: fewer columns than the files, and a collapse as its rule and step only.
 
-    An intervention, seed or learning rate that is the same for all runs is below the table instead of in a column; a
-    column without any value is left out.
+    An intervention, seed, learning rate or branching point that is the same for all runs is below the table instead of
+    in a column; a column without any value is left out.
     """
     shown, same = [], []
     for column in _TERMINAL:

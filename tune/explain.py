@@ -134,6 +134,8 @@ def explain_runs(
     for explanation in explanations:
         found = explanation.end()
         say(console, f"{explanation.replayed.run.name}: {found.sentence}  Confidence: {found.confidence}.")
+        if explanation.spent is not None:
+            say(console, f"  {explanation.spent}")
         say(console, f"  {explanation.folder}/explanation.json, failure_report.md")
         codes.append(1 if found.rule == "not_reproduced" else 0)
     return max(codes)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from altgrad.config.cast import Cast
 from altgrad.config.phases import phase_at
 from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import TrainConfig
@@ -88,8 +89,30 @@ class Case:
         return frozenset(self.cells)
 
     def other_batches(self, replay: int) -> dict[str, Any]:
-        """The change that gives a replay batches that no other replay sees in these steps; none for replay 0."""
-        return {"skip_batches": self.config.skip_batches + replay * self.until} if replay else {}
+        """The change that gives a replay batches that no other replay sees in these steps; none for replay 0.
+
+        From replay 2 on also other random numbers of rounding, if the run draws any.
+        """
+        changes = {"skip_batches": self.config.skip_batches + replay * self.until} if replay else {}
+        return changes | (self._other_numbers(replay) if replay > 1 and self.draws else {})
+
+    def _other_numbers(self, by: int) -> dict[str, Any]:
+        seed = self.config.seed if self.config.rounding_seed is None else self.config.rounding_seed
+        return {"rounding_seed": seed + by}
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether the run rounds with random numbers: casts, rotations, moments or the write-back."""
+        config = self.config
+        moments = (config.first_moment or {}, config.second_moment or {})
+        stored = not config.master_weights and "stochastic" in config.update_rounding
+        drawn = [cast.rounding for cast in self._scaled_casts] + [moment.get("rounding") for moment in moments]
+        return stored or "stochastic" in drawn or any(cast.redraws for cast in self._scaled_casts)
+
+    @cached_property
+    def _scaled_casts(self) -> list[Cast]:
+        found = [cast for one in self.recipes for layer in self.layers for cast in one.casts_at(layer).values()]
+        return [cast for cast in found if cast.number_format.scaled]
 
     def control(self, replay: int = 0) -> Arm:
         """The arm in which nothing is changed but, from replay 1 on, the batches."""
@@ -115,9 +138,7 @@ class Case:
     @cached_property
     def settings(self) -> list[Arm]:
         """An arm for each setting besides the operands' formats that may be to blame, and controls of equal cost."""
-        config, found = self.config, []
-        found_casts = [cast for one in self.recipes for layer in self.layers for cast in one.casts_at(layer).values()]
-        casts = [cast for cast in found_casts if cast.number_format.scaled]
+        config, found, casts = self.config, [], self._scaled_casts
         if not config.master_weights:
             found.append(Arm(MASTER, "FP32 master weights", "setting", {"master_weights": True}))
             if config.update_rounding == "nearest":
@@ -130,12 +151,8 @@ class Case:
             found.append(Arm(HISTORY, "amax history forgotten", "setting", forget=("histories",)))
         half = {"learning_rate": config.learning_rate / 2}
         found += [Arm(RATE, "half the learning rate", "equal_cost", half), self.control(1)]
-        moments = (config.first_moment or {}, config.second_moment or {})
-        drawn = [cast.rounding for cast in casts] + [moment.get("rounding") for moment in moments]
-        stored = not config.master_weights and "stochastic" in config.update_rounding
-        if stored or "stochastic" in drawn or any(cast.redraws for cast in casts):
-            seed = config.seed if config.rounding_seed is None else config.rounding_seed
-            found.append(Arm(SEED, "other random numbers of rounding", "equal_cost", {"rounding_seed": seed + 1}))
+        if self.draws:
+            found.append(Arm(SEED, "other random numbers of rounding", "equal_cost", self._other_numbers(1)))
         return found
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from altgrad.compare.statistics import interval
 from altgrad.explain import read_explanation
 from altgrad.explain.record import worked_arms
 from altgrad.metrics import METRICS
@@ -35,6 +37,9 @@ def tested_cause(record: Mapping[str, Any]) -> str:
         parts.append(
             table(ARM_COLUMNS, ([as_markdown(cell) for cell in arm_cells(arm)] for arm in record["arms"]), "llrrrr")
         )
+    over_replays = replayed_losses(record)
+    if over_replays is not None:
+        parts.append(over_replays)
     return "\n\n".join(parts)
 
 
@@ -52,6 +57,26 @@ def arm_cells(arm: Mapping[str, Any]) -> list[str]:
         result += ", bit for bit as in the run" if arm["repeats"] else ", other numbers than in the run"
     losses = [number(arm[name]) for name in ("loss", "loss_step", "loss_control", "loss_baseline")]
     return [arm["label"], result, *losses]
+
+
+def replayed_losses(record: Mapping[str, Any]) -> str | None:
+    """How much healing what is guilty lowers the loss, over its replays, each against its own control, with interval.
+
+    None with fewer than two replays whose two losses are finite and of the same step.
+    """
+    guilty, arms = record["conclusion"]["cells"], record["arms"]
+    known = [arm for arm in arms if arm["loss"] is not None and math.isfinite(arm["loss"])]
+    healed = {arm["replay"]: arm for arm in known if arm["kind"] == "heal" and guilty and arm["cells"] == guilty}
+    controls = {arm["replay"]: arm for arm in known if arm["kind"] == "control" or (arm["replay"] and not arm["cells"])}
+    pairs = [(arm, controls[place]) for place, arm in healed.items() if place in controls]
+    lower = [control["loss"] - arm["loss"] for arm, control in pairs if control["loss_step"] == arm["loss_step"]]
+    middle, low, high = interval(lower)
+    if middle is None or low is None or high is None:
+        return None
+    return (
+        f"Healed, the loss is lower by {number(middle)} ({number(low)} to {number(high)}, 95 % t interval over "
+        f"{len(lower)} replays, on the run's own and on other batches, each against the unchanged one)."
+    )
 
 
 def tried_and_worked(record: Mapping[str, Any]) -> list[str]:

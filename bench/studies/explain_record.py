@@ -64,13 +64,13 @@ class Outcome:
 
 
 class Recorded:
-    """The outcomes in `explain.json` of a folder, with `explain.md` beside it; both are rewritten with each outcome.
+    """The outcomes in `study_explain.json` of a folder, with the page beside it; both are written with each outcome.
 
     Raises ValueError if the file holds outcomes of other settings.
     """
 
     def __init__(self, folder: Path, command: str, settings: Mapping[str, Any]) -> None:
-        self._file = folder / "explain.json"
+        self._file = folder / "study_explain.json"
         self._settings = json.loads(json.dumps(settings, default=dict))
         self._head = {"command": command, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
         self.outcomes: list[Outcome] = []

@@ -12,7 +12,7 @@ import torch
 from altgrad.__main__ import main
 from altgrad.branch import Branch
 from altgrad.branch.checkpoints import checkpoint_steps, kept
-from altgrad.compare import comparison
+from altgrad.compare import comparison, comparison_markdown, comparison_table
 from altgrad.config.train_config import ConfigError, load_config
 from altgrad.experiment.checkpoints import checkpointing
 from altgrad.experiment.checkpoints.checkpoint import load_checkpoint
@@ -22,7 +22,7 @@ from altgrad.training import run_format_experiment
 from altgrad.training.branch_state import adapted
 from altgrad.training.trainer import Trainer
 from tests.support.runs.restored_runs import EVERYTHING, KAHAN, STEPS, Data, Net
-from tests.support.runs.small_runs import SMALL, TIMED
+from tests.support.runs.small_runs import SMALL, TIMED, losses
 
 AT = (4, 8, 12, 16, 20)
 BEHIND = {step: 5.0 - step / 30 for step in range(1, STEPS + 1)}
@@ -169,6 +169,13 @@ def test_the_comparison_pairs_branches_with_the_branch_of_the_baseline(tmp_path,
     alone = comparison([read_run(trunk), read_run(Folder.at(sweep / "E4M3"))])
     assert rows["E4M3"].baseline == "BF16" and rows["E4M3"].gap is not None
     assert [row.gap for row in alone if row.run == "E4M3"] == [None]
+    # the branch that nothing changes is the trunk's own continuation, so the gap is that to the trunk, at its step
+    of_trunk = {row["step"]: row["validation_loss"] for row in losses(read_run(trunk))}
+    assert rows["E4M3"].gap_step == 12 and rows["BF16"].step_loss == of_trunk[12]
+    assert rows["E4M3"].gap == rows["E4M3"].validation_loss - of_trunk[12]
+    assert {row.branched_from for row in rows.values()} == {"trunk at step 5"}
+    table = comparison_table(list(rows.values()))
+    assert "branched from trunk at step 5" in str(table.caption) and "Branched from" in comparison_markdown(alone)
 
 
 WRONG = {

@@ -3,21 +3,80 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from altgrad.explain.cells import Cell
+from bench.studies import explain_record, rescue
+from bench.studies.explain_record import Outcome, Recorded, summary
 from bench.studies.trained_studies import gemm_arms, gemm_effects, page
 
 FOLDER = Path(__file__).parents[2] / "docs" / "results"
+PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "study_explain": lambda record: explain_record.page(record, [Outcome.read(one) for one in record["outcomes"]]),
+    "study_rescue": lambda record: rescue.page(record, record["runs"]),
+}
 
 
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("study_*.json")), ids=lambda file: file.stem)
 def test_a_page_is_what_its_numbers_make(file: Path) -> None:
     record = json.loads(file.read_text())
-    losses = record.pop("validation_loss")
-    assert file.with_suffix(".md").read_text() == page(record, losses)
+    made = PAGES.get(file.stem, lambda record: page(record, record.pop("validation_loss")))(record)
+    assert file.with_suffix(".md").read_text() == made
     assert f"({file.stem}.md)" in (FOLDER / "index.md").read_text()
+
+
+CELL, OTHER = Cell("a", "wgrad", "gradient"), Cell("a", "dgrad", "gradient")
+
+
+def outcomes() -> list[Outcome]:
+    """Ten plants, of which eight are named, one is missed and one too late; one that trained on; two others."""
+    named = [Outcome("bias", n, "bias", CELL, "operands", (CELL,), 8, 12) for n in range(1, 9)]
+    missed = Outcome("bias", 9, "bias", CELL, "operands", (CELL, OTHER), 7, 12)
+    late = Outcome("bias", 10, "bias", CELL, "operands", (CELL,), 9, 12)
+    trained_on = Outcome("bias", 11, "bias", CELL, "healthy")
+    blamed = Outcome("other", 2, "rate", None, "operands", (CELL,), 6, 9)
+    return [*named, missed, late, trained_on, Outcome("other", 1, "healthy", None, "healthy"), blamed]
+
+
+def test_what_is_named_in_time_and_what_is_blamed_falsely_is_counted() -> None:
+    said = "\n".join(summary(outcomes()))
+    assert "Plants that collapsed: 10; 1 more trained on" in said
+    assert "at most 8 replays of the search: 8 of 10 (80%, 49% to 94%)" in said  # Wilson, as in any table of it
+    assert "healthy or globally bad run: 1 of 2" in said and "alone or among others): 2 of 12 (17%" in said
+    every = explain_record.page({"command": "c", "date": "d", "machine": {"processor": "p", "torch": "t"}}, outcomes())
+    assert "| planted: bias | 10 | 8 | operands 10 | 1 |" in every
+
+
+def test_an_interrupted_study_goes_on_with_what_it_has_and_refuses_other_settings(tmp_path: Path) -> None:
+    first = Recorded(tmp_path, "command", {"seed": 1})
+    for one in outcomes():
+        first.take(one)
+    again = Recorded(tmp_path, "command", {"seed": 1})
+    assert sorted(map(repr, again.outcomes)) == sorted(map(repr, outcomes()))
+    assert again.has("bias", 11) and not again.has("bias", 12)
+    assert again.counted("bias", 11) == 10 and again.counted("bias", 20) == 19
+    with pytest.raises(ValueError, match="holds outcomes of other settings"):
+        Recorded(tmp_path, "command", {"seed": 2})
+
+
+def test_an_act_is_done_again_at_the_step_that_was_drawn() -> None:
+    config = rescue.FAULTS["E0M7 unscaled"].config(1, 8)
+    baseline = dict.fromkeys(range(1, 9), 5.0)
+    armed = config.altered(enable_rescue_ladder=True)
+    seen = rescue.trained(armed, rescue.nothing, baseline)
+    assert seen.acts == (rescue.Act("shift", "BF16"),) and seen.share == 1.0
+    again = rescue.trained(armed, rescue.nothing, baseline, {1: [rescue.Act("shift", "BF16")]})
+    later = rescue.trained(armed, rescue.nothing, baseline, {5: [rescue.Act("shift", "BF16")]})
+    never = rescue.trained(armed, rescue.nothing, baseline, {})
+    assert again.gap == seen.gap and later.gap != seen.gap and later.gap != never.gap
+    assert not never.acts and len(later.acts) == 1
+    cut = rescue.trained(armed, rescue.nothing, baseline, {3: [rescue.Act("rate")], 4: [rescue.Act("skip")]})
+    # 1, 1, a tenth, left out, then back over 25 steps
+    assert cut.share == pytest.approx((2 + 0.1 + 0 + sum(0.1 + 0.9 * k / 25 for k in (2, 3, 4, 5))) / 8)
 
 
 def test_effects_and_interactions_are_those_that_were_put_in() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from altgrad.explain import read_explanation
 from altgrad.results import read_run, read_start
 from altgrad.storage.folder import Folder
 from altgrad.training import run_format_experiment
-from tests.support.runs.small_runs import SMALL
+from tests.support.runs.small_runs import SMALL, losses
 from tests.support.runs.sweep_plans import SCRIPT
 from tune.explain import main
 
@@ -35,6 +36,13 @@ def test_a_sweep_of_branches_explains_its_collapse(tmp_path, monkeypatch, capsys
     assert done.returncode == 0, done.stdout + done.stderr
     assert "wgrad.gradient of h.0.mlp.down alone prevents the collapse" in " ".join(done.stdout.split())
     sweep = Folder.at(tmp_path / "results" / "swept")
+    trunk = {row["step"]: row for row in losses(read_run(Folder.at(tmp_path / "trunk")))}
+    # the baseline is what the trunk itself went on to be
+    assert losses(read_run(sweep / "bf16_baseline-s42")) == [trunk[step] for step in range(6, 31)]
+    with open(tmp_path / "results" / "swept" / "comparison.csv", newline="") as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    assert {row["branched_from"] for row in rows.values()} == {"trunk at step 5"}
+    assert rows["bf16_baseline-s42"]["gap"] == "" and rows["bf16_baseline-s42"]["status"] == "completed"
     run = read_run(sweep / "e4m3-s42")
     assert run.verdict is not None and run.info["branch"]["step"] == 5
     record = read_explanation(run.folder)

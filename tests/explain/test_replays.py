@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from altgrad.branch.checkpoints import checkpoint_files, step_of
 from altgrad.config.train_config import TrainConfig
 from altgrad.experiment.checkpoints import checkpointing
+from altgrad.experiment.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from altgrad.explain import read_explanation
 from altgrad.results import RecordError, read_run
 from altgrad.storage.folder import Folder
@@ -93,6 +95,8 @@ def test_a_budget_ends_it_with_what_was_shown(planted, tmp_path):
     explanation, names = explained(run, budget=3)
     assert len(names) == 3 and explanation.conclusion.rule == "undecided"
     assert "smaller sets were not all tried" in explanation.conclusion.sentence
+    record = read_explanation(run)
+    assert record is not None and record["notes"][-1].startswith("the budget of 3 replays is used up; ")
 
 
 def test_a_replay_starts_at_the_last_checkpoint_before_the_first_sign_and_repeats_all_numbers(tmp_path, monkeypatch):
@@ -108,7 +112,17 @@ def test_a_replay_starts_at_the_last_checkpoint_before_the_first_sign_and_repeat
     case = replayed(read_run(run), None, 1)
     assert case.moved is not None and 0 < case.case.start < case.moved.step <= verdict.step
     explanation, _ = explained(run)
-    assert explanation.conclusion.rule == "nothing" and not explanation.conclusion.cells
+    assert explanation.conclusion.rule == "nothing" and not explanation.conclusion.cells and explanation.spent is None
+    checkpoints, start = run / "checkpoints", case.case.start
+    state, _ = load_checkpoint(checkpoints, start)
+    assert state is not None
+    del state["trainer"]["diagnostics"]  # as another version would have written it
+    checkpoints.delete(next(name for name in checkpoint_files(checkpoints) if step_of(name) == start))
+    save_checkpoint(checkpoints, start, state)
+    run.filesystem.delete_dir(f"{run.path}/explain")
+    explanation, names = explained(run)
+    assert names == ["control"] and explanation.conclusion.rule == "not_reproduced"
+    assert "the checkpoint is another version's" in explanation.conclusion.sentence
 
 
 def test_a_replay_with_other_numbers_ends_the_explanation(tmp_path):

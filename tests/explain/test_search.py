@@ -13,7 +13,7 @@ import pytest
 from altgrad.config.operands import ALL_OPERANDS, roundings
 from altgrad.config.train_config import TrainConfig
 from altgrad.explain import Arm, ArmResult, Case, Conclusion, conclude, next_arms
-from altgrad.explain.arms import BATCHES, COMPLEMENT, CONTROL, MASTER, RATE, SCALING
+from altgrad.explain.arms import BATCHES, COMPLEMENT, CONTROL, MASTER, RATE, SCALING, SEED
 from altgrad.explain.cells import Cell, Cells, healing
 
 LAYERS = ("h.0.attn.qkv", "h.0.attn.proj", "h.0.mlp.up", "h.0.mlp.down")
@@ -120,6 +120,19 @@ def test_a_replay_on_other_batches_counts_only_if_its_control_collapses_there():
     worse = CASE.heal(guilty, 2)
     found = conclude(CASE, {**results, worse: ArmResult(False)})
     assert "(2 of 3 replays)" in found.sentence and found.confidence == "low"
+
+
+def test_later_replays_have_other_batches_and_where_numbers_are_drawn_other_numbers_too():
+    drawn = Case(TrainConfig(format="E4M3", model="micro", rounding="stochastic", seed=3), LAYERS, 100, 300)
+    assert [case.other_batches(2) for case in (CASE, drawn)] == [
+        {"skip_batches": 600}, {"skip_batches": 600, "rounding_seed": 5}
+    ]  # fmt: skip
+    assert CASE.other_batches(1) == drawn.other_batches(1) == {"skip_batches": 300} and not drawn.other_batches(0)
+    for case in (CASE, drawn):  # a replay and its control differ in what is healed alone
+        healed, control = case.heal(frozenset(CELLS[:1]), 2), case.control(2)
+        assert {k: v for k, v in healed.changes.items() if k in control.changes} == control.changes
+    assert [arm.changes for arm in drawn.settings if arm.name == SEED] == [{"rounding_seed": 4}]
+    assert not [arm for arm in CASE.settings if arm.name == SEED]
 
 
 def test_weights_at_rest_are_tried_before_single_operands():

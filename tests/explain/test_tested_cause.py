@@ -71,6 +71,16 @@ def test_the_report_has_the_cause_and_first_advises_what_was_tried(results):
     assert first.endswith("at step 50 (5.25 unchanged, 2.75 BF16)")
     assert second.startswith("2. Tried, and it worked: half the learning rate")
     assert "Cause, tested" not in write_failure_report(other)
+    others = [
+        arm("batches", "unchanged, on other batches", "equal_cost", "collapsed", step=48, rule="stalled", loss=5.5,
+            loss_step=50, replay=1),
+        arm("heal-1-1", "healed, on others", "heal", "prevented", cells=[CELL], loss=4.25, loss_step=50, replay=1),
+    ]  # fmt: skip
+    control = {**RECORD["arms"][0], "loss_step": 50}
+    explained.write_json("explanation.json", {**RECORD, "arms": [control, *RECORD["arms"][1:], *others]})
+    # 5.25 - 4.5 and 5.5 - 4.25: mean 1, standard error 0.25, and t = 12.706 with one degree of freedom
+    said = "Healed, the loss is lower by 1 (-2.177 to 4.177, 95 % t interval over 2 replays"
+    assert said in write_failure_report(explained) and "t interval" not in text
     explained.write_json("explanation.json", {**RECORD, "arms": [{"name": "a"}]})
     assert "Cause, tested" not in write_failure_report(explained)
 

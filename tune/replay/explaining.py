@@ -102,13 +102,21 @@ class Explanation:
         write_failure_report(self.folder.patient())
         return self.conclusion
 
+    @property
+    def spent(self) -> str | None:
+        """A sentence if the budget has ended before the explanation was complete; else None."""
+        if len(self._results) < self._budget or not next_arms(self.replayed.case, self._results):
+            return None
+        return f"the budget of {self._budget} replays is used up; the same command with a larger --budget goes on"
+
     def _write(self, finished: bool) -> None:
         case, found = self.replayed.case, self.conclusion
+        spent = self.spent if finished else None
         record = {
             "schema": SCHEMA,
             "start": case.start,
             "until": case.until,
-            "notes": list(self.replayed.notes),
+            "notes": [*self.replayed.notes, *([] if spent is None else [spent])],
             "arms": list(self._records.values()),
             "conclusion": {
                 "rule": found.rule,

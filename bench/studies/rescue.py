@@ -50,6 +50,7 @@ _SLOW = {"learning_rate": 6e-4}  # at which updates are small beside the steps o
 RUNGS = ("skip", "rate", "rollback", "shift", "bf16", "ladder", "clip")
 _OF_EVENT: Mapping[str, Rung] = {"skip": "skip", "rate_cut": "rate", "rollback": "rollback", "format_shift": "shift"}
 # These act at the same steps as `skip`, so that a run in which it never acts is, bit for bit, theirs and that without.
+# (Not where the loss is NaN: the guard, which every run has, skips such a step before the ladder does.)
 _TRIGGER = {"rate": "skip", "rollback": "skip"}
 _FLIPPED, _BURST = 60, range(60, 64)  # step of the flipped bit, steps with NaN batches
 Plant = Callable[[Trainer], None]
@@ -96,7 +97,7 @@ FAULTS: Mapping[str, Fault] = {
     "E7M0 stored": Fault({"format": "E7M0", "master_weights": False}, usual=_SLOW),
     "E4M3 stored": Fault({"master_weights": False}, usual=_SLOW),
     "E0M7 unscaled": Fault({"format": "E0M7", "scaling": "none"}),
-    "explosion (rate x 32)": Fault({"learning_rate": 32 * BASE.learning_rate, "gradient_clip": 0.0}),
+    "explosion (rate x 32)": Fault({"learning_rate": 32 * 1e-2, "gradient_clip": 0.0}, usual={"learning_rate": 1e-2}),
     "NaN burst (4 batches)": Fault({}, nan_batches),
     "NaN burst (flipped bit)": Fault({}, flip_a_bit),
 }
@@ -192,7 +193,8 @@ def arms(fault: str, seed: int, steps: int) -> Iterator[tuple[str, str, Outcome]
     idle: set[str] = set()
     for rung in RUNGS:
         rescued = config.altered(**intervention_fields(rung))
-        outcome = plain if _TRIGGER.get(rung) in idle else trained(rescued, plant, baseline)
+        repeated = plant is nothing and _TRIGGER.get(rung) in idle
+        outcome = plain if repeated else trained(rescued, plant, baseline)
         yield rung, "acts", outcome
         if not outcome.acts:
             idle.add(rung)
@@ -219,19 +221,25 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser.parse_args(words)
     torch.set_num_threads(1)
     command = f"python -m bench.studies.rescue --seeds {options.seeds} --steps {options.steps}"
-    head = {"command": command, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
+    head = {"command": command, "steps": options.steps, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "study_rescue.json"
     before = json.loads(file.read_text()) if file.exists() else {}
-    rows: list[dict[str, Any]] = before["runs"] if before.get("command") == command else []
+    known = before["runs"] if before.get("steps") == options.steps else []
+    rows: list[dict[str, Any]] = [row for row in known if row["seed"] <= options.seeds]
     for seed in range(1, options.seeds + 1):
         missing = [fault for fault in FAULTS if not any((r["fault"], r["seed"]) == (fault, seed) for r in rows)]
         for fault in missing:
             for rung, what, outcome in arms(fault, seed, options.steps):
                 rows.append({"fault": fault, "seed": seed, "rung": rung, "what": what, **asdict(outcome)})
                 print(f"seed {seed}  {fault:24} {rung:8} {what:6} {_said(rows[-1])}", flush=True)
-            file.write_text(json.dumps({**head, "runs": rows}, indent=1) + "\n")
-            file.with_suffix(".md").write_text(page(head, rows))
+            _write(file, head, rows)
+    _write(file, head, rows)
+
+
+def _write(file: Path, head: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    file.write_text(json.dumps({**head, "runs": rows}, indent=1) + "\n")
+    file.with_suffix(".md").write_text(page(head, rows))
 
 
 def _said(row: Mapping[str, Any]) -> str:

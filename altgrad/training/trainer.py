@@ -117,8 +117,9 @@ class Trainer:
         self._changes = ForeignChanges(parameters, self.layers)
         self.interventions = chosen_interventions(config, model, self.quantized, self.optimizer)
         self.earlier_states: Callable[[int], Iterable[Mapping[str, Any]]] | None = None
-        for ladder in (one for one in self.interventions if isinstance(one, RescueLadder)):
-            ladder.rewind = functools.partial(self._rewind, ladder)
+        for place, one in enumerate(self.interventions):
+            if isinstance(one, RescueLadder):
+                one.rewind = functools.partial(self._rewind, one, place)
         self.step_number = 0
         self.elapsed_seconds = 0.0
         self.tokens = 0
@@ -309,12 +310,12 @@ class Trainer:
             intervention.load_state_dict(kept)
         self._changes.accept()
 
-    def _rewind(self, ladder: RescueLadder, before: int) -> int | None:
+    def _rewind(self, ladder: RescueLadder, place: int, before: int) -> int | None:
         """Go back to the newest healthy checkpoint from before a step: weights, moments, histories, compensations.
 
         Formats, phase, random numbers and the position in the data stay where they are.  Returns its step, or None.
+        place: of the ladder among the interventions.
         """
-        place = self.interventions.index(ladder)
         for state in self.earlier_states(before) if self.earlier_states is not None else ():
             if not ladder.was_calm(state["step"], state["interventions"][place]):
                 continue

@@ -62,6 +62,6 @@ class Verdict:
     detail: str = ""
 
     def sentence(self) -> str:
-        """One line for tables and reports."""
+        """One line for tables and reports: `stalled at step 120: realised displacement 0.021, limit 0.1`."""
         limit = f", limit {self.limit:.4g}" if math.isfinite(self.limit) else ""
-        return f"{self.rule} at step {self.step}: {self.metric} {self.value:.4g}{limit}"
+        return f"{self.rule} at step {self.step}: {self.metric.replace('_', ' ')} {self.value:.4g}{limit}"

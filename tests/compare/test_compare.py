@@ -64,7 +64,7 @@ def test_a_row_holds_what_its_run_measured(sweep: Folder) -> None:
     assert (row.validation_loss, row.best_validation_loss) == (3.25, 3.0)
     assert (row.gap, row.gap_step) == (None, None)
     assert (row.status, row.collapse_step, row.collapse_rule) == ("collapsed", 90, "stalled")
-    assert row.reason == "stalled at step 90: realised_displacement 0.02, limit 0.1"
+    assert row.reason == "stalled at step 90: realised displacement 0.02, limit 0.1"
     assert (row.acts, row.shifted_to) == ({"clip": 2, "format_shift": 1}, "E5M2")
     assert (row.tokens_per_second, row.stall_rate) == (1000.0, 0.95)
     assert row.overflow_rate == pytest.approx(0.01)

@@ -67,7 +67,7 @@ def test_the_report_is_written_into_the_folder_and_says_the_facts(folder: Folder
     text = write_failure_report(folder)
     assert folder.read_bytes("failure_report.md").decode() == text == failure_report(run)
     assert text.startswith(
-        "# Failure report: a_run\n\n**stalled at step 120: realised_displacement 0.021, limit 0.1.**"
+        "# Failure report: a_run\n\n**stalled at step 120: realised displacement 0.021, limit 0.1.**"
     )
     summary = section(text, "Summary")
     assert "| Format as configured | E7M0 (gradient E5M2) |" in summary

@@ -47,7 +47,7 @@ def test_the_card_says_what_happened_what_moved_first_and_what_trained_in_this_s
     assert not app.exception
     text = words(app).replace("\\", "")
     assert "E7M0 froze at step 80 of 100" in app.error[0].value.replace("(stored) ", "")
-    assert "Rule `stalled`: realised displacement 0.02, limit 0.1" in text
+    assert "**Rule** `stalled`: realised displacement 0.02, limit 0.1" in text
     assert "**What moved first**: realised displacement at step 50" in text or "at step 50 (" in text
     assert "altgrad explain" in text, "the cause was not tested"
     (tried,) = (line for line in text.splitlines() if "**In this sweep**" in line)

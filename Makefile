@@ -16,6 +16,16 @@ sweep: .venv/installed
 .venv/triton: | .venv/installed
 	-$(BIN)/python -m pip install --quiet --no-deps --target $@ "triton==3.7.1"
 
+# What slow tests of foreign models and trainers need (`-m slow`).  Beside the environment and without their torch: where
+# torchao finds transformers it imports that too, and the wheel of torchvision needs CUDA's libraries to be whole.
+FRAMEWORKS := transformers==5.24.0 tokenizers safetensors huggingface-hub httpx2 httpcore2 truststore hf-xet tqdm typer \
+	shellingham annotated-doc accelerate==1.15.0 lightning==2.6.6 pytorch-lightning==2.6.6 lightning-utilities \
+	torchmetrics peft==0.21.2 scikit-learn==1.9.1 joblib threadpoolctl cloudpickle narwhals
+.venv/frameworks: | .venv/installed
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ $(FRAMEWORKS)
+.venv/vision: | .venv/installed
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ torchvision==0.28.0 timm==1.0.31
+
 test: .venv/installed .venv/triton check
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 

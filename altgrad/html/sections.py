@@ -23,6 +23,7 @@ from altgrad.compare import (
     rescue_matrix,
 )
 from altgrad.compare.comparison_table import COLUMNS, Column
+from altgrad.compare.coverage_note import coverage_note
 from altgrad.compare.parity.parity_table import HEADS
 from altgrad.compare.parity.verdict import ENOUGH_SEEDS
 from altgrad.html.drawing.charts import Curves, legend, overlay, panel
@@ -99,7 +100,10 @@ def comparison_section(rows: Sequence[Row], curves: Curves | None, links: Links,
     )
     empty = [column.head for column in COLUMNS if column not in filled]
     said += f" Columns without a value for any run are left out: {', '.join(empty)}." if empty else ""
-    return join([element("p", said), table(head, body, "Comparison of the runs", align), element("p", download)])
+    note = coverage_note(rows)
+    below = [] if note is None else [element("p", note)]
+    shown = table(head, body, "Comparison of the runs", align)
+    return join([element("p", said), shown, *below, element("p", download)])
 
 
 def curves_section(curves: Curves | None) -> Html:

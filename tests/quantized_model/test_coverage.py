@@ -17,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import TrainConfig
 from altgrad.quantization.coverage import Coverage, measure_coverage
-from altgrad.quantization.coverage.product_counter import MOST_LISTED
 from altgrad.quantization.quantized_model import quantize_model
 from altgrad.training.model import build_gpt
 
@@ -232,15 +231,16 @@ def test_what_cannot_be_run_alone_is_said_and_raises_nothing() -> None:
     assert measure_coverage(nn.Linear(3, 3, device="meta"), lambda: inputs.sum()) is None
 
 
-def test_at_most_twenty_modules_are_listed_and_the_record_is_json() -> None:
-    model = nn.Sequential(*(Conv1D(4, 4) for _ in range(30)), nn.Linear(4, 4))
-    quantize_model(model, RECIPE)
+def test_at_most_twenty_modules_are_stored_and_a_small_one_is_uncovered_all_the_same() -> None:
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(30)), Conv1D(1, 4), nn.Linear(1, 4))
+    left_out = quantize_model(model, RECIPE, filter_fn=lambda module, name: name == "31").left_out
     inputs = torch.randn(2, 4)
-    found = measure_coverage(model, lambda: model(inputs).sum())
-    assert found is not None and len(found.modules) == MOST_LISTED
+    found = measure_coverage(model, lambda: model(inputs).sum(), left_out)
+    assert found is not None and [one.module for one in found.uncovered] == ["30"]
     record = json.loads(json.dumps(found.record()))
     assert record.keys() == {"share", "total_flops", "rounded_flops", "modules", "note", "formats"}
     assert record["share"] == found.rounded_flops / found.total_flops
+    assert len(record["modules"]) == 20 and {one["reason"] for one in record["modules"]} == {"filter_fn"}
     assert record["modules"][0].keys() == {"module", "type", "flops", "reason"}
 
 

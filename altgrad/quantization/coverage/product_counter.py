@@ -22,7 +22,6 @@ from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 from altgrad.quantization.layers import gemms_of
 from altgrad.torch_private import TorchDispatchMode
 
-MOST_LISTED = 20
 _BATCHED = ("bmm", "baddbmm")
 _ATTENTION = ("_scaled_dot_product", "_flash_attention", "_efficient_attention")
 
@@ -157,7 +156,7 @@ class ProductCounter(TorchDispatchMode):
         ]
         left_out.sort(key=lambda one: -one.flops)
         formats = dict(sorted(self._by_formats.items(), key=lambda item: -item[1]))
-        return Coverage(sum(self._flops.values()), rounded, tuple(left_out[:MOST_LISTED]), note, formats)
+        return Coverage(sum(self._flops.values()), rounded, tuple(left_out), note, formats)
 
 
 def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:

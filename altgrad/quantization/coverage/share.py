@@ -10,6 +10,7 @@ from typing import Any
 from altgrad.config.train_config import LITTLE_COVERAGE
 from altgrad.text.number_text import shares_text
 
+MOST_LISTED = 20
 CHOSEN = ("filter_fn", "product of two activations")  # reasons that are a choice: of the user, or of the recipe
 
 
@@ -45,19 +46,19 @@ class Coverage:
 
     @property
     def uncovered(self) -> tuple[LeftOut, ...]:
-        """The listed products that are left out without having been chosen: nothing here can round them."""
+        """The products that are left out without having been chosen: nothing here can round them."""
         return tuple(one for one in self.modules if one.reason not in CHOSEN)
 
     def record(self) -> dict[str, Any]:
-        """The form in which `run.json` stores it."""
-        return {"share": self.share, **asdict(self), "modules": [asdict(one) for one in self.modules]}
+        """The form in which `run.json` stores it, with the largest of the products that are left out."""
+        return {"share": self.share, **asdict(self), "modules": [asdict(one) for one in self.modules[:MOST_LISTED]]}
 
     def _repr_html_(self) -> str:
         """For a notebook: the sentence, and the products that are left out as a table."""
         rows = "".join(
             f"<tr><td>{escape(one.module)}</td><td>{escape(one.type)}</td><td>{one.flops / self.total_flops:.1%}</td>"
             f"<td>{escape(one.reason)}</td></tr>"
-            for one in self.modules
+            for one in self.modules[:MOST_LISTED]
         )
         head = "<tr><th>left out</th><th>class</th><th>GEMM FLOPs</th><th>reason</th></tr>"
         said = self.sentence().partition(";")[0] if self.share is not None else self.sentence()

@@ -6,6 +6,7 @@ this very sweep and a command to copy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import streamlit as st
@@ -15,7 +16,7 @@ from altgrad.metrics import METRICS, described
 from altgrad.report import stored_report
 from altgrad.report.advising.sweep_evidence import happened, suggestions, sweep_command
 from altgrad.report.evidence import Evidence
-from altgrad.report.signals import Departure
+from altgrad.report.signals import Departure, Signals
 from altgrad.report.tested_cause import ARM_COLUMNS, arm_cells, explanation_of
 from altgrad.results import Run
 from altgrad.show.glossary import RULES
@@ -40,13 +41,20 @@ def evidence_of(context: PageContext, run: WatchedRun) -> Evidence | None:
         return None
 
 
+def signals_in(context: PageContext, evidence: Evidence) -> Signals:
+    """What moved before the verdict of a run on a page; computed once per run."""
+    run = context.sweep.run(evidence.run.name)
+    assert run is not None  # the page shows it
+    return context.sweep.remembered(run, "signals", partial(signals_of, evidence))
+
+
 def verdict_card(context: PageContext, evidence: Evidence) -> None:
     """The card of a collapsed run."""
     run, row = evidence.run, context.row[evidence.run.name]
     with st.container(border=True):
         st.error(as_markdown(happened(row)))
         st.markdown(_rule(evidence), help=RULES.get(evidence.verdict.rule))
-        _moved_first(evidence)
+        _moved_first(signals_in(context, evidence).moved)
         _cause(run)
         _what_to_try(context, evidence)
 
@@ -58,8 +66,7 @@ def _rule(evidence: Evidence) -> str:
     return f"**Rule** {as_code(verdict.rule)}: {as_markdown(measured)}."
 
 
-def _moved_first(evidence: Evidence) -> None:
-    moved = signals_of(evidence).moved
+def _moved_first(moved: Sequence[Departure]) -> None:
     said = "; ".join(map(_departure, moved[:_MOVED])) or "no signal left its own early level before the verdict"
     more = f"; then {len(moved) - _MOVED} more" if len(moved) > _MOVED else ""
     st.markdown(f"**What moved first**: {said}{more}.", help="\n\n".join(map(_meaning, moved[:_MOVED])) or None)

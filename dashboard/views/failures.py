@@ -15,10 +15,10 @@ from altgrad.show.sweep_progress import event_row
 from altgrad.text.foreign_text import as_code, as_markdown
 from dashboard.data.sweep_frame import frame_of
 from dashboard.data.watched_sweep import WatchedRun
-from dashboard.figures.signal_strips import alike, first_layers, signals_of, strips_figure
+from dashboard.figures.signal_strips import alike, first_layers, strips_figure
 from dashboard.page_context import PageContext
 from dashboard.paper.exported_chart import show_chart
-from dashboard.verdict_card import evidence_of, folded_report, replays, verdict_card
+from dashboard.verdict_card import evidence_of, folded_report, replays, signals_in, verdict_card
 from dashboard.widgets import choose_run, shortened, show_table, show_words
 
 
@@ -93,7 +93,7 @@ def _forensics(context: PageContext, run: WatchedRun, collapsed: Sequence[Row]) 
     if evidence is None:
         return
     verdict_card(context, evidence)
-    signals, baseline = signals_of(evidence), context.baseline_of(run)
+    signals, baseline = signals_in(context, evidence), context.baseline_of(run)
     st.subheader("What moved first")
     if signals.moved:
         alt = (

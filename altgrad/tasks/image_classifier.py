@@ -50,7 +50,8 @@ class ImageClassifier:
     """The task.
 
     model: convnet, or a model's name in torchvision or timm, prefixed by `timm:` where both have it.  data: an .npz
-    file, or digits.  size: side length in pixels to which images are resized; None: as they are.
+    file, or digits; torchvision's models see grey images as coloured ones.  size: side length in pixels to which
+    images are resized; None: as they are.
     """
 
     unit = "nats"
@@ -58,6 +59,7 @@ class ImageClassifier:
     def __init__(self, model: str = OWN, data: str = DIGITS, size: int | None = None) -> None:
         self._model, self._data, self._size = model, data, size
         self._read: tuple[Tensor, Tensor] | None = None
+        self._repeated = 1  # times that the channel of grey images is repeated for a model of coloured ones
 
     def model(self, config: TrainConfig) -> nn.Module:
         """The named model for the images and classes of the data.  Raises ConfigError for an unknown one."""
@@ -70,6 +72,7 @@ class ImageClassifier:
             if find_spec(maker) is not None:
                 model = _made(maker, name, classes, images.shape[1])
                 if model is not None:
+                    self._repeated = 3 if maker == "torchvision" and images.shape[1] == 1 else 1
                     return model
         there = [maker for maker in makers if find_spec(maker) is not None]
         if not there:
@@ -81,7 +84,7 @@ class ImageClassifier:
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The cross-entropy in nats, and the accuracy."""
         images, labels = batch
-        logits = model(images)
+        logits = model(images if self._repeated == 1 else images.expand(-1, self._repeated, -1, -1))
         right = (logits.argmax(-1) == labels).float().mean()
         return nn.functional.cross_entropy(logits, labels), {"accuracy": right}
 
@@ -112,7 +115,11 @@ def _made(library: str, name: str, classes: int, channels: int) -> nn.Module | N
     if library == "torchvision":
         from torchvision.models import get_model, list_models
 
-        return get_model(name, num_classes=classes) if name in list_models() else None
+        if name not in list_models():
+            return None
+        if channels not in (1, 3):
+            raise ConfigError(f"model={shown(name)}: torchvision's models take images of 3 channels, or grey ones")
+        return get_model(name, num_classes=classes)
     if library == "timm":
         import timm
 

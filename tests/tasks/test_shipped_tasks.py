@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.config.train_config import SHIPPED_TASKS, ConfigError
+from altgrad.tasks import image_classifier
 from altgrad.training.model import build_gpt
 from altgrad.training.task.found_task import find_task
 from altgrad.training.trainer import Trainer
@@ -87,6 +90,26 @@ def test_an_image_classifier_learns_from_a_file(tmp_path: Path) -> None:
     assert len(train) == 180 and len(held_out) == 20
     bright = held_out.tensors[0][0, 0]
     assert float(bright.max()) <= 1 and bright.shape == (8, 8)
+
+
+def test_a_model_of_torchvision_sees_grey_images_as_coloured_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get_model(name: str, num_classes: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, num_classes, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    models = types.SimpleNamespace(get_model=get_model, list_models=lambda: ["resnet18"])
+    monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+    monkeypatch.setattr(image_classifier, "find_spec", lambda name: name == "torchvision")
+    task = image_classifier.ImageClassifier("resnet18", data=str(images(tmp_path)))
+    model, grey = task.model(SMALL), torch.rand(4, 1, 8, 8)
+    labels = torch.zeros(4, dtype=torch.int64)
+    expected = nn.functional.cross_entropy(model(torch.cat([grey] * 3, 1)), labels)
+    assert torch.equal(task.loss(model, (grey, labels))[0], expected)
+    two = image_classifier.ImageClassifier("resnet18", data=str(images(tmp_path, images=np.zeros((200, 8, 8, 2)))))
+    with pytest.raises(ConfigError, match=r"take images of 3 channels, or grey ones$"):
+        two.model(SMALL)
 
 
 @pytest.mark.parametrize(

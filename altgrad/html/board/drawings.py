@@ -58,6 +58,7 @@ class Bars:
         return f"{number(self.low, 2)} to {number(self.high, 2)}"
 
     def x(self, value: float) -> float:
+        """The place of a value on the bar, in its units; one beyond the scale stands at its end."""
         return _BAR[0] * min(max((value - self.low) / (self.high - self.low), 0.0), 1.0)
 
     def drawn(self, row: Row, gap: PairedGap) -> Picture | None:

@@ -71,7 +71,7 @@ def _counts(rows: Sequence[Row], planned: int | None, state: SweepProgress) -> N
         ("Steps", f"{state.steps:,} of {state.planned_steps:,}", "of all runs together"),
         ("Time left", left, "from the pace of all runs together since the sweep began"),
     )
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         for title, value, said in facts:
             st.metric(title, value, help=said, width="content")
 

@@ -108,5 +108,5 @@ def test_coverage_and_the_place_of_a_branch_stand_below_the_name_of_a_group(tmp_
     contents = read_contents(folder)
     (row,) = parse(group_board(contents.rows, contents.lines, lambda row: None)).one("tbody").all("tr")
     assert [note.text for note in row.one("th").all("div")] == [
-        "95.3% to 96.2% rounded", "branched from trunk <b> at step 300",
+        "95.3% to 96.2% of FLOPs rounded", "branched from trunk <b> at step 300",
     ]  # fmt: skip

@@ -102,7 +102,8 @@ class Sparks:
         if limits is None:
             return None
         last = max([*steps, *(int(one.raw.steps[-1]) for one in lines.values())])
-        return cls(Frame(0, 0, *_SPARK, (0.0, float(max(last, 1))), limits))
+        left, top, width, height = 2, 5, _SPARK[0] - 8, _SPARK[1] - 10  # room for a cross at the edge
+        return cls(Frame(left, top, width, height, (0.0, float(max(last, 1))), limits))
 
     def drawn(self, members: Sequence[Row], lines: Mapping[str, Line], behind: Iterable[str] = ()) -> Picture | None:
         """The curves of some runs, with those of the runs `behind` in grey; None if none of them has one."""

@@ -44,13 +44,14 @@ def named(title: str, row: Row, where: str | None, notes: Iterable[str | Html]) 
     return join([name, *(element("div", note, class_="small") for note in notes)])
 
 
-def facts_of(members: Sequence[Row]) -> list[str]:
+def facts_of(members: Sequence[Row]) -> list[str | Html]:
     """What a reader must know about the runs of one group: coverage, where they branched from."""
     shares = {round(row.rounded_share, 3) for row in members if row.rounded_share is not None}
-    said = []
+    said: list[str | Html] = []
     if shares:
         low, high = min(shares), max(shares)
-        said.append(f"{low:.1%} rounded" if low == high else f"{low:.1%} to {high:.1%} rounded")
+        covered = f"{low:.1%} of FLOPs rounded" if low == high else f"{low:.1%} to {high:.1%} of FLOPs rounded"
+        said.append(element("abbr", covered, title=meaning("coverage")))
     branches = dict.fromkeys(row.branched_from for row in members if row.branched_from)
     said += [f"branched from {name}" for name in branches]
     return said

@@ -29,7 +29,6 @@ def test_a_link_clicked_before_the_page_is_drawn_keeps_the_sweep(browser: Any, s
         visit = Visit(browser, server)
         visit.page.add_init_script(CLICK_AT_ONCE)
         visit.page.goto(f"{server}/?sweep=mixed")
-        visit.page.get_by_text("Smoothing half-life").wait_for()
         visit.page.get_by_text("seed bands", exact=True).click()
         visit.page.wait_for_url("**layout=bands**")
         visit.settle()

@@ -32,7 +32,7 @@ def test_a_link_clicked_before_the_page_is_drawn_keeps_the_sweep(browser: Any, s
         visit.page.get_by_text("seed bands", exact=True).click()
         visit.page.wait_for_url("**layout=bands**")
         visit.settle()
-        chosen = visit.page.locator("[data-testid=stSidebar] [data-testid=stSelectbox] input").get_attribute("value")
+        chosen = visit.page.get_by_role("combobox", name="Sweep").get_attribute("value")
         assert "sweep=mixed" in visit.page.url and chosen == "mixed"
         visit.assert_clean()
         visit.close()

@@ -85,7 +85,7 @@ def chosen_chart(context: PageContext) -> Chart:
             key="smoothing",
             bind="query-params",
             help="Of the smoothing, in measurements: one so far back counts half as much in the moving average. 0 = no "
-            "smoothing. Auto is 1/150 of the longest run for metrics of every step, and 0 for others.",
+            "smoothing. Auto is 1/150 of the longest run, at least 1, for metrics of every step, and 0 for others.",
         )
         half_life = usual if given is None else given
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
@@ -112,7 +112,7 @@ def automatic_half_life(metric: str, rows: Sequence[Row]) -> int:
     if described(metric).every != "step" or metric in _NEVER_SMOOTHED:
         return 0
     longest = max((row.max_steps for row in rows), default=0)
-    return int(float(f"{longest * _SHARE_SMOOTHED:.1g}"))
+    return max(1, int(float(f"{longest * _SHARE_SMOOTHED:.1g}")))
 
 
 def _axis_label(name: str) -> str:

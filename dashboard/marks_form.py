@@ -17,7 +17,7 @@ def marks_form(context: PageContext) -> None:
     marks = context.sweep.marks.by_run
     names = sorted(run.name for run in context.sweep.runs)
     marked = [name for name in names if name in marks]
-    st.subheader("Notes")
+    st.header("Notes")
     said = st.session_state.pop(_SAID, None)
     if said is not None:
         st.error(as_markdown(said))

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -42,6 +43,7 @@ VIEWS: dict[str, tuple[str, Callable[[PageContext], None]]] = {
 def main() -> None:
     """Draw the whole page; Streamlit calls this for each interaction."""
     st.set_page_config(page_title="altgrad", layout="wide")
+    st.html(Path(__file__).parent / "page.css")
     locations = [word for word in sys.argv[1:] if word != READ_ONLY]
     location = locations[0] if locations else os.environ.get("ALTGRAD_RESULTS", "results")
     chosen = _choose_sweep(location)

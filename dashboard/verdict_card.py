@@ -110,7 +110,7 @@ def replays(run: WatchedRun) -> None:
     record = explanation_of(run)
     if record is None or not record["arms"]:
         return
-    st.subheader("Replays that tested the cause")
+    st.header("Replays that tested the cause")
     for note in record["notes"]:
         st.caption(as_markdown(f"{note[:1].upper()}{note[1:]}."))
     rows = [dict(zip(ARM_COLUMNS, arm_cells(arm), strict=True)) for arm in record["arms"]]

@@ -26,6 +26,7 @@ _ROWS_WITHOUT_SCROLLING = 12
 _SCROLLED_HEIGHT = 420
 _ROWS_OF_WORDS = 25
 _SHORT = 34
+_LETTER, _CELL_PADDING = 8.3, 24  # pixels: of a letter at the size of the tables, of a cell
 _NOTHING = ""  # in the URL: the viewer has chosen no option, although the default has some
 
 
@@ -202,6 +203,7 @@ def show_texts(heads: Sequence[str], rows: Iterable[Sequence[str]], label: str) 
 def show_table(frame: pd.DataFrame, alt: str, **more: Any) -> Any:
     """Show a table that scrolls if it has more than a dozen rows; absent values are dashes."""
     height: int | Literal["content"] = "content" if len(frame) <= _ROWS_WITHOUT_SCROLLING else _SCROLLED_HEIGHT
+    more["column_config"] = wide_enough(frame, more.get("column_config", {}))
     return st.dataframe(frame, hide_index=True, height=height, placeholder="–", alt=alt, **more)
 
 
@@ -212,3 +214,17 @@ def show_words(rows: Sequence[Mapping[str, Any]], alt: str) -> None:
         return
     cells = [{name: as_markdown(str(value)) for name, value in row.items()} for row in rows]
     st.table(cells, hide_index=True, border="horizontal", alt=alt)
+
+
+def wide_enough(frame: pd.DataFrame, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The column configuration with room for the longest text of each column of texts.
+
+    Streamlit looks at the first rows only, and cuts longer texts in later ones without a sign.
+    """
+    found = dict(config)
+    for name in frame.columns:
+        texts = [value for value in frame[name] if isinstance(value, str)]
+        if texts:
+            width = round(_LETTER * max(map(len, [*texts, str(name)]))) + _CELL_PADDING
+            found[name] = {**found.get(name, st.column_config.Column()), "width": width}
+    return found

@@ -49,6 +49,8 @@ def failures_section(contents: Contents, curves: Curves | None) -> Html:
     ]
     head = ["Run", "Rule", "Group", "Seed", "Step", "Reason"]
     parts.append(table(head, body, "Collapsed runs by rule", "lllrrl"))
+    box = element("input", type="checkbox", id="print-reports")
+    parts.append(element("p", element("label", box, " Print the reports below, too"), class_="of-print"))
     parts += [_failure(contents.runs[row.run], row, links[row.run], curves) for row in collapsed]
     return join(parts)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from altgrad.text.foreign_text import as_html
 
-_VOID = frozenset({"img"})  # elements that have no content and no end tag
+_VOID = frozenset({"img", "input"})  # elements that have no content and no end tag
 Attribute = str | int | float | None
 
 

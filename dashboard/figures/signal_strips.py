@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ _MOST_STRIPS = 8
 _MOST_LAYERS = 12
 _STRIP_HEIGHT = 92
 _BUCKETS = 300
+_TITLE_WIDTH = 46  # letters that fit on a phone
 
 
 def signals_of(evidence: Evidence) -> Signals:
@@ -97,7 +99,7 @@ def bands(count: int) -> list[tuple[float, float]]:
 def _title(evidence: Evidence, metric: str, top: float, departure: Departure | None) -> dict[str, Any]:
     when = f", {departure.how} at step {departure.step}" if departure is not None else ""
     return {
-        "text": f"{METRICS[metric].axis_in(evidence.run.loss_unit)}{when}",
+        "text": "<br>".join(textwrap.wrap(f"{METRICS[metric].axis_in(evidence.run.loss_unit)}{when}", _TITLE_WIDTH)),
         "hovertext": in_lines(METRICS[metric].meaning),
         "x": 0,
         "xref": "paper",
@@ -106,7 +108,8 @@ def _title(evidence: Evidence, metric: str, top: float, departure: Departure | N
         "yref": "paper",
         "yanchor": "top",
         "showarrow": False,
-        "font": {"size": 12},
+        "font": {"size": 11},
+        "align": "left",
     }
 
 

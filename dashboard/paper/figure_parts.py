@@ -27,9 +27,10 @@ class Parts:
 
     @classmethod
     def of(cls, figure: go.Figure) -> Parts:
-        """The parts of a figure, with its arrays as NumPy arrays or lists."""
+        """The parts of a figure that are visible, with its arrays as NumPy arrays or lists."""
         content = figure.to_plotly_json()
-        return cls([_decoded(trace) for trace in content["data"]], content["layout"])
+        shown = [trace for trace in content["data"] if trace.get("visible", True) is True]
+        return cls([_decoded(trace) for trace in shown], content["layout"])
 
     @property
     def axes(self) -> list[tuple[str, str]]:

@@ -59,7 +59,7 @@ def _severity(row: Row) -> tuple[str, int]:
 
 def _triage(context: PageContext, collapsed: Sequence[Row]) -> None:
     """All collapsed runs; a click on one shows it."""
-    st.subheader("All runs that collapsed")
+    st.header("All runs that collapsed")
     frame = frame_of([_cells(context, row) for row in sorted(collapsed, key=_severity)])
     columns = {
         "Group": st.column_config.TextColumn(help="Runs that differ in nothing but the seed."),
@@ -94,7 +94,7 @@ def _forensics(context: PageContext, run: WatchedRun, collapsed: Sequence[Row]) 
         return
     verdict_card(context, evidence)
     signals, baseline = signals_in(context, evidence), context.baseline_of(run)
-    st.subheader("What moved first")
+    st.header("What moved first")
     if signals.moved:
         alt = (
             f"One strip per signal of {run.name} up to the verdict, in the order in which they left their early level."
@@ -116,7 +116,7 @@ def _forensics(context: PageContext, run: WatchedRun, collapsed: Sequence[Row]) 
     with left:
         _alike(context, run, collapsed)
     with right:
-        st.subheader("Events")
+        st.header("Events")
         if evidence.events:
             show_words([event_row(event) for event in evidence.events], "Events of the run by step.")
         else:
@@ -124,7 +124,7 @@ def _forensics(context: PageContext, run: WatchedRun, collapsed: Sequence[Row]) 
 
 
 def _layers(evidence: Evidence) -> None:
-    st.subheader("Layers that moved first")
+    st.header("Layers that moved first")
     found = first_layers(evidence)
     if not found:
         st.caption("No layer left its own early level before the verdict, or no layer was measured.")
@@ -145,7 +145,7 @@ def _layers(evidence: Evidence) -> None:
 
 
 def _alike(context: PageContext, run: WatchedRun, collapsed: Sequence[Row]) -> None:
-    st.subheader("Runs with the same verdict")
+    st.header("Runs with the same verdict")
     found = alike(context.row[run.name], collapsed)
     if not found:
         st.caption("No other run collapsed by the same rule.")

@@ -79,10 +79,10 @@ def _grids(formats: Sequence[NumberFormat]) -> None:
 
 
 def _precision(formats: Sequence[NumberFormat]) -> None:
-    st.subheader("ULP over the range")
+    st.header("ULP over the range")
     alt = "Relative distance of neighbouring values."
     show_chart(ulp_figure(formats), "ulps", title="ULP over the range", alt=alt)
-    st.subheader("Signal to rounding noise")
+    st.header("Signal to rounding noise")
     scaled = switch("Scaled: largest value to the top of the format", "scaled", True)
     data = {name: from_distribution(name) for name in DISTRIBUTIONS}
     said = "The values have unit variance; the largest is the one that occurs once in 4096. Scales are powers of two."
@@ -148,7 +148,7 @@ def _tensors(context: PageContext, formats: Sequence[NumberFormat]) -> None:
     with left:
         row = chosen[slide("Step", list(chosen), "at")]
     with right:
-        scaled = switch("Scaled: largest value to the top of the format", "scaled", True)
+        scaled = switch("Scaled to the top of the format", "scaled", True)
     if row["non_finite"]:
         st.warning(f"{row['non_finite']} values are NaN or inf; the figures below are about the other values.")
     if not sum(row["exponents"]):
@@ -163,7 +163,7 @@ def _tensors(context: PageContext, formats: Sequence[NumberFormat]) -> None:
 
 def _distribution(tensor: Histogram, name: str, fmt: NumberFormat, scaled: bool) -> None:
     found = fit(tensor.values, fmt, scaled=scaled)
-    st.subheader("Distribution and rounding error")
+    st.header("Distribution and rounding error")
     show_chart(
         tensor_figure(tensor.values, fmt, scaled),
         "distribution",
@@ -178,7 +178,7 @@ def _distribution(tensor: Histogram, name: str, fmt: NumberFormat, scaled: bool)
 
 def _ranking(tensor: Histogram, site: str, name: str, formats: Sequence[NumberFormat], scaled: bool) -> None:
     places = ranking(tensor, site, formats, scaled)
-    st.subheader("Which format and which recipe fit this tensor")
+    st.header("Which format and which recipe fit this tensor")
     note = "Recipes: the cast of the weight in fprop."
     if site == "gradient":
         note = "Recipes round the gradient of the output, not this of the weight: their cast in dgrad is applied to it."
@@ -208,7 +208,7 @@ def _ranking(tensor: Histogram, site: str, name: str, formats: Sequence[NumberFo
 
 
 def _sample(row: Mapping[str, Any], name: str, fmt: NumberFormat, scale: float) -> None:
-    st.subheader("Single values")
+    st.header("Single values")
     sample = np.array(row["sample"] or [], np.float64)
     if not np.isfinite(sample).any():
         st.info("No finite value was sampled.")

@@ -149,7 +149,7 @@ def _single_value(maps: Sequence[Heat | None]) -> float | None:
 
 def _first_beyond(sides: Sequence[_Side], measured: Sequence[str], shown: Sequence[str]) -> None:
     """The layers in the order in which a metric crossed a limit that the viewer chooses."""
-    st.subheader("First layer and step beyond a limit")
+    st.header("First layer and step beyond a limit")
     columns = st.columns([3, 3, 2], vertical_alignment="bottom")
     usual = next((name for name in (*shown, *measured) if _is_crossed(sides[0].table, name)), shown[0])
     with columns[0]:

@@ -25,9 +25,10 @@ from altgrad.show.sweep_progress import (
 from altgrad.text.foreign_text import as_markdown
 from altgrad.text.number_text import duration
 from dashboard.data.watched_sweep import WatchedRun
-from dashboard.figures.curve_figures import CONFIG, curves_figure
+from dashboard.figures.curve_figures import curves_figure
 from dashboard.marks_form import marks_form
 from dashboard.page_context import PageContext
+from dashboard.paper.exported_chart import show_chart
 from dashboard.stop_form import stop_form
 from dashboard.trial_board import show_runs
 from dashboard.views.curves import lines_of
@@ -51,7 +52,7 @@ def show(context: PageContext) -> None:
     _trials(context)
     stop_form(context, state.is_over)
     _curves(context)
-    st.subheader("Best format against BF16")
+    st.header("Best format against BF16")
     st.markdown(best_sentence(context.rows))
     _verdicts(context)
     _events(context)
@@ -81,7 +82,7 @@ def _trials(context: PageContext) -> None:
     running = [row for row in context.rows if row.status == "running"]
     ended = {run.name: float((run.end or {}).get("ended") or 0.0) for run in context.sweep.runs}
     others = sorted((row for row in context.rows if row.status != "running"), key=lambda row: -ended.get(row.run, 0.0))
-    st.subheader(f"Running now: {len(running)}" if running else "No run is training: the newest ended runs")
+    st.header(f"Running now: {len(running)}" if running else "No run is training: the newest ended runs")
     shown = [*sorted(running, key=lambda row: row.run), *others][: max(_TRIALS, len(running))]
     if not shown:
         st.info("All runs are hidden.")
@@ -93,7 +94,7 @@ def _trials(context: PageContext) -> None:
 
 
 def _curves(context: PageContext) -> None:
-    st.subheader(METRICS["loss"].label, help=meaning("loss"))
+    st.header(METRICS["loss"].label, help=meaning("loss"))
     rows = context.rows[:_MOST_LINES]
     lines = lines_of(context, rows, _VIEW)
     if not lines:
@@ -102,9 +103,9 @@ def _curves(context: PageContext) -> None:
     figure = curves_figure(lines, _VIEW)
     figure.update_layout(height=380)
     alt = f"{METRICS['loss'].label} over steps: {describe(lines)}"
-    st.plotly_chart(figure, key="overview loss", config=CONFIG, alt=alt)
-    if non_finite_count(lines):
-        st.caption("Shaded: steps with NaN or inf, with the last finite value marked.")
+    said = "Shaded: steps with NaN or inf, with the last finite value marked." if non_finite_count(lines) else ""
+    runs = f"{len(lines)} run{'s' if len(lines) > 1 else ''}"
+    show_chart(figure, "overview loss", title=METRICS["loss"].label, n=runs, caption=said, alt=alt)
     if len(context.rows) > len(rows):
         st.caption(
             f"The first {len(rows)} of {len(context.rows)} runs by validation loss; the page Curves shows others."
@@ -112,7 +113,7 @@ def _curves(context: PageContext) -> None:
 
 
 def _verdicts(context: PageContext) -> None:
-    st.subheader("Newest verdicts", help=meaning("verdict"))
+    st.header("Newest verdicts", help=meaning("verdict"))
     shown = {row.run for row in context.rows}
     collapsed = [run for run in context.sweep.runs if run.verdict is not None and run.name in shown]
     if not collapsed:
@@ -133,7 +134,7 @@ def _ended(run: WatchedRun) -> float:
 
 
 def _events(context: PageContext) -> None:
-    st.subheader("Newest events")
+    st.header("Newest events")
     shown = {row.run for row in context.rows}
     runs = [run for run in context.sweep.runs if run.name in shown]
     events = context.sweep.derived("newest events", lambda: newest_events(runs, _NEWEST))

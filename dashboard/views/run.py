@@ -57,7 +57,7 @@ def show(context: PageContext) -> None:
         _facts(run)
         _events(run)
         _checkpoints(run)
-    st.subheader("Train it again")
+    st.header("Train it again")
     st.code(reproduce(run), language="bash")
     if run.verdict is not None:
         folded_report(run)
@@ -117,7 +117,7 @@ def _curves(context: PageContext, run: WatchedRun, row: Row) -> None:
 
 
 def _config(run: WatchedRun) -> None:
-    st.subheader("Config")
+    st.header("Config")
     changed = changed_fields(run.config)
     frame = pd.DataFrame(
         [
@@ -135,7 +135,7 @@ def changed_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _facts(run: WatchedRun) -> None:
-    st.subheader("Machine and versions")
+    st.header("Machine and versions")
     facts = {name.replace("_", " ").capitalize(): _text(run.info[name]) for name in _FACTS if name in run.info}
     versions = run.info.get("versions")
     if isinstance(versions, dict):
@@ -146,7 +146,7 @@ def _facts(run: WatchedRun) -> None:
 
 
 def _events(run: WatchedRun) -> None:
-    st.subheader("Events")
+    st.header("Events")
     events = read_events(run)
     if not events:
         st.caption("No event has been recorded.")
@@ -166,7 +166,7 @@ def reproduce(run: WatchedRun) -> str:
 
 
 def _checkpoints(run: WatchedRun) -> None:
-    st.subheader("Checkpoints")
+    st.header("Checkpoints")
     try:
         found = (run.folder / "checkpoints").list()
     except OSError as error:

@@ -68,7 +68,7 @@ def _groups(context: PageContext, rows: Sequence[Row]) -> None:
 
 def _numbers(context: PageContext, rows: Sequence[Row], per_group: bool) -> None:
     """The same rows as figures, which can be sorted, with the columns that the viewer chooses."""
-    st.subheader("All numbers")
+    st.header("All numbers")
     frame = group_frame(rows) if per_group else run_frame(rows, context.sweep, len(rows) <= _MANY)
     members = list(by_group(rows).values()) if per_group else [[row] for row in rows]
     second, third, fourth = st.columns([2, 1, 1], vertical_alignment="bottom")

@@ -52,6 +52,7 @@ _TABLE = (
     EventKind("format_shift", "format shift", "a failing format was replaced by a safer one during the run, at all operands or at chosen ones", True, "star", "run"),
     EventKind("rate_cut", "rate cut", "the rescue ladder cut the learning rate to a tenth, from where it warms up again", True, "triangle-down", "run"),
     # other events
+    EventKind("collapse_warning", "warning", "a diagnostic left the range that it has in healthy runs; no verdict, and nothing is changed by it", False, "diamond", "neutral"),
     EventKind("phase", "phase of the recipe", "the schedule of the recipe changed the casts of the GEMMs, as configured", False, "diamond", "run"),
     EventKind("shift_unavailable", "shift unavailable", "a format shift was due, but no tensor of the model has a safer format left", False, "diamond", "run"),
     EventKind("restore", "restore", "the run was interrupted, and a further attempt continued from a checkpoint or from step 0", False, "circle", "neutral"),

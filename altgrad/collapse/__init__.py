@@ -6,14 +6,17 @@
     stored_gap.py    the gap, written into a run's rows after both runs have ended
     rule.py          interface of a rule: its input, its memory, its answer
     loss_rules.py    non_finite, diverged, never_learned, gap_to_baseline
+    held_out_rule.py degraded
     weight_rules.py  stalled, rank_collapse
     detector.py      CollapseDetector
+    forecast.py      the warning before a collapse, which is no verdict
 
 Plain Python without torch.  The thresholds are the fields of `TrainConfig` in the section "collapse rules".
 """
 
 from altgrad.collapse.baseline import BaselineGap
 from altgrad.collapse.detector import CollapseDetector, gap_to_baseline
+from altgrad.collapse.forecast import CollapseForecast
 from altgrad.collapse.stored_gap import store_gap
 
-__all__ = ["BaselineGap", "CollapseDetector", "gap_to_baseline", "store_gap"]
+__all__ = ["BaselineGap", "CollapseDetector", "CollapseForecast", "gap_to_baseline", "store_gap"]

@@ -9,12 +9,15 @@ from typing import Any
 
 from altgrad.collapse.baseline import BaselineGap
 from altgrad.collapse.course import LossCourse
+from altgrad.collapse.held_out_rule import Degraded
 from altgrad.collapse.loss_rules import Diverged, GapToBaseline, NeverLearned, NonFinite
 from altgrad.collapse.rule import Observation, Rule
 from altgrad.collapse.smoothing import pace_of
 from altgrad.collapse.weight_rules import RankCollapse, Stalled
 from altgrad.config.train_config import TrainConfig
 from altgrad.results import Verdict
+
+LATER_RULES = ("degraded",)  # which the states of earlier versions lack
 
 
 class CollapseDetector:
@@ -33,6 +36,7 @@ class CollapseDetector:
         self._rules: list[Rule] = [
             NonFinite(config),
             Diverged(config),
+            Degraded(config),
             Stalled(config),
             RankCollapse(config),
             NeverLearned(config),
@@ -77,7 +81,8 @@ class CollapseDetector:
         self._step = state["step"]
         self._course.load_state_dict(state["course"])
         for rule in self._rules:
-            rule.memory = type(rule.memory)(**state["rules"][rule.name])
+            if rule.name in state["rules"] or rule.name not in LATER_RULES:
+                rule.memory = type(rule.memory)(**state["rules"][rule.name])
 
 
 def gap_to_baseline(config: TrainConfig, vocabulary: int | None, baseline: Mapping[int, float]) -> BaselineGap:

@@ -101,9 +101,8 @@ class Diverged:
     name: ClassVar[str] = "diverged"
 
     def __init__(self, config: TrainConfig) -> None:
-        self._margin = config.diverged_margin
+        self._margin, self._learned = config.diverged_margin, config.never_learned_margin
         self._patience = config.diverged_patience * pace_of(config.max_steps)
-        self._learned = config.never_learned_margin
         self.memory = Excursion()
 
     def judge(self, seen: Observation) -> Verdict | None:
@@ -111,7 +110,7 @@ class Diverged:
         best, smoothed = seen.course.best, seen.smoothed
         if best is None or smoothed is None or seen.finite("loss") is None:
             return None
-        limit = self._limit(seen.course, best)
+        limit = rise_limit(seen.course, best, self._margin, self._learned)
         steps = self.memory.steps_beyond(seen.step, smoothed, limit, origin=best)
         if steps < self._patience:
             return None
@@ -123,13 +122,15 @@ class Diverged:
             detail += f"; a uniform model has {seen.cap:.3f}"
         return Verdict(seen.step, self.name, "loss", smoothed, limit, detail)
 
-    def _limit(self, course: LossCourse, best: float) -> float:
-        limit = best + course.margin(self._margin, _OBVIOUS)
-        if course.cap is None:
-            return max(limit, best + (_BUMP if course.trend.fell else 1.0) * abs(course.initial or 0.0))
-        if best < course.cap - course.margin(self._learned):
-            limit = min(limit, (best + course.cap) / 2)
-        return limit
+
+def rise_limit(course: LossCourse, best: float, margin: float, learned: float) -> float:
+    """The loss above which a run that had the loss `best` has diverged, see `Diverged`; margins in nats."""
+    limit = best + course.margin(margin, _OBVIOUS)
+    if course.cap is None:
+        return max(limit, best + (_BUMP if course.trend.fell else 1.0) * abs(course.initial or 0.0))
+    if best < course.cap - course.margin(learned):
+        limit = min(limit, (best + course.cap) / 2)
+    return limit
 
 
 @dataclass

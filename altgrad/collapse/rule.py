@@ -76,15 +76,18 @@ class Excursion:
     floor: float = 0.0
     clock: int = 0  # the step before the first one that counts
 
-    def steps_beyond(self, step: int, value: float, limit: float, origin: float) -> int:
-        """Steps in a row beyond the limit without recovery, including this one; `origin` is the healthy value."""
+    def steps_beyond(self, step: int, value: float, limit: float, origin: float, recovery: float = RECOVERY) -> int:
+        """Steps in a row beyond the limit without recovery, including this one; `origin` is the healthy value.
+
+        recovery: the share of its height above the origin that the value must lose; the 6 % of the class's description.
+        """
         if value <= limit:
             self.since = None
             return 0
         if self.since is None:
             self.since, self.peak, self.floor, self.clock = step, value, value, step - 1
-        elif value > self.peak + RECOVERY * (self.peak - origin):
+        elif value > self.peak + recovery * (self.peak - origin):
             self.peak = self.floor = value
-        elif value < self.floor - RECOVERY * (self.floor - origin):
+        elif value < self.floor - recovery * (self.floor - origin):
             self.floor, self.clock = value, step
         return step - self.clock

@@ -13,13 +13,17 @@ from altgrad.storage.folder import Folder
 
 @dataclass(frozen=True)
 class Report:
-    """A report of a run to its caller: the records since the last report (`rows`), and the present status."""
+    """A report of a run to its caller: the records since the last report (`rows`), and the present status.
+
+    warning: the sentence of the run's warning (see `CollapseForecast`); None without one.
+    """
 
     step: int
     max_steps: int
     rows: list[Mapping[str, float]]
     status: Status
     verdict: Verdict | None
+    warning: str | None = None
 
 
 @dataclass(frozen=True)

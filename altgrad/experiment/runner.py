@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from altgrad.branch import Branch, with_parent
-from altgrad.collapse import CollapseDetector
+from altgrad.collapse import CollapseDetector, CollapseForecast
 from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.experiment.attempts import (
     AnotherRunError,
@@ -133,7 +133,8 @@ class FormatExperimentRunner:
             if other is not None:
                 raise AnotherRunError(other)
             writer.start(info)
-            run = RunInTraining(trainer, CollapseDetector(self.config, trainer.batches.vocabulary), gap)
+            detector = CollapseDetector(self.config, trainer.batches.vocabulary)
+            run = RunInTraining(trainer, detector, gap, CollapseForecast(self.config))
             checkpoints = Checkpointing(self.folder / "checkpoints", run, writer)
             checkpoints.resume()
             self._stop = self._stop_request()
@@ -179,6 +180,9 @@ class FormatExperimentRunner:
         self._write(outcome, writer)
         if verdict is not None and known is None:
             writer.event(step, "verdict", rule=verdict.rule, sentence=verdict.sentence())
+        warned = run.forecast.update(record)
+        if warned is not None:
+            writer.event(step, "collapse_warning", sentence=warned.sentence())
         self._rows.append({**record, **outcome.own})
 
     def _write(self, outcome: StepOutcome, writer: RunWriter) -> None:
@@ -237,7 +241,9 @@ class FormatExperimentRunner:
     def _send(self, report: Callable[[Report], None], run: RunInTraining, status: Status) -> None:
         rows, self._rows = self._rows, []
         if self._ranks.first:
-            report(Report(run.step, self.config.max_steps, rows, status, run.detector.verdict))
+            warned = run.forecast.warned
+            warning = None if warned is None else warned.sentence()
+            report(Report(run.step, self.config.max_steps, rows, status, run.detector.verdict, warning))
 
     def _over(self, run: RunInTraining) -> bool:
         last = self.config.max_steps if self._until is None else min(self._until, self.config.max_steps)

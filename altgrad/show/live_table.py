@@ -41,7 +41,7 @@ class LiveRow:
     """The newest values of a run; a metric that was not measured is absent from `newest`.
 
     `eta`: seconds until its last step; None if it does not train or the pace is unknown.  `is_silent`: it is running,
-    but its lease was not renewed in time.
+    but its lease was not renewed in time.  `warning`: a sentence that a collapse is likely; shown while the run trains.
     """
 
     run: str
@@ -54,11 +54,15 @@ class LiveRow:
     is_baseline: bool = False
     is_silent: bool = False
     eta: float | None = None
+    warning: str = ""
 
     @property
     def status_text(self) -> str:
-        """`collapsed: stalled at step 30`: the status with its reason."""
-        return f"{self.status}: {self.reason}" if self.reason else f"{self.status}{', silent' * self.is_silent}"
+        """`collapsed: stalled at step 30`: the status with its reason; of a run that trains with its warning."""
+        if self.reason:
+            return f"{self.status}: {self.reason}"
+        warning = f": {self.warning}" if self.warning and self.status == "running" else ""
+        return f"{self.status}{', silent' * self.is_silent}{warning}"
 
 
 @dataclass(frozen=True)

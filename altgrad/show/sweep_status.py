@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from altgrad.compare.pairing import DEFAULTS, Settings, settings_of
-from altgrad.results import Run, life_of, list_runs, read_lease, read_plan, read_rows
+from altgrad.results import Run, life_of, list_runs, read_events, read_lease, read_plan, read_rows
 from altgrad.show.live_table import LIVE_METRICS, LiveRow, LiveTable
 from altgrad.storage.folder import Folder
 
@@ -60,6 +60,7 @@ def _state(run: Run) -> RunState:
     name, fmt, max_steps = run.folder.name, config["format"], config["max_steps"]
     try:
         table, broken = read_rows(run.folder, "steps", _COLUMNS, newest=_NEWEST_PARTS)
+        happened = [] if run.end is not None else read_events(run)
     except OSError as error:
         return RunState(name, fmt, "unreadable", 0, max_steps, {}, str(error))
     measured = {column: table[column].drop_null() for column in table.column_names}
@@ -78,6 +79,9 @@ def _state(run: Run) -> RunState:
         is_baseline=settings_of(run).is_baseline,
         is_silent=run.end is None and run.life == "silent",
         eta=seconds_left(run.status, step, max_steps, newest.get("elapsed_seconds")),
+        warning=next(
+            (str(event.detail.get("sentence", "")) for event in happened if event.kind == "collapse_warning"), ""
+        ),
         damage=tuple(f"{name}: steps/{part} is left out: {why}" for part, why in broken.items()),
     )
 

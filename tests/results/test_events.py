@@ -120,7 +120,7 @@ def test_whatever_a_detail_holds_no_reader_ends_in_a_traceback(tmp_path: Path, k
 
 
 def test_no_module_switches_on_kinds_with_a_list_of_its_own() -> None:
-    """Only of `format_shift` and `phase` the particulars are read; the kinds of an explanation's arms are no events."""
+    """The particulars of three kinds are read; the kinds of an explanation's arms are no events."""
     compared = re.compile(r"kind\w* (?:==|!=|in|not in) [\"'({]([a-z_]*)")
     found = {
         (path.relative_to(ROOT).as_posix(), name)
@@ -134,4 +134,5 @@ def test_no_module_switches_on_kinds_with_a_list_of_its_own() -> None:
         ("altgrad/compare/comparison_table.py", "format_shift"),
         ("altgrad/report/failure_report.py", "phase"),
         ("altgrad/explain/arms.py", ""),
+        ("altgrad/show/sweep_status.py", "collapse_warning"),
     }

@@ -133,9 +133,11 @@ def _result(trial: Trial, news: Report) -> dict[str, Any]:
     """A report in the form of a Tune result: the records, for the stopper, and the newest value of each metric."""
     newest = {name: value for row in news.rows for name, value in row.items()}
     reason = {} if news.verdict is None else {"reason": news.verdict.sentence()}
+    warning = {} if news.warning is None else {"warning": news.warning}
     return {
         **newest,
         **reason,
+        **warning,
         "run": trial.run,
         "step": news.step,
         "max_steps": news.max_steps,

@@ -35,6 +35,7 @@ class TrialState:
     newest: dict[str, float] = field(default_factory=dict)
     reason: str = ""
     note: str = ""  # a further message of the trial's process
+    warning: str = ""  # that a collapse is likely
     started: tuple[float, int] | None = None  # monotonic time and step of the first report of this attempt
     updated: float = 0.0
 
@@ -47,6 +48,7 @@ class TrialState:
         self.step, self.status = int(result["step"]), result["status"]
         self.newest |= {name: result[name] for name in LIVE_METRICS if result.get(name) is not None}
         self.reason = result.get("reason", self.reason)
+        self.warning = result.get("warning", self.warning)
 
     @property
     def eta(self) -> float | None:
@@ -77,6 +79,7 @@ class TrialState:
             self.reason,
             is_baseline=self._is_baseline,
             eta=self.eta,
+            warning=self.warning,
         )
 
 
@@ -132,7 +135,10 @@ class LiveDisplay(tune.Callback):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
         state = self._state(trial)
+        known = state.warning
         state.take(result)
+        if state.warning != known:
+            self._say(state, state.warning)
         if result.get("note", state.note) != state.note:
             state.note = result["note"]
             self._say(state, state.note, beside_table=True)

@@ -1,4 +1,4 @@
-"""Posts collapses, failures and the end of a sweep to a webhook."""
+"""Posts warnings, collapses, failures and the end of a sweep to a webhook."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 
 class Notices(tune.Callback):
-    """Posts each collapse and failure, and on exit the number of runs by status; must follow `EndRecords`, which writes
-    the end records that it reads.
+    """Posts each first warning, collapse and failure, and on exit the number of runs by status.
+
+    Must follow `EndRecords`, which writes the end records that it reads.
     """
 
     def __init__(self, address: str, sweep: Folder) -> None:
         self._webhook = Webhook(address)
         self._sweep = sweep
+        self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles callbacks with its own state; the address must not get there
@@ -35,6 +37,14 @@ class Notices(tune.Callback):
         runs, _ = list_runs(self._sweep)
         self._webhook.post("end", sweep=self._sweep.name, runs=dict(Counter(run.status for run in runs)))
         self._webhook.close()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        run, warning = run_of(trial), result.get("warning")
+        if warning is not None and run not in self._warned:
+            self._warned.add(run)
+            self._webhook.post("warning", sweep=self._sweep.name, run=run, step=result["step"], sentence=warning)
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         run = run_of(trial)

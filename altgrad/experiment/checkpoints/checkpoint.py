@@ -17,8 +17,8 @@ import torch
 from altgrad.branch.checkpoints import NAME, checkpoint_files, kept, step_of
 from altgrad.storage.folder import Folder
 
-_LATER = {"climb"}  # entries that older versions did not write
-_GROWING = {"optimizer", "moments", "detector", "gap"}  # entries whose own entries come with the steps
+_LATER = {"climb", "forecast"}  # entries that older versions did not write
+_GROWING = {"optimizer", "moments", "detector", "forecast", "gap"}  # entries whose own entries come with the steps
 
 
 def save_checkpoint(folder: Folder, step: int, state: dict[str, Any]) -> str:

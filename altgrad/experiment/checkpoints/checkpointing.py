@@ -14,7 +14,7 @@ from typing import Any
 
 from altgrad.branch.checkpoints import kept
 from altgrad.branch.parent import parent_config
-from altgrad.collapse import BaselineGap, CollapseDetector
+from altgrad.collapse import BaselineGap, CollapseDetector, CollapseForecast
 from altgrad.config.train_config import TrainConfig
 from altgrad.experiment.checkpoints.checkpoint import (
     CheckpointError,
@@ -44,6 +44,7 @@ class RunInTraining:
     trainer: Trainer
     detector: CollapseDetector
     gap: BaselineGap | None
+    forecast: CollapseForecast
     losses: LossSummary = field(default_factory=LossSummary)
 
     @property
@@ -52,10 +53,11 @@ class RunInTraining:
         return self.trainer.step_number
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds: trainer, detector, losses and gap."""
+        """What a checkpoint holds: trainer, detector, forecast, losses and gap."""
         return {
             "trainer": self.trainer.state_dict(),
             "detector": self.detector.state_dict(),
+            "forecast": self.forecast.state_dict(),
             "losses": self.losses.state_dict(),
             "gap": self.gap.state_dict() if self.gap is not None else None,
         }
@@ -65,6 +67,8 @@ class RunInTraining:
         check_content(state, self.state_dict())
         self.trainer.load_state_dict(state["trainer"])
         self.detector.load_state_dict(state["detector"])
+        if "forecast" in state:
+            self.forecast.load_state_dict(state["forecast"])
         self.losses.load_state_dict(state["losses"])
         if self.gap is not None and state["gap"] is not None:
             self.gap.load_state_dict(state["gap"])

@@ -24,6 +24,7 @@ from altgrad.text.foreign_text import as_code
 _HAPPENED: Mapping[str, str] = {
     "non_finite": "reached NaN or inf at step {}",
     "diverged": "diverged at step {}",
+    "degraded": "had got worse on held-out data by step {}",
     "stalled": "froze at step {}",
     "never_learned": "had learned nothing by step {}",
     "rank_collapse": "had lost the rank of its weights by step {}",

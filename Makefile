@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: sweep test test-fast mutants check dashboard docs bench bench-peers clean
+.PHONY: sweep test test-fast mutants check dashboard docs bench bench-peers wheels clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -60,6 +60,13 @@ bench-peers: .venv/installed
 		$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/peers $$peer || true; \
 	done
 	PYTHONPATH=build/peers $(BIN)/python -m bench.studies.peers $(ARGS)
+
+# For `python -m bench.gpu` on a machine with torch and without a package index; of the Python there: PYTHON_THERE=3.12
+PYTHON_THERE ?= 3.12
+wheels: .venv/installed
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --python-version $(PYTHON_THERE) --dest wheels \
+		--constraint constraints.txt pydantic pydantic-core annotated-types typing-inspection typing-extensions PyYAML \
+		numpy pytest iniconfig pluggy packaging pygments pytest-timeout gfloat array-api-compat ml-dtypes nvidia-ml-py
 
 clean:
 	rm -rf .venv results build dist mutants

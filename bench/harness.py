@@ -83,6 +83,19 @@ def cuda_ratio(ours: Callable[[], object], reference: Callable[[], object], pair
     return _ratio(ours, reference, pairs, _device_milliseconds)
 
 
+def ratio_on(device: torch.device, ours: Callable[[], object], reference: Callable[[], object], pairs: int) -> float:
+    """The median of `ratio` or, on a GPU, of `cuda_ratio`."""
+    return statistics.median((cuda_ratio if device.type == "cuda" else ratio)(ours, reference, pairs))
+
+
+def milliseconds_on(device: torch.device, run: Callable[[], object], times: int) -> float:
+    """The median time of `run`, after a warm-up, as the device's rows measure it."""
+    for _ in range(_WARM_UP):
+        run()
+    on_gpu = device.type == "cuda"
+    return statistics.median(_device_milliseconds(run) if on_gpu else 1000 * _seconds(run) for _ in range(times))
+
+
 def cuda_device() -> torch.device:
     """The GPU on which a row is measured.  Raises NotMeasured without one."""
     if not torch.cuda.is_available():

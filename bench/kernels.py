@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from altgrad.config.recipe import Recipe
 from altgrad.formats import find_format
-from altgrad.quantization.kernel.compiled import INDUCTOR_OPTIONS, CompiledRounding
+from altgrad.quantization.kernel.compiled import CompiledRounding, inductor_options
 from altgrad.quantization.quantized_model import quantize_model
 from bench.harness import NotMeasured, cuda_device, cuda_ratio, ratio, threads
 
@@ -40,23 +40,27 @@ def gpu_round_against_clone(pairs: int) -> list[float]:
 
 
 def native_mlp_against_bfloat16(pairs: int) -> list[float]:
-    """Forward and backward of an MLP of a 1B-parameter GPT: FP8 tensor cores with rounding, divided by BF16."""
-    device = cuda_device()
-    x = torch.randn(_TOKENS, _WIDTH, device=device, dtype=torch.bfloat16)
-    native, plain = _mlp(device), _mlp(device)
+    """The row of `native_against_bfloat16` at the sizes of a 1B-parameter GPT."""
+    return native_against_bfloat16(cuda_device(), _TOKENS, _WIDTH, pairs)
+
+
+def native_against_bfloat16(device: torch.device, tokens: int, width: int, pairs: int) -> list[float]:
+    """Forward and backward of an MLP: FP8 products with rounding, divided by BF16.  Raises NotMeasured without FP8."""
+    x = torch.randn(tokens, width, device=device, dtype=torch.bfloat16)
+    native, plain = _mlp(device, width), _mlp(device, width)
     try:
         quantize_model(native, Recipe(format="E4M3", gradient_format="E5M2", native_fp8=True), counting=False)
     except ValueError as obstacle:
         raise NotMeasured(str(obstacle)) from obstacle
-    return cuda_ratio(_pass(native, x), _pass(plain.bfloat16(), x), pairs)
+    return (cuda_ratio if device.type == "cuda" else ratio)(_pass(native, x), _pass(plain.bfloat16(), x), pairs)
 
 
-def _mlp(device: torch.device) -> nn.Module:
-    return nn.Sequential(nn.Linear(_WIDTH, 4 * _WIDTH), nn.GELU(), nn.Linear(4 * _WIDTH, _WIDTH)).to(device)
+def _mlp(device: torch.device, width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)).to(device)
 
 
 def _pass(model: nn.Module, x: Tensor) -> Callable[[], object]:
-    compiled = torch.compile(model, dynamic=False, options=INDUCTOR_OPTIONS)
+    compiled = torch.compile(model, dynamic=False, options=inductor_options(x.device))
     x = x.clone().requires_grad_()
 
     def run() -> None:

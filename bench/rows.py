@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bench import dashboard, kernels, processes
+from bench.cuda_bytes import block_against_bfloat16
 from bench.harness import Row
 from bench.kernels import against_clone
 from bench.steps import (
@@ -64,6 +65,11 @@ ROWS: Mapping[str, Row] = {
     "dashboard_warm": Row("dashboard: sweep page of 500 runs, warm (seconds)", 0.3, dashboard.warm_table, 11),
     "dashboard_nothing_new": Row("dashboard: a look that finds nothing new (seconds)", 0.01, dashboard.nothing_new, 21),
     "dashboard_curves": Row("dashboard: 60 curves on one chart (seconds)", 1.5, dashboard.sixty_curves, 1),
+    # what a GPU would move, counted without one
+    "bytes_tensor": Row("bytes of a block on a GPU, one scale per tensor (x BF16)", 1.5, block_against_bfloat16("tensor"), 1),
+    "bytes_counts": Row("bytes of a block on a GPU, one scale per tensor, counts (x BF16)", 1.5, block_against_bfloat16("tensor, counts"), 1),
+    "bytes_delayed": Row("bytes of a block on a GPU, delayed scales, counts (x BF16)", 1.2, block_against_bfloat16("delayed"), 1),
+    "bytes_mxfp8": Row("bytes of a block on a GPU, mxfp8 (x BF16)", 1.7, block_against_bfloat16("mxfp8"), 1),
     # a GPU
     "cuda_round": Row("GPU: round 2^27 float32, nearest (x clone)", 1.18, kernels.gpu_round_against_clone),
     "cuda_step": Row("GPU: training step, 50M parameters, rounded (x BF16)", 1.3, rounded_step_against_bfloat16(**_50M), 11),

@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from altgrad.quantization.kernel.compiled import _graph
 from altgrad.quantization.kernel.scaled_rounding import Mode
 from tests.cuda_code.modes import MODES, SPEC_LENGTH
-from tests.cuda_code.pretended_gpu import Generated, build_guard, pretend
+from tests.cuda_code.pretended_gpu import Generated, pretend
 
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 _KERNEL = re.compile(r"async_compile\.triton\('(\w+)', '''(.*?)'''", re.DOTALL)
@@ -35,7 +35,7 @@ _GLOBAL = re.compile(r"^\s+(?:@!?%p\d+\s+)?((?:ld|st)\.global[\w.:]*)", re.MULTI
 
 def main(folder: Path, compiled_for: tuple[int, int], interpreted: tuple[int, int]) -> None:
     """Kernels are generated twice: of one shape they are compiled, of the other `interpret` runs them."""
-    found = pretend(build_guard(folder))
+    found = pretend()
     described = {name: _generated(found, compiled_for, *MODES[name]) for name in MODES}
     for mode in described.values():
         mode["kernels"] = [_kernel(name, source) for name, source in _KERNEL.findall(mode.pop("code"))]

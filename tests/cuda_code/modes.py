@@ -15,3 +15,4 @@ _KINDS = {
 }
 MODES = {name: (mode, False) for name, mode in _KINDS.items()}
 MODES |= {f"{name}, counts": (mode, True) for name, mode in _KINDS.items()}
+MODES["tensor by columns"] = (_KINDS["tensor"]._replace(by_columns=True), False)

@@ -15,6 +15,7 @@ from altgrad.config.train_config import ConfigError, TrainConfig, make_config
 from altgrad.format_relations import FALLBACKS
 from altgrad.formats import FORMATS, NumberFormat, find_format
 from altgrad.quantization.gemms import products as gemm
+from altgrad.quantization.gemms.operand_gemms import summed_by_tiles
 from altgrad.quantization.kernel.round import FormatTensors, round_to_format
 from altgrad.quantization.kernel.scale import scale_for
 from altgrad.quantization.quantized_model import quantize_model
@@ -110,6 +111,12 @@ def test_gradients_are_those_of_the_float32_layer_for_any_shape(shape):
     x, dy = draw(*shape, IN, seed=3), draw(*shape, OUT, seed=4)
     ours, reference = (run(layer_of(Recipe(format="E4M3", gemm_dtype=kind)), x, dy) for kind in ("bfloat16", "float32"))
     assert all(torch.equal(a, b) for a, b in zip(ours, reference, strict=True))
+
+
+def test_a_sum_by_tiles_is_the_sum_whether_or_not_the_tiles_are_full():
+    for rows in (96, 70, 3):
+        x = torch.arange(rows * 5, dtype=torch.float32).view(rows, 5)  # small integers: exact in any order
+        assert torch.equal(summed_by_tiles(x, "1x32"), x.sum(0))
 
 
 @pytest.mark.parametrize("fmt", [*INEXACT, find_format("E2M13")], ids=str)

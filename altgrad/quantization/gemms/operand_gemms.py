@@ -23,6 +23,7 @@ from altgrad.quantization.kernel.batch import round_batched
 from altgrad.quantization.kernel.counting.slots import counted_in_backward
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 from altgrad.quantization.kernel.site import Reads, Site
+from altgrad.quantization.kernel.tiles import split, tile_of
 
 
 class GemmStructure(NamedTuple):
@@ -42,6 +43,7 @@ class GemmStructure(NamedTuple):
     counting: bool  # count the effects of the rounding of dy
     batched: bool = False  # one product for each matrix of a batch: x (b, rows, in), W (b, out, in)
     convolution: products.Convolution | None = None  # of x and W as they are, instead of matrices
+    dtype: torch.dtype = torch.float32  # of y, and thereby of dy
 
     @classmethod
     def of(
@@ -82,7 +84,7 @@ def operand_gemms(
     sites: Sequence[Sequence[Site]],
     structure: GemmStructure,
 ) -> tuple[Tensor, list[tuple[Site, Tensor]]]:
-    """(x W^T + b in float32, [(site, counts)] for each rounding of x and W that was made).
+    """(x W^T + b in the dtype of the structure, [(site, counts)] for each rounding of x and W that was made).
 
     x (..., in), weight (out, in), bias (out,); sites: the roundings of x, W and dy.  The counts of dy reach their sites
     in the backward pass.
@@ -125,12 +127,12 @@ class _OperandGemms(torch.autograd.Function):
 
         of_x = made(x, structure.of_x, structure.activation, 0)
         of_weight = made(weight, structure.of_weight, structure.weight, len(structure.activation))
-        y = _product(of_x[structure.fprop[0]], of_weight[structure.fprop[1]], bias, structure)
+        y = _product(of_x[structure.fprop[0]], of_weight[structure.fprop[1]], bias, structure).to(structure.dtype)
         kept_weight = of_weight[structure.dgrad[1]] if "dgrad" in structure.wanted else None
         kept_x = of_x[structure.wgrad[1]] if "wgrad" in structure.wanted else None
         ctx.save_for_backward(kept_weight, kept_x, key, *tensors[-2 * slots :])
         ctx.structure, ctx.counters, ctx.shape, ctx.inputs = structure, counters, x.shape, len(tensors)
-        ctx.weight_shape = weight.shape
+        ctx.weight_shape, ctx.dtype = weight.shape, x.dtype
         ctx.mark_non_differentiable(*counts)
         return y, *counts
 
@@ -143,9 +145,11 @@ class _OperandGemms(torch.autograd.Function):
         rounded: dict[int, Tensor] = {}
         in_slots: list[Tensor | None] = [None] * len(structure.gradient)
         rounding = round_batched if structure.batched else round_site
+        beside = ctx.needs_input_grad[2] and dy.device.type != "cpu"
         for place in structure.of_dy:
             spec, history = states[place]
-            found, counts = rounding(dy, spec, history, key, structure.gradient[place])
+            mode = structure.gradient[place]._replace(by_columns=beside)
+            found, counts = rounding(dy, spec, history, key, mode)
             rounded[place] = found.bfloat16() if structure.narrow else found
             if ctx.counters is not None:
                 ctx.counters[place].add_counts(counts)
@@ -153,15 +157,31 @@ class _OperandGemms(torch.autograd.Function):
                 in_slots[place] = counts
         dx = dw = None
         if "dgrad" in structure.wanted:
-            dx = _dgrad(rounded[structure.dgrad[0]], weight, ctx.shape, structure)
+            dx = _dgrad(rounded[structure.dgrad[0]], weight, ctx.shape, structure, ctx.dtype)
         if "wgrad" in structure.wanted:
             dw = _wgrad(rounded[structure.wgrad[0]], x, ctx.weight_shape, structure)
-        bias = None
-        if ctx.needs_input_grad[2]:
-            outputs = dy if structure.convolution is None else dy.transpose(1, -1)
-            bias = outputs.reshape(-1, outputs.shape[-1]).sum(0)
+        bias = _bias_gradient(dy, structure) if ctx.needs_input_grad[2] else None
         rest = (None,) * (ctx.inputs - len(in_slots))
         return dx, dw, bias, None, None, None, *in_slots, *rest
+
+
+def _bias_gradient(dy: Tensor, structure: GemmStructure) -> Tensor:
+    """The sum of dy over all dimensions but that of the outputs, float32.
+
+    On a GPU tiles along the tokens are added first, in the pass over dy that takes their amaxes.
+    """
+    outputs = dy if structure.convolution is None else dy.transpose(1, -1)
+    rows = outputs.reshape(-1, outputs.shape[-1]).float()
+    if rows.device.type != "cpu":
+        for mode in structure.gradient:
+            if not mode.last and (tile := tile_of(mode.granularity)) is not None and tile[0] == 1:
+                return summed_by_tiles(rows, mode.granularity)
+    return rows.sum(0)
+
+
+def summed_by_tiles(rows: Tensor, granularity: str) -> Tensor:
+    """The sum of x (rows, columns) over its rows, (columns,): each 1 x B tile along them first."""
+    return split(rows, granularity, last=False).sum(dim=(1, 3)).sum(dim=0)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, structure: GemmStructure) -> Tensor:
@@ -170,10 +190,12 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, structure: GemmStru
     return products.batched(x, weight.transpose(-1, -2)) if structure.batched else products.product(x, weight, bias)
 
 
-def _dgrad(dy: Tensor, weight: Tensor, shape: torch.Size, structure: GemmStructure) -> Tensor:
+def _dgrad(dy: Tensor, weight: Tensor, shape: torch.Size, structure: GemmStructure, dtype: torch.dtype) -> Tensor:
     if structure.convolution is not None:
-        return structure.convolution.dgrad(dy, weight, shape)
-    return products.batched(dy, weight) if structure.batched else products.dgrad(dy, weight, shape)
+        return structure.convolution.dgrad(dy, weight, shape).to(dtype)
+    if structure.batched:
+        return products.batched(dy, weight).to(dtype)
+    return products.dgrad(dy, weight, shape, dtype)
 
 
 def _wgrad(dy: Tensor, x: Tensor, shape: torch.Size, structure: GemmStructure) -> Tensor:

@@ -71,10 +71,10 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias
 
 
-def dgrad(dy: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-    """dy W, float32, in the shape of x; dy (..., out), weight (out, in)."""
+def dgrad(dy: Tensor, weight: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """dy W, summed in float32 and rounded once to `dtype`, in the shape of x; dy (..., out), weight (out, in)."""
     rows = dy.reshape(-1, dy.shape[-1])
-    return _mm(rows, weight).view(shape)
+    return _mm(rows, weight, dtype).view(shape)
 
 
 def wgrad(dy: Tensor, x: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def batched(a: Tensor, b: Tensor) -> Tensor:
     return torch.matmul(a, b)
 
 
-def _mm(a: Tensor, b: Tensor) -> Tensor:
+def _mm(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     if a.device.type == "cpu" or a.dtype == torch.float32:
-        return torch.mm(a.float(), b.float())
-    return torch.mm(a, b, out_dtype=torch.float32)
+        return torch.mm(a.float(), b.float()).to(dtype)
+    return torch.mm(a, b) if dtype == a.dtype else torch.mm(a, b, out_dtype=torch.float32).to(dtype)

@@ -46,10 +46,10 @@ class RoundedGemm(LayerRoundings):
         kind = x.device.type
         bias = None if bias is None else bias.float()
         if not torch.is_autocast_enabled(kind):  # checked first: torch caches no graph that enters autocast
-            return self.compute(x.float(), weight.float(), bias, batched).to(x.dtype)
+            return self.compute(x, weight.float(), bias, batched, dtype=x.dtype)
+        dtype = autocast_dtype(x)
         with torch.autocast(kind, enabled=False):
-            y = self.compute(x.float(), weight.float(), bias, batched)
-        return y.to(autocast_dtype(x))
+            return self.compute(x, weight.float(), bias, batched, dtype=dtype)
 
     def compute(
         self,
@@ -58,22 +58,26 @@ class RoundedGemm(LayerRoundings):
         bias: Tensor | None,
         batched: bool = False,
         convolution: products.Convolution | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """As `multiply`, all float32.  convolution: x (batch, in, ...), weight (out, in / groups, ...)."""
+        """As `multiply`; weight and bias float32, x of any float dtype, and the result of `dtype`.
+
+        convolution: x (batch, in, ...), weight (out, in / groups, ...).
+        """
         if self.bypass:
             if self.watch is None:
-                return products.plain(x, weight, bias, batched, convolution)
+                return products.plain(x.float(), weight, bias, batched, convolution).to(dtype)
             with self.watch(self, _wanted(x, weight)):
-                return products.plain(x, weight, bias, batched, convolution)
+                return products.plain(x.float(), weight, bias, batched, convolution).to(dtype)
         if self.plain:
-            return products.plain(x, weight, bias, batched, convolution)
+            return products.plain(x.float(), weight, bias, batched, convolution).to(dtype)
         if is_sharded(weight):
             if batched or convolution is not None or self.native_fp8:
                 raise ValueError(f"layer {self.name}: of sharded weights only those of linear layers are multiplied")
-            part = local_product(self.name, x, weight, bias, self.own_scales)  # type: ignore[arg-type]
+            part = local_product(self.name, x.float(), weight, bias, self.own_scales)  # type: ignore[arg-type]
             y = self._rounded(part.x, part.weight, part.bias, cuts=part.cuts)
-            return part.joined(y, weight, bias)  # type: ignore[arg-type]
-        return self._rounded(x, weight, bias, batched, convolution)
+            return part.joined(y, weight, bias).to(dtype)  # type: ignore[arg-type]
+        return self._rounded(x, weight, bias, batched, convolution, dtype=dtype)
 
     def _rounded(
         self,
@@ -83,17 +87,19 @@ class RoundedGemm(LayerRoundings):
         batched: bool = False,
         convolution: products.Convolution | None = None,
         cuts: Mapping[GemmSite, Cut] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """The product with rounded operands, all float32; cuts: how tensors are divided among processes."""
+        """As `compute`, with rounded operands; cuts: how tensors are divided among processes."""
         self._check_transforms()
         use = self._next_use() if self.stochastic else 0
         if self.native_fp8 and not batched and x.numel():
-            return self._native(x, weight, bias, use)
+            return self._native(x.float(), weight, bias, use).to(dtype)
         training = torch.is_grad_enabled()
         wanted = _wanted(x, weight)
         sites = [self.roundings(tensor) for tensor in OPERAND_TENSORS]
         narrow = self.multiplies_bfloat16 and not batched and convolution is None
         structure = GemmStructure.of(sites, self.reads, wanted, use=use, narrow=narrow, counting=self.counting)
+        structure = structure._replace(dtype=dtype)
         if batched or convolution is not None:
             structure = structure._replace(batched=batched, convolution=convolution)
         key = self.key

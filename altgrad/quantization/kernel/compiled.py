@@ -21,7 +21,7 @@ from altgrad.quantization.kernel.random import draw_key
 from altgrad.quantization.kernel.round import Rounding, spec_of
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site, rounded_with_counts
 
-# For `torch.compile(..., options=INDUCTOR_OPTIONS)` of anything that rounds.
+# For `torch.compile(..., options=INDUCTOR_OPTIONS)` of a rounding alone; of a step see `inductor_options`.
 INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
     "realize_opcount_threshold": 128,
     "realize_reads_threshold": 8,
@@ -29,6 +29,18 @@ INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
     "eager_numerics.disable_ftz": True,  # float32 subnormals are not flushed to zero
     "fallback_random": True,  # dropout draws its eager masks, which the eager shadow pass must repeat
 }
+
+
+# A GPU waits for its memory: there a rounding is part of the kernel that computes its operand, however long that gets.
+_ON_A_GPU: dict[str, str | int | bool | Callable[..., Any]] = {
+    "realize_opcount_threshold": 1024,
+    "realize_acc_reads_threshold": 64,  # a rounding reads a dozen fields of its format
+}
+
+
+def inductor_options(device: torch.device) -> dict[str, str | int | bool | Callable[..., Any]]:
+    """Options of `torch.compile` for a training step on a device."""
+    return INDUCTOR_OPTIONS if device.type == "cpu" else INDUCTOR_OPTIONS | _ON_A_GPU
 
 
 @dataclass(frozen=True)

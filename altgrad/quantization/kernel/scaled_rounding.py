@@ -61,6 +61,7 @@ class Mode(NamedTuple):
     columns: bool = False  # a rank has columns of the tensor instead of rows
     own_scales: bool = False  # a rank chooses the scales of its part, and shares random numbers only
     use: int = 0  # number of the layer's earlier draws with this key
+    by_columns: bool = False  # the amax of a tensor is taken by columns, whose sums a GPU computes in the same pass
 
     def check(self) -> None:
         """Raise ValueError for an unknown name, which the kernel would silently treat as another one."""
@@ -112,8 +113,9 @@ def spec_for(cast: Cast, fmt: NumberFormat, salt: int, device: torch.device) -> 
 
 
 def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
-    """(Q(x), counts of `COUNTERS`) for a float32 tensor of any shape; a compiler removes counts that nobody reads.
+    """(Q(x) in float32, counts of `COUNTERS`) for a tensor of any shape and float dtype.
 
+    A compiler removes counts that nobody reads.
     Delayed scaling uses the largest amax of `history`; as long as the history holds only zeros, the amax of x.
     Raises ValueError for an unknown rounding, scaling or granularity.
     """
@@ -148,7 +150,7 @@ def rounded_with_counts(
     x: not empty.  `in_bits`: compute on the bits of float32, which compiles to fewer instructions.
     """
     if mode.hadamard:
-        x = rotated(x, mode.hadamard, mode.last, key if mode.redrawn else None)
+        x = rotated(x.float(), mode.hadamard, mode.last, key if mode.redrawn else None)
     codes, (scale, _), counts = _code(x, spec, history, key, mode, in_bits)
     return join(_unscaled(codes, scale, mode), x, mode.granularity, mode.last), counts
 
@@ -173,8 +175,9 @@ def _code(
     It is one part, but for columns in compiled code on a CPU (see `rows_at_once`).
     salts: x is a stack of tensors that share nothing, with these salts (see `rounded_each`).
     """
-    if in_bits and x.is_contiguous():
+    if in_bits and x.is_contiguous() and x.device.type == "cpu":
         x = materialised(x)  # amax and rounding both read it; else Inductor computes a GELU before it twice
+    x = x.float()  # a GPU computes a GELU faster than it writes and reads this copy
     fmt = FormatTensors.view(spec)
     values = split(x, mode.granularity, mode.last)
     if in_bits and mode.in_blocks and not mode.two_level and x.device.type == "cpu":
@@ -182,7 +185,7 @@ def _code(
     compared, together = 1, 1
     if in_bits and x.device.type == "cpu":
         compared, together = rows_at_once(values, mode.granularity, mode.last)
-    amax = finite_amax(values, mode.granularity, mode.last, fmt.infinity, compared)
+    amax = finite_amax(values, mode.granularity, mode.last, fmt.infinity, compared, mode.by_columns)
     if mode.shares_amax:
         amax = largest_over_ranks(amax, mode.group)
     if mode.at_rest and mode.scaling not in ("none", "static"):
@@ -276,7 +279,7 @@ torch.library.define(
     "altgrad::round_site",
     "(Tensor x, Tensor spec, Tensor history, Tensor key, str rounding, str scaling, str granularity, "
     "bool power_of_two, float amax_factor, bool last, bool two_level, int hadamard, bool redrawn, bool at_rest, "
-    "bool shared, str group, bool columns, bool own_scales, int use, str source) -> (Tensor, Tensor)",
+    "bool shared, str group, bool columns, bool own_scales, int use, bool by_columns, str source) -> (Tensor, Tensor)",
 )
 
 

@@ -75,13 +75,18 @@ def join(values: Tensor, like: Tensor, granularity: str, last: bool) -> Tensor:
 
 
 def finite_amax(
-    values: Tensor, granularity: str, last: bool, infinity: Tensor | float = torch.inf, rows: int = 1
+    values: Tensor,
+    granularity: str,
+    last: bool,
+    infinity: Tensor | float = torch.inf,
+    rows: int = 1,
+    by_columns: bool = False,
 ) -> Tensor:
     """Largest finite magnitude of each scale's values; 0 if none is finite.
 
     `values`: as `split` returns them; the reduced dimensions stay, with size 1; the result is 0-d for "tensor".
     `infinity`: a tensor that `in_groups` made, or the number.  `rows`: so many rows of a tile are compared first, in
-    one pass along them.
+    one pass along them.  `by_columns`: on a GPU, of "tensor": the amax of each column first instead of that of each row.
     """
     tile = tile_of(granularity)
     if tile is not None and tile[0] == 1 and last:  # a short row of integers is slow to reduce
@@ -93,7 +98,12 @@ def finite_amax(
     if rows > 1:
         bits = materialised(functools.reduce(torch.maximum, interleaved(bits, rows)))
     if granularity == "tensor":
-        largest = bits.amax() if bits.device.type == "cpu" else bits.amax(dim=-1).amax()
+        if bits.device.type == "cpu":
+            largest = bits.amax()
+        else:  # in two stages, of which the first may be part of the kernel that computes the values
+            largest = (
+                bits.flatten(0, -2).amax(dim=0).amax() if by_columns and bits.ndim > 1 else bits.amax(dim=-1).amax()
+            )
     else:
         largest = bits.amax(dim=(1, 3) if tile else (-1 if last else 0), keepdim=True)
     return (largest.clamp(min=_NEXT_EXPONENT) - _NEXT_EXPONENT).view(torch.float32)

@@ -24,7 +24,7 @@ from altgrad import torch_private
 from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.quantization.adapters.rounded_module import RoundedModule
 from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
-from altgrad.quantization.kernel.compiled import INDUCTOR_OPTIONS
+from altgrad.quantization.kernel.compiled import inductor_options
 from altgrad.quantization.kernel.ranks import ALONE, Ranks
 from altgrad.training.compile.policy import How, Payoff, cost_of, saved_by
 from altgrad.training.compile.repeated_blocks import RegionalCall, regions
@@ -78,6 +78,7 @@ class StepLoss:
         if config.cuda_graphs and device.type != "cuda":
             raise ConfigError(f"cuda_graphs=true: the device is {device}; use a CUDA device or cuda_graphs=false")
         self._regions = regions(model, layers)
+        self._options = inductor_options(device)
         decided = self._decide(layers, device, runs_alike, earlier)
         self.how, self.reason = ranks.from_first(lambda: decided)
         obstacle = None if self.how == "eager" else _obstacle(device)
@@ -151,8 +152,8 @@ class StepLoss:
         if self.how == "eager":
             return self._plain
         if self.how == "blocks":
-            return RegionalCall(self._plain, self._regions, dynamic=False, options=INDUCTOR_OPTIONS)
-        options = INDUCTOR_OPTIONS | {"triton.cudagraphs": self._config.cuda_graphs}
+            return RegionalCall(self._plain, self._regions, dynamic=False, options=self._options)
+        options = self._options | {"triton.cudagraphs": self._config.cuda_graphs}
         if self._task is None or self._task.model_has_loss:
             compiled = torch.compile(self._model, dynamic=False, options=options)
             return lambda batch: call_model(compiled, batch)

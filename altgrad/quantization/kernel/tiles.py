@@ -86,7 +86,7 @@ def finite_amax(
 
     `values`: as `split` returns them; the reduced dimensions stay, with size 1; the result is 0-d for "tensor".
     `infinity`: a tensor that `in_groups` made, or the number.  `rows`: so many rows of a tile are compared first, in
-    one pass along them.  `by_columns`: on a GPU, of "tensor": the amax of each column first instead of that of each row.
+    one pass along them.  `by_columns`: on a GPU, of "tensor": the amax of each column first, instead of each row.
     """
     tile = tile_of(granularity)
     if tile is not None and tile[0] == 1 and last:  # a short row of integers is slow to reduce

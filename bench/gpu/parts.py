@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import multiprocessing
-from tune.plan.gpu_memory import estimate, vocabulary_of
+from tune.plan.resources.gpu_memory import estimate, vocabulary_of
 
 from altgrad.config.train_config import TrainConfig
 from altgrad.experiment.gpu_driver import gpus

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import multiprocessing
-from tune.plan.resources.gpu_memory import estimate, vocabulary_of
 
 from altgrad.config.train_config import TrainConfig
 from altgrad.experiment.gpu_driver import gpus
@@ -34,6 +33,7 @@ from altgrad.training.trainer import Trainer
 from bench.harness import milliseconds_on, ratio_on
 from bench.kernels import native_against_bfloat16
 from bench.steps import config, loop_step, plain_model
+from tune.plan.resources.gpu_memory import estimate, vocabulary_of
 
 Row = dict[str, Any]  # what, value, unit
 ROOT = Path(__file__).parents[2]

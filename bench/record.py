@@ -39,7 +39,9 @@ def write_results(rows: Sequence[Measured], folder: Path) -> None:
 def write_peers(rows: Sequence[dict[str, object]], steps: Sequence[dict[str, object]], folder: Path) -> None:
     """studies/peers.json, and both tables of peers in README.md; rows with name, version, ratio (or None) and note."""
     here = machine() | {"date": time.strftime("%Y-%m-%d")}
-    (folder / "studies" / "peers.json").write_text(json.dumps({"machine": here, "rows": rows, "steps": steps}, indent=1) + "\n")
+    (folder / "studies" / "peers.json").write_text(
+        json.dumps({"machine": here, "rows": rows, "steps": steps}, indent=1) + "\n"
+    )
     lines = ["; ".join(f"{name}: {value}" for name, value in here.items())]
     for what, table in (
         ("2^24 float32 to E4M3 | version | x clone", rows),

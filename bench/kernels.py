@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from altgrad.config.recipe import Recipe
 from altgrad.formats import find_format
 from altgrad.quantization.kernel.compiled import CompiledRounding, inductor_options
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from bench.harness import NotMeasured, cuda_device, cuda_ratio, ratio, threads
 
 SIZE = 2**24

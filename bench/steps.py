@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from altgrad.config.train_config import TrainConfig
 from altgrad.experiment.runner import run_format_experiment
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from altgrad.training.compile.step_loss import StepLoss
 from altgrad.training.data import Batches, TextBatches, load_corpus
 from altgrad.training.model import build_gpt

@@ -42,6 +42,17 @@ def keep_fused_inference_off(model: nn.Module) -> list[Callable[[], None]]:
     return undo
 
 
+def check_options(recipe: Recipe, layers: Mapping[str, RoundedGemm], counting: bool, own_scales: bool) -> None:
+    """Raise ValueError for options of `quantize_model` that this recipe excludes."""
+    if own_scales and not recipe.master_weights:
+        raise ValueError(
+            "quantize_model: own_scales=True with master_weights=False: a stored weight has the whole's scale"
+        )
+    sites = [site for layer in layers.values() for phase in layer.phases for site in phase.by_name.values()]
+    if not counting and any(site.delayed for site in sites):
+        raise ValueError("quantize_model: scaling='delayed' remembers the amaxes of past steps and needs counting=True")
+
+
 def check_globs(recipe: Recipe, layers: dict[str, RoundedGemm]) -> None:
     """Raise ValueError for a glob of `layer_formats` or `layer_gemms` that matches no layer."""
     for field in ("layer_formats", "layer_gemms"):

@@ -21,23 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from altgrad.config.cast import GEMM_SITES
-from altgrad.config.phases import first_steps, phase_at
+from altgrad.config.phases import phase_at
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.adapters.attention import ProductGemm
-from altgrad.quantization.adapters.fit import Filter, make_plain, rounded_layers
+from altgrad.quantization.adapters.fit import make_plain
 from altgrad.quantization.coverage import Coverage, measure_coverage
-from altgrad.quantization.gemms import native_fp8 as native
 from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.site import Site
 from altgrad.quantization.layers import gemms_of
-from altgrad.quantization.model_checks import (
-    check_globs,
-    check_shared_weights,
-    keep_fused_inference_off,
-    refuse_sites,
-)
 from altgrad.quantization.model_state import SiteKey, check_names, check_phases, formats_of, histories_of
 from altgrad.quantization.reminder import Reminder
 from altgrad.quantization.stored.amax_histories import remember
@@ -63,9 +55,14 @@ class QuantizedModel:
         left_out: Mapping[str, str] | None = None,
         undo: Sequence[Callable[[], None]] = (),
         first_of_phase: Sequence[int] = (),
+        again: Callable[[nn.Module, Recipe], QuantizedModel] | None = None,
     ) -> None:
-        """`first_of_phase`: the first step of each phase of the schedule, see `config.phases.first_steps`."""
-        self._undo = list(undo)
+        """`first_of_phase`: the first step of each phase of the schedule, see `config.phases.first_steps`.
+
+        `again`: `quantize_model` with the options of this call, for `set_recipe`.
+        """
+        self._undo, self._again = list(undo), again
+        self._attached: list[Optimizer] = []
         self.model, self.recipe, self.layers, self.left_out = model, recipe, layers, dict(left_out or {})
         self.phase, self._first_of_phase = 0, first_of_phase
         self.products = {gemm.name: gemm for gemm in gemms_of(model) if isinstance(gemm, ProductGemm)}
@@ -75,7 +72,7 @@ class QuantizedModel:
             {(name, site): part for name, gemm in self._gemms.items() for site, part in gemm.phases[n].by_name.items()}
             for n in range(len(first_of_phase) + 1)
         ]
-        self._shared = False
+        self._shared, self._whole_scales = False, True
         self._seed = recipe.seed if recipe.rounding_seed is None else recipe.rounding_seed
         self._keys: dict[torch.device, Tensor] = {}
         stochastic = any(phase.stochastic for gemm in self._gemms.values() for phase in gemm.phases)
@@ -95,12 +92,13 @@ class QuantizedModel:
 
         scales: False for scales of the rank's own rows, as without this call; then no amax is exchanged.
         """
-        self._shared = True
+        self._shared, self._whole_scales = True, scales
         for gemm in self._gemms.values():
             gemm.share(scales)
 
     def attach(self, optimizer: Optimizer) -> None:
         """Call `after_optimizer` after every step of the optimizer, so that the loop need not."""
+        self._attached.append(optimizer)
         self._undo.append(optimizer.register_step_post_hook(lambda stepped, *_: self.after_optimizer(stepped)).remove)
 
     def begin_step(self, seed: int | None, step: int, micro_batch: int = 0, rank: int = 0) -> None:
@@ -136,6 +134,22 @@ class QuantizedModel:
             self._undo.pop()()
         self._reminder.stop()
         return self.model
+
+    def set_recipe(self, recipe: Recipe) -> None:
+        """Round by another recipe from the next `begin_step` on; counts and histories begin anew.
+
+        Options of `quantize_model`, attached optimizers and `share` stay.  Raises what `quantize_model` raises.
+        """
+        assert self._again is not None, "made by quantize_model"
+        shared, scales, attached = self._shared, self._whole_scales, self._attached
+        while self._undo:
+            self._undo.pop()()
+        self._reminder.stop()
+        vars(self).update(vars(self._again(self.model, recipe)))
+        if shared:
+            self.share(scales)
+        for optimizer in attached:
+            self.attach(optimizer)
 
     def coverage(self, loss: Callable[[], Tensor]) -> Coverage | None:
         """Measure which share of the products behind `loss()`, the loss on one batch, is rounded.
@@ -285,56 +299,3 @@ class QuantizedModel:
     def _forget_counts(self) -> None:
         for site in self._sites.values():
             site.take_counts()
-
-
-def quantize_model(
-    model: nn.Module,
-    recipe: Recipe,
-    counting: bool = True,
-    filter_fn: Filter | None = None,
-    total_steps: int | None = None,
-    own_scales: bool = False,
-) -> QuantizedModel:
-    """Round the operands of the GEMMs of a model's layers from now on; the model stays the same, with its Parameters.
-
-    `counting`: count the effects of each rounding, for `QuantizedModel.counts`; without it a step is a few percent
-    faster, but delayed scaling needs it.  Without master weights the weights are rounded to their grid here.  The state
-    dict of the model keeps the keys of the plain model.  `filter_fn(module, name)`: false for a module that is to stay
-    plain.
-
-    Which kinds of layers are rounded, `adapters.registry` tells.  A layer that occurs in several places stays one
-    layer.  The model may be a single layer.  A model that is rounded already gets the new recipe instead; a
-    `QuantizedModel` of before is of no more use.
-
-    `total_steps`: the length of the run, for a schedule whose phases start at a share of it.  `own_scales`: where
-    tensor parallelism divides a tensor among processes, each chooses the scale of its part, instead of the whole's.
-
-    Raises ValueError if the model has no layer of these kinds; for delayed scaling without counting; if a glob of
-    `layer_formats` or `layer_gemms` matches no layer; if two layers with different formats share a weight; if a weight
-    without a master has a dtype that cannot hold its grid, or is computed; with `native_fp8` for a shape or a device
-    without FP8 GEMMs; and for a phase that starts at a share of an unknown number of steps, or never.
-    """
-    first_of_phase = first_steps(recipe.phases, total_steps)
-    phases = [recipe, *(recipe.in_phase(number) for number in range(1, len(first_of_phase) + 1))]
-    layers, left_out = rounded_layers(model, phases, filter_fn)
-    if not layers:
-        why = "".join(f"; {name or 'itself'}: {reason}" for name, reason in left_out.items())
-        raise ValueError(f"quantize_model: {type(model).__name__} has no layer to round, such as nn.Linear{why}")
-    for layer in gemms_of(model):
-        layer.counting, layer.own_scales = counting, own_scales
-    if own_scales and not recipe.master_weights:
-        raise ValueError(
-            "quantize_model: own_scales=True with master_weights=False: a stored weight has the whole's scale"
-        )
-    sites = [site for layer in layers.values() for phase in layer.phases for site in phase.by_name.values()]
-    if not counting and any(site.delayed for site in sites):
-        raise ValueError("quantize_model: scaling='delayed' remembers the amaxes of past steps and needs counting=True")
-    undo = keep_fused_inference_off(model)
-    for number, one in enumerate(phases):
-        check_globs(one, layers)
-        check_shared_weights(layers, number)
-    if recipe.native_fp8:
-        for layer in layers.values():
-            native.check_native(layer.name, layer.weight, [layer.site(site) for site in GEMM_SITES])
-    hook = model.register_load_state_dict_pre_hook(refuse_sites)
-    return QuantizedModel(model, recipe, layers, left_out, [hook.remove, *undo], first_of_phase)

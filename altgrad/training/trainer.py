@@ -24,7 +24,7 @@ from altgrad.diagnostics.protocol import MeasuredStep
 from altgrad.diagnostics.suite import Diagnostics
 from altgrad.events import Event
 from altgrad.quantization.kernel.ranks import Ranks
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from altgrad.stability.guard import NonFiniteGuard
 from altgrad.stability.interventions import chosen_interventions
 from altgrad.stability.ladder import RescueLadder

@@ -26,7 +26,7 @@ from altgrad.experiment.gpu_driver import gpus
 from altgrad.experiment.runner import run_format_experiment
 from altgrad.formats import find_format
 from altgrad.quantization.kernel.compiled import CompiledRounding
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from altgrad.training.compile.step_loss import StepLoss
 from altgrad.training.data import TextBatches, load_corpus
 from altgrad.training.trainer import Trainer

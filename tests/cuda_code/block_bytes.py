@@ -23,7 +23,7 @@ from altgrad.config.train_config import TrainConfig
 from altgrad.quantization.kernel import scaled_rounding
 from altgrad.quantization.kernel.compiled import inductor_options
 from altgrad.quantization.kernel.round import SPEC_LENGTH
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from altgrad.training.model import Block
 from tests.cuda_code.pretended_gpu import Generated, pretend
 

@@ -14,7 +14,7 @@ from altgrad.diagnostics.measures.realised_displacement import Displacement
 from altgrad.diagnostics.measures.stall import Stall
 from altgrad.diagnostics.measures.ulps_moved import UlpsMoved
 from altgrad.diagnostics.protocol import LayerStep
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 
 NOTHING = torch.zeros(0)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from altgrad.config.recipe import Recipe
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from tests.support.rounding.gemm_reference import HOW, adapted, reference_linear, same_gemms
 
 Linear = Callable[..., Tensor]

@@ -20,7 +20,7 @@ from altgrad.config.recipe import Recipe
 from altgrad.quantization.adapters.filters import lora_adapters, lora_base
 from altgrad.quantization.adapters.registry import register_gemm
 from altgrad.quantization.coverage import Coverage, LeftOut
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from tests.support.results.written_runs import row
 from tests.support.rounding.gemm_reference import reference_linear
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.config.recipe import Recipe
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from tests.support.rounding.rounded_products import counted_share
 
 Made = tuple[nn.Module, Callable[[], Tensor]]

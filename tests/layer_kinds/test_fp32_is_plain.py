@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from altgrad.config.recipe import Recipe
 from altgrad.formats import FORMATS
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from altgrad.training.model import build_gpt
 from altgrad.training.trainer import Trainer
 from tests.support.runs.small_runs import SMALL

@@ -16,7 +16,7 @@ from altgrad.config.recipe import Recipe
 from altgrad.quantization.adapters.linear import RoundedTransposedLinear
 from altgrad.quantization.adapters.registry import register_gemm
 from altgrad.quantization.layers import QuantizedLinear
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from tests.support.rounding.gemm_reference import HOW, adapted, reference_linear, same_gemms
 
 FP32 = Recipe(format="FP32")

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from altgrad.config.recipe import Recipe
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from tests.support.rounding.gemm_reference import HOW, adapted, reference_linear, same_gemms
 
 Linear = Callable[..., Tensor]

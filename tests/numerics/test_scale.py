@@ -19,7 +19,7 @@ from altgrad.quantization.kernel.round import FormatTensors, round_to_format, sp
 from altgrad.quantization.kernel.scale import scale_for
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 from altgrad.quantization.kernel.tiles import finite_amax, join, split
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from tests.references.oracles import LARGEST, SMALLEST, power_of_two_scale, quantise_by_hand, same_bits
 
 EIGHT_BITS = SPLITS

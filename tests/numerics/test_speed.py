@@ -24,7 +24,7 @@ from altgrad.quantization.kernel.compiled import INDUCTOR_OPTIONS, CompiledRound
 from altgrad.quantization.kernel.random import draw_key
 from altgrad.quantization.kernel.round import round_to_format, spec_of
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from altgrad.training.compile.step_loss import StepLoss
 from altgrad.training.trainer import Trainer
 from tests.references.rounding_inputs import ALL, million

@@ -71,7 +71,7 @@ def test_another_missing_module_is_an_error_like_any_other() -> None:
 def test_the_quantiser_and_the_configs_need_no_extra() -> None:
     extras = sorted({module for modules in EXTRAS.values() for module in modules})
     program = (
-        "import torch; from altgrad.quantization.quantized_model import quantize_model;"
+        "import torch; from altgrad.quantization.quantize import quantize_model;"
         "from altgrad.config.recipe import Recipe; from altgrad.config.train_config import load_config;"
         "from altgrad.config.shipped_configs import config_file; load_config(config_file('e5m2_fp8'));"
         "from altgrad.quantization.kernel.codes import encode; from altgrad.formats import finfo; finfo('E4M3');"

@@ -22,7 +22,7 @@ import torch._inductor.config
 from torch import Tensor, nn
 
 from altgrad.config.recipe import Recipe
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from altgrad.training import FormatExperimentRunner, run_format_experiment
 from altgrad.training.process_settings import full_precision_sums, room_for_graphs
 from altgrad.training.trainer import Trainer

@@ -19,7 +19,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from altgrad.config.recipe import Recipe
-from altgrad.quantization.quantized_model import QuantizedModel, quantize_model
+from altgrad.quantization.quantize import quantize_model
+from altgrad.quantization.quantized_model import QuantizedModel
 
 SIZE = 2
 TWO_LEVEL = {"block": "1x4", "scale_format": "E4M3", "scale_rule": "real"}

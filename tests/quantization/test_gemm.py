@@ -18,7 +18,7 @@ from altgrad.quantization.gemms import products as gemm
 from altgrad.quantization.gemms.operand_gemms import summed_by_tiles
 from altgrad.quantization.kernel.round import FormatTensors, round_to_format
 from altgrad.quantization.kernel.scale import scale_for
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from altgrad.training.trainer import Trainer
 from tests.references.layer_reference import IN, OUT, draw, layer_of, run
 from tests.references.rounding_inputs import ALL

@@ -16,7 +16,7 @@ from altgrad.formats import FORMATS, find_format
 from altgrad.quantization.kernel.counting.counters import COUNTERS
 from altgrad.quantization.kernel.round import round_to_format
 from altgrad.quantization.layers import unrounded
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from tests.references.layer_reference import IN, OUT, by_hand, draw, layer_of, run
 from tests.references.oracles import quantise_by_hand, same_bits
 

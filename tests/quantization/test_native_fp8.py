@@ -15,7 +15,7 @@ from altgrad.formats import FORMATS, find_format
 from altgrad.quantization.gemms import native_fp8 as native
 from altgrad.quantization.kernel.round import round_to_format, spec_of
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from altgrad.training.trainer import Trainer
 from tests.references.layer_reference import run
 from tests.support.runs.small_runs import BARE

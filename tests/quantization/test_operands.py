@@ -14,7 +14,8 @@ from altgrad.config.operands import ALL_OPERANDS, Operand, roundings
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.fake_quantize import fake_quantize
 from altgrad.quantization.kernel.scaled_rounding import round_site
-from altgrad.quantization.quantized_model import QuantizedModel, quantize_model
+from altgrad.quantization.quantize import quantize_model
+from altgrad.quantization.quantized_model import QuantizedModel
 
 TOKENS, INTO, OUT = 48, 64, 32
 BLOCKS = {"scale_granularity": "1x16"}

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from altgrad.config.recipe import Recipe
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 
 TOKENS, INTO, OUT = 160, 256, 192  # 160 and 192: tiles of 128 end with a shorter one
 ULP = 2.0**-23

@@ -14,7 +14,7 @@ from altgrad.config.cast import Cast
 from altgrad.config.recipe import Recipe
 from altgrad.formats import find_format
 from altgrad.quantization.fake_quantize import fake_quantize
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from tests.references.oracles import same_bits
 
 

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import TrainConfig
 from altgrad.quantization.coverage import Coverage, measure_coverage
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from altgrad.training.model import build_gpt
 
 RECIPE = Recipe(format="E4M3")

@@ -14,7 +14,7 @@ from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import TrainConfig
 from altgrad.experiment.runner import run_format_experiment
 from altgrad.quantization.coverage import Coverage, measure_coverage
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from altgrad.results import read_run
 from altgrad.storage.folder import Folder
 from altgrad.training.model import build_gpt

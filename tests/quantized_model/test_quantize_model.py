@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from altgrad.config.recipe import GEMM_SITES, Recipe
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from tests.references.layer_reference import IN, OUT, draw, layer_of, run
 from tests.references.oracles import same_bits
 

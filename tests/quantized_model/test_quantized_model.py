@@ -16,7 +16,8 @@ from altgrad.formats import FORMATS
 from altgrad.quantization.kernel.round import round_to_format
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 from altgrad.quantization.layers import unrounded
-from altgrad.quantization.quantized_model import QuantizedModel, quantize_model
+from altgrad.quantization.quantize import quantize_model
+from altgrad.quantization.quantized_model import QuantizedModel
 from altgrad.training.trainer import Trainer
 from tests.references.two_layers import IN, inputs, plain, rounded
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.layers import QuantizedLinear
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from tests.references.oracles import quantise_by_hand
 
 IN, OUT = 24, 10

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from altgrad.config.train_config import TrainConfig
 from altgrad.diagnostics.protocol import DiagnosticSnapshot, LayerStep, MeasuredStep
 from altgrad.diagnostics.suite import Diagnostics
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from tests.references import slow_diagnostics as slow
 
 EVERYTHING = {"log_stiffness": True, "log_grid_alignment": True, "log_ulp": True, "use_shadow": True}

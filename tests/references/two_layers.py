@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from altgrad.config.recipe import Recipe
-from altgrad.quantization.quantized_model import QuantizedModel, quantize_model
+from altgrad.quantization.quantize import quantize_model
+from altgrad.quantization.quantized_model import QuantizedModel
 
 IN, OUT = 24, 10
 

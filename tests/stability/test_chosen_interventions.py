@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from altgrad.config.train_config import TrainConfig
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from altgrad.stability.interventions import chosen_interventions, intervention_names
 from tests.support.runs.restored_runs import EVERYTHING, KAHAN, SCHEDULED, Net
 

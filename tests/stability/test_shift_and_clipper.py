@@ -11,7 +11,8 @@ from torch import nn
 
 from altgrad.config.train_config import TrainConfig
 from altgrad.formats import FORMATS
-from altgrad.quantization.quantized_model import QuantizedModel, quantize_model
+from altgrad.quantization.quantize import quantize_model
+from altgrad.quantization.quantized_model import QuantizedModel
 from altgrad.stability.clipper import PartitionRelativeClipper
 from altgrad.stability.protocol import StepState
 from altgrad.stability.shift import EmergencyMantissaShift

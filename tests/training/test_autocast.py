@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from altgrad.training import TrainConfig
 from altgrad.training.data import TextBatches, load_corpus
 from altgrad.training.model import build_gpt

@@ -14,7 +14,7 @@ from altgrad.formats import FORMATS
 from altgrad.quantization.kernel.compiled import CompiledRounding
 from altgrad.quantization.kernel.round import round_to_format, spec_of
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from altgrad.training.trainer import Trainer
 from tests.references.layer_reference import draw, run
 from tests.references.rounding_inputs import ALL, million

@@ -16,7 +16,8 @@ from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import TrainConfig
 from altgrad.explain.arms import Case
 from altgrad.explain.cells import healing
-from altgrad.quantization.quantized_model import QuantizedModel, quantize_model
+from altgrad.quantization.quantize import quantize_model
+from altgrad.quantization.quantized_model import QuantizedModel
 from altgrad.report import failure_report
 from altgrad.results import read_events, read_run
 from altgrad.storage.folder import Folder

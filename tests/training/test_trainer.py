@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from altgrad.quantization.kernel.round import FormatTensors, round_to_format
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from altgrad.results import read_run
 from altgrad.storage.folder import Folder
 from altgrad.training import FormatExperimentRunner, TrainConfig, run_format_experiment

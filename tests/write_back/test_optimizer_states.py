@@ -19,7 +19,8 @@ from altgrad.formats import find_format
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.round import round_to_format
 from altgrad.quantization.kernel.scaled_rounding import mode_of, round_site, rounded_each, spec_for
-from altgrad.quantization.quantized_model import QuantizedModel, quantize_model
+from altgrad.quantization.quantize import quantize_model
+from altgrad.quantization.quantized_model import QuantizedModel
 from altgrad.quantization.stored import optimizer_states
 from altgrad.quantization.stored.expansion import expanded
 from altgrad.training.data import TextBatches, load_corpus

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.config.recipe import Recipe
-from altgrad.quantization.quantized_model import QuantizedModel, quantize_model
+from altgrad.quantization.quantize import quantize_model
+from altgrad.quantization.quantized_model import QuantizedModel
 from altgrad.quantization.stored.write_back import WriteBack, _on
 
 UNSCALED = {"format": "E4M3", "scaling": "none", "master_weights": False}  # steps of 1/8 from 1 to 2

@@ -17,7 +17,8 @@ from torch import nn
 from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import TrainConfig
 from altgrad.formats import find_format
-from altgrad.quantization.quantized_model import QuantizedModel, quantize_model
+from altgrad.quantization.quantize import quantize_model
+from altgrad.quantization.quantized_model import QuantizedModel
 
 STEP = 1 / 128  # of the grid
 RULES = ("nearest", "stochastic", "kahan", "eco", "eco_stochastic")

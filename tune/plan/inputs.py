@@ -86,7 +86,7 @@ def _check_layers(trial: Trial, task: FoundTask) -> None:
     """
     import torch
 
-    from altgrad.quantization.quantized_model import quantize_model
+    from altgrad.quantization.quantize import quantize_model
 
     if trial.config.task != BUILT_IN_TASK:
         return

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.gemms import products
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 
 SIZE = 64  # of every dimension: an operand is a matrix of 64 x 64
 HALFWAY = 1.0625  # between 1 and 1.125 in E4M3

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import TrainConfig
 from altgrad.quantization.adapters.filters import lora_adapters
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 from altgrad.training.trainer import Trainer
 from tests.support.rounding.rounded_products import counted_share
 

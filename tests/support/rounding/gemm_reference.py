@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.layers import gemms_of
-from altgrad.quantization.quantized_model import quantize_model
+from altgrad.quantization.quantize import quantize_model
 
 _LARGEST = 7.5  # of E2M3, whose few binades let a scale show: E4M3 hardly depends on its block
 

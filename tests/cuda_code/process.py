@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from tests.cuda_code import PINNED
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +26,8 @@ def why_not() -> str | None:
     installed = importlib.metadata.version("torch").partition("+")[0]
     if installed != PINNED["torch"]:
         return f"torch {installed}; private names are those of {PINNED['torch']}"
+    if torch.version.cuda is not None:
+        return "torch knows real GPUs here: the pretended one is for its build without them"
     return None if shutil.which("g++") else "no g++"
 
 

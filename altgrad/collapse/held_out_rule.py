@@ -1,4 +1,4 @@
-"""A rule that judges a run by its held-out loss: it rose above its best, whatever the training loss does."""
+"""A rule that judges a run by its held-out loss: it rose above its best, and the training loss rose too."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ class HeldOut:
 class Degraded:
     """The held-out loss is half of `diverged_margin` above its best for `diverged_patience` steps without recovering.
 
-    It finds what the training loss cannot show, such as a data loader that is stuck on a few batches, and smaller rises
-    than `diverged`: the held-out batches are always the same, so that their loss has no scatter and no rise is a matter
-    of the data.  It is seen every `eval_interval` steps, and at least two measurements in a row must be
-    above the limit, which is otherwise that of `diverged`.  Recovering means losing 15 % of the height above the best.
+    It finds smaller rises than `diverged`: the held-out batches are always the same, so that their loss has no scatter.
+    It is seen every `eval_interval` steps, and at least two measurements in a row must be above the limit, which is
+    otherwise that of `diverged`.  Recovering means losing 15 % of the height above the best.
 
-    Example, 256 classes, measured every 20 steps: the held-out loss is 2.6 at step 100 and rises from there by 0.1 per
+    The smoothed training loss must be above its own best too, by half as much as the limit asks of the held-out loss.
+    A run whose training loss goes on falling memorises its batches: no arithmetic has failed, and BF16 does the same.
+
+    Example, 256 classes, measured every 20 steps: both losses are 2.6 at step 100 and rise from there by 0.1 per
     measurement.  It is above 2.85 from step 160 on: the verdict comes at step 240, the 81st step.
     """
 
@@ -55,6 +57,9 @@ class Degraded:
             memory.best, memory.best_step = loss, seen.step
         limit = rise_limit(seen.course, memory.best, self._margin, self._learned)
         excursion = memory.excursion
+        if self._memorises(seen):
+            excursion.since = None
+            return None
         steps = excursion.steps_beyond(seen.step, loss, limit, origin=memory.best, recovery=_RECOVERY)
         if steps < self._patience or excursion.since == seen.step:
             return None
@@ -63,3 +68,10 @@ class Degraded:
             f"was {memory.best:.4g} at step {memory.best_step}"
         )
         return Verdict(seen.step, self.name, "validation_loss", loss, limit, detail)
+
+    def _memorises(self, seen: Observation) -> bool:
+        """Whether the training loss is near its best, so that only the held-out loss has risen."""
+        best, smoothed = seen.course.best, seen.smoothed
+        if best is None or smoothed is None:
+            return True
+        return smoothed < best + seen.course.margin(self._margin / 2)

@@ -13,7 +13,7 @@ from altgrad.metrics import METRICS
 RULES: Mapping[str, str] = {
     "non_finite": "The loss or the gradients were NaN or infinite for too many steps in a row.",
     "diverged": "The smoothed loss rose above its best and did not come back.",
-    "degraded": "The held-out loss rose above its best and did not come back, whatever the training loss did.",
+    "degraded": "The held-out loss rose above its best and did not come back, and the training loss had risen too.",
     "never_learned": "The loss was still where it started after a fair share of the run.",
     "stalled": "The optimizer's updates no longer reached the stored weights, and the loss stood still.",
     "rank_collapse": "A weight matrix lost most of its stable rank.",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import streamlit as st
 
 from altgrad.results.marks import MARKS, Mark, read_marks, write_mark
 from altgrad.results.stop_request import REQUEST, request_stop, stop_request
@@ -73,6 +74,7 @@ def test_marks_and_stop_requests_are_written_to_the_store_and_count_there(store:
     write_mark(sweep, name, Mark("über S3", star=True, hidden=True))
     try:
         assert read_marks(sweep).by_run == {name: Mark("über S3", star=True, hidden=True)}
+        st.cache_resource.clear()  # viewers share what was looked at half a second ago
         app = show(store.uri("results"), "sweep", rows="run")
         assert "1 hidden run is left out" in words(app) and name not in drawn(app)
         assert "bf16_lr0.0006_s42" in drawn(app)
@@ -82,6 +84,7 @@ def test_marks_and_stop_requests_are_written_to_the_store_and_count_there(store:
     finally:
         sweep.delete(MARKS)
         sweep.delete(REQUEST)
+        st.cache_resource.clear()
     assert name in drawn(show(store.uri("results"), "sweep", rows="run"))
 
 

@@ -95,8 +95,8 @@ def test_any_two_formats_and_the_alarms_are_told_apart(vision: str) -> None:
 
 def test_every_colour_stands_out_on_each_page() -> None:
     css = resources.files("altgrad.html").joinpath("style.css").read_text()
-    light, dark = re.findall(r"--page: (#\w{6})", css)
-    assert re.findall(r"--alarm: (#\w{6})", css) == [ALARM, ALARM_ON_DARK]
+    light, dark, paper = re.findall(r"--page: (#\w{6})", css)  # printed, it is light whatever the screen is
+    assert re.findall(r"--alarm: (#\w{6})", css) == [ALARM, ALARM_ON_DARK, ALARM] and paper == light
     for colour in {format_colour(name) for name in FORMATS} | {ALARM}:
         for page in (light, dark, "#ffffff", STREAMLIT_DARK):
             assert contrast(colour, page) >= 3, (colour, page)

@@ -42,7 +42,7 @@ def test_running_trials_are_shown_with_progress_and_time_left(running: Folder) -
     text = drawn(app)
     # 30 of 60 steps took 30 x 0.05 s, so 30 more take 1.5 s
     assert text.count("step 30 of 60") == 2 and "width:50.0%" in text and "left" in text
-    assert any("Running now: 2" in one.value for one in app.subheader)
+    assert any("Running now: 2" in one.value for one in app.header)
     spent = [one.value for one in app.caption if "saved by early stopping" in one.value]
     assert len(spent) == 1 and "saved by early stopping" not in "".join(one.label for one in app.metric)
 

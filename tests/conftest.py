@@ -31,7 +31,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         file, _, test = item.nodeid.partition("::")
         alone = f"{file} {test}"
         groups = {"compiled": alone, "browser": "browser"}
-        group = next((groups[mark] for mark in groups if _is(item, mark)), file).replace("@", " ")
+        own = item.get_closest_marker("xdist_group")  # of a file whose compiling tests share what a fixture compiles
+        group = (
+            own.args[0] if own else next((groups[mark] for mark in groups if _is(item, mark)), file).replace("@", " ")
+        )
         item.add_marker(pytest.mark.xdist_group(group))
         if _groups_are_in_ids(config) and hasattr(item, "_id"):
             item._id = type(item._id).parse(f"{item.nodeid}@{group}")

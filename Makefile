@@ -30,7 +30,7 @@ test: .venv/installed .venv/triton check
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 test-fast: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m 'not (slow or ray or browser or compiled)' $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m 'not (slow or ray or browser or compiled or long)' $(ARGS)
 
 # Hours; goes on where it was broken off.  One module: make mutants ARGS="'altgrad.stability.guard*'"; see tests/mutants.py
 mutants: .venv/installed

@@ -26,6 +26,8 @@ from altgrad.training.trainer import Trainer
 from tests.support.runs.restored_runs import EVERYTHING, KAHAN, STEPS, Data, Net
 from tests.support.runs.small_runs import SMALL, TIMED, losses
 
+pytestmark = pytest.mark.long
+
 AT = (4, 8, 12, 16, 20)
 BEHIND = {step: 5.0 - step / 30 for step in range(1, STEPS + 1)}
 

@@ -18,6 +18,8 @@ from altgrad.results import Verdict, read_run
 from altgrad.training import run_format_experiment
 from tests.support.results.collapse_curves import CONFIG, STEPS, Record, healthy, heavy_tailed, judge, records
 
+pytestmark = pytest.mark.long
+
 Curve = Callable[[int], float]
 
 

@@ -18,6 +18,8 @@ from tests.support.commands import altgrad
 from tests.support.runs.small_runs import set_words
 from tune.plan.options import parse_options
 
+pytestmark = pytest.mark.long
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHORT = ["--set", *set_words(model="micro", max_steps=6, diagnostic_interval=3, eval_batches=1, compile=False)]
 

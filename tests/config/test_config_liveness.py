@@ -28,6 +28,8 @@ from tune.plan.options import parse_options
 from tune.plan.resources.machine import Machine
 from tune.plan.trials import plan_sweep
 
+pytestmark = pytest.mark.long
+
 Seen = Callable[[TrainConfig, Folder], Any]
 BASE = SMALL.altered(max_steps=6, eval_interval=3, diagnostic_interval=2, checkpoint_interval=3, learning_rate=3e-3)
 STEPS = 400

@@ -13,6 +13,8 @@ from dashboard import streamlit_app
 from tests.support.dashboard_pages import PAGES, show, words
 from tests.support.results import generated_results as generated
 
+pytestmark = pytest.mark.long
+
 STATES = ("empty", "running", "completed", "collapsed", "killed", "corrupt", "large")
 SHORT = {"steps": 60, "eval_interval": 20, "diagnostic_interval": 10}
 

@@ -16,6 +16,8 @@ from tests.servers.object_store import ENVIRONMENT, KEYS, ObjectStore, object_st
 from tests.support.dashboard_pages import PAGES, drawn, show, words
 from tests.support.results import generated_results as generated
 
+pytestmark = pytest.mark.long
+
 RUN = {"steps": 60, "eval_interval": 20, "diagnostic_interval": 10}
 
 

@@ -16,6 +16,8 @@ import torch.multiprocessing as mp
 
 from tests.support.other_libraries import FRAMEWORKS, ROOT, environment_with
 
+pytestmark = pytest.mark.long
+
 PAGE = ROOT / "docs" / "own_model.md"
 
 

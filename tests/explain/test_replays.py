@@ -21,6 +21,8 @@ from tune.replay.arm_run import train_arm
 from tune.replay.case_of_run import replayed
 from tune.replay.explaining import Explanation
 
+pytestmark = pytest.mark.long
+
 # an operand whose scale is frozen far too small: all of it overflows to infinity
 FROZEN = {"format": "E5M2", "scaling": "static", "static_scale": 2.0**-30, "overflow": "inf"}
 PLANTED = SMALL.altered(format="E4M3", max_steps=40, layer_gemms={"*mlp.up": {"dgrad": {"gradient": FROZEN}}})

@@ -22,6 +22,8 @@ from tune.plan.resources.machine import share_out
 from tune.plan.trial import Trial
 from tune.sweep import main
 
+pytestmark = pytest.mark.long
+
 # The estimate may be so much below and above the peak that torch's own allocation record shows.
 LOW, HIGH = 0.9, 1.1
 LOGS = {"use_shadow": True, "log_stiffness": True, "log_ulp": True, "log_grid_alignment": True}

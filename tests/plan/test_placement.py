@@ -20,6 +20,8 @@ from tune.plan.trial import SweepPlan, Trial
 from tune.plan.trial_kinds import runs_alike, timed_kind
 from tune.timing.probe import StepTimes, TimesStore, expected, measure
 
+pytestmark = pytest.mark.long
+
 TWO_AT_A_TIME = Resources(cpus=1.0, gpus=0.0, concurrent=2)
 TIMES = StepTimes(start=4.0, setup=2.0, step=0.1, diagnosis=0.5, validation=1.0, checkpoint=0.25)
 

@@ -33,6 +33,8 @@ from altgrad.training.trainer import StepOutcome, Trainer
 from tests.support.rounding.drawn_bits import drawn_bits, largest_correlation
 from tests.support.runs.small_runs import MICRO
 
+pytestmark = pytest.mark.long
+
 SIZE = 2
 STEPS = 12
 EXACT = 1e-6  # of a loss: 2 to 4 ULPs

@@ -22,6 +22,8 @@ from altgrad.config.recipe import Recipe
 from altgrad.quantization.quantize import quantize_model
 from altgrad.quantization.quantized_model import QuantizedModel
 
+pytestmark = pytest.mark.long
+
 SIZE = 2
 TWO_LEVEL = {"block": "1x4", "scale_format": "E4M3", "scale_rule": "real"}
 CASTS: dict[str, dict[str, Any]] = {

@@ -24,6 +24,8 @@ from tests.references.layer_reference import IN, OUT, draw, layer_of, run
 from tests.references.rounding_inputs import ALL
 from tests.support.runs.small_runs import BARE
 
+pytestmark = pytest.mark.long
+
 EXACT = [fmt for fmt in FORMATS.values() if fmt.mantissa_bits <= 7]
 EXACT_AND_ODD = [fmt for fmt in ALL if fmt.mantissa_bits <= 7]  # also at the edges of float32's range
 # one of each kind; that each format's values survive is shown code by code

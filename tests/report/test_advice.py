@@ -18,6 +18,8 @@ from altgrad.results import Run, Verdict
 from altgrad.storage.folder import Folder
 from tests.support.results.written_runs import write_ended_run
 
+pytestmark = pytest.mark.long
+
 STALLED = Verdict(100, "stalled", "realised_displacement", 0.02, 0.1, "below 0.1 at 3 measurements")
 KAHAN = {"update_rounding": "kahan"}
 OVERFLOWN = Verdict(80, "diverged", "loss", 5.0, 4.0)

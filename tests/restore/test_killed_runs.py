@@ -20,6 +20,8 @@ from altgrad.training.trainer import StepOutcome, Trainer
 from tests.support.runs.restored_runs import EVERYTHING, STEPS, Data, Net
 from tests.support.runs.small_runs import TIMED
 
+pytestmark = pytest.mark.long
+
 
 class Killed(BaseException):
     """Stands for a process that dies: nothing in the runner may catch it."""

@@ -22,6 +22,8 @@ from tests.support.runs.restored_runs import (
     trainer_of,
 )
 
+pytestmark = pytest.mark.long
+
 AROUND_WHAT_HAPPENS = (0, 4, 5, 11, 12, 13, 19, 20)  # broken batches, rollbacks, the shift
 
 

@@ -25,6 +25,8 @@ from tune.plan.options import SweepError, SweepOptions
 from tune.plan.sweep_record import open_sweep
 from tune.sweep import main as sweep_main
 
+pytestmark = pytest.mark.long
+
 TARGET, OTHERS = "e7m0_lr0.0006_s1", ("bf16_lr0.0006_s1", "e4m3_lr0.0006_s1")
 SHORT = {"steps": 20, "eval_interval": 10, "diagnostic_interval": 10}
 

@@ -17,6 +17,8 @@ from dashboard.data.run_tables import RunTables
 from tests.servers.polling import wait_for
 from tests.support.results import generated_results as generated
 
+pytestmark = pytest.mark.long
+
 STEPS = 12
 
 

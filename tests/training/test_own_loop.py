@@ -23,6 +23,8 @@ from altgrad.training.optim import build_optimizer, learning_rate
 from altgrad.training.trainer import Trainer
 from tests.references.two_layers import IN, inputs, plain, rounded
 
+pytestmark = pytest.mark.long
+
 AMAX = COUNTERS.index("amax")
 
 SETTINGS = {"model": "micro", "batch_size": 2, "max_steps": 6, "compile": False, "threads": 1, "warmup_steps": 1}

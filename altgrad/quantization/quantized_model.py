@@ -138,18 +138,27 @@ class QuantizedModel:
     def set_recipe(self, recipe: Recipe) -> None:
         """Round by another recipe from the next `begin_step` on; counts and histories begin anew.
 
-        Options of `quantize_model`, attached optimizers and `share` stay.  Raises what `quantize_model` raises.
+        Options of `quantize_model`, attached optimizers and `share` stay.  Raises what `quantize_model` raises; then
+        all is as it was before the call.
         """
         assert self._again is not None, "made by quantize_model"
-        shared, scales, attached = self._shared, self._whole_scales, self._attached
+        shared, scales, attached, before = self._shared, self._whole_scales, self._attached, self.state_dict()
         while self._undo:
             self._undo.pop()()
         self._reminder.stop()
-        vars(self).update(vars(self._again(self.model, recipe)))
+        refused: ValueError | None = None
+        try:
+            found = self._again(self.model, recipe)
+        except ValueError as error:
+            refused, found = error, self._again(self.model, self.recipe)
+            found.load_state_dict(before)
+        vars(self).update(vars(found))
         if shared:
             self.share(scales)
         for optimizer in attached:
             self.attach(optimizer)
+        if refused is not None:
+            raise refused
 
     def coverage(self, loss: Callable[[], Tensor]) -> Coverage | None:
         """Measure which share of the products behind `loss()`, the loss on one batch, is rounded.

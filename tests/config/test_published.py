@@ -38,15 +38,6 @@ EXPECTED = {
         "wgrad.gradient": ("E5M2", "tensor", "delayed 1024 FP32", "nearest", 0),
         "wgrad.activation": ("E4M3", "tensor", "delayed 1024 FP32", "nearest", 0),
     },
-    # delayed scaling of all GEMMs of a block (section 2), with DelayedScaling()'s defaults
-    "fog": {
-        "fprop.activation": ("E4M3", "tensor", "delayed 1024 FP32", "nearest", 0),
-        "fprop.weight": ("E4M3", "tensor", "delayed 1024 FP32", "nearest", 0),
-        "dgrad.gradient": ("E5M2", "tensor", "delayed 1024 FP32", "nearest", 0),
-        "dgrad.weight": ("E4M3", "tensor", "delayed 1024 FP32", "nearest", 0),
-        "wgrad.gradient": ("E5M2", "tensor", "delayed 1024 FP32", "nearest", 0),
-        "wgrad.activation": ("E4M3", "tensor", "delayed 1024 FP32", "nearest", 0),
-    },
     # section 3.3.2: 1x128 tiles of activations, 128x128 blocks of weights, E4M3 on all tensors, online scales
     "deepseek_v3": {
         "fprop.activation": ("E4M3", "1x128", "dynamic FP32", "nearest", 0),
@@ -91,6 +82,7 @@ EXPECTED = {
         "wgrad.activation": HIGH,
     },
 }  # fmt: skip
+EXPECTED["fog"] = EXPECTED["te_delayed"]  # delayed scaling of all GEMMs of a block, with DelayedScaling()'s defaults
 LAYERS_HIGH = {name: {"*lm_head": "BF16"} for name in ("deepseek_v3", "fog", "nvfp4")}
 
 # every flat field that fills casts, with values that some recipe does not have

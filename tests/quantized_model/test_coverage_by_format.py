@@ -56,6 +56,10 @@ def test_one_format_needs_no_list() -> None:
     assert found.formats == {"E4M3": found.total_flops} and found.sentence() == "100.0% of the GEMM FLOPs are rounded"
 
 
+def test_fp32_which_changes_no_value_is_named() -> None:
+    assert two_layers(Recipe(format="FP32")).sentence() == "100.0% of the GEMM FLOPs are rounded (FP32 100.0%)"
+
+
 def test_a_forward_pass_computed_again_is_a_forward_pass() -> None:
     """The second one ends where all that backward needs is there: before the last layer's product."""
     found = two_layers(Recipe(recipe="te_current"), again=True)

@@ -77,6 +77,25 @@ def test_after_set_recipe_training_is_that_of_a_model_rounded_by_it(second: Reci
         assert torch.equal(history, fresh.histories()[name]) and history.any()
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_recipe_that_is_refused_leaves_training_as_it_was(stored: bool) -> None:
+    """The histories, the attached optimizer and the weights go on as without the attempt."""
+    first = Recipe(format="E5M2", scaling="delayed", rounding="stochastic", master_weights=not stored)
+    losses = []
+    for refused in (False, True):
+        quantized = altgrad.quantize_(model(), first)
+        optimizer = torch.optim.AdamW(quantized.model.parameters(), lr=1e-2)
+        quantized.attach(optimizer)
+        steps(quantized, optimizer, range(1, 5))
+        if refused:
+            with pytest.raises(ValueError, match="matches no layer"):
+                quantized.set_recipe(Recipe(format="E4M3", layer_formats={"nothing.*": "BF16"}))
+            assert quantized.recipe == first
+        losses.append(steps(quantized, optimizer, range(5, 9)))
+        assert all(history.any() for history in quantized.histories().values())
+    assert losses[0] == losses[1]
+
+
 def test_importing_altgrad_loads_no_torch_and_its_names_are_listed() -> None:
     program = "import sys, altgrad; assert 'torch' not in sys.modules; print('quantize_' in dir(altgrad))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "True\n"

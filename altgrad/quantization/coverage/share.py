@@ -78,6 +78,6 @@ class Coverage:
         return f"{warning}{self.share:.1%} of the GEMM FLOPs are rounded{self._by_format()}{left_out}{note}"
 
     def _by_format(self) -> str:
-        """` (E4M3 66.7%, BF16 33.3%)`, of all FLOPs, if the rounded products differ in their formats."""
+        """` (E4M3 66.7%, BF16 33.3%)`, of all FLOPs, if the formats differ, or one is FP32, which changes no value."""
         shares = {name: flops / self.total_flops for name, flops in self.formats.items()}
-        return f" ({shares_text(shares)})" if len(shares) > 1 else ""
+        return f" ({shares_text(shares)})" if len(shares) > 1 or "FP32" in shares else ""

@@ -28,9 +28,10 @@ from altgrad.report.evidence import Evidence
 
 Cause = Callable[[Evidence], Iterator[Advice]]
 _ALL: tuple[Cause, ...] = (overflow, underflow, frozen, noisy_gradient, non_finite)
-_CAUSES: Mapping[str, tuple[Cause, ...]] = {
+CAUSES_BY_RULE: Mapping[str, tuple[Cause, ...]] = {
     "non_finite": (overflow, non_finite, noisy_gradient, underflow),
     "diverged": (overflow, noisy_gradient, smaller_steps, underflow, frozen),
+    "degraded": (overflow, noisy_gradient, smaller_steps, underflow, frozen),
     "stalled": (frozen, underflow, overflow, noisy_gradient),
     "never_learned": (underflow, frozen, overflow, noisy_gradient, never_moved),
     "rank_collapse": (rank, overflow, underflow, noisy_gradient),
@@ -41,7 +42,7 @@ _CAUSES: Mapping[str, tuple[Cause, ...]] = {
 def advise(evidence: Evidence) -> list[Advice]:
     """Advice for a collapsed run, most promising first; empty if no measurement points to a cause."""
     found: list[Advice] = []
-    for cause in _CAUSES.get(evidence.verdict.rule, _ALL):
+    for cause in CAUSES_BY_RULE.get(evidence.verdict.rule, _ALL):
         for advice in cause(evidence):
             taken = {field for other in found for field in other.changes}  # no second value for the same field
             if _is_new(evidence, advice) and not taken & advice.changes.keys():

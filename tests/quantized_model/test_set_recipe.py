@@ -87,10 +87,12 @@ def test_a_recipe_that_is_refused_leaves_training_as_it_was(stored: bool) -> Non
         optimizer = torch.optim.AdamW(quantized.model.parameters(), lr=1e-2)
         quantized.attach(optimizer)
         steps(quantized, optimizer, range(1, 5))
+        before = {name: history.clone() for name, history in quantized.histories().items()}
         if refused:
             with pytest.raises(ValueError, match="matches no layer"):
                 quantized.set_recipe(Recipe(format="E4M3", layer_formats={"nothing.*": "BF16"}))
             assert quantized.recipe == first
+        assert all(torch.equal(history, before[name]) for name, history in quantized.histories().items())
         losses.append(steps(quantized, optimizer, range(5, 9)))
         assert all(history.any() for history in quantized.histories().values())
     assert losses[0] == losses[1]

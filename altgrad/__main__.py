@@ -37,7 +37,7 @@ def _run(words: Sequence[str]) -> int:
         application = APPLICATIONS[words[0]]
         require(application.extra)
         return application.start(words[1:])
-    from altgrad.commands import branch, folders, known_names, train
+    from altgrad.commands import branch, folders, judge, known_names, train
     from altgrad.commands.option_parser import OneLineParser
     from altgrad.text.error_hints import error_text
     from altgrad.text.terminal_output import harmless
@@ -50,7 +50,7 @@ def _run(words: Sequence[str]) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, application in APPLICATIONS.items():
         commands.add_parser(name, help=application.help, add_help=False)
-    for module in (train, branch, folders, known_names):
+    for module in (train, branch, folders, judge, known_names):
         module.add(commands)
     options = parser.parse_args(words)
     try:

@@ -9,6 +9,7 @@
     held_out_rule.py degraded
     weight_rules.py  stalled, rank_collapse
     detector.py      CollapseDetector
+    loss_log.py      losses from the log of another trainer, which the detector can judge
     forecast.py      the warning before a collapse, which is no verdict
 
 Plain Python without torch.  The thresholds are the fields of `TrainConfig` in the section "collapse rules".

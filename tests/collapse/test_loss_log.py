@@ -1,0 +1,140 @@
+"""Logs of other trainers: the losses are found whatever a trainer calls them, and the rules judge them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from altgrad.__main__ import main
+from altgrad.collapse.loss_log import read_loss_log
+
+# The same two steps as the trainers print them, and what stands there: names of loss, step and held-out loss.
+LOGS: Mapping[str, tuple[str, tuple[str, str | None, str | None]]] = {
+    "nanoGPT": (
+        "tokens per iteration will be: 491,520\nstep 0: train loss 9.9, val loss 9.5\n"
+        "iter 10: loss 3.5, time 312.20ms, mfu 12.1%\niter 20: loss 2.25, time 312.20ms, mfu 12.1%\n",
+        ("loss", "iter", "val loss"),
+    ),
+    "llm.c": ("s:0 tel:9.5\ns:10 trl:3.5 lr:0.0006 norm:1.2\ns:20 trl:2.25 lr:0.0006 norm:1.2\n", ("trl", "s", "tel")),
+    "Megatron-LM": (
+        " [2024-01-01 10:00] iteration    10/    20 | elapsed time per iteration (ms): 12.3 | lm loss: 3.5E+00 |\n"
+        " [2024-01-01 10:01] iteration    20/    20 | elapsed time per iteration (ms): 12.3 | lm loss: 2.25E+00 |\n",
+        ("lm loss", "iteration", None),
+    ),
+    "torchtitan": (
+        "[titan] 2025-01-01 10:00:00,123 - root - INFO - \x1b[31mstep: 10  \x1b[32mloss:  3.5000  \x1b[33mtps: 12\n"
+        "[titan] 2025-01-01 10:00:00,123 - root - INFO - \x1b[31mstep: 20  \x1b[32mloss:  2.2500  \x1b[33mtps: 12\n",
+        ("loss", "step", None),
+    ),
+    "modded-nanogpt": (
+        "step:0/5100 val_loss:9.5 train_time:1ms\nstep:10/5100 train_loss:3.5 train_time:9ms\n"
+        "step:20/5100 train_loss:2.25 train_time:9ms\n",
+        ("train_loss", "step", "val_loss"),
+    ),
+    "transformers": (
+        json.dumps({"epoch": 1.0, "log_history": [{"loss": 3.5, "step": 10}, {"loss": 2.25, "step": 20}]}),
+        ("loss", "step", None),
+    ),
+    "Lightning": (
+        "epoch,step,train_loss,val_loss\n0,5,,9.5\n0,10,3.5,\n0,20,2.25,\n",
+        ("train_loss", "step", "val_loss"),
+    ),
+    "export of Weights & Biases": (
+        '"Step","a - loss","a - loss__MIN","a - loss__MAX"\n"10","3.5","3.4","3.6"\n"20","2.25","2","3"\n',
+        ("a - loss", "Step", None),
+    ),
+    "JSON lines, killed while it wrote": (
+        '{"_step": 10, "train/loss": 3.5, "ok": true}\n{"_step": 20, "train/loss": 2.25}\n{"_step": 30, "tr',
+        ("train/loss", "_step", None),
+    ),
+}
+
+
+@pytest.mark.parametrize("trainer", LOGS)
+def test_the_losses_of_a_trainer_are_found(trainer: str, tmp_path: Path) -> None:
+    text, names = LOGS[trainer]
+    file = tmp_path / "a.log"  # the same name for all: the content decides
+    file.write_text(text)
+    log = read_loss_log(file)
+    assert [(row["step"], row["loss"]) for row in log.records] == [(10, 3.5), (20, 2.25)]
+    assert (log.loss_name, log.step_name, log.held_out_name) == names
+    assert [row.get("validation_loss") for row in log.records] == [9.5 if names[2] else None, None]
+
+
+def test_parquet_is_known_by_its_first_bytes_and_an_empty_cell_is_no_measurement(tmp_path: Path) -> None:
+    file = tmp_path / "history.csv"
+    pq.write_table(pa.table({"step": [1, 2, 3], "loss": [3.5, None, math.nan]}), file)
+    (one, two) = read_loss_log(file).records
+    assert (one["step"], one["loss"], two["step"]) == (1, 3.5, 3) and math.isnan(two["loss"])
+
+
+def test_rows_are_counted_where_a_log_has_no_steps_and_a_restart_repeats_none(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("loss,grad_norm\n3,1\n2,1\n")
+    (tmp_path / "b.log").write_text("step 1 loss 3\nstep 2 loss 2\nstep 1 loss 9\nstep 2 loss 9\nstep 3 loss 1\n")
+    counted, restarted = read_loss_log(tmp_path / "a.csv"), read_loss_log(tmp_path / "b.log")
+    assert counted.step_name is None and [row["step"] for row in counted.records] == [1, 2]
+    assert [row["loss"] for row in restarted.records] == [3, 2, 1] and restarted.repeated == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "no numbers with a name"),
+        ("3\n2\n1\n", "no numbers with a name"),
+        ("step,accuracy\n1,0.5\n", "no column is a training loss by its name; --loss says which is: step, accuracy"),
+        ("step,val_loss\n1,0.5\n", "no column is a training loss"),
+        (
+            "step,a/loss,b/loss\n1,0.5,2\n",
+            "several columns may be the training loss; --loss says which: a/loss, b/loss",
+        ),
+        (
+            '{"step": 1, "loss": 2}\n{"step\n{"step": 2, "loss": 2}\n',
+            'line 2 is no JSON, though the first one is: {"step',
+        ),
+    ],
+)
+def test_what_is_no_log_of_losses_is_refused_in_one_line_with_its_name(text: str, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"a\.txt: ") as error:
+        read_loss_log(file)
+    assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+def log_of(file: Path, losses: Mapping[int, float]) -> str:
+    file.write_text("step,loss\n" + "".join(f"{step},{loss}\n" for step, loss in losses.items()))
+    return str(file)
+
+
+def test_judge_says_which_rule_and_from_which_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # `non_finite_patience` is 5 steps: NaN from step 60 on is judged at step 64, four NaN in the middle are not.
+    fall = {step: 2 + 3.0 * 0.97**step for step in range(1, 201)}
+    healthy = log_of(tmp_path / "spike.csv", fall | dict.fromkeys(range(60, 64), math.nan))
+    broken = log_of(tmp_path / "broken.csv", fall | dict.fromkeys(range(60, 201), math.nan))
+    assert main(["judge", healthy]) == 0
+    assert "200 losses from 'loss', steps 1 to 200" in (told := capsys.readouterr().out) and "no rule judges" in told
+    assert main(["judge", broken]) == 1
+    assert "collapsed: non_finite at step 64" in capsys.readouterr().out
+    assert main(["judge", broken, "--set", "non_finite_patience=9"]) == 1
+    assert "non_finite at step 68" in capsys.readouterr().out
+
+
+def test_judge_compares_with_the_log_of_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    baseline = {step: 2 + 3.0 * 0.97**step for step in range(1, 401)}
+    behind = {step: loss if step <= 50 else 4.5 for step, loss in baseline.items()}
+    logs = log_of(tmp_path / "bf16.csv", baseline), log_of(tmp_path / "fp8.csv", behind)
+    assert main(["judge", logs[1], "--baseline", logs[0]]) == 1
+    assert main(["judge", logs[0], "--baseline", logs[0]]) == 0
+    assert "without --baseline" not in capsys.readouterr().out.split("collapsed")[1]
+
+
+def test_judge_takes_thresholds_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = log_of(tmp_path / "a.csv", {1: 2.0})
+    assert main(["judge", file, "--set", "format=E4M3"]) == 2
+    assert "--set format: no threshold of a rule" in capsys.readouterr().err

@@ -6,9 +6,11 @@ without some extra can still run the commands that do not need it.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
+from altgrad import __version__
 from altgrad.commands.applications import APPLICATIONS
 from altgrad.commands.extras import MissingExtra, missing_extra, require
 from altgrad.commands.typed_command import program
@@ -37,26 +39,37 @@ def _run(words: Sequence[str]) -> int:
         application = APPLICATIONS[words[0]]
         require(application.extra)
         return application.start(words[1:])
-    from altgrad.commands import branch, folders, judge, known_names, train
-    from altgrad.commands.option_parser import OneLineParser
     from altgrad.text.error_hints import error_text
     from altgrad.text.terminal_output import harmless
+
+    parser = command_parser()
+    if not words:
+        parser.print_help()
+        return _EXIT_BAD_INPUT
+    options = parser.parse_args(words)
+    try:
+        return int(options.command(options))
+    except (ValueError, OSError) as error:
+        return _refused(harmless(error_text(error)))
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    from altgrad.commands import branch, folders, judge, known_names, train
+    from altgrad.commands.option_parser import OneLineParser
 
     parser = OneLineParser(
         prog=program(),
         description="Train the same model once per number format, catch the collapses and say why, compare with BF16.",
         epilog="`altgrad COMMAND --help` says what a command is for, with examples.",
     )
+    parser.add_argument("--version", action="version", version=f"altgrad {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, application in APPLICATIONS.items():
         commands.add_parser(name, help=application.help, add_help=False)
     for module in (train, branch, folders, judge, known_names):
         module.add(commands)
-    options = parser.parse_args(words)
-    try:
-        return int(options.command(options))
-    except (ValueError, OSError) as error:
-        return _refused(harmless(error_text(error)))
+    return parser
 
 
 def _refused(reason: str) -> int:

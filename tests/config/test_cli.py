@@ -6,12 +6,12 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from altgrad.commands import branch, folders, known_names, train
-from altgrad.commands.option_parser import OneLineParser
+from altgrad.__main__ import command_parser
 from altgrad.config.train_config import TrainConfig
 from tests.servers.polling import PATIENCE, wait_for
 from tests.support.commands import altgrad
@@ -144,7 +144,7 @@ def test_a_run_whose_terminal_is_closed_goes_on_to_its_end(tmp_path):
     assert '"completed"' in (tmp_path / "run" / "end.json").read_text()
 
 
-COMMANDS = ["train", "branch", "report", "compare", "status", "stop", "formats", "recipes", "config"]
+COMMANDS = ["train", "branch", "report", "compare", "status", "stop", "judge", "formats", "recipes", "config"]
 APPLICATIONS = ["sweep", "explain", "submit", "dashboard"]
 
 
@@ -156,13 +156,9 @@ def test_the_help_of_a_command_says_what_it_is_for_and_its_examples_are_command_
     assert re.search(r"\n\n[A-Z][^\n]+", about.split("\noptions:")[0])  # a sentence after the usage
     examples = [shlex.split(line) for line in lines.splitlines()]
     assert examples and all(words[:2] == ["altgrad", command] for words in examples)
-    parser = OneLineParser()
-    commands = parser.add_subparsers()
-    for module in (train, branch, folders, known_names):
-        module.add(commands)
     for _, *words in examples:
         if command in COMMANDS:
-            parser.parse_args(words)
+            command_parser().parse_args(words)
         elif command in ("sweep", "submit"):
             parse_options(words[1:])
 
@@ -179,3 +175,10 @@ def test_config_prints_every_field_with_its_whole_meaning_on_a_narrow_terminal()
     ]
     wrong = altgrad("config", "sclaing")
     assert wrong.returncode == 2 and "did you mean 'scaling'?" in wrong.stderr and not wrong.stdout
+
+
+def test_without_a_command_the_help_is_shown_and_version_is_that_of_the_package():
+    helped = altgrad()
+    assert helped.returncode == 2
+    assert set(re.findall(r"^    ([a-z]+)", helped.stdout, re.MULTILINE)) == {*COMMANDS, *APPLICATIONS}
+    assert altgrad("--version").stdout == f"altgrad {metadata.version('altgrad')}\n"

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 
 import streamlit as st
 
-from altgrad.compare import STEP_COLUMNS, Row, Terms, pair, planned_terms, read_row, without_hidden
+from altgrad.compare import STEP_COLUMNS, Row, Shown, Terms, pair, planned_terms, read_row
 from altgrad.text.foreign_text import as_markdown
 from dashboard.data.watched_sweep import WatchedRun, WatchedSweep
 
@@ -30,24 +30,22 @@ class PageContext:
     no_writing: str = ""
 
     @property
-    def all_rows(self) -> list[Row]:
-        """The rows of the comparison of all runs, hidden ones too.  Only changed runs are read again."""
-        return self.sweep.derived(("all rows", self.margin), lambda: _rows(self.sweep, self.terms))
+    def shown(self) -> Shown:
+        """The comparison of all runs, and which of its rows are shown.  Only changed runs are read again."""
+        marks = self.sweep.marks
+        return self.sweep.derived(
+            ("shown", self.margin), lambda: Shown(_rows(self.sweep, self.terms), marks.hidden, marks.damage)
+        )
 
     @property
     def rows(self) -> list[Row]:
         """The rows of the comparison without hidden runs; pages filter these rows."""
-        return self.sweep.derived(("rows", self.margin), lambda: without_hidden(self.all_rows, self.sweep.marks.hidden))
-
-    @property
-    def hidden(self) -> list[str]:
-        """Names of the hidden runs of the sweep."""
-        return [run.name for run in self.sweep.runs if run.name in self.sweep.marks.hidden]
+        return self.shown.rows
 
     @property
     def row(self) -> dict[str, Row]:
         """Run name -> its row in the comparison, also of a hidden run."""
-        return self.sweep.derived(("row by name", self.margin), lambda: {row.run: row for row in self.all_rows})
+        return self.sweep.derived(("row by name", self.margin), lambda: {row.run: row for row in self.shown.all_rows})
 
     @property
     def terms(self) -> Terms:

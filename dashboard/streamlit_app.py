@@ -62,10 +62,12 @@ def main() -> None:
     if not paused:
         trains = any(run.status == "running" for run in current.runs)
         (_follow if trains or not current.runs else _follow_at_rest)(current, version)
-    _say_what_is_hidden(context)
     _say_what_cannot_be_read(current)
     _look_up()
     if current.runs:
+        if current.marks.hidden or current.marks.damage:  # the sweep page reads the rows itself, with more columns
+            for note in context.shown.notes:
+                st.caption(as_markdown(note))
         page.run()
     else:
         st.title(page.title)
@@ -173,13 +175,6 @@ def _wait_for_first_sweep(root: Folder) -> None:
         st.rerun()
 
 
-def _say_what_is_hidden(context: PageContext) -> None:
-    n = len(context.hidden)
-    if n:
-        what = "1 hidden run is" if n == 1 else f"{n} hidden runs are"
-        st.sidebar.caption(f"{what} left out of comparisons and charts. The page Overview lists and shows them again.")
-
-
 def _say_what_cannot_be_read(current: WatchedSweep) -> None:
     damaged = {run.name: [f"{part}: {why}" for part, why in run.tables.broken_parts().items()] for run in current.runs}
     sentences = [f"{as_code(name)}: {as_markdown(reason)}" for name, reason in current.broken.items()]
@@ -190,7 +185,6 @@ def _say_what_cannot_be_read(current: WatchedSweep) -> None:
         for name, parts in damaged.items()
         if parts
     ]
-    sentences += [as_markdown(reason) for reason in current.marks.damage]
     if sentences:
         with st.sidebar.expander(f"{len(sentences)} not fully readable"):
             for sentence in sentences:

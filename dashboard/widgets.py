@@ -26,6 +26,7 @@ _ROWS_WITHOUT_SCROLLING = 12
 _SCROLLED_HEIGHT = 420
 _ROWS_OF_WORDS = 25
 _SHORT = 34
+_FOLDS, _FOLDED_HEIGHT = 2.2, 66  # lines of a folded text that are sure to fit, and their row's height in pixels
 _LETTER, _CELL_PADDING = 8.3, 24  # pixels: of a letter at the size of the tables, of a cell
 _NOTHING = ""  # in the URL: the viewer has chosen no option, although the default has some
 
@@ -200,11 +201,29 @@ def show_texts(heads: Sequence[str], rows: Iterable[Sequence[str]], label: str) 
     st.html(f"<style>{BOARD_STYLE}</style>{text_board(heads, rows, label)}")
 
 
-def show_table(frame: pd.DataFrame, alt: str, **more: Any) -> Any:
-    """Show a table that scrolls if it has more than a dozen rows; absent values are dashes."""
+def show_table(frame: pd.DataFrame, alt: str, widest: int | None = None, **more: Any) -> Any:
+    """Show a table that scrolls if it has more than a dozen rows; absent values are dashes.
+
+    `widest`: pixels of the widest column of texts; longer ones are folded into three lines, and shortened beyond them.
+    """
     height: int | Literal["content"] = "content" if len(frame) <= _ROWS_WITHOUT_SCROLLING else _SCROLLED_HEIGHT
-    more["column_config"] = wide_enough(frame, more.get("column_config", {}))
+    config = wide_enough(frame, more.get("column_config", {}))
+    too_wide = [name for name, column in config.items() if widest is not None and (column.get("width") or 0) > widest]
+    if widest is not None and too_wide:
+        letters = int(_FOLDS * (widest - _CELL_PADDING) / _LETTER)
+        frame = frame.assign(**{name: frame[name].map(lambda text: _cut(text, letters)) for name in too_wide})
+        config |= {name: {**config[name], "width": widest} for name in too_wide}
+        more["row_height"] = _FOLDED_HEIGHT
+    more["column_config"] = config
     return st.dataframe(frame, hide_index=True, height=height, placeholder="–", alt=alt, **more)
+
+
+def _cut(text: object, letters: int) -> object:
+    """The text with an ellipsis in its middle if it has more letters; its end tells long names apart."""
+    if not isinstance(text, str) or len(text) <= letters:
+        return text
+    kept = (letters - 1) // 2
+    return f"{text[:kept]}…{text[len(text) - kept :]}"
 
 
 def show_words(rows: Sequence[Mapping[str, Any]], alt: str) -> None:

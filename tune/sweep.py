@@ -24,7 +24,7 @@ if not __package__:  # run as a script: this folder is on the path, the reposito
 from rich.console import Console
 
 from altgrad.commands.typed_command import dashboard_command, program_command
-from altgrad.compare import comparison, planned_terms, write_comparison
+from altgrad.compare import comparison, planned_terms, shown_rows, write_comparison
 from altgrad.config.train_config import ConfigError
 from altgrad.results import list_runs
 from altgrad.results.stop_request import stop_request
@@ -243,9 +243,9 @@ def _show_results(sweep: PlannedSweep, options: SweepOptions, console: Console) 
     """Write the comparison to the terminal and the sweep's folder, with failures and paths; return the exit code."""
     folder = sweep.folder.patient()
     runs, broken = list_runs(folder)
-    rows = comparison(runs, planned_terms(folder, options.margin))
-    compute = compute_sentence(rows)
-    write_comparison(folder, rows, compute)
+    shown = shown_rows(folder, comparison(runs, planned_terms(folder, options.margin)))
+    compute = compute_sentence(shown.all_rows)
+    write_comparison(folder, shown, compute)
     ends = {run.name: run.end for run in runs if run.end is not None}
     failed = {name: end["summary"].get("error") or "unknown" for name, end in ends.items() if end["status"] == "failed"}
     lines = [f"failed: {name}: {reason}" for name, reason in failed.items()]
@@ -264,7 +264,7 @@ def _show_results(sweep: PlannedSweep, options: SweepOptions, console: Console) 
         f"dashboard: {dashboard_command(options.results)}",
     ]
     reports = {run.name: str(run.folder / REPORT) for run in runs if run.folder.has(REPORT)}
-    Ending(sweep.name, rows, compute, reports, lines, places).show(console)
+    Ending(sweep.name, shown, compute, reports, lines, places).show(console)
     return 1 if unfinished or broken or lost else 0
 
 

@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
     report.add_argument(
         "--out", type=location, metavar="FILE", help="where to write the HTML; default: report.html in the sweep folder"
     )
-    _add_margin(report)
+    _add_terms(report)
     report.set_defaults(command=_report)
 
     compare = commands.add_parser(
@@ -50,7 +50,7 @@ def add(commands: Commands) -> None:
     compare.add_argument(
         "--groups", nargs=2, type=word, metavar="GROUP", help="two groups, by label, such as 'E4M3 stored', or by a run"
     )
-    _add_margin(compare)
+    _add_terms(compare)
     compare.set_defaults(command=_compare)
 
     status = commands.add_parser(
@@ -77,8 +77,9 @@ def add(commands: Commands) -> None:
     stop.set_defaults(command=_stop)
 
 
-def _add_margin(parser: argparse.ArgumentParser) -> None:
+def _add_terms(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--margin", type=positive, metavar="LOSS", help=MARGIN_HELP)
+    parser.add_argument("--with-hidden", action="store_true", help="count the runs hidden on the dashboard, too")
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -86,38 +87,39 @@ def _report(options: argparse.Namespace) -> int:
 
     folder = Folder.at(options.folder)
     if options.html:
-        return _html(folder, options.out, options.margin)
+        return _html(folder, options)
     if options.out:
         raise ValueError(f"--out {options.out}: only with --html; without it the report is printed")
     if expect(folder, "run.json", "sweep.json") == "run.json":
         print(harmless(write_failure_report(folder)))
     else:
-        print(harmless(sweep_report(folder, options.margin)))
+        print(harmless(sweep_report(folder, options.margin, options.with_hidden)))
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from altgrad.compare import comparison, comparison_table, group_difference, parity_table, planned_terms
-    from altgrad.compare.groups import find_group
+    from altgrad.compare import comparison, comparison_table, group_difference, parity_table, planned_terms, shown_rows
     from altgrad.results import list_runs
 
     folder = Folder.at(options.folder)
     expect(folder, "sweep.json")
     terms = planned_terms(folder, options.margin)
     runs, broken = list_runs(folder)
-    rows = comparison(runs, terms)
+    shown = shown_rows(folder, comparison(runs, terms), options.with_hidden)
     console = _console()
     for name, reason in broken.items():
         say(console, f"cannot be read: {name}: {reason}")
-    if options.groups is None:
-        console.print(comparison_table(rows))
-        if (parity := parity_table(rows)) is not None:
+    if options.groups is not None:
+        one, other = (shown.group(name) for name in options.groups)
+        if one[0].group == other[0].group:
+            raise ValueError(f"--groups {options.groups[0]} {options.groups[1]}: the same group twice")
+        say(console, group_difference(one, other, terms).sentence)
+    else:
+        console.print(comparison_table(shown.rows))
+        if (parity := parity_table(shown.rows)) is not None:
             console.print(parity)
-        return 0
-    one, other = (find_group(rows, name) for name in options.groups)
-    if one is other:
-        raise ValueError(f"--groups {options.groups[0]} {options.groups[1]}: the same group twice")
-    say(console, group_difference(one, other, terms).sentence)
+    for note in shown.notes:
+        say(console, note)
     return 0
 
 
@@ -128,14 +130,14 @@ def _console() -> Console:
     return console
 
 
-def _html(sweep: Folder, out: str | None, margin: float | None) -> int:
+def _html(sweep: Folder, options: argparse.Namespace) -> int:
     from altgrad.html import write_html_report
 
     try:
         expect(sweep, "sweep.json")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; --html needs a sweep folder") from error
-    print(harmless(write_html_report(sweep, out, margin)))
+    print(harmless(write_html_report(sweep, options.out, options.margin, options.with_hidden)))
     return 0
 
 

@@ -7,7 +7,8 @@ All tables, pages, reports and exports take these facts from here:
   that collapsed at step 135 has its gap at step 100, its last measurement, and is left out of means and rankings;
 - the groups of runs and their names: `groups`;
 - the mean gap of a group and the ranking: `statistics`; the survivors: `rescue`; the best learning rates: `rates`;
-- the claim that a group's gaps support, any group against any other, and what differs besides the format: `parity`.
+- the claim that a group's gaps support, any group against any other, and what differs besides the format: `parity`;
+- which rows are shown, because people hide runs: `shown_rows`.
 
 A row depends on the whole comparison (the common step, the fields that differ), while a statistic depends on the rows
 of its own group alone.  So compute the rows from all runs of a sweep, then filter the rows, never the runs: hiding a
@@ -31,7 +32,8 @@ from altgrad.compare.parity.verdict import Parity, Terms
 from altgrad.compare.rates import RATE_HEADS, RateLine, rate_lines, rates_markdown, rates_note
 from altgrad.compare.rescue import RescueCell, Survival, matrix_axes, rescue_matrix, survival
 from altgrad.compare.row import Row, Unpaired, loss_unit
-from altgrad.compare.statistics import PairedGap, collapse_step, furthest, paired_gap, ranking, without_hidden
+from altgrad.compare.shown_rows import Shown, shown_rows
+from altgrad.compare.statistics import PairedGap, collapse_step, furthest, paired_gap, ranking
 
 __all__ = [
     "RATE_HEADS",
@@ -44,6 +46,7 @@ __all__ = [
     "RescueCell",
     "Row",
     "Settings",
+    "Shown",
     "Survival",
     "Terms",
     "Unpaired",
@@ -75,7 +78,7 @@ __all__ = [
     "read_row",
     "rescue_matrix",
     "settings_of",
+    "shown_rows",
     "survival",
-    "without_hidden",
     "write_comparison",
 ]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from altgrad.compare.coverage_note import coverage_note
 from altgrad.compare.parity.parity_table import parity_markdown
 from altgrad.compare.rates import rates_markdown
 from altgrad.compare.row import Row
+from altgrad.compare.shown_rows import Shown
 from altgrad.events import kind_of
 from altgrad.metrics import METRICS
 from altgrad.storage.folder import Folder
@@ -21,6 +21,7 @@ from altgrad.text.number_text import ABSENT, duration, number, table
 
 _OFTEN_EQUAL = frozenset({"intervention", "seed", "learning_rate", "parity", "branched_from"})
 CellValue = str | int | float | None
+_ALIKE = 0.005  # shares of rounded FLOPs that differ by less are the same model, measured on another batch
 _STYLE = {"completed": "green", "collapsed": "red", "failed": "bold red", "running": "cyan"}
 
 
@@ -145,12 +146,16 @@ def comparison_markdown(rows: Sequence[Row]) -> str:
     return found if note is None else f"{found}\n\n{as_markdown(note)}"
 
 
-def comparison_csv(rows: Sequence[Row]) -> str:
-    """The comparison as CSV with full precision: an absent value is empty; `nan` and `inf` as Python reads them."""
+def comparison_csv(rows: Sequence[Row], hidden: Collection[str] = ()) -> str:
+    """The comparison as CSV with full precision: an absent value is empty; `nan` and `inf` as Python reads them.
+
+    A file of data has no place for a sentence, so it has all `rows`, with `hidden` in the last column of those that
+    people have hidden.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([column.name for column in COLUMNS])
-    writer.writerows([column.value(row) for column in COLUMNS] for row in rows)
+    writer.writerow([*(column.name for column in COLUMNS), "hidden"])
+    writer.writerows([*(column.value(row) for column in COLUMNS), "hidden" * (row.run in hidden)] for row in rows)
     return text.getvalue()
 
 
@@ -181,10 +186,32 @@ def comparison_table(rows: Sequence[Row]) -> FittedTable:
     return FittedTable(columns, title, notes, elsewhere="they are in comparison.md")
 
 
-def write_comparison(sweep: Folder, rows: Sequence[Row], below: str | None = None) -> None:
+def coverage_note(rows: Sequence[Row]) -> str | None:
+    """That runs differ in the share of the model that was rounded: their gap is then not one of formats alone.
+
+    The sentence names the smallest and the largest share, with a run for each; None if all are alike.
+    """
+    known = sorted(
+        ((row.rounded_share, row.run) for row in rows if row.rounded_share is not None), key=lambda one: one[0]
+    )
+    if not known or known[-1][0] - known[0][0] < _ALIKE:
+        return None
+    (least, one), (most, other) = known[0], known[-1]
+    return (
+        f"The runs differ in how much of the model is rounded: {least:.1%} of the GEMM FLOPs in {one}, {most:.1%} in "
+        f"{other}. A difference between their losses is not one of number formats alone."
+    )
+
+
+def tables_markdown(shown: Shown) -> list[str]:
+    """What is hidden, the comparison, the parity verdicts and the learning rates: paragraphs of a document."""
+    tables = [*map(as_markdown, shown.notes), comparison_markdown(shown.rows), "## Parity", parity_markdown(shown.rows)]
+    rates = rates_markdown(shown.all_rows, shown.hidden)
+    return tables if rates is None else [*tables, "## Learning rates", rates]
+
+
+def write_comparison(sweep: Folder, shown: Shown, below: str | None = None) -> None:
     """Write `comparison.md`, with the text `below` after its tables, and `comparison.csv` into the sweep's folder."""
-    tables = [comparison_markdown(rows), "## Parity", parity_markdown(rows)]
-    tables += ["## Learning rates", rates] if (rates := rates_markdown(rows)) is not None else []
-    parts = [f"# Comparison: {as_markdown(sweep.name)}", *tables, *([] if below is None else [below])]
+    parts = [f"# Comparison: {as_markdown(sweep.name)}", *tables_markdown(shown), *([] if below is None else [below])]
     sweep.write_bytes("comparison.md", ("\n\n".join(parts) + "\n").encode())
-    sweep.write_bytes("comparison.csv", comparison_csv(rows).encode())
+    sweep.write_bytes("comparison.csv", comparison_csv(shown.all_rows, shown.hidden).encode())

@@ -8,11 +8,12 @@ common step, paired by seed.  A rate at which a run died or reached NaN is neith
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
 from altgrad.compare.groups import by_group
+from altgrad.compare.parity.verdict import hidden_words
 from altgrad.compare.row import Row, loss_unit
 from altgrad.compare.statistics import interval
 from altgrad.text.foreign_text import as_markdown
@@ -31,6 +32,7 @@ class RateLine:
     with the smallest.  `where`: `interior`, or at which edge of the grid the best lies.  `usable`: lowest and highest
     rate around the best without one in between that ends 0.1 nats (or 5 % of an unknown loss) above it.
     `shared`, `tuned`: mean and interval of the gap at the baseline's best rate, and of each at its own; None without.
+    `hidden`: number of its runs that people have hidden; the cells make no claim then.
     """
 
     name: str
@@ -41,6 +43,7 @@ class RateLine:
     usable: tuple[float, float]
     shared: tuple[float | None, float | None, float | None]
     tuned: tuple[float | None, float | None, float | None]
+    hidden: int = 0
 
     @property
     def width(self) -> float:
@@ -50,13 +53,19 @@ class RateLine:
     @property
     def cells(self) -> tuple[str, ...]:
         """The texts under `RATE_HEADS`."""
+        if self.hidden:
+            return self.name, ABSENT, f"no claim: {hidden_words(self.hidden)}", ABSENT, ABSENT, ABSENT
         low, high = self.usable
         width = f"{low:.3g} to {high:.3g} (x{self.width:.3g})" if high > low else f"{low:.3g} alone"
         return self.name, f"{self.best:.3g}", self.where, width, _figure(self.shared), _figure(self.tuned)
 
 
-def rate_lines(rows: Iterable[Row]) -> list[RateLine]:
-    """A line per format that was tried at several rates, the baseline first, then by the gap at the best rates."""
+def rate_lines(rows: Iterable[Row], hidden: Collection[str] = ()) -> list[RateLine]:
+    """A line per format that was tried at several rates, the baseline first, then by the gap at the best rates.
+
+    `rows`: of all runs, since hiding a run must not change what is best.  A format of which all runs are `hidden` has
+    no line.
+    """
     groups: dict[str, dict[float, list[Row]]] = {}
     for members in by_group(rows).values():
         rates = groups.setdefault(members[0].label_at_any_rate, {})
@@ -68,6 +77,10 @@ def rate_lines(rows: Iterable[Row]) -> list[RateLine]:
     shared = _best(reference) if reference else 0.0
     lines = []
     for name in tried:
+        members = [row for own in groups[name].values() for row in own]
+        left_out = sum(row.run in hidden for row in members)
+        if left_out == len(members):
+            continue
         best, grid = _best(whole[name]), tuple(sorted(groups[name]))
         theirs = None if name in baselines else reference.get(shared)
         lines.append(
@@ -80,6 +93,7 @@ def rate_lines(rows: Iterable[Row]) -> list[RateLine]:
                 usable=_usable(best, grid, whole[name]),
                 shared=_gap(whole[name].get(shared), theirs),
                 tuned=_gap(whole[name][best], theirs),
+                hidden=left_out,
             )
         )
     return sorted(lines, key=lambda line: (line.name not in baselines, line.tuned[0] is None, line.tuned[0] or 0.0))
@@ -95,9 +109,9 @@ def rates_note(rows: Iterable[Row]) -> str:
     )
 
 
-def rates_markdown(rows: Sequence[Row]) -> str | None:
-    """The table as markdown with its note; None if no format was tried at several rates."""
-    lines = rate_lines(rows)
+def rates_markdown(rows: Sequence[Row], hidden: Collection[str] = ()) -> str | None:
+    """The table as markdown with its note; None if no format was tried at several rates.  Parameters: see `rate_lines`."""
+    lines = rate_lines(rows, hidden)
     if not lines:
         return None
     cells = ([as_markdown(text) for text in line.cells] for line in lines)

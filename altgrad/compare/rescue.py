@@ -20,7 +20,8 @@ Key = tuple[str, str, str]  # format, treatment (variant and what else differs),
 class RescueCell:
     """The runs of one format and treatment under one intervention: `survived` of the `ended` ones did not collapse.
 
-    `others` counts, by status, the runs that do not count for survival: they still run, were stopped, killed or failed.
+    `others` counts, by status, the runs that do not count for survival: they still run, were stopped, killed or failed,
+    or people have hidden them.
     """
 
     runs: tuple[str, ...]
@@ -66,6 +67,8 @@ def _cell(rows: list[Row]) -> RescueCell:
     collapsed = [row for row in rows if row.collapsed]
     survived = sum(row.status == "completed" for row in rows if not row.collapsed)
     others = Counter(str(row.status) for row in rows if not row.collapsed and row.status != "completed")
+    if hidden := sum({row.group: row.hidden_mates for row in rows}.values()):
+        others["hidden"] = hidden
     return RescueCell(
         runs=tuple(row.run for row in rows),
         ended=len(collapsed) + survived,

@@ -8,7 +8,7 @@ The claim itself is the parity verdict, which depends on all groups of the compa
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median, stdev
 
@@ -117,24 +117,6 @@ def with_parity(rows: Sequence[Row], terms: Terms) -> list[Row]:
     found = judged([_evidence(members, terms.margin) for members in groups.values()], terms.looks)
     verdicts = dict(zip(groups, found, strict=True))
     return [replace(row, parity=verdicts.get(row.group)) for row in rows]
-
-
-def without_hidden(rows: Sequence[Row], hidden: Collection[str]) -> list[Row]:
-    """The rows of the runs that are not in `hidden`; each keeps every number.
-
-    `rows` are those of a whole comparison, with verdicts.  The verdict on a group of which only some runs are hidden
-    becomes `no claim`: otherwise a group could be made equivalent by hiding the run that died.
-    """
-    left_out: dict[str, int] = {}
-    for row in rows:
-        left_out[row.group] = left_out.get(row.group, 0) + (row.run in hidden)
-    shown = []
-    for row in rows:
-        if row.run not in hidden:
-            count = left_out[row.group]
-            parity = None if row.parity is None else replace(row.parity, verdict="no claim", p=None, hidden=count)
-            shown.append(replace(row, parity=parity) if count else row)
-    return shown
 
 
 def _evidence(members: Sequence[Row], margin: float | None) -> Parity:

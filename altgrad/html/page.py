@@ -23,29 +23,32 @@ from altgrad.storage.folder import Folder
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def write_html_report(sweep: Folder, out: str | None = None, margin: float | None = None) -> str:
+def write_html_report(
+    sweep: Folder, out: str | None = None, margin: float | None = None, with_hidden: bool = False
+) -> str:
     """Write the page of a sweep's current state, and return the location of the file.
 
     `out`: a file (local path or URI); default `report.html` in the sweep's folder.  Raises ValueError for a folder.
-    `margin`: see `read_contents`.
+    `margin`, `with_hidden`: see `read_contents`.
     """
     place, _, name = (out or "report.html").rpartition("/")
     if not name:
         raise ValueError(f"{out}: expected a file, such as {out}report.html")
     folder = sweep if out is None else Folder.at(place or ("/" if out.startswith("/") else "."))
-    folder.write_bytes(name, html_report(sweep, time.time(), margin).encode())
+    folder.write_bytes(name, html_report(sweep, time.time(), margin, with_hidden).encode())
     return str(folder / name)
 
 
-def html_report(sweep: Folder, now: float, margin: float | None = None) -> str:
+def html_report(sweep: Folder, now: float, margin: float | None = None, with_hidden: bool = False) -> str:
     """The page of a sweep folder as HTML.  `now`: the time that the page states, in seconds since 1970."""
-    contents = read_contents(sweep, margin)
+    contents = read_contents(sweep, margin, with_hidden)
     title = f"Sweep {sweep.name}"
     parts = [_header(contents, title, now)]
     if contents.rows:
         parts.append(_main(contents, now))
     else:
-        parts.append(element("main", element("p", _NO_RUN), unreadable(contents)))
+        why = join((element("p", note) for note in contents.shown.notes), "\n") or element("p", _NO_RUN)
+        parts.append(element("main", why, unreadable(contents)))
     head = [
         Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
         Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
@@ -85,13 +88,14 @@ def _main(contents: Contents, now: float) -> Html:
     content = [
         overview(contents, links, now),
         group_board(contents.rows, contents.lines, lambda row: None),
-        comparison_section(contents.rows, curves, links, contents.sweep.name),
+        comparison_section(contents, curves, links),
         curves_section(curves),
-        rescues_section(contents.rows),
+        rescues_section(contents.shown),
         failures_section(contents, curves),
     ]
     sections = [
         element("section", element("h2", name, id=place), part, aria_labelledby=place)
         for (name, place), part in zip(_SECTIONS.items(), content, strict=True)
     ]
-    return element("main", unreadable(contents), join(sections, "\n"))
+    notes = [element("p", note, class_="warning") for note in contents.shown.notes]
+    return element("main", *notes, unreadable(contents), join(sections, "\n"))

@@ -13,6 +13,7 @@ from altgrad.compare import (
     RATE_HEADS,
     RescueCell,
     Row,
+    Shown,
     comparison_csv,
     loss_unit,
     matrix_axes,
@@ -22,8 +23,7 @@ from altgrad.compare import (
     rates_note,
     rescue_matrix,
 )
-from altgrad.compare.comparison_table import COLUMNS, Column
-from altgrad.compare.coverage_note import coverage_note
+from altgrad.compare.comparison_table import COLUMNS, Column, coverage_note
 from altgrad.compare.parity.parity_table import HEADS
 from altgrad.compare.parity.verdict import ENOUGH_SEEDS
 from altgrad.html.drawing.charts import Curves, legend, overlay, panel
@@ -42,7 +42,7 @@ Links = Mapping[str, str]  # run name -> link to its failure report on the page
 
 def overview(contents: Contents, links: Links, now: float) -> Html:
     """Progress of the sweep, compute spent and saved, the best group, the newest collapses and events."""
-    rows, runs, planned = contents.rows, list(contents.runs.values()), planned_runs(contents.sweep)
+    rows, runs, planned = contents.shown.all_rows, list(contents.runs.values()), planned_runs(contents.sweep)
     state = progress(rows, runs, planned, now)
     counts = Counter(row.status for row in rows)
     left = "finished" if state.is_over else "unknown" if state.seconds_left is None else duration(state.seconds_left)
@@ -62,7 +62,7 @@ def overview(contents: Contents, links: Links, now: float) -> Html:
             element("dl", cards, class_="facts"),
             element("p", f"{spent_and_saved(rows, state)}."),
             element("h3", "Best format against BF16"),
-            element("p", sentence(best_sentence(rows))),
+            element("p", sentence(best_sentence(contents.rows))),
             *_collapses(contents, links),
             *_events(contents),
         ]
@@ -82,8 +82,9 @@ def unreadable(contents: Contents) -> Html:
     return element("section", title, listed, class_="warning", aria_labelledby="unreadable")
 
 
-def comparison_section(rows: Sequence[Row], curves: Curves | None, links: Links, name: str) -> Html:
+def comparison_section(contents: Contents, curves: Curves | None, links: Links) -> Html:
     """The comparison, one row per run, with each cell's exact value, and a link that downloads it as CSV."""
+    rows, shown = contents.rows, contents.shown
     filled = [column for column in COLUMNS if any(column.value(row) not in (None, "") for row in rows)]
     head = [filled[0].head, *(["Loss curve"] if curves else []), *(column.head for column in filled[1:])]
     align = "l" + "l" * bool(curves) + "".join("r" if column.is_number else "l" for column in filled[1:])
@@ -91,8 +92,8 @@ def comparison_section(rows: Sequence[Row], curves: Curves | None, links: Links,
     for row in rows:
         first, *others = (_cell(column, row, links) for column in filled)
         body.append([first, *([curves.spark(row)] if curves else []), *others])
-    where = "data:text/csv;charset=utf-8," + quote(comparison_csv(rows), safe="")
-    download = element("a", "Download as CSV", href=where, download=f"{name}.csv")
+    where = "data:text/csv;charset=utf-8," + quote(comparison_csv(shown.all_rows, shown.hidden), safe="")
+    download = element("a", "Download as CSV", href=where, download=f"{contents.sweep.name}.csv")
     said = (
         "One row per run, by validation loss; runs that collapsed or ended early come last. A gap is the validation "
         f"loss minus that of the BF16 run of the same seed{_in_unit(rows)}, at the step beside it, which is the same "
@@ -102,8 +103,8 @@ def comparison_section(rows: Sequence[Row], curves: Curves | None, links: Links,
     said += f" Columns without a value for any run are left out: {', '.join(empty)}." if empty else ""
     note = coverage_note(rows)
     below = [] if note is None else [element("p", note)]
-    shown = table(head, body, "Comparison of the runs", align)
-    return join([element("p", said), shown, *below, element("p", download)])
+    drawn = table(head, body, "Comparison of the runs", align)
+    return join([element("p", said), drawn, *below, element("p", download)])
 
 
 def curves_section(curves: Curves | None) -> Html:
@@ -127,8 +128,9 @@ def curves_section(curves: Curves | None) -> Html:
     return join([curves.shared(), whole, element("h3", "By format"), multiples])
 
 
-def rescues_section(rows: Sequence[Row]) -> Html:
+def rescues_section(shown: Shown) -> Html:
     """The rescue matrix, and the parity verdict on each group."""
+    rows = shown.rows
     cells = rescue_matrix(rows)
     sites, interventions = matrix_axes(cells)
     head = [Html("Format"), *interventions]
@@ -141,7 +143,7 @@ def rescues_section(rows: Sequence[Row]) -> Html:
         f"step; median collapse step. Hatched: fewer than {ENOUGH_SEEDS} ended runs."
     )
     matrix = element("div", table(head, body, "Rescue matrix: format by intervention"), class_="matrix")
-    return join([element("p", said), matrix, element("h3", "Parity with BF16"), _parity(rows), *_rates(rows)])
+    return join([element("p", said), matrix, element("h3", "Parity with BF16"), _parity(rows), *_rates(shown)])
 
 
 def _in_unit(rows: Sequence[Row]) -> str:
@@ -158,8 +160,8 @@ def _parity(rows: Sequence[Row]) -> Html:
     return join([table(list(HEADS), body, "Parity of each group with BF16", "lrlll"), element("p", said)])
 
 
-def _rates(rows: Sequence[Row]) -> list[Html]:
-    lines = rate_lines(rows)
+def _rates(shown: Shown) -> list[Html]:
+    lines = rate_lines(shown.all_rows, shown.hidden)
     if not lines:
         return []
     body = [list(line.cells) for line in lines]
@@ -167,13 +169,14 @@ def _rates(rows: Sequence[Row]) -> list[Html]:
     return [
         title,
         table(list(RATE_HEADS), body, "Best learning rate of each format", "lrllrr"),
-        element("p", rates_note(rows)),
+        element("p", rates_note(shown.rows)),
     ]
 
 
 def _collapses(contents: Contents, links: Links) -> list[Html]:
     title = element("h3", "Newest collapses")
-    collapsed = [run for run in contents.runs.values() if run.verdict is not None]
+    shown = {row.run for row in contents.rows}
+    collapsed = [run for run in contents.runs.values() if run.verdict is not None and run.name in shown]
     if not collapsed:
         return [title, element("p", "No run has collapsed.")]
     collapsed.sort(key=lambda run: -float((run.end or {}).get("ended", 0.0)))
@@ -187,7 +190,8 @@ def _collapses(contents: Contents, links: Links) -> list[Html]:
 
 
 def _events(contents: Contents) -> list[Html]:
-    title, found = element("h3", "Newest events"), newest_events(contents.runs.values(), _NEWEST)
+    runs = (contents.runs[row.run] for row in contents.rows)
+    title, found = element("h3", "Newest events"), newest_events(runs, _NEWEST)
     if not found:
         return [title, element("p", "No event has been recorded.")]
     rows = [[str(cell) for cell in event.values()] for event in found]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from altgrad.compare import STEP_COLUMNS, Row, Unpaired, pair, planned_terms, read_row
+from altgrad.compare import STEP_COLUMNS, Row, Shown, Unpaired, pair, planned_terms, read_row, shown_rows
 from altgrad.results import Run, TableName, list_runs, read_rows
 from altgrad.show.drawn_curves import Line, View, line
 from altgrad.storage.folder import Folder
@@ -43,22 +43,29 @@ class HeldRun(Run):
 class Contents:
     """The contents of a sweep's folder.
 
-    `rows`: the rows of the comparison, in its order.  `lines`: run name -> its loss curve, if it has one.  `broken`:
-    folder name -> why it cannot be read.  `damaged`: run name -> its parts that cannot be read.
+    `shown`: the rows of the comparison, in its order.  `runs`: by name, also the hidden ones.  `lines`: run name -> its
+    loss curve, if it has one.  `broken`: folder name -> why it cannot be read.  `damaged`: run name -> its parts that
+    cannot be read.
     """
 
     sweep: Folder
-    rows: list[Row]
+    shown: Shown
     runs: Mapping[str, HeldRun]
     lines: Mapping[str, Line]
     broken: Mapping[str, str]
     damaged: Mapping[str, Sequence[str]]
 
+    @property
+    def rows(self) -> list[Row]:
+        """The rows that the page shows."""
+        return self.shown.rows
 
-def read_contents(sweep: Folder, margin: float | None = None) -> Contents:
+
+def read_contents(sweep: Folder, margin: float | None = None, with_hidden: bool = False) -> Contents:
     """Read everything that the page shows of a sweep's runs.
 
-    `margin`: of the parity verdicts, in the unit of the losses; default: the sweep's own.
+    `margin`: of the parity verdicts, in the unit of the losses; default: the sweep's own.  `with_hidden`: show the runs
+    that people have hidden, too.
     """
     found, broken = list_runs(sweep)
     with ThreadPoolExecutor(_READERS) as pool:
@@ -77,7 +84,7 @@ def read_contents(sweep: Folder, margin: float | None = None) -> Contents:
     drawn = {row.run: line(row, runs[row.run], view) for row in rows}
     return Contents(
         sweep=sweep,
-        rows=rows,
+        shown=shown_rows(sweep, rows, with_hidden),
         runs=runs,
         lines={name: one for name, one in drawn.items() if one is not None},
         broken=broken,

@@ -10,35 +10,33 @@ from altgrad.compare import (
     RescueCell,
     Row,
     comparison,
-    comparison_markdown,
     loss_unit,
     matrix_axes,
-    parity_markdown,
     planned_terms,
-    rates_markdown,
     rescue_matrix,
+    shown_rows,
 )
+from altgrad.compare.comparison_table import tables_markdown
 from altgrad.results import list_runs
 from altgrad.storage.folder import Folder
 from altgrad.text.foreign_text import as_code, as_markdown
 from altgrad.text.number_text import ABSENT, table
 
 
-def sweep_report(sweep: Folder, margin: float | None = None) -> str:
+def sweep_report(sweep: Folder, margin: float | None = None, with_hidden: bool = False) -> str:
     """The report of a sweep folder as markdown.  Raises ValueError if it contains no run.
 
-    `margin`: of the parity verdicts, in the unit of the losses; default: the sweep's own.
+    `margin`: of the parity verdicts, in the unit of the losses; default: the sweep's own.  `with_hidden`: with the runs
+    that people have hidden.
     """
     runs, broken = list_runs(sweep)
     if not runs and not broken:
         raise ValueError(f"{sweep}: no run here; a sweep is a folder of run folders, each with a run.json")
-    rows = comparison(runs, planned_terms(sweep, margin))
+    shown = shown_rows(sweep, comparison(runs, planned_terms(sweep, margin)), with_hidden)
+    rows = shown.rows
     reported = {run.name for run in runs if run.folder.has("failure_report.md")}
     folders = {run.name: run.folder.name for run in runs}
-    parts = [f"# Sweep: {as_markdown(sweep.name)}", _counts(rows), "## Comparison", comparison_markdown(rows)]
-    parts += ["## Parity", parity_markdown(rows)]
-    if (rates := rates_markdown(rows)) is not None:
-        parts += ["## Learning rates", rates]
+    parts = [f"# Sweep: {as_markdown(sweep.name)}", _counts(shown.all_rows), "## Comparison", *tables_markdown(shown)]
     if len({row.intervention for row in rows}) > 1:
         parts += ["## Rescues", _matrix(rows)]
     parts += ["## Collapses", _collapses(rows, folders, reported)]

@@ -76,9 +76,9 @@ def read_part(folder: Folder, name: TableName, part: str, columns: Sequence[str]
     try:
         with folder.filesystem.open_input_file(f"{folder.path}/{name}/{part}") as file:
             opened = pq.ParquetFile(file, metadata=_footer(file), page_checksum_verification=True)
-            _check_types(opened.schema_arrow, name)
-            there = [column for column in columns if column in opened.schema_arrow.names]
-            table = opened.read(columns=there, use_threads=False)
+            found = opened.schema_arrow  # converted anew at each access
+            _check_types(found, name)
+            table = opened.read(columns=sorted(set(columns) & set(found.names)), use_threads=False)
         return _as_declared(table, name, columns)
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ESTALE):
@@ -113,6 +113,8 @@ def _seal_of(footer: bytes | bytearray) -> bytes:
 
 def _check_types(found: pa.Schema, name: TableName) -> None:
     """Raises ValueError if any column of a part has a wrong type, also if that column was not asked for."""
+    if found.equals(SCHEMAS[name]):
+        return
     for column in KEY_COLUMNS[name]:
         if column not in found.names:
             raise ValueError(f"it has no column {column}")

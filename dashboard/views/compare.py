@@ -11,6 +11,7 @@ import streamlit as st
 from altgrad.compare import (
     RATE_HEADS,
     Row,
+    Shown,
     by_group,
     config_difference,
     difference_curve,
@@ -57,7 +58,7 @@ def show(context: PageContext) -> None:
     elif part == "bits":
         _pareto(rows)
     elif part == "learning_rate":
-        _learning_rate(rows)
+        _learning_rate(context.shown)
     elif part == "survival":
         _survival(rows)
     elif part == "groups":
@@ -107,12 +108,13 @@ def _pareto(rows: Sequence[Row]) -> None:
     )
 
 
-def _learning_rate(rows: Sequence[Row]) -> None:
+def _learning_rate(shown: Shown) -> None:
+    rows = shown.rows
     if not any(row.validation_loss is not None for row in rows):
         st.info("No validation loss has been measured yet.")
         return
     rates = {row.learning_rate for row in rows}
-    if lines := rate_lines(rows):
+    if lines := rate_lines(shown.all_rows, shown.hidden):
         frame = pd.DataFrame([dict(zip(RATE_HEADS, line.cells, strict=True)) for line in lines])
         show_table(frame, alt="The best learning rate of each format, the usable ones, and the gaps to BF16.")
         st.caption(rates_note(rows))
@@ -183,9 +185,7 @@ def _two_groups(context: PageContext, rows: Sequence[Row]) -> None:
     with right:
         rest = [name for name in names if name != one]
         other = choose_kept("against", rest, "other", rest[-1], format_func=lambda name: named[name][0].group_label)
-    groups = {named[one][0].group, named[other][0].group}
-    hidden = sum(context.row[name].group in groups for name in context.hidden)
-    found = group_difference(named[one], named[other], context.terms, hidden)
+    found = group_difference(named[one], named[other], context.terms)
     st.markdown(as_markdown(found.sentence))
     matched, pairs = paired_runs(named[one], named[other]), []
     for row, against in matched:

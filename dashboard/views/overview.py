@@ -45,7 +45,7 @@ _VIEW = View("loss", buckets=150)
 def show(context: PageContext) -> None:
     """The page."""
     st.title(f"Overview of {as_markdown(context.sweep.folder.name)}")
-    every, planned = context.all_rows, context.sweep.planned
+    every, planned = context.shown.all_rows, context.sweep.planned
     state = progress(every, context.sweep.runs, planned, time.time())
     _counts(every, planned, state)
     st.caption(f"{spent_and_saved(every, state)}.")

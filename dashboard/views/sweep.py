@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from altgrad.compare import STEP_COLUMNS, Row, by_group, loss_unit, parity_note
-from altgrad.compare.coverage_note import coverage_note
+from altgrad.compare.comparison_table import coverage_note
 from altgrad.html.board import BOARD_STYLE, group_board
 from altgrad.text.foreign_text import as_markdown
 from dashboard.data.board_lines import board_lines
@@ -17,18 +17,12 @@ from dashboard.page_context import PageContext
 from dashboard.trial_board import show_runs
 from dashboard.widgets import choose_kept, choose_many, choose_named, choose_one, show_table, switch
 
-_SHOWN = (  # columns that are shown unless the viewer chooses others
-    *("run", "group", "status", "runs", "validation_loss", "gap", "gap_step", "parity", "collapse_step"),
-)
-_WHERE_THERE_IS_ANY = (
-    "setting",
-    "pairing",
-    "branched_from",
-    "progress",
-    "collapse_step",
-    "collapse_rule",
-    "seeds_needed",
-)
+# Columns that are shown unless the viewer chooses others: below the drawn rows, what can be sorted and fits 1024 pixels;
+# without them, all that they would say.
+_SHOWN = ("run", "group", "status", "validation_loss", "gap", "collapse_step")
+_SHOWN_OF_GROUPS = (*_SHOWN, "parity")
+_SHOWN_ALONE = (*_SHOWN_OF_GROUPS, "runs", "gap_step", "setting", "pairing", "branched_from", "progress")
+_WIDEST = 180  # pixels of a column of texts
 _BETTER_IF_LOWER = ("loss", "validation_loss", "best_validation_loss", "gap", "gap_low", "gap_high")
 _MANY = 200  # with more rows there are no small loss curves: they would take longer than the rest of the page
 
@@ -78,7 +72,8 @@ def _numbers(context: PageContext, rows: Sequence[Row], per_group: bool) -> None
     with third:
         descending = switch("Descending", "descending")
     with fourth, st.popover("Columns"):
-        default = [name for name in frame.columns if _is_shown(frame, name)]
+        usual = _SHOWN_ALONE if len(rows) > _MANY else _SHOWN_OF_GROUPS if per_group else _SHOWN
+        default = [name for name in frame.columns if name in usual and _is_filled(frame, name)]
         shown = choose_named("Columns", {name: HEADS[name] for name in frame.columns}, "columns", default)
     frame = frame.sort_values(by, ascending=not descending, na_position="last", kind="stable")
     if by in _BETTER_IF_LOWER and not descending:  # a run that collapsed early is not the best
@@ -98,15 +93,13 @@ def _numbers(context: PageContext, rows: Sequence[Row], per_group: bool) -> None
     )
 
 
-def _is_shown(frame: pd.DataFrame, name: str) -> bool:
-    """Whether a column is shown by default; some columns are only if a row has a value in them."""
+def _is_filled(frame: pd.DataFrame, name: str) -> bool:
+    """Whether a column that few sweeps need has something to say in this one."""
     if name in ("setting", "pairing", "branched_from"):
         return bool(frame[name].astype(bool).any())
     if name == "progress":
         return bool((frame["status"] == "running").any())
-    if name == "collapse_step":
-        return bool(frame[name].notna().any())
-    return name in _SHOWN
+    return name != "collapse_step" or bool(frame[name].notna().any())
 
 
 def _lasted(members: Sequence[Row]) -> bool:
@@ -140,6 +133,7 @@ def _table(context: PageContext, frame: pd.DataFrame, members: Sequence[list[Row
     picked = show_table(
         frame.rename(columns=HEADS),
         alt=f"One row per {what}: settings, status, losses, gap to the BF16 run of the same seed, collapse, speed.",
+        widest=_WIDEST,
         column_config={HEADS[name]: COLUMNS[name] for name in frame.columns},
         on_select="rerun",
         selection_mode="single-row",
@@ -149,6 +143,8 @@ def _table(context: PageContext, frame: pd.DataFrame, members: Sequence[list[Row
     if not chosen:
         unit = loss_unit(row for rows in members for row in rows)
         said = f" Losses and gaps are in {unit}." if unit else ""
+        steps = {row.gap_step for rows in members for row in rows if row.final_gap is not None}
+        said += f" Gaps are those of step {steps.pop()}." if len(steps) == 1 else ""
         st.caption(f"{len(frame)} rows; select one to open it.{said}")
         return
     opened = members[frame.index[chosen[0]]]

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from altgrad.compare import (
     Row,
+    Shown,
     by_group,
     comparison,
     comparison_csv,
@@ -267,12 +268,13 @@ def mixed(sweep: Folder) -> list[Row]:
 
 
 def test_csv_and_markdown_are_the_same_table_and_the_csv_has_every_digit(sweep: Folder, mixed: list[Row]) -> None:
-    write_comparison(sweep, mixed)
+    write_comparison(sweep, Shown(mixed))
     runs, _ = sweep.read_bytes("comparison.md").decode().split("## Parity")
     lines = [line for line in runs.splitlines() if line.startswith("|")]
     head, _, *cells = ([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines)
     records = list(csv.DictReader(io.StringIO(sweep.read_bytes("comparison.csv").decode())))
     assert [cell[0].replace("\\|", "|") for cell in cells] == [record["run"] for record in records]
+    assert {record.pop("hidden") for record in records} == {""}
     assert len(head) == len(records[0]) and len(cells) == len(records) == len(mixed)
     for line, record, row in zip(cells, records, mixed, strict=True):
         for shown, (name, exact) in zip(line, record.items(), strict=True):

@@ -14,8 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations
 
-from altgrad.compare.comparison_table import comparison_markdown
-from altgrad.compare.coverage_note import coverage_note
+from altgrad.compare.comparison_table import comparison_markdown, coverage_note
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.adapters.filters import lora_adapters, lora_base
 from altgrad.quantization.adapters.registry import register_gemm

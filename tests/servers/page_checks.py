@@ -81,6 +81,13 @@ _SIDEWAYS = """
     return Math.max(box.scrollWidth - box.clientWidth, document.documentElement.scrollWidth - innerWidth);
 }
 """
+# Tables that scroll sideways in themselves, so that a reader does not know what they hold.
+_WIDE_TABLES = """
+() => [...document.querySelectorAll('.board-scroll, .dvn-scroller')].map(box => [
+    box.getAttribute('aria-label') ?? box.closest('[aria-label]')?.getAttribute('aria-label') ?? 'a table',
+    box.scrollWidth - box.clientWidth
+]).filter(([name, beyond]) => beyond > 1)
+"""
 _HAS_FOCUS_MARK = """
 () => {
     for (let e = document.activeElement, depth = 0; e && depth < 4; e = e.parentElement, depth++) {
@@ -95,6 +102,11 @@ _HAS_FOCUS_MARK = """
 _FOCUSED = """
 () => (e => `${e.tagName} ${e.getAttribute('aria-label') ?? e.innerText ?? ''}`.slice(0, 80))(document.activeElement)
 """
+
+
+def wide_tables(page: Any) -> list[str]:
+    """Tables that are wider than their place on the page."""
+    return [f"{name!r} is {beyond} pixels too wide" for name, beyond in page.evaluate(_WIDE_TABLES)]
 
 
 def faults(page: Any) -> list[str]:

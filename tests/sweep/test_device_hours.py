@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from altgrad.compare import write_comparison
+from altgrad.compare import Shown, write_comparison
 from altgrad.config.train_config import TrainConfig
 from altgrad.experiment.attempts import earlier_attempts
 from altgrad.experiment.outcome import Report
@@ -75,7 +75,7 @@ def test_cores_are_counted_where_no_gpu_was_held_and_silence_is_not_zero(sweep: 
 
 def test_the_comparison_files_have_hours_by_run_and_in_total(sweep: Folder) -> None:
     rows = list(rows_of(sweep).values())
-    write_comparison(sweep, rows, compute_sentence(rows))
+    write_comparison(sweep, Shown(rows), compute_sentence(rows))
     text = sweep.read_bytes("comparison.md").decode()
     assert text.rstrip().splitlines()[-1] == compute_sentence(rows)
     exact = {line["run"]: line for line in csv.DictReader(sweep.read_bytes("comparison.csv").decode().splitlines())}

@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console
 
 from altgrad.__main__ import main
-from altgrad.compare import comparison, comparison_table, parity_table
+from altgrad.compare import Shown, comparison, comparison_table, parity_table
 from altgrad.results import list_runs
 from altgrad.storage.folder import Folder
 from altgrad.text.fitted_table import FittedColumn, FittedTable
@@ -136,7 +136,7 @@ def test_the_end_of_a_sweep_is_one_screen(mixed: Folder, width: int, height: int
     reports = {run.name: f"mixed/{run.folder.name}/failure_report.md" for run in runs if run.verdict is not None}
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, color_system=None, width=width, height=height)
-    Ending("mixed", rows, "Compute: 2 CPU-core-hours spent", reports, troubles, PLACES).show(console)
+    Ending("mixed", Shown(rows), "Compute: 2 CPU-core-hours spent", reports, troubles, PLACES).show(console)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
     assert len(lines) < height and all(len(line) <= width for line in lines) and "…" not in "".join(lines)
     assert lines[0] == "mixed: 28 runs: 20 completed, 7 collapsed, 1 killed"
@@ -154,7 +154,7 @@ def test_a_log_gets_everything(mixed: Folder) -> None:
     rows = comparison(runs)
     reports = {run.name: f"{run.name}/failure_report.md" for run in runs if run.verdict is not None}
     text = io.StringIO()
-    Ending("mixed", rows, None, reports, TROUBLES, PLACES).show(Console(file=text, width=200))
+    Ending("mixed", Shown(rows), None, reports, TROUBLES, PLACES).show(Console(file=text, width=200))
     for words in itertools.chain((row.run for row in rows), reports.values(), TROUBLES, PLACES, ["Parity with BF16"]):
         assert words in text.getvalue()
 
@@ -162,7 +162,7 @@ def test_a_log_gets_everything(mixed: Folder) -> None:
 def test_a_sweep_of_which_nothing_can_be_read_ends_as_well() -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=80, height=24)
-    Ending("lost", [], None, {}, ["lost: bf16: its run.json is gone"], PLACES[:1]).show(console)
+    Ending("lost", Shown([]), None, {}, ["lost: bf16: its run.json is gone"], PLACES[:1]).show(console)
     assert "lost: bf16: its run.json is gone" in text.getvalue() and "0 runs" in text.getvalue()
 
 

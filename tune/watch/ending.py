@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from altgrad.compare import Row, comparison_table, parity_table, rates_markdown
+from altgrad.compare import Row, Shown, comparison_table, parity_table, rates_markdown
 from altgrad.compare.comparison_table import gap_and_step
 from altgrad.compare.parity.parity_table import parity_lines
 from altgrad.compare.parity.verdict import Parity
@@ -28,14 +28,14 @@ _PROMPT = 2  # lines of the screen that are left to the shell
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of a sweep.  `rows`: its comparison.  `compute`: what it cost.  `reports`: run -> its failure report.
+    """The end of a sweep.  `shown`: its comparison.  `compute`: what it cost.  `reports`: run -> its failure report.
 
     `troubles`: what failed, was lost or cannot be read, a sentence each.  `places`: where results are, and commands
     that go on from here.
     """
 
     name: str
-    rows: Sequence[Row]
+    shown: Shown
     compute: str | None
     reports: dict[str, str]
     troubles: Sequence[str]
@@ -47,22 +47,25 @@ class Ending:
             for part in self._screen(console):
                 console.print(part)
             return
-        console.print(comparison_table(self.rows))
-        if (parity := parity_table(self.rows)) is not None:
+        console.print(comparison_table(self.shown.rows))
+        if (parity := parity_table(self.shown.rows)) is not None:
             console.print(parity)
-        lines = [rates_markdown(self.rows), self.compute, *(f"failure report: {at}" for at in self.reports.values())]
+        lines = [rates_markdown(self.shown.all_rows, self.shown.hidden), *self.shown.notes, self.compute]
+        lines += [f"failure report: {at}" for at in self.reports.values()]
         for line in (*lines, *self.troubles, *self.places):
             if line is not None:
                 say(console, line)
 
     def _screen(self, console: Console) -> list[RenderableType]:
         """What fits one screen, in its order: the groups get the lines that the rest leaves."""
-        counts = Counter(row.status for row in self.rows)
-        number = f"{len(self.rows)} run{'s' * (len(self.rows) != 1)}"
+        every = self.shown.all_rows
+        counts = Counter(row.status for row in every)
+        number = f"{len(every)} run{'s' * (len(every) != 1)}"
         head = f"{self.name}: {number}: " + ", ".join(f"{n} {status}" for status, n in counts.most_common())
         looks = self._looks()
         most = max(1, console.height // _LINES_FOR_ONE)
         below: list[RenderableType] = [
+            *map(cell, self.shown.notes),
             *([cell(self.compute)] if self.compute else []),
             *map(cell, _first(self.troubles, most, "more of these")),
             *([cell("Look first at:")] if looks else []),
@@ -74,9 +77,9 @@ class Ending:
 
     def _groups(self, lines: int) -> RenderableType:
         """A row per group that is compared, the best first; of a sweep without any, a row per run."""
-        found = parity_lines(self.rows)
+        found = parity_lines(self.shown.rows)
         heads: tuple[str, ...] = ("Run", "Gap to BF16")
-        texts: list[tuple[str, ...]] = [(row.run, gap_and_step(row)) for row in self.rows]
+        texts: list[tuple[str, ...]] = [(row.run, gap_and_step(row)) for row in self.shown.rows]
         if found:
             step = "".join(f" at step {at}" for at in _only({line.gap.step for line in found if line.gap.step}))
             margin = "".join(f" (margin {within})" for within in _only({line.parity.within for line in found}))
@@ -90,7 +93,7 @@ class Ending:
 
     def _looks(self) -> list[str]:
         """What to look at first: of each rule the collapse that came first, then those of other groups."""
-        collapsed = sorted((row for row in self.rows if row.collapsed), key=lambda row: row.collapse_step or 0)
+        collapsed = sorted((row for row in self.shown.rows if row.collapsed), key=lambda row: row.collapse_step or 0)
         alike: dict[tuple[str | None, str], list[Row]] = {}
         for row in collapsed:
             alike.setdefault((row.collapse_rule, row.group_label), []).append(row)
@@ -102,7 +105,7 @@ class Ending:
         row = rows[0]
         said = row.group_label + happened(row).removeprefix(row.label).removesuffix(".")
         said += f", and {len(rows) - 1} more like it" if len(rows) > 1 else ""
-        survivors = survivors_like(row, self.rows)[:1]
+        survivors = survivors_like(row, self.shown.rows)[:1]
         instead = "".join(f"; {survivor_sentence(*one)}" for one in survivors)
         return f"  {said}{instead}: {self.reports.get(row.run, row.run)}"
 

@@ -56,13 +56,11 @@ class GroupDifference:
         return f"{self.one} against {self.other}: {figure}: {self.parity.sentence}. Differs in: {self.differs}.{note}"
 
 
-def group_difference(
-    one: Sequence[Row], other: Sequence[Row], terms: Terms | None = None, hidden: int = 0
-) -> GroupDifference:
-    """One group against another as a comparison of its own.  `hidden`: runs of the two that a viewer has hidden."""
+def group_difference(one: Sequence[Row], other: Sequence[Row], terms: Terms | None = None) -> GroupDifference:
+    """One group against another as a comparison of its own."""
     terms = terms or Terms()
     found = _unjudged(one, other, terms.margin)
-    return replace(found, parity=judged([replace(found.parity, hidden=hidden)], terms.looks)[0])
+    return replace(found, parity=judged([found.parity], terms.looks)[0])
 
 
 def all_pairs(rows: Iterable[Row], terms: Terms | None = None) -> dict[tuple[str, str], GroupDifference]:
@@ -137,6 +135,7 @@ def _unjudged(one: Sequence[Row], other: Sequence[Row], margin: float | None) ->
         collapsed=sum(row.collapsed for row in (*one, *other)),
         non_finite=sum(row.non_finite for row in (*one, *other)),
         ended_early=sum(not row.alive and not row.collapsed for row in (*one, *other)),
+        hidden=one[0].hidden_mates + other[0].hidden_mates,
     )
     return GroupDifference(
         one=one[0].group_label,

@@ -113,7 +113,7 @@ class Parity:
     @property
     def _no_claim(self) -> str:
         if self.hidden:
-            return "no claim: 1 run is hidden" if self.hidden == 1 else f"no claim: {self.hidden} runs are hidden"
+            return f"no claim: {hidden_words(self.hidden)}"
         if not self.n:
             return f"no claim: no seed has a finite difference to {self.against}"
         seeds = "one seed says nothing about others" if self.n == 1 else "too few seeds"
@@ -126,6 +126,11 @@ class Parity:
         if self.seeds is None:
             return f"more than {MOST_SEEDS} seeds would be needed"
         return f"about {self.seeds} seeds would decide it ({POWER:.0%} power)".replace("%", " %")
+
+
+def hidden_words(n: int) -> str:
+    """`1 run is hidden`, `2 runs are hidden`."""
+    return "1 run is hidden" if n == 1 else f"{n} runs are hidden"
 
 
 def default_margin(unit: str, loss: float | None) -> float | None:

@@ -60,9 +60,8 @@ ROWS: Mapping[str, Row] = {
     "start": Row("sweep.py --dry-run (seconds)", 3.0, processes.dry_run, 3),
     "sweep": Row("default sweep, wall clock (x its runs bare / cores)", 1.2, processes.default_sweep, 1, minutes=True),
     # the dashboard, 500 runs of 10,000 steps
-    "dashboard_cold": Row("dashboard: overview of 500 runs, cold (seconds)", 3.0, dashboard.cold_overview, 3),
-    "dashboard_table": Row("dashboard: sweep page of 500 runs, cold (seconds)", 3.0, dashboard.cold_table, 3),
-    "dashboard_warm": Row("dashboard: sweep page of 500 runs, warm (seconds)", 0.3, dashboard.warm_table, 11),
+    **{f"dashboard_{page}_cold": Row(f"dashboard: page {page}, 500 runs, cold (seconds)", 3.0, dashboard.cold(page), 3) for page in dashboard.PAGES},
+    **{f"dashboard_{page}_warm": Row(f"dashboard: page {page}, 500 runs, warm (seconds)", 0.3, dashboard.warm(page), 5) for page in dashboard.PAGES},
     "dashboard_nothing_new": Row("dashboard: a look that finds nothing new (seconds)", 0.01, dashboard.nothing_new, 21),
     "dashboard_curves": Row("dashboard: 60 curves on one chart (seconds)", 1.5, dashboard.sixty_curves, 1),
     # what a GPU would move, counted without one

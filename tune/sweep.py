@@ -34,7 +34,7 @@ from altgrad.text.error_hints import error_text
 from altgrad.text.terminal_output import Outlet, harmless, say, tell, unstoppable_output
 from tune.cluster.private_folders import private_folder, temporary_root
 from tune.cluster.ray_watch import EXIT_CODE, RayFailed
-from tune.plan.inputs import check_inputs
+from tune.plan.inputs import any_given, check_inputs
 from tune.plan.more_seeds import MoreSeeds
 from tune.plan.options import SweepError, SweepOptions, parse_options
 from tune.plan.plan_table import show_plan
@@ -103,12 +103,13 @@ def _sweep(options: SweepOptions, console: Console, journal: Journal, stack: Exi
         measure(plan.trials, resources, machine.gpus, TimesStore(), console.print)
     times = None if options.cluster is not None else expected(plan.trials, resources, TimesStore())
     plan = plan.timed(times, resources.memory_sentence(machine, plan.trials))
+    if not options.dry_run or any_given(plan.trials):  # without torch a plan of what altgrad ships answers at once
+        uses_gpus_here = bool(resources.gpus) and options.cluster is None
+        for line in check_inputs(plan.trials, machine, uses_gpus_here=uses_gpus_here):
+            tell(console, line)
     if options.dry_run:
         show_plan(console, plan, resources, elsewhere=options.cluster is not None)
         return 0
-    uses_gpus_here = bool(resources.gpus) and options.cluster is None
-    for line in check_inputs(plan.trials, machine, uses_gpus_here=uses_gpus_here):
-        tell(console, line)
     sweep = create_sweep(options, plan, resources).held(stack) if stored is None else stored
     show_plan(console, plan, resources, elsewhere=options.cluster is not None)
     say(console, f"sweep {sweep.name} in {sweep.folder}")

@@ -14,6 +14,7 @@ from tests.support.runs.sweep_plans import CPU_BOX, GPU_BOX, SCRIPT, planned, wr
 from tune.plan.options import SweepOptions, parse_options
 from tune.plan.resources.machine import Machine
 from tune.plan.trials import CONFIGS, plan_sweep
+from tune.sweep import main
 
 SPLITS = ("E0M7", "E1M6", "E2M5", "E3M4", "E4M3", "E5M2", "E6M1", "E7M0")
 
@@ -160,6 +161,24 @@ def test_dry_run_answers_without_torch_and_ray_and_creates_nothing(tmp_path: Pat
     assert done.stdout.strip().endswith("[]")
     assert "e7m0_uniform-s43" in done.stdout and "at a time" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (("--data", "nowhere.txt"), "no such text"),
+        (("--task", "nowhere.nothing:task"), "no module 'nowhere'"),
+        (("--from", "nowhere@3"), "no run in"),
+        (("--set", "layer_formats={nothing: BF16}"), "nothing"),
+        (("--set", "device=cuda"), "device='cuda'"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would_refuse(
+    given: tuple[str, str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--dry-run", "--formats", "E4M3", "--model", "micro", *given]) == 2
+    told = capsys.readouterr()
+    assert reason in told.err and len(told.err.splitlines()) == 1 and not told.out
 
 
 def test_the_help_shows_its_options_in_groups(tmp_path: Path) -> None:

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 _DATA_FIELDS = set(TrainConfig.of_kind("model", "data"))  # fields that decide whether data can be used
 
+_GIVEN = {"task", "task_args", "start_from", "data", "tokenizer", "layer_formats", "layer_gemms", "phases", "device"}
+
+
+def any_given(trials: Sequence[Trial]) -> bool:
+    """Whether a trial has a task, data, weights, layers or a device that is not the default, and may not exist."""
+    default = TrainConfig().model_dump(include=_GIVEN)
+    return any(trial.config.model_dump(include=_GIVEN) != default for trial in trials)
+
 
 def check_inputs(trials: Sequence[Trial], machine: Machine, *, uses_gpus_here: bool = False) -> list[str]:
     """Check all trials; return one sentence per text about the data read from it.  Raises ConfigError.

@@ -37,6 +37,21 @@ def checkpoint_steps(run: Folder) -> list[int]:
     return sorted({step_of(name) for name in checkpoint_files(run / "checkpoints")})
 
 
+def checkpoint_named(source: str) -> tuple[Folder | None, int | None]:
+    """(run, step) of RUN@STEP, as `start_from` takes it; (run, None) of RUN@last, (None, None) of anything else."""
+    run, at, step = source.rpartition("@")
+    if not at or not (step.isdigit() or step == "last"):
+        return None, None
+    return Folder.at(run), None if step == "last" else int(step)
+
+
+def settled(source: str | None) -> str | None:
+    """RUN@last with the step of the newest checkpoint, so that a restart means the same one; others unchanged."""
+    run, step = checkpoint_named(source or "")
+    steps = checkpoint_steps(run) if run is not None and step is None else []
+    return f"{run}@{steps[-1]}" if steps else source
+
+
 def kept(steps: Iterable[int], interval: int, how: str = "octaves") -> set[int]:
     """Those of the steps whose checkpoints stay; interval, how: `checkpoint_interval` and `keep_checkpoints`."""
     if how == "all":

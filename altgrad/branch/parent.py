@@ -25,6 +25,7 @@ CHANGEABLE = TrainConfig.of_kind("numeric", "rescue", "optimisation", "measuring
 _INSTEAD: Mapping[str, str] = {
     "seed": "; rounding_seed changes the random numbers of rounding, skip_batches the batches",
     "data": "; skip_batches leaves batches out",
+    "start_from": "; its weights, moments and place in the data are those of the checkpoint",
 }
 
 

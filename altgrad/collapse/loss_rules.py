@@ -144,7 +144,8 @@ class NeverLearned:
     A start above ln(vocabulary) counts as ln(vocabulary), because falling to the loss of a uniform model is not
     learning.  A run that starts below half of ln(vocabulary) is not judged: it starts from a trained model, which may
     have little left to learn.  A run that starts from given weights (`start_from`) is judged only if it starts at the
-    loss of a uniform model; in a loss of unknown unit it is not judged.
+    loss of a uniform model; in a loss of unknown unit it is not judged.  If it goes on after the step of those weights
+    (`start_keeps: [step]`), the share counts from there.
     Example, 256 classes, 500 steps: the best is 5.48 at step 200, which is not 0.15 nats below 5.545: verdict.
 
     If the unit is unknown, the run is judged if its loss has at no time fallen by more than chance explains (see
@@ -157,8 +158,9 @@ class NeverLearned:
     def __init__(self, config: TrainConfig) -> None:
         self._margin = config.never_learned_margin
         self._trained = config.start_from is not None
-        fraction = math.ceil(config.never_learned_fraction * config.max_steps)
-        self._deadline = max(fraction, config.warmup_steps + LEARNING_STEPS * pace_of(config.max_steps))
+        begin = config.start_step
+        fraction = begin + math.ceil(config.never_learned_fraction * (config.max_steps - begin))
+        self._deadline = max(fraction, max(begin, config.warmup_steps) + LEARNING_STEPS * pace_of(config.max_steps))
         self.memory = NoMemory()
 
     def judge(self, seen: Observation) -> Verdict | None:

@@ -21,6 +21,10 @@ from altgrad.text.yaml_text import NotYaml, parse_value
 TASK_HELP = "what is trained: a shipped task, an installed one, or package.module:name (default: the built-in GPT)"
 TASK_ARGUMENT_HELP = "set an argument of the task (repeatable)"
 FROM_HELP = "weights to start from: RUN@STEP, RUN@last, a .safetensors or .pt file, or a folder with model.safetensors"
+KEEP_HELP = (
+    "with --from RUN@STEP: what is kept besides the weights: step (schedule and batches go on after it), moments (the "
+    "optimizer's, and the place in the data)"
+)
 _LONGEST = 400  # characters of an error
 _LARGEST = 2**53
 _CHOICE = re.compile(r"invalid choice: (?P<word>.*) \(choose from (?P<known>.*)\)", re.DOTALL)

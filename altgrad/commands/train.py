@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
 from altgrad.branch import with_parent
 from altgrad.commands.folders import expect
-from altgrad.commands.option_parser import FROM_HELP, TASK_ARGUMENT_HELP, TASK_HELP, Commands, examples, location, path
+from altgrad.commands.option_parser import (
+    FROM_HELP,
+    KEEP_HELP,
+    TASK_ARGUMENT_HELP,
+    TASK_HELP,
+    Commands,
+    examples,
+    location,
+    path,
+)
 from altgrad.config.shipped_configs import config_file
-from altgrad.config.train_config import TrainConfig, check_fields, load_config
+from altgrad.config.train_config import Kept, TrainConfig, check_fields, load_config
 from altgrad.storage.folder import Folder
 from altgrad.text.terminal_output import say, unstoppable_output
 from altgrad.text.yaml_text import NotYaml, assignments
@@ -37,6 +46,7 @@ def add(commands: Commands) -> None:
     )
     add_run_options(train, "run")
     train.add_argument("--from", dest="start_from", metavar="WEIGHTS", help=FROM_HELP)
+    train.add_argument("--keep", nargs="+", action="extend", choices=get_args(Kept), help=KEEP_HELP)
     train.set_defaults(command=_train)
 
 
@@ -66,6 +76,8 @@ def _trained(options: argparse.Namespace) -> int:
     fields = settings_of_words(options.set) | _task(options.task, options.task_arg)
     if options.start_from is not None:
         fields["start_from"] = options.start_from
+    if options.keep is not None:
+        fields["start_keeps"] = options.keep
     config = with_parent(load_config(config_file(options.config), **fields))
     return train(config, Folder.at(options.out), options.baseline)
 

@@ -36,6 +36,8 @@ _TASK = re.compile(r"[A-Za-z_][\w-]*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*
 
 
 Rung = Literal["skip", "rate", "rollback", "shift"]
+Kept = Literal["moments", "step"]  # of a checkpoint, besides the weights
+_AT_STEP = re.compile(r".*@(\d+|last)", re.DOTALL)  # start_from: a checkpoint of a run
 
 
 class TrainConfig(Recipe):
@@ -45,7 +47,8 @@ class TrainConfig(Recipe):
     # model and data
     task: str = field(BUILT_IN_TASK, "model", f"what is trained: {BUILT_IN_TASK} (the built-in GPT), {', '.join(SHIPPED_TASKS)}, the name of an installed task, or package.module:name", in_graph=True)
     task_args: dict[str, Any] = field({}, "model", "arguments of the task, by name", in_graph=True)
-    start_from: str | None = field(None, "model", "weights to start from, at step 0 and with new moments: RUN@STEP or RUN@last (a checkpoint of a run), a .safetensors or .pt file, or a folder with model.safetensors; None: the task's initial weights", timed=False)
+    start_from: str | None = field(None, "model", "weights to start from: RUN@STEP or RUN@last (a checkpoint of a run), a .safetensors or .pt file, or a folder with model.safetensors; at step 0 and with new moments, unless start_keeps says otherwise; None: the task's initial weights", timed=False)
+    start_keeps: list[Kept] = field([], "model", "what start_from: RUN@STEP keeps besides the weights: step (the schedule goes on after that step, to max_steps, and so do the batches), moments (those of the optimizer, and the place in the data)", timed=False)
     model: str = field("tiny", "model", "preset of the built-in GPT: micro, tiny, small, medium or gpt2", in_graph=True)
     n_layer: int | None = field(None, "model", "number of transformer blocks; None: the preset's", in_graph=True, ge=1)
     n_head: int | None = field(None, "model", "number of attention heads; None: the preset's", in_graph=True, ge=1)
@@ -151,6 +154,11 @@ class TrainConfig(Recipe):
             check_origin(origin)
         return origin
 
+    @field_validator("start_keeps")
+    @classmethod
+    def _each_once(cls, kept: list[Kept]) -> list[Kept]:
+        return sorted(set(kept))
+
     @field_validator("task")
     @classmethod
     def _task_name(cls, task: str) -> str:
@@ -179,9 +187,15 @@ class TrainConfig(Recipe):
                 f"cuda_graphs=True with compile={self.compile!r}: CUDA graphs record a step compiled as one graph; use "
                 "compile=auto or true"
             )
-        if self.start_from is not None and self.branch_from is not None:
+        if self.start_keeps and not _AT_STEP.fullmatch(self.start_from or ""):
             raise ValueError(
-                "start_from and branch_from: a branch takes its parent's weights with moments and data position; give one"
+                f"start_keeps={self.start_keeps} with start_from={shown(self.start_from)}: only a checkpoint of a run has "
+                "a step and moments; give start_from as RUN@STEP, or leave start_keeps out"
+            )
+        if self.start_step >= self.max_steps:
+            raise ValueError(
+                f"max_steps={self.max_steps} with the step of start_from={shown(self.start_from)} kept: no step is left; "
+                "give more steps, or leave step out of start_keeps"
             )
         if self.batch_size % self.accumulate:
             raise ValueError(
@@ -213,6 +227,15 @@ class TrainConfig(Recipe):
                 "shift out of rescue_rungs"
             )
         return self
+
+    @property
+    def start_step(self) -> int:
+        """The step after which training begins: that of `start_from` if it is kept, else 0; `@last` is 0 as well.
+
+        A run resolves `@last` before it begins, see `branch.checkpoints.settled`.
+        """
+        at = (self.start_from or "").rpartition("@")[2]
+        return int(at) if "step" in self.start_keeps and at.isdigit() else 0
 
     @property
     def phase_starts(self) -> tuple[int, ...]:

@@ -81,7 +81,12 @@ class Diagnostics:
 
     @torch.no_grad()
     def measure(self, step: int, steps: Sequence[LayerStep]) -> tuple[DiagnosticSnapshot, list[Mapping[str, Any]]]:
-        """(measurements of a step, its rows of the `tensors` table)."""
+        """(measurements of a step, its rows of the `tensors` table).
+
+        Without a layer whose weight is stored there is nothing to measure, as where all weights are parametrised.
+        """
+        if not steps:
+            return DiagnosticSnapshot(step, {}, []), []
         found = [diagnostic.measure(steps) for diagnostic in self._diagnostics]
         finite = {part.name: self._is_finite(part) for part in steps}
         vectors = self._histograms.measure(steps) if self._wants_histogram(step) else {}

@@ -16,6 +16,7 @@ from altgrad.quantization.coverage import Coverage, measure_coverage
 from altgrad.training.data import Source
 from altgrad.training.task.batch import as_batch, changed
 from altgrad.training.task.loss_value import read_loss
+from altgrad.training.task.task_batches import TaskBatches
 from altgrad.training.trainer import Trainer
 
 
@@ -45,9 +46,12 @@ def provenance(trainer: Trainer) -> dict[str, Any]:
 def coverage(trainer: Trainer) -> Coverage | None:
     """Measure the rounded share of the model's matrix products on the first held-out batch; None on `meta`.
 
-    A held-out batch is used because `Batches.validation` may be called at any time without affecting the training.
+    A held-out batch is used because `Batches.validation` may be called at any time without affecting the training.  A
+    task that holds nothing out gives the batch of step 1 instead, as often as it is asked.
     """
     batches = trainer.batches.validation()
+    if not batches and isinstance(trainer.batches, TaskBatches):
+        batches = [trainer.batches.training(1)]
     if not batches:
         return Coverage(0, 0, (), "there is no held-out batch to measure it on")
     batch = changed(as_batch(batches[0], trainer.task.said), lambda tensor: tensor.to(trainer.device))

@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from altgrad.branch import Branch, with_parent
+from altgrad.branch.checkpoints import settled
 from altgrad.collapse import CollapseDetector, CollapseForecast
 from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.experiment.attempts import (
@@ -29,7 +30,7 @@ from altgrad.experiment.attempts import (
     parent_compiled,
 )
 from altgrad.experiment.checkpoints.checkpointing import Checkpointing, RunInTraining
-from altgrad.experiment.checkpoints.stored_weights import stored_weights
+from altgrad.experiment.checkpoints.stored_weights import stored_start
 from altgrad.experiment.outcome import ExperimentResult, Report
 from altgrad.experiment.process_load import ProcessUsage
 from altgrad.experiment.run_start import RunSettings, start_record
@@ -81,7 +82,8 @@ class FormatExperimentRunner:
     ) -> None:
         if (config is None) == (branch is None):
             raise ConfigError("give either a config or a branch, whose config is its parent's with its changes")
-        self.config = with_parent(config) if config is not None else branch.config()  # type: ignore[union-attr]
+        config = with_parent(config) if config is not None else branch.config()  # type: ignore[union-attr]
+        self.config = config.altered(start_from=settled(config.start_from))
         self._until = until
         self.folder = folder
         self._settings = RunSettings(
@@ -126,7 +128,7 @@ class FormatExperimentRunner:
             check_device(self._settings.resources or {}, self.config.device)
             if not attempt:
                 compiled_before = self._ranks.from_first(lambda: parent_compiled(self.config))
-            start = None if self.config.start_from is None else stored_weights(self.config.start_from)
+            start = stored_start(self.config)
             trainer = Trainer(self.config, self._model, self._batches, self._runs_alike, compiled_before, start)
             info, gap = start_record(self._settings, trainer, earlier)
             other = self._ranks.from_first(lambda: another_start(self.folder, info) if attempt else None)

@@ -90,8 +90,14 @@ def quantize_(
     """Round the operands of the model's GEMMs from now on, in place; see `quantize_model`, also for the options.
 
     recipe: a `Recipe`, the name of a published one (see `altgrad recipes`), or that of a format for all operands.
-    Raises ValueError for an unknown name, and what `quantize_model` raises.
+    Raises ValueError for an unknown name, TypeError for no model or no recipe, and what `quantize_model` raises.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"quantize_: expected a torch.nn.Module to round, found {type(model).__name__}")
+    if not isinstance(recipe, Recipe | str):
+        raise TypeError(
+            f"quantize_: expected a Recipe, or the name of a recipe or format, found {type(recipe).__name__}"
+        )
     found = recipe if isinstance(recipe, Recipe) else recipe_named(recipe)
     return quantize_model(model, found, counting, filter_fn, total_steps, own_scales)
 

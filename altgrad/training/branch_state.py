@@ -61,6 +61,7 @@ def adapted(
     return {
         "step": state["step"],
         "tokens": state["tokens"],
+        "ahead": state.get("ahead", 0),
         "elapsed_seconds": 0.0,
         "model": state["model"],
         "optimizer": {

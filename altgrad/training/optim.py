@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from altgrad.config.train_config import TrainConfig
+from altgrad.config.train_config import ConfigError, TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -22,8 +22,13 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on parameters of two or more dimensions only; fused: one pass updates all parameters."""
+    """AdamW with weight decay on parameters of two or more dimensions only; fused: one pass updates all parameters.
+
+    Raises ConfigError if all parameters are frozen.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ConfigError("the model has no parameter that requires a gradient; there is nothing to train")
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -33,5 +38,5 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.adam_epsilon,
-        fused=True,
+        fused=all(parameter.is_floating_point() for parameter in parameters),  # not for complex ones
     )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,21 @@ from altgrad.quantization.kernel.ranks import Ranks
 _PREFIXES = ("_orig_mod.", "module.", "model.")
 # masks and tables that older versions of transformers and nanoGPT stored with the weights
 _NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with: weights by name, and what else it keeps of a checkpoint (see `start_keeps`).
+
+    optimizer: its state dict, with the moments; None: they are new.  step, tokens: trained before; 0 unless the step
+    is kept.  ahead: number of batches that the first steps leave out, beyond those of `step`.
+    """
+
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any] | None = None
+    step: int = 0
+    tokens: int = 0
+    ahead: int = 0
 
 
 def device_named(name: str) -> torch.device:
@@ -61,6 +79,21 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in found.items():
             own[name].copy_(tensor)
+
+
+def load_moments(optimizer: torch.optim.Optimizer, kept: Mapping[str, Any]) -> None:
+    """Give an optimizer the moments of a state dict; its settings stay.  Raises ConfigError if that is another kind's.
+
+    Two optimizers are of one kind if their groups have the same settings by name, and as many parameters.
+    """
+    own, theirs = optimizer.state_dict()["param_groups"], kept["param_groups"]
+    if [(len(one["params"]), one.keys()) for one in own] != [(len(one["params"]), one.keys()) for one in theirs]:
+        raise ConfigError(
+            "start_keeps: moments: the checkpoint's optimizer has other settings or groups of parameters than this "
+            "run's; leave moments out, or use the optimizer of that run"
+        )
+    groups = [{**group, "params": old["params"]} for group, old in zip(own, theirs, strict=True)]
+    optimizer.load_state_dict({"state": deepcopy(kept["state"]), "param_groups": groups})
 
 
 def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ from altgrad.training.data import Batches
 from altgrad.training.held_out import HeldOutMean
 from altgrad.training.optim import learning_rate
 from altgrad.training.process_settings import full_precision_sums, mixed_precision
-from altgrad.training.starting_point import check_alike, device_named, hash_weights, load_weights
+from altgrad.training.starting_point import Start, check_alike, device_named, hash_weights, load_moments, load_weights
 from altgrad.training.step_counts import SiteCounts
 from altgrad.training.step_numbers import OwnMetrics, StepNumbers
 from altgrad.training.task.batch import as_batch, changed, count, part, rows
@@ -65,7 +65,7 @@ class Trainer:
 
     `model`: any module whose call `model(inputs, targets)` returns the loss; it is quantised in place.  None: the
     task's.  `batches`: the data (see `Batches`); None: the task's.
-    `weights`: to start from, by name; None: as the model was made.
+    `start`: weights to start from, and what of their run goes on; None: the model as it was made, at step 0.
     `runs_alike`, `compiled_before`: see `StepLoss` (there `runs_alike`, `earlier`).
     `earlier_states`: the states of this run's checkpoints from before a step, newest first, to which a rescue ladder
     may go back; None: there are none.
@@ -79,7 +79,7 @@ class Trainer:
         batches: Batches | None = None,
         runs_alike: int | None = None,
         compiled_before: How | None = None,
-        weights: Mapping[str, Tensor] | None = None,
+        start: Start | None = None,
     ) -> None:
         self.config = config
         self.ranks = Ranks.joined()
@@ -89,8 +89,8 @@ class Trainer:
         self.batches: Batches = self.task.batches(config) if batches is None else batches
         if model is None:
             model = self.task.model(config)
-        if weights is not None:
-            load_weights(model, weights)
+        if start is not None:
+            load_weights(model, start.weights)
         self.initial_weights_hash = hash_weights(model)
         self.model = model.to(self.device)
         if not model.training:  # a model in training mode is left alone: parts of it may be frozen in evaluation mode
@@ -120,9 +120,10 @@ class Trainer:
         for place, one in enumerate(self.interventions):
             if isinstance(one, RescueLadder):
                 one.rewind = functools.partial(self._rewind, one, place)
-        self.step_number = 0
+        if start is not None and start.optimizer is not None:
+            load_moments(self.optimizer, start.optimizer)
+        self.step_number, self.tokens, self._ahead = (start.step, start.tokens, start.ahead) if start else (0, 0, 0)
         self.elapsed_seconds = 0.0
-        self.tokens = 0
 
     @property
     def compiled(self) -> How:
@@ -155,7 +156,7 @@ class Trainer:
     def _step(self) -> tuple[StepOutcome, int]:
         """(outcome of the step, number of its tokens)."""
         step, config = self.step_number, self.config
-        place = step + config.skip_batches
+        place = step + config.skip_batches + self._ahead
         self._random.seed("batch", config.seed, place)
         batch = self.batches.training(place)
         parts = self._parts(batch)
@@ -290,6 +291,7 @@ class Trainer:
         return {
             "step": self.step_number,
             "tokens": self.tokens,
+            "ahead": self._ahead,
             "elapsed_seconds": self.elapsed_seconds,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -301,7 +303,7 @@ class Trainer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a `state_dict`: on the same machine training continues bit for bit."""
         self.step_number, self.tokens = state["step"], state["tokens"]
-        self.elapsed_seconds = state["elapsed_seconds"]
+        self.elapsed_seconds, self._ahead = state["elapsed_seconds"], state.get("ahead", 0)
         self.model.load_state_dict(state["model"])
         self.quantized.load_state_dict(state["quantized"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -29,7 +29,8 @@ def found() -> dict[str, Any]:
 def test_what_is_measured_is_what_a_count_of_bits_finds_and_nearly_all_of_each_model(found: dict[str, Any]) -> None:
     assert len(MODELS) == 23 and found.keys() == MODELS.keys() | {"trained"}
     for name in MODELS:
-        share, counted, left, note, alike = found[name]
+        share, counted, left, note, alike, foretold, with_attention = found[name]
+        assert with_attention == pytest.approx(foretold, abs=1e-9) and with_attention >= share, name
         assert counted == pytest.approx(share, abs=0.005) and note == "" and alike, name
         if name != "mamba":  # its scan is a product by hand
             assert left <= 0.05 and share >= 0.85, (name, share, left)

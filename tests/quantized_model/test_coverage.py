@@ -6,6 +6,7 @@ import copy
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +46,12 @@ def test_our_gpt_by_formula(tied: bool) -> None:
     linear = 6 * rows * time * (12 * blocks * width**2 + classes * width)
     attention = 3 * 4 * rows * time**2 * width * blocks  # Q K^T and P V; twice as much again backward
     assert (found.rounded_flops, found.total_flops) == (linear, linear + attention)
+    assert found.attention_flops == attention and found.sentence().endswith(
+        "; with attention_gemms: true 100.0% would be"
+    )
+    quantize_model(model, config.altered(attention_gemms=True))
+    whole = measure_coverage(model, lambda: model(tokens, tokens))
+    assert whole is not None and whole.share == 1.0 and whole.attention_flops == 0 and "would" not in whole.sentence()
     assert {(one.module, one.reason) for one in found.modules} == {
         (f"h.{i}.attn", "product of two activations") for i in range(blocks)
     }
@@ -126,7 +133,49 @@ def test_of_multihead_attention_the_products_of_activations_are_left_out() -> No
     found = measured(Model(), torch.randn(5, 3, 16))
     inside = 2 * (2 * 15 * 16 * 48) + 3 * (2 * 15 * 16 * 16)  # the input has no gradient
     assert found.rounded_flops == inside + 6 * 15 * 16 * 4
-    assert {one.reason: one.flops for one in found.modules} == {"product of two activations": 3 * 4 * 5 * 3 * 3 * 16}
+    products = 3 * 4 * 5 * 3 * 3 * 16
+    assert {one.reason: one.flops for one in found.modules} == {"product of two activations": products}
+    assert found.attention_flops == products
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_attention_gemms_would_round_is_said_before(masked: bool) -> None:
+    """A call of the kernel counts where the field finds it, in a class of attention; with a mask it is two products."""
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q = self.inside(x).unflatten(-1, (2, 8)).transpose(1, 2)
+            mask = torch.zeros(5, 5, requires_grad=True) if masked else None
+            return functional.scaled_dot_product_attention(q, q, q, attn_mask=mask).transpose(1, 2).flatten(-2)
+
+    class OwnAttention(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 0 * (x @ x.transpose(1, 2)).mean()  # a product by hand, which no field rounds
+
+    of_attention = 3 * 4 * 3 * 5 * 5 * 16
+    for kind, expected in ((Plain, 0), (OwnAttention, of_attention)):
+        model, x = kind(), torch.randn(3, 5, 16)
+        assert measured(model, x).attention_flops == expected
+        quantized = quantize_model(model, Recipe(format="E4M3", attention_gemms=True))
+        whole = quantized.coverage(lambda: model(x).square().mean())  # noqa: B023
+        assert whole is not None and whole.rounded_flops == measured(model, x).rounded_flops + expected
+        again = measured(Repeated(model), x)  # one or both products again, within the backward pass
+        assert expected * 7 / 6 <= again.attention_flops <= expected * 8 / 6
+
+
+class Repeated(nn.Module):
+    """A model that keeps nothing of its forward pass."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x: Tensor) -> Any:
+        return checkpoint(self.inside, x, use_reentrant=False)
 
 
 def test_a_recurrent_layer_is_counted_by_its_weights() -> None:
@@ -238,7 +287,7 @@ def test_at_most_twenty_modules_are_stored_and_a_small_one_is_uncovered_all_the_
     found = measure_coverage(model, lambda: model(inputs).sum(), left_out)
     assert found is not None and [one.module for one in found.uncovered] == ["30"]
     record = json.loads(json.dumps(found.record()))
-    assert record.keys() == {"share", "total_flops", "rounded_flops", "modules", "note", "formats"}
+    assert record.keys() == {"share", "total_flops", "rounded_flops", "modules", "note", "formats", "attention_flops"}
     assert record["share"] == found.rounded_flops / found.total_flops
     assert len(record["modules"]) == 20 and {one["reason"] for one in record["modules"]} == {"filter_fn"}
     assert record["modules"][0].keys() == {"module", "type", "flops", "reason"}

@@ -16,7 +16,7 @@ from altgrad.formats import FORMATS
 from altgrad.quantization.kernel.round import round_to_format
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 from altgrad.quantization.layers import unrounded
-from altgrad.quantization.quantize import quantize_model
+from altgrad.quantization.quantize import quantize_, quantize_model
 from altgrad.quantization.quantized_model import QuantizedModel
 from altgrad.training.trainer import Trainer
 from tests.references.two_layers import IN, inputs, plain, rounded
@@ -125,6 +125,12 @@ def test_names_that_nobody_knows_are_refused_with_the_known_ones():
             round_site(x, spec, x.new_zeros(0), torch.zeros(3, dtype=torch.int32), good._replace(**{field: "rows"}))
     with pytest.raises(ValueError, match="nearest"):
         Recipe(rounding="rne")
+    for model, recipe, said in (
+        (abs, "E4M3", "a torch.nn.Module to round, found builtin"),
+        (nn.Linear(2, 2), 3, "found int"),
+    ):
+        with pytest.raises(TypeError, match=said):
+            quantize_(model, recipe)  # type: ignore[arg-type]
 
 
 def test_transforms_and_double_backward_over_a_rounded_layer_say_what_is_not_supported():
@@ -136,6 +142,10 @@ def test_transforms_and_double_backward_over_a_rounded_layer_say_what_is_not_sup
     (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=r"^double backward over a rounded layer is not supported[^\n]*$"):
         gradient.square().sum().backward()
+    layer(x).sum().backward(create_graph=True)  # nothing is differentiated twice
+    (gradient,) = torch.autograd.grad(layer(x).sum(), x, create_graph=True)  # dy is constant, but dx = dy W is not
+    with pytest.raises(RuntimeError, match="double backward"):
+        (layer(x).square().sum() + gradient.square().sum()).backward()
     with unrounded([layer]):
         assert torch.func.vmap(layer)(x).shape == (3, 16)
         (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)

@@ -17,7 +17,7 @@ from altgrad.experiment.checkpoints.stored_weights import stored_weights
 from altgrad.results import read_run
 from altgrad.training import TrainConfig, run_format_experiment
 from altgrad.training.model import build_gpt
-from altgrad.training.starting_point import hash_weights, load_weights
+from altgrad.training.starting_point import Start, hash_weights, load_weights
 from altgrad.training.trainer import Trainer
 from tests.support.runs.small_runs import SMALL
 
@@ -56,7 +56,7 @@ def test_every_format_starts_from_the_weights_of_a_run(trained: Path, tmp_path: 
         info = read_run(run_format_experiment(config, tmp_path / name).folder).info
         hashes.add(info["initial_weights_hash"])
     assert hashes == {hash_weights(plain)}
-    trainer = Trainer(SMALL.altered(start_from=f"{trained}@12"), weights=weights)
+    trainer = Trainer(SMALL.altered(start_from=f"{trained}@12"), start=Start(weights))
     assert trainer.validation_loss() == validation
     assert stored_weights(str(trained)).keys() == stored_weights(f"{trained}@last").keys() == weights.keys()
     assert any(not torch.equal(stored_weights(f"{trained}@10")[name], weights[name]) for name in weights)

@@ -35,7 +35,7 @@ def check_inputs(trials: Sequence[Trial], machine: Machine, *, uses_gpus_here: b
     """
     if uses_gpus_here:
         _check_torch_finds(machine)
-    from altgrad.experiment.checkpoints.stored_weights import stored_weights  # torch
+    from altgrad.experiment.checkpoints.stored_weights import stored_start  # torch
 
     starts: set[str] = set()
     checked: dict[str, tuple[FoundTask, TaskBatches]] = {}
@@ -48,7 +48,7 @@ def check_inputs(trials: Sequence[Trial], machine: Machine, *, uses_gpus_here: b
             checked[key] = _read(config)
         if config.start_from is not None and config.start_from not in starts:
             starts.add(config.start_from)
-            stored_weights(config.start_from)
+            stored_start(config)
         fields = {"layer_formats", "layer_gemms"}
         if config.layer_formats or config.layer_gemms or any(phase.keys() & fields for phase in config.phases):
             _check_layers(trial, checked[key][0])

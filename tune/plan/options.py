@@ -11,12 +11,13 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from altgrad.commands.folders import MARGIN_HELP
 from altgrad.commands.option_fields import add_options, command_words, given, option
 from altgrad.commands.option_parser import (
     FROM_HELP,
+    KEEP_HELP,
     TASK_ARGUMENT_HELP,
     TASK_HELP,
     OneLineParser,
@@ -35,6 +36,7 @@ from altgrad.commands.option_parser import (
 from altgrad.commands.typed_command import program_command, typed_command
 from altgrad.compare.parity.verdict import ENOUGH_SEEDS
 from altgrad.config.interventions import INTERVENTIONS, PATTERNS
+from altgrad.config.train_config import Kept
 from altgrad.text.yaml_text import NotYaml, assignments
 
 MOST_SEEDS = 12  # of --seeds auto
@@ -65,6 +67,7 @@ class SweepOptions:
     task: str | None = option(TRIALS, word, TASK_HELP, metavar="NAME")
     task_args: Mapping[str, Any] | None = option(TRIALS, str, TASK_ARGUMENT_HELP, flag="--task-arg", many=True, metavar="KEY=VALUE")
     start_from: str | None = option(TRIALS, word, FROM_HELP, flag="--from", metavar="WEIGHTS")
+    start_keeps: tuple[Kept, ...] | None = option(TRIALS, str, KEEP_HELP, flag="--keep", many=True, choices=get_args(Kept))
     model: str | None = option(TRIALS, word, "preset of the built-in GPT: micro, tiny, small, ... (default: small with a GPU, else tiny)", metavar="PRESET")
     max_steps: int | None = option(TRIALS, count, "number of steps of every trial", metavar="N")
     data: str | None = option(TRIALS, path, "training data: a text file, a folder, a glob, or a folder with train.bin", metavar="PATH")

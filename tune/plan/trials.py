@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from altgrad.branch.checkpoints import settled
 from altgrad.compare.pairing import NUMERICS, RESCUE
 from altgrad.config.interventions import intervention_fields
 from altgrad.config.published import in_format, published
@@ -154,6 +155,7 @@ def _overrides(options: SweepOptions) -> dict[str, Any]:
     }
     own |= {"--data": ("data", options.data), "--task": ("task", options.task)}
     own["--from"] = ("start_from", _absolute_weights(options.start_from))
+    own["--keep"] = ("start_keeps", None if options.start_keeps is None else list(options.start_keeps))
     own["--task-arg"] = ("task_args", _absolute_arguments(options.task_args))
     for option, (field, value) in own.items():
         if value is None:
@@ -211,11 +213,11 @@ def _absolute(data: str) -> dict[str, str]:
 
 
 def _absolute_weights(source: str | None) -> str | None:
-    """The weights to start from, with an absolute path; a URI, and what does not exist, unchanged."""
+    """The weights to start from, with an absolute path, and the step of a run's newest checkpoint for `last`."""
     if source is None or "://" in source:
-        return source
+        return settled(source)
     whole = os.path.abspath(os.path.expanduser(source))
-    return whole if os.path.exists(whole) or os.path.exists(whole.rpartition("@")[0]) else source
+    return settled(whole if os.path.exists(whole) or os.path.exists(whole.rpartition("@")[0]) else source)
 
 
 def _absolute_arguments(arguments: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -81,10 +81,10 @@ def replayed(run: Run, steps: int | None, replays: int) -> Replayed:
         if own
         else (config.branch_from or {"run": str(run.folder), "step": 0})
     )
+    start: int = origin["step"] or config.start_step
     if not own:
         sign = "the verdict" if moved is None else f"the first sign ({moved.metric}, step {moved.step})"
-        notes.append(f"there is no checkpoint from before {sign}, so every replay starts from step {origin['step']}")
-    start: int = origin["step"]
+        notes.append(f"there is no checkpoint from before {sign}, so every replay starts from step {start}")
     until = verdict.step + max(1, round(_FURTHER * (verdict.step - start)))
     if steps is not None:
         if start + steps < verdict.step:

@@ -17,7 +17,7 @@ import torch
 from altgrad.branch.checkpoints import NAME, checkpoint_files, kept, step_of
 from altgrad.storage.folder import Folder
 
-_LATER = {"climb", "forecast"}  # entries that older versions did not write
+_LATER = {"climb", "forecast", "ahead"}  # entries that older versions did not write
 _GROWING = {"optimizer", "moments", "detector", "forecast", "gap"}  # entries whose own entries come with the steps
 
 

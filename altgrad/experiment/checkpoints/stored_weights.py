@@ -1,7 +1,8 @@
 """Weights to start a run from: a checkpoint of a run, a safetensors or PyTorch file, or a folder with such files.
 
-Only tensors are taken.  A safetensors file is parsed here: eight bytes with the length of a JSON header, which gives
-dtype, shape and place of each tensor, then their bytes.  PyTorch files are loaded without unpickling code.
+Of files only tensors are taken; a checkpoint of a run can also give its moments, its step and its place in the data.
+A safetensors file is parsed here: eight bytes with the length of a JSON header, which gives dtype, shape and place of
+each tensor, then their bytes.  PyTorch files are loaded without unpickling code.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from altgrad.config.train_config import ConfigError
+from altgrad.branch.checkpoints import checkpoint_named
+from altgrad.branch.parent import parent_config
+from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.experiment.checkpoints.checkpoint import load_checkpoint
 from altgrad.storage.folder import Folder
 from altgrad.text.error_hints import cut, shown
+from altgrad.training.starting_point import Start
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -35,9 +39,9 @@ _KINDS = "RUN@STEP, a .safetensors or .pt file, or a folder with model.safetenso
 def stored_weights(source: str) -> dict[str, Tensor]:
     """The tensors by name that `start_from` names.  Raises ConfigError, one line, if there are none."""
     where = f"start_from={shown(source)}"
-    run, at, step = source.rpartition("@")
-    if at and (step.isdigit() or step == "last"):
-        return _of_run(Folder.at(run), None if step == "last" else int(step), where)
+    run, step = checkpoint_named(source)
+    if run is not None:
+        return _weights(_of_run(run, step, where))
     path = Path(source).expanduser()
     try:
         if path.is_dir():
@@ -49,7 +53,33 @@ def stored_weights(source: str) -> dict[str, Tensor]:
         raise ConfigError(f"{where}: cannot be read: {error.strerror or error}") from error
 
 
-def _of_run(run: Folder, step: int | None, where: str) -> dict[str, Tensor]:
+def stored_start(config: TrainConfig) -> Start | None:
+    """What the run of a config begins with; None without `start_from`.  Raises ConfigError, one line, as above."""
+    source, kept = config.start_from, config.start_keeps
+    if source is None:
+        return None
+    run, step = checkpoint_named(source)
+    if run is None or not kept:
+        return Start(stored_weights(source))
+    state = _of_run(run, step, f"start_from={shown(source)}")
+    place = state["step"] + state.get("ahead", 0) + parent_config(run).skip_batches
+    begin = state["step"] if "step" in kept else 0
+    return Start(
+        _weights(state),
+        state["optimizer"] if "moments" in kept else None,
+        begin,
+        state["tokens"] if begin else 0,
+        place - begin,
+    )
+
+
+def _weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = state["model"]
+    return found
+
+
+def _of_run(run: Folder, step: int | None, where: str) -> dict[str, Any]:
+    """The trainer's state in a checkpoint of a run."""
     if not run.has("run.json"):
         raise ConfigError(f"{where}: no run in {run}; give the folder of a run and one of its checkpoints' steps")
     folder = run / "checkpoints"
@@ -59,13 +89,13 @@ def _of_run(run: Folder, step: int | None, where: str) -> dict[str, Tensor]:
         there = f"checkpoints of the steps {', '.join(map(str, steps))}" if steps else "no checkpoint"
         damaged = f" ({', '.join(corrupt)} is damaged)" if corrupt else ""
         raise ConfigError(f"{where}: {run} has {there}{damaged}")
-    weights: dict[str, Tensor] = state["trainer"]["model"]
-    return weights
+    found: dict[str, Any] = state["trainer"]
+    return found
 
 
 def _of_folder(folder: Path, where: str) -> dict[str, Tensor]:
     if (folder / "run.json").is_file():
-        return _of_run(Folder.at(folder), None, where)
+        return _weights(_of_run(Folder.at(folder), None, where))
     for index in folder.glob("*.index.json"):
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))

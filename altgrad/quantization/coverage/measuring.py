@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad import torch_private
+from altgrad.config.fields.config_errors import ConfigError
 from altgrad.quantization.coverage.product_counter import ProductCounter
 from altgrad.quantization.coverage.share import Coverage
 from altgrad.quantization.layers import unrounded
@@ -22,9 +23,9 @@ def measure_coverage(
     """Measure which share of the products behind `loss()` is rounded; None on the `meta` device.
 
     loss: computes the loss (0-d) of `model` on one batch.  left_out: why modules were left plain, by name (see
-    `QuantizedModel`).  The model is left unchanged: weights, buffers, gradients,
-    counts, training flags and random states.  Exceptions of the model are caught: if its backward pass fails, only the
-    forward pass is counted, and `note` gives the reason.
+    `QuantizedModel`).  The model is left unchanged: weights, buffers, gradients, counts, training flags and random
+    states.  Exceptions of the model are caught, but for ConfigError: if its backward pass fails, only the forward pass
+    is counted, and `note` gives the reason.
     """
     if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
         return None
@@ -47,6 +48,8 @@ def measure_coverage(
             part = "backward"
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
             torch.autograd.grad(value, parameters, allow_unused=True)
+        except ConfigError:  # what the model returned is no loss: a run of it ends with the same line
+            raise
         except Exception as error:  # from the model's own code; if training raises it too, it is reported there
             message = " ".join(str(error).split())[:200]
             note = f"the {part} pass could not be run on one batch alone: {type(error).__name__}: {message}"

@@ -11,13 +11,16 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import flop_registry
 
 from altgrad import torch_private
 from altgrad.config.cast import Gemm
+from altgrad.quantization.adapters.attention import RoundedAttention
 from altgrad.quantization.adapters.rounded_module import RoundedModule
-from altgrad.quantization.coverage.share import Coverage, LeftOut
+from altgrad.quantization.coverage.share import TWO_ACTIVATIONS, Coverage, LeftOut
 from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 from altgrad.quantization.layers import gemms_of
 from altgrad.torch_private import TorchDispatchMode
@@ -32,6 +35,7 @@ class _Place(NamedTuple):
     module: nn.Module
     gemm: RoundedGemm | None = None
     wanted: tuple[Gemm, ...] = ()  # of the rounded product's GEMMs, those that are computed in this step
+    attention: bool = False  # within a product that `attention_gemms` would round
 
 
 class ProductCounter(TorchDispatchMode):
@@ -44,6 +48,7 @@ class ProductCounter(TorchDispatchMode):
         for name, module in model.named_modules():
             self._names.setdefault(module, name)
         self.layers = gemms_of(model)
+        self._watches: list[_AttentionWatch] = []
         self._inside: list[_Place] = [_Place(model)]
         self._sequence: list[int] = [0]  # autograd nodes from this sequence number on ...
         self._owner: list[_Place] = [_Place(model)]  # ... were made at this place
@@ -85,13 +90,29 @@ class ProductCounter(TorchDispatchMode):
             self._inside.pop()
             self._note()
 
+    @contextmanager
+    def calls_of_attention(self) -> Iterator[None]:
+        """Context of a call of `scaled_dot_product_attention`, in a module where `attention_gemms` finds it."""
+        self._inside.append(self._inside[-1]._replace(attention=True))
+        self._note()
+        try:
+            yield
+        finally:
+            self._inside.pop()
+            self._note()
+
     def _enter(self, module: nn.Module, inputs: Any) -> None:
         if module in self._names:
             self._inside.append(_Place(module))
             self._note()
+            if RoundedAttention.fits(module):
+                self._watches.append(_AttentionWatch(self))
+                self._watches[-1].__enter__()
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if module in self._names:
+            if RoundedAttention.fits(module):
+                self._watches.pop().__exit__(None, None, None)
             self._inside.pop()
             self._note()
 
@@ -134,7 +155,7 @@ class ProductCounter(TorchDispatchMode):
         if place.gemm is not None:
             return ""
         if operation.startswith((*_BATCHED, *_ATTENTION)):
-            return "product of two activations"
+            return TWO_ACTIVATIONS
         known = self._left_out.get(self._names[place.module])
         if known is not None:
             return known
@@ -148,15 +169,43 @@ class ProductCounter(TorchDispatchMode):
 
     def coverage(self, note: str) -> Coverage:
         """What was counted; `note`: see `Coverage`."""
+        attention = sum(flops for (place, reason), flops in self._flops.items() if _of_attention(place, reason))
         rounded = sum(flops for (place, _), flops in self._flops.items() if place.gemm is not None)
+        plain: dict[tuple[nn.Module, str], int] = {}
+        for (place, reason), flops in self._flops.items():
+            if place.gemm is None:
+                plain[place.module, reason] = plain.get((place.module, reason), 0) + flops
         left_out = [
-            LeftOut(self._names[place.module] or "(the model itself)", _type(place.module), flops, reason)
-            for (place, reason), flops in self._flops.items()
-            if place.gemm is None
+            LeftOut(self._names[module] or "(the model itself)", _type(module), flops, reason)
+            for (module, reason), flops in plain.items()
         ]
         left_out.sort(key=lambda one: -one.flops)
         formats = dict(sorted(self._by_formats.items(), key=lambda item: -item[1]))
-        return Coverage(sum(self._flops.values()), rounded, tuple(left_out), note, formats)
+        return Coverage(sum(self._flops.values()), rounded, tuple(left_out), note, formats, attention)
+
+
+class _AttentionWatch(TorchFunctionMode):
+    """Context in which a counter is told of the calls of `scaled_dot_product_attention`.
+
+    It lasts as long as a module's forward pass: around `torch.autograd.grad` torch would leave it, and a forward pass
+    that is repeated there (checkpointing) would go unseen.
+    """
+
+    def __init__(self, counter: ProductCounter) -> None:
+        super().__init__()
+        self._counter = counter
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        with self._counter.calls_of_attention():
+            return func(*args, **(kwargs or {}))
+
+
+def _of_attention(place: _Place, reason: str) -> bool:
+    """Whether `attention_gemms` would round what is not rounded there."""
+    inside = place.attention or isinstance(place.module, nn.MultiheadAttention)
+    return inside and reason == TWO_ACTIVATIONS
 
 
 def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:

@@ -11,7 +11,9 @@ from altgrad.config.train_config import LITTLE_COVERAGE
 from altgrad.text.number_text import shares_text
 
 MOST_LISTED = 20
-CHOSEN = ("filter_fn", "product of two activations")  # reasons that are a choice: of the user, or of the recipe
+_WORTH_SAYING = 0.005  # share of the products that a field would round more
+TWO_ACTIVATIONS = "product of two activations"
+CHOSEN = ("filter_fn", TWO_ACTIVATIONS)  # reasons that are a choice: of the user, or of the recipe
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Coverage:
     `modules`: the products that are not rounded, largest first.  `note`: which part could not be measured, else "".
     `formats`: the rounded FLOPs by the formats of both operands, largest first, such as {"E4M3": 8, "E5M2 x E4M3": 4}
     in the recipe's first phase; a layer that a recipe leaves in BF16 stands under "BF16".
+    `attention_flops`: of what is not rounded, that which `attention_gemms: true` would round.
     """
 
     total_flops: int
@@ -38,6 +41,7 @@ class Coverage:
     modules: tuple[LeftOut, ...]
     note: str = ""
     formats: Mapping[str, int] = field(default_factory=dict)
+    attention_flops: int = 0
 
     @property
     def share(self) -> float | None:
@@ -75,7 +79,11 @@ class Coverage:
         left_out = f"; left out: {largest}{rest}" if largest else ""
         warning = "Warning: only " if warned and self.share < LITTLE_COVERAGE else ""
         note = f" ({self.note})" if self.note else ""
-        return f"{warning}{self.share:.1%} of the GEMM FLOPs are rounded{self._by_format()}{left_out}{note}"
+        more = ""
+        if self.attention_flops >= _WORTH_SAYING * self.total_flops:
+            share = (self.rounded_flops + self.attention_flops) / self.total_flops
+            more = f"; with attention_gemms: true {share:.1%} would be"
+        return f"{warning}{self.share:.1%} of the GEMM FLOPs are rounded{self._by_format()}{left_out}{more}{note}"
 
     def _by_format(self) -> str:
         """` (E4M3 66.7%, BF16 33.3%)`, of all FLOPs, if the formats differ, or one is FP32, which changes no value."""

@@ -20,13 +20,17 @@ Backward = Callable[..., Any]
 
 
 def differentiable_once(backward: Backward) -> Backward:
-    """As torch's `once_differentiable`, with an error message that names the reason and a way out."""
+    """As torch's `once_differentiable`, with an error message that names the reason and a way out.
+
+    Torch's gives a constant where the incoming gradient is one, as above the last layer of a critic, although dx = dy W
+    depends on W: a gradient penalty would silently lose that part.
+    """
 
     @functools.wraps(backward)
     def once(ctx: Any, *gradients: Tensor) -> Any:
         with torch.no_grad():
             outputs = backward(ctx, *gradients)
-        if not (torch.is_grad_enabled() and any(gradient.requires_grad for gradient in gradients)):
+        if not torch.is_grad_enabled():  # no graph of the backward pass is wanted
             return outputs
         return torch_private.without_derivative(outputs, _TWICE)
 

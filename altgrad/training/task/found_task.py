@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from altgrad.config.train_config import BUILT_IN_TASK, SHIPPED_TASKS, ConfigError, TrainConfig
@@ -72,6 +73,12 @@ class FoundTask:
             model = self.task.model(config)
         if not isinstance(model, nn.Module):
             raise ConfigError(f"{self.said}: model(config) gave a {type(model).__name__}; give a torch.nn.Module")
+        lazy = [name for name, parameter in model.named_parameters() if isinstance(parameter, UninitializedParameter)]
+        if lazy:
+            raise ConfigError(
+                f"{self.said}: model(config) has lazy layers without a size ({', '.join(lazy[:2])}); run one batch "
+                "through the model before it is returned"
+            )
         return model
 
     def batches(self, config: TrainConfig) -> TaskBatches:
@@ -94,7 +101,17 @@ class FoundTask:
         own = getattr(self.task, "optimizer", None)
         found = build_optimizer(model, config) if own is None else own(model, config)
         if not isinstance(found, Optimizer):
-            raise ConfigError(f"{self.said}: optimizer(model, config) gave a {type(found).__name__}")
+            raise ConfigError(
+                f"{self.said}: optimizer(model, config) gave a {type(found).__name__}; give one torch.optim.Optimizer, "
+                "or train with several in a loop of your own with quantize_"
+            )
+        try:
+            inspect.signature(found.step).bind()
+        except TypeError:
+            raise ConfigError(
+                f"{self.said}: {type(found).__name__}.step() needs a closure, which is not given here; use an "
+                "optimizer that steps with the gradients of one backward pass"
+            ) from None
         return found
 
     @property

@@ -9,6 +9,7 @@ dataset, which has no places, batches are counted from its beginning.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from altgrad.config.train_config import ConfigError, TrainConfig
+from altgrad.text.error_hints import cut
 from altgrad.training.data import Source
 from altgrad.training.task.batch import as_batch, update_digest
 from altgrad.training.task.protocol import Batch, Split, Step
@@ -181,11 +183,21 @@ def _by_step(data: Any, config: TrainConfig, split: Split, whose: str) -> Callab
         if not len(data):
             raise ConfigError(f"{whose}: data(config, {split!r}) is empty; give None where there is no held-out data")
         places = _shuffled(len(data), config) if split == "training" else _spread(len(data), config)
-        return _Items(data, places, default_collate)
+        return _Items(data, places, functools.partial(_stacked, f"{whose}: data(config, {split!r})"))
     raise ConfigError(
         f"{whose}: data(config, {split!r}) gave a {type(data).__name__}; give a function of the step, a map-style "
         "Dataset or a DataLoader"
     )
+
+
+def _stacked(where: str, items: list[Any]) -> Any:
+    """Items of a Dataset as one batch.  Raises ConfigError where their shapes or kinds do not allow it."""
+    try:
+        return default_collate(items)
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{where}: its items cannot be put into one batch ({cut(str(error))}); give a DataLoader with a collate_fn"
+        ) from error
 
 
 def _shuffled(length: int, config: TrainConfig) -> Callable[[int], Sequence[int]]:

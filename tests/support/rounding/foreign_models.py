@@ -1,7 +1,8 @@
 """Models of other libraries with random weights, small; `python -m tests.support.rounding.foreign_models` runs them.
 
 It prints, as JSON, for each model the rounded share as we measure it and as a count of the operands' bits finds it, the
-share of what no kind of layer covers, why a part could not be run, and whether the state dict kept its keys.
+share of what no kind of layer covers, why a part could not be run, whether the state dict kept its keys, and the share
+with `attention_gemms`: as it is foretold, and as it is.
 """
 
 from __future__ import annotations
@@ -176,6 +177,9 @@ def main(names: list[str]) -> None:
         left = sum(one.flops for one in coverage.uncovered) / coverage.total_flops
         alike = keys == list(model.state_dict())
         found[name] = [coverage.share, counted_share(model, loss), left, coverage.note, alike]
+        whole = quantize_model(model, Recipe(format="E4M3", attention_gemms=True), filter_fn=filter_fn).coverage(loss)
+        assert whole is not None
+        found[name] += [(coverage.rounded_flops + coverage.attention_flops) / coverage.total_flops, whole.share]
         print(name, found[name], file=sys.stderr, flush=True)  # what was measured before one that fails
     if not names:
         found["trained"] = {name: trained(name) for name in ("torchvision:resnet18", "timm:convnext_atto")}

@@ -185,7 +185,7 @@ ALTERNATIVES: dict[str, tuple[Mapping[str, Any], Any, Seen]] = {
     "tokenizer": ({}, "no_such_encoding", numbers),
     "text_column": ({}, "other", table),
     "start_from": ({}, "/no/such/weights.safetensors", numbers),
-    "start_keeps": ({"start_from": "no/such/run@3"}, ["step"], numbers),
+    "start_keeps": ({}, ["step"], numbers),
     "max_steps": ({}, 5, numbers),
     "learning_rate": ({}, 1e-3, numbers),
     "schedule": ({}, "constant", numbers),

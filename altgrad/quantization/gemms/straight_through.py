@@ -30,7 +30,8 @@ def differentiable_once(backward: Backward) -> Backward:
     def once(ctx: Any, *gradients: Tensor) -> Any:
         with torch.no_grad():
             outputs = backward(ctx, *gradients)
-        if not torch.is_grad_enabled():  # no graph of the backward pass is wanted
+        # no graph of the backward pass is wanted; torch refuses that of compiled code itself
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return outputs
         return torch_private.without_derivative(outputs, _TWICE)
 

@@ -21,7 +21,7 @@ class PageContext:
     """The displayed sweep, and the pages by URL path.
 
     `margin`: of the parity verdicts, chosen by the viewer; None: that of the sweep.  `no_writing`: why the page may not
-    write stop requests and marks, in a sentence; "" if it may.
+    write stop requests and annotations, in a sentence; "" if it may.
     """
 
     sweep: WatchedSweep
@@ -32,9 +32,9 @@ class PageContext:
     @property
     def shown(self) -> Shown:
         """The comparison of all runs, and which of its rows are shown.  Only changed runs are read again."""
-        marks = self.sweep.marks
+        annotations = self.sweep.annotations
         return self.sweep.derived(
-            ("shown", self.margin), lambda: Shown(_rows(self.sweep, self.terms), marks.hidden, marks.damage)
+            ("shown", self.margin), lambda: Shown(_rows(self.sweep, self.terms), annotations.hidden, annotations.damage)
         )
 
     @property

@@ -1,7 +1,7 @@
 """`streamlit run dashboard [-- ROOT --read-only]`: selects a sweep, follows its folder, and shows one of the pages.
 
 ROOT is a results folder, a single sweep folder, or a URI such as s3://bucket/results.  The default is the environment
-variable ALTGRAD_RESULTS, or `results` if that is not set.  With `--read-only` nobody can stop runs or mark them.
+variable ALTGRAD_RESULTS, or `results` if that is not set.  With `--read-only` nobody can stop or annotate runs.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def main() -> None:
     _say_what_cannot_be_read(current)
     _look_up()
     if current.runs:
-        if current.marks.hidden or current.marks.damage:  # the sweep page reads the rows itself, with more columns
+        annotations = current.annotations
+        if annotations.hidden or annotations.damage:  # the sweep page reads the rows itself, with more columns
             for note in context.shown.notes:
                 st.caption(as_markdown(note))
         page.run()
@@ -116,7 +117,7 @@ def _margin() -> float | None:
 
 
 def _why_no_writing(sweep: Folder) -> str:
-    """Why stop requests and marks cannot be written, in a sentence; "" if they can, as far as one can tell."""
+    """Why stop requests and annotations cannot be written, in a sentence; "" if they can, as far as one can tell."""
     if READ_ONLY in sys.argv[1:]:
         return f"The dashboard was started with {READ_ONLY}."
     if sweep.is_local and not os.access(sweep.path, os.W_OK):

@@ -1,6 +1,6 @@
 """Which runs a table, a chart or a document shows: all but those that people have hidden, which it names in words.
 
-A run is hidden by its mark in the sweep's folder (see `results.marks`).  Hiding changes no number of another run: the
+A run is hidden by its annotation in the sweep's folder (see `results.annotations`).  Hiding changes no number of another run: the
 rows come from a comparison of all runs, and a hidden baseline is still subtracted.  Where a claim would rest on the
 runs that are left of a group, there is none.  What a sweep cost and how far it is counts hidden runs, too.
 """
@@ -15,7 +15,7 @@ from functools import cached_property
 from altgrad.compare.groups import find_group
 from altgrad.compare.parity.verdict import hidden_words
 from altgrad.compare.row import Row
-from altgrad.results.marks import read_marks
+from altgrad.results.annotations import read_annotations
 from altgrad.storage.folder import Folder
 from altgrad.text.error_hints import shown
 
@@ -26,8 +26,8 @@ _NAMED = 3  # hidden runs that a sentence names
 class Shown:
     """The rows of a comparison, and those of them to show.
 
-    `hidden`: names of runs, also of runs that are not in the comparison.  `damage`: a sentence for each mark that
-    cannot be read.
+    `hidden`: names of runs, also of runs that are not in the comparison.  `damage`: a sentence for each annotation
+    that cannot be read.
     """
 
     all_rows: Sequence[Row]
@@ -55,7 +55,7 @@ class Shown:
 
     @property
     def notes(self) -> list[str]:
-        """What is left out and how to see it, in a sentence or two; then what is wrong with the marks."""
+        """What is left out and how to see it, in a sentence or two; then what is wrong with the annotations."""
         names = self.left_out
         if not names:
             return list(self.damage)
@@ -66,7 +66,7 @@ class Shown:
 
 
 _HOW = (
-    "To show hidden runs again, change their marks on the dashboard's page Overview; `altgrad compare` and "
+    "To show hidden runs again, change their annotations on the dashboard's page Overview; `altgrad compare` and "
     "`altgrad report` count them with --with-hidden."
 )
 
@@ -74,12 +74,12 @@ _HOW = (
 def shown_rows(sweep: Folder, rows: Sequence[Row], with_hidden: bool = False) -> Shown:
     """The rows of a sweep's comparison without the runs that people have hidden; `with_hidden`: all of them.
 
-    Raises OSError if storage refuses to read the marks.
+    Raises OSError if storage refuses to read the annotations.
     """
     if with_hidden:
         return Shown(rows)
-    marks = read_marks(sweep)
-    return Shown(rows, marks.hidden, marks.damage)
+    annotations = read_annotations(sweep)
+    return Shown(rows, annotations.hidden, annotations.damage)
 
 
 def _beside_hidden(row: Row, mates: int) -> Row:

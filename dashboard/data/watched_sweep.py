@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from altgrad.results import RecordError, Run, Status, TableName, read_run
-from altgrad.results.marks import MARKS, Marks, read_marks
+from altgrad.results.annotations import ANNOTATIONS, Annotations, read_annotations
 from altgrad.show.sweep_progress import planned_runs
 from altgrad.storage.folder import Folder
 from dashboard.data.run_tables import RunTables
@@ -49,15 +49,15 @@ class WatchedRun(Run):
 class WatchedSweep:
     """The runs of one sweep folder.  `refresh` looks for changes; `version` increases when there were any.
 
-    `marks`: what people noted about the runs.  `wrote`: this process has written something since the last look.
+    `annotations`: what people noted about the runs.  `wrote`: this process has written something since the last look.
     """
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.version = 0
         self.broken: dict[str, str] = {}
-        self.marks = Marks({})
-        self._marks_seen: object = None
+        self.annotations = Annotations({})
+        self._annotations_seen: object = None
         self.wrote = False
         self._runs: dict[str, WatchedRun] = {}
         self._signatures: dict[str, object] = {}
@@ -88,7 +88,7 @@ class WatchedSweep:
             if time.monotonic() - self._looked < _LOOK_AGAIN_SECONDS:
                 return self.version
             listing = self.folder.list()
-            marked = self._read_marks(listing)
+            annotated = self._read_annotations(listing)
             signatures = self._look(listing)
             changed = [name for name, signature in signatures.items() if self._signatures.get(name) != signature]
             gone = self._signatures.keys() - signatures.keys()
@@ -96,7 +96,7 @@ class WatchedSweep:
             self._drop(gone)
             with ThreadPoolExecutor(self._readers) as pool:
                 loaded = list(pool.map(self._load, changed))
-            if self._take_in(changed, loaded) or gone or self._status_changed() or marked or self.wrote:
+            if self._take_in(changed, loaded) or gone or self._status_changed() or annotated or self.wrote:
                 self.version += 1
             self.wrote = False
             self._looked = time.monotonic()
@@ -141,14 +141,14 @@ class WatchedSweep:
             with ThreadPoolExecutor(self._readers) as pool:
                 list(pool.map(lambda run: run.table(name, columns), missing))
 
-    def _read_marks(self, listing: Sequence[pafs.FileInfo]) -> bool:
-        """Read the marks if their file is another one than before; returns whether they changed."""
-        seen = next(((info.mtime_ns, info.size) for info in listing if info.base_name == MARKS), None)
-        if seen == self._marks_seen and not self.wrote:
+    def _read_annotations(self, listing: Sequence[pafs.FileInfo]) -> bool:
+        """Read the annotations if their file is another one than before; returns whether they changed."""
+        seen = next(((info.mtime_ns, info.size) for info in listing if info.base_name == ANNOTATIONS), None)
+        if seen == self._annotations_seen and not self.wrote:
             return False
-        before, self.marks = self.marks, read_marks(self.folder)
-        self._marks_seen = seen
-        return before != self.marks
+        before, self.annotations = self.annotations, read_annotations(self.folder)
+        self._annotations_seen = seen
+        return before != self.annotations
 
     def _look(self, listing: Sequence[pafs.FileInfo]) -> dict[str, object]:
         """Run folder -> a signature that changes with the run: with its end record, its attempt, and new parts."""

@@ -24,9 +24,9 @@ from altgrad.show.sweep_progress import (
 )
 from altgrad.text.foreign_text import as_markdown
 from altgrad.text.number_text import duration
+from dashboard.annotation_form import annotation_form
 from dashboard.data.watched_sweep import WatchedRun
 from dashboard.figures.curve_figures import curves_figure
-from dashboard.marks_form import marks_form
 from dashboard.page_context import PageContext
 from dashboard.paper.exported_chart import show_chart
 from dashboard.stop_form import stop_form
@@ -56,7 +56,7 @@ def show(context: PageContext) -> None:
     st.markdown(best_sentence(context.rows))
     _verdicts(context)
     _events(context)
-    marks_form(context)
+    annotation_form(context)
 
 
 def _counts(rows: Sequence[Row], planned: int | None, state: SweepProgress) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import streamlit as st
 
-from altgrad.results.marks import MARKS, Mark, read_marks, write_mark
+from altgrad.results.annotations import ANNOTATIONS, Annotation, read_annotations, write_annotation
 from altgrad.results.stop_request import REQUEST, request_stop, stop_request
 from altgrad.storage.folder import Folder
 from tests.servers.object_store import ENVIRONMENT, KEYS, ObjectStore, object_store
@@ -69,13 +69,13 @@ def test_a_page_shows_of_s3_what_it_shows_of_the_disk_and_no_credentials(
     assert not [key for key in KEYS.values() if key in shown]
 
 
-def test_marks_and_stop_requests_are_written_to_the_store_and_count_there(store: ObjectStore) -> None:
+def test_annotations_and_stop_requests_are_written_to_the_store_and_count_there(store: ObjectStore) -> None:
     sweep = Folder.at(store.uri("results")) / "s"
-    assert read_marks(sweep).by_run == {}
+    assert read_annotations(sweep).by_run == {}
     name = "e4m3_lr0.0006_s42"
-    write_mark(sweep, name, Mark("über S3", star=True, hidden=True))
+    write_annotation(sweep, name, Annotation("über S3", star=True, hidden=True))
     try:
-        assert read_marks(sweep).by_run == {name: Mark("über S3", star=True, hidden=True)}
+        assert read_annotations(sweep).by_run == {name: Annotation("über S3", star=True, hidden=True)}
         st.cache_resource.clear()  # viewers share what was looked at half a second ago
         app = show(store.uri("results"), "sweep", rows="run")
         assert "1 hidden run is left out" in words(app) and name not in drawn(app)
@@ -84,7 +84,7 @@ def test_marks_and_stop_requests_are_written_to_the_store_and_count_there(store:
         request = stop_request(sweep / name, sweep)
         assert request is not None and request["reason"] == "enough"
     finally:
-        sweep.delete(MARKS)
+        sweep.delete(ANNOTATIONS)
         sweep.delete(REQUEST)
         st.cache_resource.clear()
     assert name in drawn(show(store.uri("results"), "sweep", rows="run"))

@@ -10,7 +10,7 @@ from altgrad.html.board.drawings import Bars, Sparks, as_image
 from altgrad.html.board.parts import board, facts_of, figure, head, is_dead, named
 from altgrad.html.markup import Html, element, join
 from altgrad.metrics import METRICS
-from altgrad.results.marks import Mark
+from altgrad.results.annotations import Annotation
 from altgrad.show.drawn_curves import Line
 from altgrad.show.palette import ALARM, NEUTRAL
 from altgrad.show.sweep_status import seconds_left
@@ -25,7 +25,7 @@ class BoardRun:
 
     row: Row
     link: str | None = None
-    mark: Mark = field(default_factory=Mark)
+    annotation: Annotation = field(default_factory=Annotation)
     is_stopping: bool = False
 
 
@@ -54,12 +54,12 @@ def run_board(trials: Sequence[BoardRun], lines: Mapping[str, Line]) -> Html:
 
 def _notes(trial: BoardRun) -> list[str | Html]:
     """The small lines below a run's name: its group, what people noted, coverage and branch."""
-    row, mark = trial.row, trial.mark
-    starred = [element("span", "★ ", title="starred")] if mark.star else []
-    tags = [element("span", tag, class_="tag") for tag in mark.tags]
+    row, annotation = trial.row, trial.annotation
+    starred = [element("span", "★ ", title="starred")] if annotation.star else []
+    tags = [element("span", tag, class_="tag") for tag in annotation.tags]
     said: list[str | Html] = [row.group_label, *facts_of([row])]
     said += [join([*starred, *tags])] if starred or tags else []
-    said += [element("span", mark.note, class_="noted")] if mark.note else []
+    said += [element("span", annotation.note, class_="noted")] if annotation.note else []
     return said
 
 

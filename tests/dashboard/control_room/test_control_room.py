@@ -1,5 +1,5 @@
-"""The Overview as a control room: it stops what the viewer confirms, marks runs in a file of their own, and hides runs
-without changing a number; started read-only it does none of that."""
+"""The Overview as a control room: it stops what the viewer confirms, annotates runs in a file of their own, and hides
+runs without changing a number; started read-only it does none of that."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from altgrad.results.marks import MARKS, Mark, read_marks, write_mark
+from altgrad.results.annotations import ANNOTATIONS, Annotation, read_annotations, write_annotation
 from altgrad.results.stop_request import REQUEST, stop_request, stop_sentence
 from altgrad.storage.folder import Folder
 from dashboard import streamlit_app
@@ -75,7 +75,7 @@ def test_no_keeps_the_run(running: Folder) -> None:
     assert not app.warning and not list(Path(running.path).rglob(REQUEST))
 
 
-def test_read_only_stops_and_marks_nothing_and_says_why(running: Folder) -> None:
+def test_read_only_stops_and_annotates_nothing_and_says_why(running: Folder) -> None:
     app = show(running.parent.path, "overview", "--read-only")
     assert not app.exception
     assert [one.label for one in app.button if not one.disabled] == []
@@ -100,11 +100,11 @@ def _end() -> dict[str, object]:
     return {"schema": 1, "ended": time.time(), "status": "completed", "verdict": None, "summary": {}}
 
 
-def test_a_mark_is_saved_beside_the_runs_and_shown(running: Folder) -> None:
+def test_an_annotation_is_saved_beside_the_runs_and_shown(running: Folder) -> None:
     name = "e7m0_lr0.0006_s42"
     before = {path: path.read_bytes() for path in Path(running.path).rglob("*") if path.is_file()}
     app = show(running.parent.path, "overview")
-    app.selectbox(key="marked run").set_value(name)
+    app.selectbox(key="annotated run").set_value(name)
     app.run()
     app.checkbox(key=f"star {name}").check()
     app.text_input(key=f"tags {name}").set_value(" paper , ,fig 3")
@@ -112,16 +112,16 @@ def test_a_mark_is_saved_beside_the_runs_and_shown(running: Folder) -> None:
     button(app, "Save").click()  # type: ignore[attr-defined]
     app.run()
     assert not app.exception
-    assert read_marks(running).by_run == {name: Mark("look <b>here</b>", True, ("paper", "fig 3"))}
+    assert read_annotations(running).by_run == {name: Annotation("look <b>here</b>", True, ("paper", "fig 3"))}
     text = drawn(app)
     assert "★" in text and ">paper<" in text and "look &lt;b&gt;here&lt;/b&gt;" in text
     after = {path: path.read_bytes() for path in Path(running.path).rglob("*") if path.is_file()}
-    assert after.pop(Path(running.path) / MARKS) and after == before
+    assert after.pop(Path(running.path) / ANNOTATIONS) and after == before
 
 
 @pytest.mark.parametrize("page", ["overview", "sweep", "curves", "compare"])
 def test_a_hidden_run_is_on_no_page_and_every_page_says_how_many(running: Folder, page: str) -> None:
-    write_mark(running, "e7m0_lr0.0006_s42", Mark(hidden=True))
+    write_annotation(running, "e7m0_lr0.0006_s42", Annotation(hidden=True))
     app = show(running.parent.path, page, **({"rows": "run", "columns": ["run"]} if page == "sweep" else {}))
     assert not app.exception
     assert "1 hidden run is left out of comparisons and charts" in words(app)
@@ -133,8 +133,8 @@ def test_a_hidden_run_is_on_no_page_and_every_page_says_how_many(running: Folder
     assert "e7m0_lr0.0006_s42" not in options
 
 
-def test_a_spoilt_file_of_marks_hides_nothing_and_is_said(running: Folder) -> None:
-    (Path(running.path) / MARKS).write_text('{"schema": 1, "runs"')
+def test_a_spoilt_file_of_annotations_hides_nothing_and_is_said(running: Folder) -> None:
+    (Path(running.path) / ANNOTATIONS).write_text('{"schema": 1, "runs"')
     app = show(running.parent.path, "overview")
     assert not app.exception and drawn(app).count("step 30 of 60") == 2
-    assert MARKS in words(app) and "not JSON" in words(app)
+    assert ANNOTATIONS in words(app) and "not JSON" in words(app)

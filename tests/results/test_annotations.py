@@ -21,23 +21,30 @@ from altgrad.compare import (
 )
 from altgrad.html import html_report
 from altgrad.results import list_runs
-from altgrad.results.marks import LONGEST_NOTE, MARKS, MOST_TAGS, Mark, read_marks, write_mark
+from altgrad.results.annotations import (
+    ANNOTATIONS,
+    LONGEST_NOTE,
+    MOST_TAGS,
+    Annotation,
+    read_annotations,
+    write_annotation,
+)
 from altgrad.storage.folder import Folder
 from tests.support.results.written_runs import COLLAPSED, HASHES, curve, write_run
 
 STEPS = range(10, 101, 10)
 
 
-def test_marks_are_read_as_they_were_written_and_change_one_run_at_a_time(tmp_path: Path) -> None:
+def test_annotations_are_read_as_they_were_written_and_change_one_run_at_a_time(tmp_path: Path) -> None:
     sweep = Folder.at(tmp_path)
-    assert read_marks(sweep).by_run == {}
-    mark = Mark("rerun\n<b>with</b> [x](http://evil.test)", True, ("paper", "ünlü"), True)
-    write_mark(sweep, "a", mark)
-    write_mark(sweep, "b", Mark(star=True))
-    assert read_marks(sweep).by_run == {"a": mark, "b": Mark(star=True)}
-    assert read_marks(sweep).hidden == {"a"}
-    write_mark(sweep, "b", Mark())
-    assert json.loads((tmp_path / MARKS).read_text())["runs"].keys() == {"a"}
+    assert read_annotations(sweep).by_run == {}
+    annotation = Annotation("rerun\n<b>with</b> [x](http://evil.test)", True, ("paper", "ünlü"), True)
+    write_annotation(sweep, "a", annotation)
+    write_annotation(sweep, "b", Annotation(star=True))
+    assert read_annotations(sweep).by_run == {"a": annotation, "b": Annotation(star=True)}
+    assert read_annotations(sweep).hidden == {"a"}
+    write_annotation(sweep, "b", Annotation())
+    assert json.loads((tmp_path / ANNOTATIONS).read_text())["runs"].keys() == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -45,40 +52,49 @@ def test_marks_are_read_as_they_were_written_and_change_one_run_at_a_time(tmp_pa
     [b"", b"  \n", b'{"schema": 1, "runs": {"a"', b"[1]", b"\xff\xfe", b'{"schema": 2, "runs": {}}', b'{"other": 1}'],
     ids=["empty", "blank", "half", "list", "binary", "newer", "foreign"],
 )
-def test_a_spoilt_file_is_no_mark_and_is_never_replaced_unless_it_is_empty(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / MARKS).write_bytes(content)
+def test_a_spoilt_file_is_no_annotation_and_is_never_replaced_unless_it_is_empty(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / ANNOTATIONS).write_bytes(content)
     sweep = Folder.at(tmp_path)
-    found = read_marks(sweep)
+    found = read_annotations(sweep)
     assert found.by_run == {}
-    assert all(MARKS in said and "\n" not in said for said in found.damage)
+    assert all(ANNOTATIONS in said and "\n" not in said for said in found.damage)
     assert bool(found.damage) == bool(content.strip())
     if content.strip():
-        with pytest.raises(ValueError, match=MARKS):
-            write_mark(sweep, "a", Mark(star=True))
-        assert (tmp_path / MARKS).read_bytes() == content
+        with pytest.raises(ValueError, match=ANNOTATIONS):
+            write_annotation(sweep, "a", Annotation(star=True))
+        assert (tmp_path / ANNOTATIONS).read_bytes() == content
     else:
-        write_mark(sweep, "a", Mark(star=True))
-        assert read_marks(sweep).by_run == {"a": Mark(star=True)}
+        write_annotation(sweep, "a", Annotation(star=True))
+        assert read_annotations(sweep).by_run == {"a": Annotation(star=True)}
 
 
-def test_an_entry_that_is_no_mark_costs_only_itself(tmp_path: Path) -> None:
+def test_an_entry_that_is_no_annotation_costs_only_itself(tmp_path: Path) -> None:
     entries = {"a": 1, "b": {"tags": "x"}, "c": {"hidden": "yes"}, "d": {"star": True, "colour": "red"}}
-    (tmp_path / MARKS).write_text(json.dumps({"schema": 1, "runs": entries, "own": 7}))
-    found = read_marks(Folder.at(tmp_path))
-    assert found.by_run == {"d": Mark(star=True)} and len(found.damage) == 3
-    write_mark(Folder.at(tmp_path), "e", Mark(hidden=True))
-    kept = json.loads((tmp_path / MARKS).read_text())
+    (tmp_path / ANNOTATIONS).write_text(json.dumps({"schema": 1, "runs": entries, "own": 7}))
+    found = read_annotations(Folder.at(tmp_path))
+    assert found.by_run == {"d": Annotation(star=True)} and len(found.damage) == 3
+    write_annotation(Folder.at(tmp_path), "e", Annotation(hidden=True))
+    kept = json.loads((tmp_path / ANNOTATIONS).read_text())
     assert kept["own"] == 7 and {name: kept["runs"][name] for name in entries} == entries
 
 
 @pytest.mark.parametrize(
-    "mark",
-    [Mark("x" * (LONGEST_NOTE + 1)), Mark(tags=("",)), Mark(tags=("x" * 41,)), Mark(tags=("t",) * (MOST_TAGS + 1))],
+    "annotation",
+    [
+        Annotation("x" * (LONGEST_NOTE + 1)),
+        Annotation(tags=("",)),
+        Annotation(tags=("x" * 41,)),
+        Annotation(tags=("t",) * (MOST_TAGS + 1)),
+    ],
 )
-def test_a_mark_that_is_too_long_is_refused_and_nothing_is_written(tmp_path: Path, mark: Mark) -> None:
+def test_an_annotation_that_is_too_long_is_refused_and_nothing_is_written(
+    tmp_path: Path, annotation: Annotation
+) -> None:
     with pytest.raises(ValueError, match=r"characters|at most"):
-        write_mark(Folder.at(tmp_path), "a", mark)
-    assert not (tmp_path / MARKS).exists()
+        write_annotation(Folder.at(tmp_path), "a", annotation)
+    assert not (tmp_path / ANNOTATIONS).exists()
 
 
 def test_hiding_a_run_changes_no_number_of_another_run(tmp_path: Path) -> None:
@@ -148,7 +164,7 @@ def test_every_document_leaves_a_hidden_run_out_says_so_and_makes_no_claim_witho
         return {name: " ".join(text.replace("\\", "").split()) for name, text in texts.items()}
 
     before = documents()
-    write_mark(two_rates, "dead", Mark(hidden=True))
+    write_annotation(two_rates, "dead", Annotation(hidden=True))
     after, counted = documents(), documents("--with-hidden")
     for name, text in after.items():
         assert "1 run is hidden and left out: dead." in text and "--with-hidden" in text, name
@@ -181,7 +197,7 @@ def test_a_group_of_which_all_runs_are_hidden_is_not_compared_and_how_to_count_i
 ) -> None:
     for row in comparison(list_runs(two_rates)[0]):
         if row.format == "E4M3":
-            write_mark(two_rates, row.run, Mark(hidden=True))
+            write_annotation(two_rates, row.run, Annotation(hidden=True))
     command = ["compare", two_rates.path, "--groups", "dead", "BF16-0.0003-1"]
     assert main(command) == 2
     assert "all runs of 'dead' are hidden; --with-hidden counts them" in capsys.readouterr().err

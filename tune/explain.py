@@ -29,7 +29,7 @@ from altgrad.commands.option_fields import add_options, option
 from altgrad.commands.option_parser import OneLineParser, count, examples, location, word
 from altgrad.commands.typed_command import program_command
 from altgrad.results import Run, list_runs, read_run
-from altgrad.storage.folder import Folder
+from altgrad.storage.folder import Folder, absolute
 from altgrad.text.error_hints import error_text
 from altgrad.text.number_text import duration
 from altgrad.text.terminal_output import harmless, say, unstoppable_output
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = found.pop("folder")
     with unstoppable_output():
         try:
-            return _explain(_absolute(folder), ExplainOptions(**found), Console())
+            return _explain(absolute(folder), ExplainOptions(**found), Console())
         except (ValueError, OSError) as error:
             print(f"{program_command()}: error: {harmless(error_text(error))}", file=sys.stderr)
             return 2
@@ -225,10 +225,6 @@ def _said(found: dict[str, Any]) -> str:
         return f"does not collapse until step {found['steps']}{loss}"
     repeats = {True: ", bit for bit as in the run", False: ", other numbers than in the run", None: ""}
     return f"collapses at step {found['step']} ({found['rule']}){loss}{repeats[found.get('repeats')]}"
-
-
-def _absolute(location: str) -> str:
-    return location if "://" in location else str(Path(location).expanduser().absolute())
 
 
 if __name__ == "__main__":

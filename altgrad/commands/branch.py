@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from altgrad.branch import Branch
 from altgrad.branch.checkpoints import checkpoint_steps
 from altgrad.commands.folders import expect
 from altgrad.commands.option_parser import Commands, count_or_zero, examples, location
 from altgrad.commands.train import add_run_options, settings_of_words, train
-from altgrad.storage.folder import Folder
+from altgrad.storage.folder import Folder, absolute
 from altgrad.text.terminal_output import unstoppable_output
 
 
@@ -41,8 +40,3 @@ def _branch(options: argparse.Namespace) -> int:
         step = steps[-1] if options.at is None else options.at
         config = Branch(absolute(options.parent), step, **settings_of_words(options.set)).config()
         return train(config, Folder.at(options.out), options.baseline)
-
-
-def absolute(location: str) -> str:
-    """A URI unchanged, or a local path made absolute, as `run.json` keeps it."""
-    return location if "://" in location else str(Path(location).expanduser().absolute())

@@ -60,7 +60,7 @@ class Folder:
         text = os.fspath(location)
         check_location(text)
         if "://" not in text:
-            return cls(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
+            return cls(pafs.LocalFileSystem(), absolute(text))
         uri = _parts(text)
         if uri.scheme == "s3":
             return cls(_s3(uri), f"{uri.netloc}{uri.path}".rstrip("/"), uri.query)
@@ -238,6 +238,11 @@ def check_location(location: str) -> None:
     check_path(location)
     if separator and not (_parts(location).netloc or rest.strip("/")):
         raise ValueError(f"{shown(location)}: the root of a store is no folder; give {scheme}://BUCKET/PREFIX")
+
+
+def absolute(location: str) -> str:
+    """A URI unchanged, or a local path made absolute: so records keep it, which are read from other folders."""
+    return location if "://" in location else os.path.abspath(os.path.expanduser(location))
 
 
 def _parts(uri: str) -> SplitResult:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from altgrad.branch import Branch, with_parent
@@ -11,7 +10,7 @@ from altgrad.branch.checkpoints import checkpoint_steps
 from altgrad.branch.parent import parent_config
 from altgrad.compare.pairing import NUMERICS
 from altgrad.config.train_config import TrainConfig, make_config
-from altgrad.storage.folder import Folder
+from altgrad.storage.folder import Folder, absolute
 from tune.plan.options import SweepError, SweepOptions
 
 
@@ -29,8 +28,7 @@ def branched(
         return
     if options.first_seeds > 1:
         raise SweepError("--branch-from with --seeds: a branch has the seed of its parent; give one seed")
-    location = options.branch_from
-    location = location if "://" in location else str(Path(location).expanduser().absolute())
+    location = absolute(options.branch_from)
     run = Folder.at(location)
     parent = parent_config(run)
     steps = checkpoint_steps(run)

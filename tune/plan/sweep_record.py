@@ -19,7 +19,7 @@ from pyarrow import fs as pafs
 from altgrad.commands.option_fields import masked
 from altgrad.commands.typed_command import typed_arguments, typed_command
 from altgrad.results import SCHEMA, Lease, LeaseHeld, RunWriter, ended_as, list_sweeps, read_plan
-from altgrad.storage.folder import Folder, check_location
+from altgrad.storage.folder import Folder, absolute, check_location
 from altgrad.text.error_hints import cut, did_you_mean, shown
 from tune.plan.more_seeds import MoreSeeds
 from tune.plan.options import NEWEST, SweepError, SweepOptions
@@ -203,7 +203,7 @@ def _location(results: str) -> str:
         check_location(results)
     except ValueError as error:
         raise SweepError(f"--results: {error}") from error
-    return results if "://" in results else str(Path(results).expanduser().absolute())
+    return absolute(results)
 
 
 def _free_name(results: str) -> str:

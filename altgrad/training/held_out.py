@@ -1,11 +1,12 @@
-"""The mean over held-out batches, in one transfer from the device at the end."""
+"""Evaluation on held-out batches: the model's mode, and the means, in one transfer from the device at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class HeldOutMean:
@@ -29,3 +30,18 @@ class HeldOutMean:
             return None
         mean, *others = (torch.stack([self._total, *self._own.values()]) / self._rows).tolist()
         return mean, {f"validation_{name}": value for name, value in zip(self._own, others, strict=True)}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Context with the model in evaluation mode; on exit the mode of every module is restored.
+
+    Modules that a user has frozen in evaluation mode (norms with running statistics) therefore stay frozen.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -33,17 +33,18 @@ from altgrad.training.branch_state import changed_numerics, rests_elsewhere
 from altgrad.training.compile.policy import How
 from altgrad.training.compile.step_loss import StepLoss
 from altgrad.training.data import Batches
-from altgrad.training.held_out import HeldOutMean
+from altgrad.training.held_out import HeldOutMean, evaluating
 from altgrad.training.optim import learning_rate
 from altgrad.training.process_settings import full_precision_sums, mixed_precision
 from altgrad.training.starting_point import Start, check_alike, device_named, hash_weights, load_moments, load_weights
 from altgrad.training.step_counts import SiteCounts
 from altgrad.training.step_numbers import OwnMetrics, StepNumbers
+from altgrad.training.step_random import StepRandom
 from altgrad.training.task.batch import as_batch, changed, count, part, rows
 from altgrad.training.task.found_task import find_task
 from altgrad.training.task.loss_value import read_loss
 from altgrad.training.task.protocol import Batch
-from altgrad.training.weight_watch import ForeignChanges, StepRandom, WeightWatch, evaluating
+from altgrad.training.weight_watch import ForeignChanges, WeightWatch
 
 
 @dataclass

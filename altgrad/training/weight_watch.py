@@ -1,15 +1,11 @@
-"""Helpers around one optimizer step: copies of the weights, detection of other changes, and random numbers."""
+"""Watches the weights: copies them around the optimizer step, and notices whether anything else has changed them."""
 
 from __future__ import annotations
 
-import hashlib
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from altgrad import torch_private
@@ -88,55 +84,3 @@ class ForeignChanges:
 def _copy(weight: Tensor) -> Tensor:
     """A detached float32 copy; formats are simulated in float32."""
     return weight.detach().to(torch.float32, copy=True)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Context with the model in evaluation mode; on exit the mode of every module is restored.
-
-    Modules that a user has frozen in evaluation mode (norms with running statistics) therefore stay frozen.
-    """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-class StepRandom:
-    """The global random generators of torch (CPU and device in use), numpy and Python, seeded by words.
-
-    Dropout then has the same masks in all runs of one seed, in any format, and after a restart, and so has what a model
-    or data of the user draws from `numpy.random` or `random`.  Seeding does not synchronise with the device, because
-    the state of a generator lies on the host.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._generators = [torch.default_generator]
-        if device.type == "cuda":
-            torch.cuda.init()
-            index = torch.cuda.current_device() if device.index is None else device.index
-            self._generators.append(torch.cuda.default_generators[index])
-
-    @contextmanager
-    def borrowed(self) -> Iterator[None]:
-        """Context in which the generators may be seeded; on exit their states are restored."""
-        states = [generator.get_state() for generator in self._generators]
-        others = random.getstate(), np.random.get_state()
-        try:
-            yield
-        finally:
-            random.setstate(others[0])
-            np.random.set_state(others[1])
-            for generator, state in zip(self._generators, states, strict=True):
-                generator.set_state(state)
-
-    def seed(self, purpose: str, *words: int) -> None:
-        """Seed the generators with `purpose` and `words`; the same words give different numbers for each purpose."""
-        digest = hashlib.blake2b(repr((purpose, *words)).encode(), digest_size=8).digest()
-        for generator in self._generators:
-            generator.manual_seed(int.from_bytes(digest, "big"))
-        random.seed(digest)
-        np.random.seed(np.frombuffer(digest, np.uint32))

@@ -37,10 +37,10 @@ from altgrad.text.error_hints import shown
 
 Width = Literal["uint16", "uint32"]
 _LARGEST_VOCABULARY = 1 << 22
-_COINS = 32  # even values above all odd ones that are taken as proof
+_PROOF = 32  # values at even places above all of those at odd ones that prove uint32
 _SAMPLE = 1 << 20  # ids read at the start, in the middle and at the end of a file
 _CHUNK = 1 << 22  # ids read at a time
-_KEEP_FROM = 1 << 24  # bytes; smaller files are not cached, since reading them is fast
+_CACHED_FROM = 1 << 24  # bytes; smaller files are not cached, since reading them is fast
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class _Facts:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _StoredIds:
     """Where ids are stored: the file, their width, and `offset`, the bytes of the header before them."""
 
     path: Path
@@ -74,15 +74,15 @@ class _Place:
 class TokenFile:
     """A file of token ids that was read whole: the largest id, and a hash of all ids."""
 
-    place: _Place
+    stored: _StoredIds
     largest: int
     digest: str
 
     @classmethod
-    def read(cls, place: _Place) -> Self:
+    def read(cls, stored: _StoredIds) -> Self:
         """Read every id once; a large file that has not changed since the last time is taken from the cache."""
-        facts = _kept(place)
-        return cls(place, facts.largest, facts.digest)
+        facts = _facts_of(stored)
+        return cls(stored, facts.largest, facts.digest)
 
 
 @dataclass(frozen=True)
@@ -113,18 +113,18 @@ def layout_of(config: TrainConfig) -> TokenLayout | None:
     paths = token_paths(config)
     if paths is None:
         return None
-    read = {place.path: TokenFile.read(place) for place in _places(paths, config)}
+    read = {stored.path: TokenFile.read(stored) for stored in _stored_ids(paths, config)}
     files = list(read.values())
     for file in files:
         if file.largest >= _LARGEST_VOCABULARY:
             raise ConfigError(
-                f"{_said(config)}: {file.place.path}: the largest {file.place.dtype} id is {file.largest}, which is no "
-                "token of any vocabulary; is token_dtype right?"
+                f"{_field(config)}: {file.stored.path}: the largest {file.stored.dtype} id is {file.largest}, which is "
+                "no token of any vocabulary; is token_dtype right?"
             )
     found = max(file.largest for file in files) + 1
-    said = vocabulary_in(files[0].place.path.parent / NAME, _said(config))
+    said = vocabulary_in(files[0].stored.path.parent / NAME, _field(config))
     if said is not None and said < found:
-        raise ConfigError(f"{_said(config)}: the largest id is {found - 1}, but {NAME} says vocab_size {said}")
+        raise ConfigError(f"{_field(config)}: the largest id is {found - 1}, but {NAME} says vocab_size {said}")
     training, validation = (tuple(read[path] for path in split) for split in (paths.training, paths.validation))
     return TokenLayout(training, validation, found if said is None else said, paths.skipped)
 
@@ -137,27 +137,28 @@ def sampled_vocabulary(config: TrainConfig) -> int | None:
     paths = token_paths(config)
     if paths is None:
         return None
-    places = _places(paths, config)
-    said = vocabulary_in(places[0].path.parent / NAME, _said(config))
-    return max(int(place.ids()[:_SAMPLE].max()) + 1 for place in places) if said is None else said
+    files = _stored_ids(paths, config)
+    said = vocabulary_in(files[0].path.parent / NAME, _field(config))
+    return max(int(file.ids()[:_SAMPLE].max()) + 1 for file in files) if said is None else said
 
 
-def _places(paths: TokenPaths, config: TrainConfig) -> list[_Place]:
+def _stored_ids(paths: TokenPaths, config: TrainConfig) -> list[_StoredIds]:
     """The files, not yet read whole.  Raises ConfigError if one is damaged or the width is unknown."""
     widths = {path: _width(path, config) for path in (*paths.training, *paths.validation)}
     known = {width for width, _ in widths.values() if width is not None}
     if len(known) > 1:
         pair = ", ".join(f"{path.name} {width}" for path, (width, _) in widths.items())
-        raise ConfigError(f"{_said(config)}: the files differ in the width of their ids ({pair}); write both alike")
+        raise ConfigError(f"{_field(config)}: the files differ in the width of their ids ({pair}); write both alike")
     if widths and not known:
         raise ConfigError(
-            f"{_said(config)}: {next(iter(widths))}: the ids are too few or too small to tell uint16 from uint32; give "
-            "token_dtype"
+            f"{_field(config)}: {next(iter(widths))}: the ids are too few or too small to tell uint16 from uint32; "
+            "give token_dtype"
         )
-    return [_Place(path, dtype, offset) for path, (_, offset) in widths.items() for dtype in known]
+    return [_StoredIds(path, dtype, offset) for path, (_, offset) in widths.items() for dtype in known]
 
 
-def _said(config: TrainConfig) -> str:
+def _field(config: TrainConfig) -> str:
+    """The field that names the files, with which an error begins."""
     return f"data={shown(config.data)}"
 
 
@@ -166,7 +167,7 @@ def _width(path: Path, config: TrainConfig) -> tuple[Width | None, int]:
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(HEADER_BYTES)
-    where = f"{_said(config)}: {path}"
+    where = f"{_field(config)}: {path}"
     chosen: Width | None = None if config.token_dtype == "auto" else config.token_dtype
     magic = int.from_bytes(head[:4], "little")
     if magic in MAGIC and len(head) == HEADER_BYTES:
@@ -209,22 +210,22 @@ def _width_of(path: Path, where: str) -> Width | None:
     starts = {0, *(max(0, place // 2 * 2) for place in ((len(halves) - _SAMPLE) // 2, len(halves) - _SAMPLE))}
     sample = np.concatenate([halves[start : start + _SAMPLE] for start in sorted(starts)])
     low, high = sample[:, 0], sample[:, 1]
-    if not sample[1::2].any() and np.count_nonzero(low) >= _COINS:
+    if not sample[1::2].any() and np.count_nonzero(low) >= _PROOF:
         raise ConfigError(f"{where}: looks like int64 token ids; write them as uint16 or uint32")
     upper, lower = low.byteswap(), high.byteswap()  # of ids that were written with the largest byte first
-    if upper.max() < _LARGEST_VOCABULARY >> 16 and np.count_nonzero(lower > upper.max()) >= _COINS:
+    if upper.max() < _LARGEST_VOCABULARY >> 16 and np.count_nonzero(lower > upper.max()) >= _PROOF:
         raise ConfigError(f"{where}: looks like big-endian token ids; write them little-endian, as x86 and ARM do")
     highest = int(high.max())
     above = int(np.count_nonzero(low > highest))
-    if highest < _LARGEST_VOCABULARY >> 16 and above >= _COINS:
+    if highest < _LARGEST_VOCABULARY >> 16 and above >= _PROOF:
         return "uint32"
     # If all odd values are 0, it may be uint16 ids or few uint32 ones; with few pairs, chance decides.
-    return "uint16" if highest and (highest >= _LARGEST_VOCABULARY >> 16 or len(sample) >= 2 * _COINS) else None
+    return "uint16" if highest and (highest >= _LARGEST_VOCABULARY >> 16 or len(sample) >= 2 * _PROOF) else None
 
 
-def _read_all(place: _Place) -> tuple[int, str]:
+def _read_all(stored: _StoredIds) -> tuple[int, str]:
     """The largest id, and a SHA-256 hash of all ids."""
-    digest, largest, ids = hashlib.sha256(), 0, place.ids()
+    digest, largest, ids = hashlib.sha256(), 0, stored.ids()
     for start in range(0, len(ids), _CHUNK):
         chunk = ids[start : start + _CHUNK]
         largest = max(largest, int(chunk.max()))
@@ -232,22 +233,22 @@ def _read_all(place: _Place) -> tuple[int, str]:
     return largest, digest.hexdigest()
 
 
-def _kept(place: _Place) -> _Facts:
+def _facts_of(stored: _StoredIds) -> _Facts:
     """The facts of a file from the user's cache folder if the file has not changed; else it is read, and cached.
 
     If the cache cannot be read or written, the file is read again; nothing else fails.
     """
-    found = place.path.stat()
+    found = stored.path.stat()
     state = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
-    name = hashlib.sha256(f"{place.path.resolve()}\0{place.dtype}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(f"{stored.path.resolve()}\0{stored.dtype}".encode()).hexdigest()[:32]
     file = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "altgrad" / "tokens" / f"{name}.json"
-    if found.st_size >= _KEEP_FROM:
+    if found.st_size >= _CACHED_FROM:
         with suppress(OSError, ValueError, TypeError):
             facts = _Facts(**json.loads(file.read_bytes()))
-            if (facts.state, facts.dtype) == (state, place.dtype) and isinstance(facts.largest, int):
+            if (facts.state, facts.dtype) == (state, stored.dtype) and isinstance(facts.largest, int):
                 return facts
-    facts = _Facts(state, place.dtype, *_read_all(place))
-    if found.st_size >= _KEEP_FROM:
+    facts = _Facts(state, stored.dtype, *_read_all(stored))
+    if found.st_size >= _CACHED_FROM:
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             temporary = file.with_suffix(f".{uuid.uuid4().hex[:8]}")

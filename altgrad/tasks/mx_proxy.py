@@ -35,10 +35,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int, function: Callable[[Tensor], Tensor], norm: bool) -> None:
         super().__init__()
-        kind: dict[str, Any] = {"dtype": torch.float32}
-        self.norm = nn.LayerNorm(width, **kind) if norm else nn.Identity()
-        self.up = nn.Linear(width, 4 * width, bias=False, **kind)
-        self.down = nn.Linear(4 * width, width, bias=False, **kind)
+        float32: dict[str, Any] = {"dtype": torch.float32}
+        self.norm = nn.LayerNorm(width, **float32) if norm else nn.Identity()
+        self.up = nn.Linear(width, 4 * width, bias=False, **float32)
+        self.down = nn.Linear(4 * width, width, bias=False, **float32)
         self._function = function
 
     def forward(self, a: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from altgrad.config.train_config import TrainConfig
 from altgrad.training.task.gpt import NextToken
 
-_KIND: dict[str, Any] = {"dtype": torch.float32}
+_FLOAT32: dict[str, Any] = {"dtype": torch.float32}  # of every parameter; torch's default dtype may differ
 
 
 class NanoNorm(nn.Module):
@@ -26,8 +26,8 @@ class NanoNorm(nn.Module):
 
     def __init__(self, width: int, bias: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width, **_KIND))
-        self.bias = nn.Parameter(torch.zeros(width, **_KIND)) if bias else None
+        self.weight = nn.Parameter(torch.ones(width, **_FLOAT32))
+        self.bias = nn.Parameter(torch.zeros(width, **_FLOAT32)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
@@ -38,8 +38,8 @@ class NanoAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, bias: bool, dropout: float) -> None:
         super().__init__()
-        self.c_attn = nn.Linear(width, 3 * width, bias=bias, **_KIND)
-        self.c_proj = nn.Linear(width, width, bias=bias, **_KIND)
+        self.c_attn = nn.Linear(width, 3 * width, bias=bias, **_FLOAT32)
+        self.c_proj = nn.Linear(width, width, bias=bias, **_FLOAT32)
         self.resid_dropout = nn.Dropout(dropout)
         self._heads, self._dropout = heads, dropout
 
@@ -56,8 +56,8 @@ class NanoPerceptron(nn.Module):
 
     def __init__(self, width: int, bias: bool, dropout: float) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width, bias=bias, **_KIND)
-        self.c_proj = nn.Linear(4 * width, width, bias=bias, **_KIND)
+        self.c_fc = nn.Linear(width, 4 * width, bias=bias, **_FLOAT32)
+        self.c_proj = nn.Linear(4 * width, width, bias=bias, **_FLOAT32)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,14 +87,14 @@ class NanoModel(nn.Module):
         shape = config.shape
         width = shape.n_embd
         parts: dict[str, nn.Module] = {
-            "wte": nn.Embedding(vocabulary, width, **_KIND),
-            "wpe": nn.Embedding(shape.block_size, width, **_KIND),
+            "wte": nn.Embedding(vocabulary, width, **_FLOAT32),
+            "wpe": nn.Embedding(shape.block_size, width, **_FLOAT32),
             "drop": nn.Dropout(dropout),
             "h": nn.ModuleList(NanoBlock(width, shape.n_head, bias, dropout) for _ in range(shape.n_layer)),
             "ln_f": NanoNorm(width, bias),
         }
         self.transformer = nn.ModuleDict(parts)
-        self.lm_head = nn.Linear(width, vocabulary, bias=False, **_KIND)
+        self.lm_head = nn.Linear(width, vocabulary, bias=False, **_FLOAT32)
         self.lm_head.weight = parts["wte"].weight  # type: ignore[assignment]
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):

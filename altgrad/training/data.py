@@ -148,13 +148,13 @@ def load_corpus(config: TrainConfig) -> Corpus:
         validation = _joined(layout.validation)
     else:
         training, validation = _split(training, config)
-    dtype = layout.files[0].place.dtype
+    dtype = layout.files[0].stored.dtype
     source = _source(config, training, validation, files=len(layout.files), skipped=layout.skipped, token_dtype=dtype)
     return Corpus(training, validation, layout.vocabulary, source, layout.digest)
 
 
 def _joined(files: Sequence[TokenFile]) -> Tokens:
-    parts = [file.place.ids() for file in files]
+    parts = [file.stored.ids() for file in files]
     return parts[0] if len(parts) == 1 else JoinedIds(parts)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from altgrad.config.sizes.gpt_sizes import GPTShape
 from altgrad.config.train_config import TrainConfig
 
-_KIND: dict[str, Any] = {"dtype": torch.float32}  # of every parameter; torch's default dtype may differ
+_FLOAT32: dict[str, Any] = {"dtype": torch.float32}  # of every parameter; torch's default dtype may differ
 
 
 class Attention(nn.Module):
@@ -24,8 +24,8 @@ class Attention(nn.Module):
     def __init__(self, shape: GPTShape) -> None:
         super().__init__()
         self.heads = shape.n_head
-        self.qkv = nn.Linear(shape.n_embd, 3 * shape.n_embd, **_KIND)
-        self.proj = nn.Linear(shape.n_embd, shape.n_embd, **_KIND)
+        self.qkv = nn.Linear(shape.n_embd, 3 * shape.n_embd, **_FLOAT32)
+        self.proj = nn.Linear(shape.n_embd, shape.n_embd, **_FLOAT32)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, time, channels) -> the same shape."""
@@ -39,8 +39,8 @@ class MLP(nn.Module):
 
     def __init__(self, shape: GPTShape) -> None:
         super().__init__()
-        self.up = nn.Linear(shape.n_embd, 4 * shape.n_embd, **_KIND)
-        self.down = nn.Linear(4 * shape.n_embd, shape.n_embd, **_KIND)
+        self.up = nn.Linear(shape.n_embd, 4 * shape.n_embd, **_FLOAT32)
+        self.down = nn.Linear(4 * shape.n_embd, shape.n_embd, **_FLOAT32)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., channels) -> the same shape."""
@@ -52,8 +52,8 @@ class Block(nn.Module):
 
     def __init__(self, shape: GPTShape) -> None:
         super().__init__()
-        self.ln_1, self.attn = nn.LayerNorm(shape.n_embd, **_KIND), Attention(shape)
-        self.ln_2, self.mlp = nn.LayerNorm(shape.n_embd, **_KIND), MLP(shape)
+        self.ln_1, self.attn = nn.LayerNorm(shape.n_embd, **_FLOAT32), Attention(shape)
+        self.ln_2, self.mlp = nn.LayerNorm(shape.n_embd, **_FLOAT32), MLP(shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, time, channels) -> the same shape."""
@@ -69,11 +69,11 @@ class GPT(nn.Module):
 
     def __init__(self, shape: GPTShape, vocabulary: int, tied_head: bool = False) -> None:
         super().__init__()
-        self.wte = nn.Embedding(vocabulary, shape.n_embd, **_KIND)
-        self.wpe = nn.Embedding(shape.block_size, shape.n_embd, **_KIND)
+        self.wte = nn.Embedding(vocabulary, shape.n_embd, **_FLOAT32)
+        self.wpe = nn.Embedding(shape.block_size, shape.n_embd, **_FLOAT32)
         self.h = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
-        self.ln_f = nn.LayerNorm(shape.n_embd, **_KIND)
-        self.lm_head = nn.Linear(shape.n_embd, vocabulary, bias=False, **_KIND)
+        self.ln_f = nn.LayerNorm(shape.n_embd, **_FLOAT32)
+        self.lm_head = nn.Linear(shape.n_embd, vocabulary, bias=False, **_FLOAT32)
         self._initialise(shape.n_layer)
         if tied_head:
             self.lm_head.weight = self.wte.weight

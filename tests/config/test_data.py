@@ -138,7 +138,7 @@ def test_files_of_unlike_width_and_ids_of_no_vocabulary_are_refused(tmp_path: Pa
 def test_the_vocabulary_of_a_large_file_is_kept_until_the_file_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("altgrad.corpus.token_files._KEEP_FROM", 0)
+    monkeypatch.setattr("altgrad.corpus.token_files._CACHED_FROM", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file, ids = tmp_path / "x.bin", zipf(GPT2).astype("uint16")
     ids.tofile(file)

@@ -6,7 +6,6 @@ arrays tensors.  Numbers, texts and None are passed on unchanged.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -111,11 +110,3 @@ def update_digest(digest: Any, batch: Batch) -> None:
             update_digest(digest, value)
     else:
         digest.update(repr(batch).encode())
-
-
-def digest_of(*batches: Batch) -> str:
-    """A hash of the content of some batches, 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for batch in batches:
-        update_digest(digest, batch)
-    return digest.hexdigest()[:16]

@@ -27,10 +27,10 @@ from altgrad.config.train_config import BUILT_IN_TASK, SHIPPED_TASKS, ConfigErro
 from altgrad.text.error_hints import cut, did_you_mean, shown
 from altgrad.training.data import Batches
 from altgrad.training.optim import build_optimizer
-from altgrad.training.task.gpt import GPT
+from altgrad.training.step_random import StepRandom
+from altgrad.training.task.gpt import BuiltInGPT
 from altgrad.training.task.protocol import Batch
 from altgrad.training.task.task_batches import TaskBatches
-from altgrad.training.weight_watch import StepRandom
 
 GROUP = "altgrad.tasks"  # of entry points
 
@@ -139,7 +139,7 @@ def find_task(config: TrainConfig, batches: Batches | None = None) -> FoundTask:
     if name == BUILT_IN_TASK:
         if config.task_args:
             raise ConfigError(f"task={name}: takes no arguments ({', '.join(config.task_args)}); it reads the config")
-        return FoundTask(name, GPT(batches), None)
+        return FoundTask(name, BuiltInGPT(batches), None)
     where = f"task={shown(name)}"
     module, member = _place(name, where)
     found = _member(_imported(module, where), member, where)

@@ -48,7 +48,7 @@ class NextToken:
         return self.batches(config).vocabulary
 
 
-class GPT(NextToken):
+class BuiltInGPT(NextToken):
     """The built-in GPT, with the sizes of the config."""
 
     def model(self, config: TrainConfig) -> nn.Module:

@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.text.error_hints import cut
 from altgrad.training.data import Source
+from altgrad.training.step_random import StepRandom
 from altgrad.training.task.batch import as_batch, update_digest
 from altgrad.training.task.protocol import Batch, Split, Step
-from altgrad.training.weight_watch import StepRandom
 
 _HASHED_BATCHES = 3  # of the training data, by content
 _HASHED_STEPS = 64  # of which the indices are hashed, where there are any

@@ -19,9 +19,6 @@ EXTRAS = {
     "dashboard": (*_RESULTS, "streamlit", "plotly", "matplotlib", "pandas", "scipy"),
 }
 
-# In no extra: one task or tokenizer each needs them, and names what it lacks in one line.
-OF_ONE_TASK = ("transformers", "tokenizers", "tiktoken", "torchvision", "timm", "sklearn")
-
 
 class MissingExtra(ValueError):
     """An extra is not installed; the message is one line with its name and the command that installs it."""

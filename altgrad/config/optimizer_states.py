@@ -27,7 +27,7 @@ class MomentCast:
     """How one moment is rounded after every optimizer step.
 
     `range_expansion`: the values that share a scale are raised to a power before they are rounded, so that they use the
-    whole range of the format, and to the inverse power afterwards (see `kernel.expansion`).
+    whole range of the format, and to the inverse power afterwards (see `stored.expansion`).
     """
 
     cast: Cast

@@ -104,14 +104,14 @@ class TrainConfig(Recipe):
     # collapse rules
     stop_on_collapse: bool = field(True, "judging", "true: end the run when a collapse rule judges it; false: record the verdict and go on")
     non_finite_patience: int = field(5, "judging", "rule non_finite: number of consecutive steps with a NaN or inf loss or gradient; it also judges a run in which most recent steps are like that", ge=1)
-    diverged_margin: Positive = field(0.5, "judging", "rule diverged: nats of smoothed loss above its best value; if the loss is not a cross-entropy over a known vocabulary, m nats mean m/3 of the loss reduction so far")
-    diverged_patience: int = field(80, "judging", "rule diverged: number of consecutive steps above the margin; longer in proportion for runs of more than 500 steps", ge=1)
+    diverged_margin: Positive = field(0.5, "judging", "rules diverged and degraded: nats of smoothed loss above its best value, half as many of held-out loss; if the loss is not a cross-entropy over a known vocabulary, m nats mean m/3 of the loss reduction so far")
+    diverged_patience: int = field(80, "judging", "rules diverged and degraded: number of consecutive steps above the margin; longer in proportion for runs of more than 500 steps", ge=1)
     never_learned_fraction: Annotated[float, Field(gt=0, le=1)] = field(0.4, "judging", "rule never_learned: share of the run by which the loss must have fallen below its start")
     never_learned_margin: Positive = field(0.15, "judging", "rule never_learned: nats below the initial loss that count as learning; if the unit of the loss is unknown, a fall beyond the scatter of the batches counts")
     stalled_displacement: Fraction = field(0.1, "judging", "rule stalled: realised displacement below which the weights count as frozen")
     stalled_slope: Positive = field(0.1, "judging", "rule stalled: fall of the smoothed loss, in nats per 100 steps, that counts as progress; in runs of more than 500 steps, per fifth of the run")
     stalled_windows: int = field(3, "judging", "rule stalled: number of consecutive diagnostic windows that must be frozen; they must also cover as many twentieths of the run", ge=1)
-    rank_collapse_ratio: Fraction = field(0.1, "judging", "rule rank_collapse: median stable rank of the weights, as a share of its value at the start, below which the run counts as collapsed")
+    rank_collapse_ratio: Fraction = field(0.1, "judging", "rule rank_collapse: the median stable rank r counts as collapsed below 1 + ratio x (reference - 1); the reference is the highest r since the loss last improved by never_learned_margin")
     gap_limit: Positive = field(1.0, "judging", "rule gap_to_baseline: nats of smoothed loss behind the baseline run of the same seed; if the unit of the loss is unknown, thirds of the baseline's loss reduction")
     gap_patience: int = field(160, "judging", "rule gap_to_baseline: number of consecutive steps behind by gap_limit; longer in proportion for runs of more than 500 steps", ge=1)
     # running

@@ -6,19 +6,17 @@ No torch: importing it would delay the tables.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from altgrad.config.cast import GEMM_SITES
 from altgrad.config.operands import ALL_OPERANDS
 from altgrad.config.optimizer_states import MOMENTS
 from altgrad.config.phases import phases_text, start_text
 from altgrad.config.published import ELEMENT_BITS, Published, published, published_names
-from altgrad.config.recipe import Recipe, recipe_defaults
+from altgrad.config.recipe import Recipe
 from altgrad.text.number_text import table
 
 PAGE = Path("docs/recipes.md")
@@ -53,12 +51,6 @@ def weights_and_optimizer(recipe: Recipe) -> str:
     if not moments:
         return f"{weights}, FP32 moments"
     return f"{weights}, " + ", ".join(f"{m.replace('_', ' ')} {moments.get(m, 'FP32')}" for m in MOMENTS)
-
-
-def idle_fields(recipe: Published) -> list[str]:
-    """The fields of a recipe that have no effect, such as `gemms.fprop.block`: without them it would be the same."""
-    effect = _effect(recipe.fields)
-    return [".".join(path) for path in _leaves(recipe.fields) if _effect(_without(recipe.fields, path)) == effect]
 
 
 def show_overview(console: Console) -> None:
@@ -164,30 +156,3 @@ def _facts(found: Published, recipe: Recipe) -> list[tuple[str, str]]:
 
 def _bullets(sentences: Iterable[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
-
-
-def _effect(fields: Mapping[str, Any]) -> Any:
-    """The effect of a recipe with these fields: its casts, and the fields that casts do not show.  None if invalid."""
-    try:
-        recipe = Recipe(**fields)
-    except ValueError:
-        return None
-    shown_by_casts = {"gemms", "format", *(f"{site}_format" for site in GEMM_SITES), "scaling", "scale_granularity"}
-    shown_by_casts |= {"block_axis", "scale_power_of_two", "amax_history", "amax_factor", "rounding", "overflow"}
-    return recipe.casts_at(), recipe.model_dump(include=recipe_defaults().keys() - shown_by_casts)
-
-
-def _leaves(node: Mapping[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    found: list[tuple[str, ...]] = []
-    for key, value in node.items():
-        found += _leaves(value, (*above, key)) if isinstance(value, Mapping) and value else [(*above, key)]
-    return found
-
-
-def _without(node: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    head, *rest = path
-    return {
-        key: _without(value, tuple(rest)) if key == head and rest else value
-        for key, value in node.items()
-        if key != head or rest
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,10 @@ import pytest
 from altgrad.compare.pairing import Settings
 from altgrad.config import published as module
 from altgrad.config.cast import Cast
-from altgrad.config.operands import ALL_OPERANDS, Operand
+from altgrad.config.operands import ALL_OPERANDS, FLAT_FIELDS, Operand
 from altgrad.config.published import Published, in_format, published, published_names, read_published
-from altgrad.config.recipe import Recipe
+from altgrad.config.recipe import Recipe, recipe_defaults
 from altgrad.config.train_config import ConfigError, TrainConfig, load_config, make_config
-from altgrad.show.recipe_tables import idle_fields
 from altgrad.text.yaml_text import to_yaml
 
 NAMES = [
@@ -126,6 +126,32 @@ def test_the_six_casts_are_those_of_the_paper(name: str) -> None:
     assert recipe.layer_formats == LAYERS_HIGH.get(name, {}) and recipe.master_weights
     assert recipe.attention_gemms == (name == "fog")
     assert recipe.high_last_blocks == (0.15 if name == "nvfp4" else 0) and recipe.high_first_blocks == 0
+
+
+def effect(fields: Mapping[str, Any]) -> Any:
+    """The casts of a recipe with these fields, and the fields that casts do not show; None if it is refused."""
+    try:
+        recipe = Recipe(**fields)
+    except ValueError:
+        return None
+    return recipe.casts_at(), recipe.model_dump(include=recipe_defaults().keys() - {"gemms", *FLAT_FIELDS})
+
+
+def leaves(node: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in node.items():
+        yield from leaves(value, (*above, key)) if isinstance(value, Mapping) and value else [(*above, key)]
+
+
+def without(node: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    head, *rest = path
+    kept = {key: value for key, value in node.items() if key != head}
+    return kept | ({head: without(node[head], tuple(rest))} if rest else {})
+
+
+def idle_fields(recipe: Published) -> list[str]:
+    """The fields without which a recipe would be the same, such as `gemms.fprop.block`."""
+    whole = effect(recipe.fields)
+    return [".".join(path) for path in leaves(recipe.fields) if effect(without(recipe.fields, path)) == whole]
 
 
 @pytest.mark.parametrize("name", NAMES)

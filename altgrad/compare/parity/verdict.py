@@ -82,11 +82,6 @@ class Parity:
         return seeds_needed(mean(self.differences), spread, self.margin, self.level, max(self.n + 1, ENOUGH_SEEDS))
 
     @property
-    def is_decided(self) -> bool:
-        """Whether the verdict says something: neither `undecided` nor `no claim`."""
-        return self.verdict in ("equivalent", "worse", "better", "collapsed")
-
-    @property
     def deaths(self) -> str:
         """`1 of 3 collapsed`, with those that reached NaN where there are any."""
         said = f"{self.collapsed} of {self.runs} collapsed"

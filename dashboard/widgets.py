@@ -17,9 +17,12 @@ from typing import Any, Literal
 import pandas as pd
 import streamlit as st
 
+from altgrad.events import Event
 from altgrad.html.board import BOARD_STYLE, text_board
 from altgrad.metrics import described
+from altgrad.show.sweep_progress import event_row
 from altgrad.text.foreign_text import as_code, as_markdown
+from altgrad.text.number_text import ABSENT
 from dashboard.data.watched_sweep import WatchedRun
 
 _ROWS_WITHOUT_SCROLLING = 12
@@ -233,6 +236,20 @@ def show_words(rows: Sequence[Mapping[str, Any]], alt: str) -> None:
         return
     cells = [{name: as_markdown(str(value)) for name, value in row.items()} for row in rows]
     st.table(cells, hide_index=True, border="horizontal", alt=alt)
+
+
+def show_events(events: Sequence[Event]) -> None:
+    """Show the events of one run under a headline."""
+    st.header("Events")
+    if events:
+        show_words([event_row(event) for event in events], "Events of the run by step.")
+    else:
+        st.caption("No event has been recorded.")
+
+
+def value_text(value: Any) -> str:
+    """A value of a config or a record as a cell of a table; a dash if there is none."""
+    return ABSENT if value is None else str(value)
 
 
 def wide_enough(frame: pd.DataFrame, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from dashboard.figures.difference_figure import difference_figure
 from dashboard.figures.group_figures import learning_rate_figure, matrix_figure, pareto, pareto_figure, survival_figure
 from dashboard.page_context import PageContext
 from dashboard.paper.exported_chart import show_chart
-from dashboard.widgets import choose_kept, choose_many, choose_one, show_table
+from dashboard.widgets import choose_kept, choose_many, choose_one, show_table, value_text
 
 _PARTS = {
     "matrix": "Rescue matrix",
@@ -165,7 +165,7 @@ def _config_differences(context: PageContext, names: Sequence[str]) -> None:
         st.info("These runs have the same config.")
         return
     frame = pd.DataFrame(
-        {run.name: [_text(values.get(run.name)) for values in different.values()] for run in runs},
+        {run.name: [value_text(values.get(run.name)) for values in different.values()] for run in runs},
         index=list(different),
     )
     st.dataframe(frame, alt="Config fields in which the chosen runs differ: a row per field, a column per run.")
@@ -211,10 +211,6 @@ def _two_groups(context: PageContext, rows: Sequence[Row]) -> None:
 
 def _validation(run: WatchedRun) -> Curve:
     return measured(run.table("steps", ["validation_loss"]), "validation_loss")
-
-
-def _text(value: Any) -> str:
-    return "–" if value is None else str(value)
 
 
 def _parity(rows: Sequence[Row]) -> None:

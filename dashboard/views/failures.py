@@ -11,7 +11,6 @@ import streamlit as st
 from altgrad.compare import Row
 from altgrad.metrics import METRICS
 from altgrad.report.evidence import Evidence
-from altgrad.show.sweep_progress import event_row
 from altgrad.text.foreign_text import as_code, as_markdown
 from dashboard.data.sweep_frame import frame_of
 from dashboard.data.watched_sweep import WatchedRun
@@ -19,7 +18,7 @@ from dashboard.figures.signal_strips import alike, first_layers, strips_figure
 from dashboard.page_context import PageContext
 from dashboard.paper.exported_chart import show_chart
 from dashboard.verdict_card import evidence_of, folded_report, replays, signals_in, verdict_card
-from dashboard.widgets import choose_run, shortened, show_table, show_words
+from dashboard.widgets import choose_run, shortened, show_events, show_table, show_words
 
 
 def show(context: PageContext) -> None:
@@ -116,11 +115,7 @@ def _forensics(context: PageContext, run: WatchedRun, collapsed: Sequence[Row]) 
     with left:
         _alike(context, run, collapsed)
     with right:
-        st.header("Events")
-        if evidence.events:
-            show_words([event_row(event) for event in evidence.events], "Events of the run by step.")
-        else:
-            st.caption("No event has been recorded.")
+        show_events(evidence.events)
 
 
 def _layers(evidence: Evidence) -> None:

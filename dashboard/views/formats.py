@@ -134,12 +134,7 @@ def _tensors(context: PageContext, formats: Sequence[NumberFormat]) -> None:
     with cells[1]:
         site = choose("Site", list(dict.fromkeys(row["site"] for row in table)), "site")
     with cells[2]:
-        fmt = next(
-            fmt
-            for name in [choose("In format", [f.name for f in formats], "in")]
-            for fmt in formats
-            if fmt.name == name
-        )
+        fmt = _named(formats, choose("In format", [fmt.name for fmt in formats], "in"))
     chosen = {str(row["step"]): row for row in table if row["layer"] == layer and row["site"] == site}
     if not chosen:
         st.info(as_markdown(f"No values of the {site} of {layer} were stored."))

@@ -158,10 +158,8 @@ def _first_beyond(sides: Sequence[_Side], measured: Sequence[str], shown: Sequen
     bound = BOUNDS.get(metric)
     is_low_bad = METRICS[metric].better == "higher" if bound is None else not bound.above_is_bad
     with columns[1]:
-        ways = (
-            {"below": "fell below", "above": "exceeded"} if is_low_bad else {"above": "exceeded", "below": "fell below"}
-        )
-        way = choose_one("Way", ways, "way", label_visibility="collapsed")
+        ways = ("below", "above") if is_low_bad else ("above", "below")  # the first one is the default
+        way = choose_one("Way", {name: _WAYS[name] for name in ways}, "way", label_visibility="collapsed")
     with columns[2]:
         limit = st.number_input(
             "Limit",
@@ -173,7 +171,7 @@ def _first_beyond(sides: Sequence[_Side], measured: Sequence[str], shown: Sequen
         )
     for side in sides:
         crossings = first_beyond(side.table, metric, limit, way == "above")
-        _crossings(side, crossings, f"{METRICS[metric].label.lower()} {ways[way]} {number(limit)}")
+        _crossings(side, crossings, f"{METRICS[metric].label.lower()} {_WAYS[way]} {number(limit)}")
 
 
 def _crossings(side: _Side, crossings: Sequence[Crossing], what: str) -> None:

@@ -17,7 +17,6 @@ from altgrad.results import read_events
 from altgrad.results.reading.own_metrics import own_names
 from altgrad.show.drawn_curves import View, describe, line
 from altgrad.show.glossary import WORDS
-from altgrad.show.sweep_progress import event_row
 from altgrad.text.foreign_text import as_code, as_command, as_file_name, as_here_document, as_markdown
 from altgrad.text.number_text import ABSENT, duration, number
 from altgrad.text.yaml_text import to_yaml
@@ -28,7 +27,7 @@ from dashboard.page_context import PageContext
 from dashboard.paper.exported_chart import show_chart
 from dashboard.verdict_card import evidence_of, folded_report, verdict_card
 from dashboard.views.curve_choices import automatic_half_life
-from dashboard.widgets import choose_named, choose_run, show_table, show_words
+from dashboard.widgets import choose_named, choose_run, show_events, show_table, show_words, value_text
 
 _FIRST = ("loss", "validation_loss", "stall_rate", "overflow_rate")
 _LEGEND = {"orientation": "h", "y": -0.3, "yanchor": "top"}  # above is the verdict's rule
@@ -55,7 +54,7 @@ def show(context: PageContext) -> None:
         _config(run)
     with right:
         _facts(run)
-        _events(run)
+        show_events(read_events(run))
         _checkpoints(run)
     st.header("Train it again")
     st.code(reproduce(run), language="bash")
@@ -121,7 +120,7 @@ def _config(run: WatchedRun) -> None:
     changed = changed_fields(run.config)
     frame = pd.DataFrame(
         [
-            {"Field": name, "Value": _text(value), "Changed": name in changed}
+            {"Field": name, "Value": value_text(value), "Changed": name in changed}
             for name, value in sorted(run.config.items(), key=lambda item: item[0] not in changed)
         ]
     )
@@ -136,22 +135,13 @@ def changed_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _facts(run: WatchedRun) -> None:
     st.header("Machine and versions")
-    facts = {name.replace("_", " ").capitalize(): _text(run.info[name]) for name in _FACTS if name in run.info}
+    facts = {name.replace("_", " ").capitalize(): value_text(run.info[name]) for name in _FACTS if name in run.info}
     versions = run.info.get("versions")
     if isinstance(versions, dict):
-        facts |= {f"{name} version": _text(version) for name, version in versions.items()}
+        facts |= {f"{name} version": value_text(version) for name, version in versions.items()}
     commit = facts.get("Git commit", "")
     facts |= {"Git commit": commit[:12]} if _COMMIT.fullmatch(commit) else {}
     show_words([{"Fact": name, "Value": value} for name, value in facts.items()], "Host, device, versions and hashes.")
-
-
-def _events(run: WatchedRun) -> None:
-    st.header("Events")
-    events = read_events(run)
-    if not events:
-        st.caption("No event has been recorded.")
-        return
-    show_words([event_row(event) for event in events], "Events of the run by step.")
 
 
 def reproduce(run: WatchedRun) -> str:
@@ -178,7 +168,3 @@ def _checkpoints(run: WatchedRun) -> None:
     frame = pd.DataFrame([{"File": info.base_name, "Size (MB)": (info.size or 0) / 1e6} for info in found])
     size = {"Size (MB)": st.column_config.NumberColumn(format="%.2f")}
     show_table(frame, alt="Checkpoints of the run with their size.", column_config=size)
-
-
-def _text(value: Any) -> str:
-    return "–" if value is None else str(value)

@@ -65,13 +65,13 @@ def _numbers(context: PageContext, rows: Sequence[Row], per_group: bool) -> None
     st.header("All numbers")
     frame = group_frame(rows) if per_group else run_frame(rows, context.sweep, len(rows) <= _MANY)
     members = list(by_group(rows).values()) if per_group else [[row] for row in rows]
-    second, third, fourth = st.columns([2, 1, 1], vertical_alignment="bottom")
-    with second:
+    left, middle, right = st.columns([2, 1, 1], vertical_alignment="bottom")
+    with left:
         names = [name for name in frame.columns if name != "loss_curve"]
         by = choose_kept("Sort by", names, "sort", "validation_loss", format_func=HEADS.__getitem__)
-    with third:
+    with middle:
         descending = switch("Descending", "descending")
-    with fourth, st.popover("Columns"):
+    with right, st.popover("Columns"):
         usual = _SHOWN_ALONE if len(rows) > _MANY else _SHOWN_OF_GROUPS if per_group else _SHOWN
         default = [name for name in frame.columns if name in usual and _is_filled(frame, name)]
         shown = choose_named("Columns", {name: HEADS[name] for name in frame.columns}, "columns", default)

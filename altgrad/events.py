@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# Plotly's names; `html.marks` has a path for each.
+# Plotly's names; `drawing.chart_marks` has a path for each.
 Symbol = Literal["triangle-down", "triangle-left", "x", "star", "circle", "diamond", "square"]
 # `run`: the colour of the run's format, for events that changed its training; `neutral`: grey, for all others.
 Colour = Literal["run", "neutral"]

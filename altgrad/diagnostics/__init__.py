@@ -1,1 +1,1 @@
-"""Measurements around the real optimizer step: one quantity, one small class, one file."""
+"""What is measured around the real optimizer step: the protocol of a measurement, all of them, and their suite."""

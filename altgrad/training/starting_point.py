@@ -1,4 +1,4 @@
-"""Checks before the first step: the device exists, and all ranks have the same weights and batches."""
+"""What happens before the first step: the device is found, weights are loaded and hashed, and ranks are compared."""
 
 from __future__ import annotations
 

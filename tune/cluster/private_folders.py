@@ -49,9 +49,8 @@ def private_folder(place: str) -> Iterator[Path]:
     lock = os.open(folder / f"{_LOCK}.new", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        os.rename(
-            folder / f"{_LOCK}.new", folder / _LOCK
-        )  # renamed after locking, so that nobody finds an unlocked lock of a living sweep
+        # Renamed after locking, so that nobody finds the lock of a living sweep unlocked.
+        os.rename(folder / f"{_LOCK}.new", folder / _LOCK)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -47,9 +47,8 @@ def why_failed(trial: TuneTrial) -> str:
     if isinstance(error, RayTaskError):
         return described(error.cause if isinstance(error.cause, BaseException) else error)
     if isinstance(error, RayActorError):
-        if "low on memory" in str(
-            error
-        ):  # text of Ray's memory monitor; for any other SIGKILL Ray only suspects memory
+        # The words of Ray's memory monitor; of any other SIGKILL Ray only suspects that memory was the reason.
+        if "low on memory" in str(error):
             return "the trial's process was killed: its node ran low on memory"
         return "the trial's process died"
     return "unknown" if error is None else described(error)

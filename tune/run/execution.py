@@ -98,8 +98,8 @@ def run_trials(
             tune_config=tune.TuneConfig(
                 scheduler=_scheduler(options, trials),
                 max_concurrent_trials=resources.concurrent,
-                reuse_actors=resources.workers
-                == 1,  # with several workers a stopped trial's process must end, to end its workers
+                # With several workers a stopped trial's process must end, so that they end too.
+                reuse_actors=resources.workers == 1,
                 trial_name_creator=run_of,
                 trial_dirname_creator=run_of,
             ),

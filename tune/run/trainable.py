@@ -48,9 +48,7 @@ class Job:
     workers: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
-    owner: str | None = (
-        None  # the sweep's owner id: a restarted trial takes over the lease of its earlier process at once
-    )
+    owner: str | None = None  # the sweep's owner id, by which a restarted trial takes over its earlier process's lease
 
     def to_parameters(self) -> dict[str, Any]:
         """Plain values for Tune."""

@@ -101,9 +101,7 @@ def _reason(error: BaseException) -> BaseException:
         return raised[0]
     ranks = [str(rank) for rank, failure in failures.items() if _died(failure)]
     which = f"the process of rank {', '.join(ranks)}" if ranks else "the process of a rank"
-    if any(
-        "running low on memory" in str(failure) for failure in failures.values()
-    ):  # the text of Ray's memory monitor
+    if any("running low on memory" in str(failure) for failure in failures.values()):  # Ray's memory monitor says it
         return RankDied(f"{which} was killed: its node ran low on memory")
     return RankDied(f"{which} died")
 

@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
+from altgrad.config.shipped_configs import ROOT
 from altgrad.config.train_config import TrainConfig
 from altgrad.experiment import gpu_driver as nvml
 from tune.plan.options import SweepError
@@ -34,7 +35,6 @@ from tune.plan.resources.placement import Expected
 from tune.plan.trial import Trial
 from tune.plan.trial_kinds import runs_alike, timed_kind
 
-_ROOT = Path(__file__).resolve().parents[2]
 _RAY_SECONDS = 6.0  # from the command to the start of its first worker, on an idle machine
 
 
@@ -136,9 +136,8 @@ def _times_of(trial: Trial, resources: Resources, devices: Sequence[str], how: d
             _tell(process, "go")
         found = [json.loads(_answer(process, trial)) for process in running]
     mean = {name: sum(times[name] for times in found) / len(found) for name in found[0]}
-    return StepTimes(
-        **(mean | {"start": found[-1]["start"]})
-    )  # `start` of the last process, which found all graphs in the cache, unless it is the only one
+    # The last process found all graphs in the cache, unless it is the only one.
+    return StepTimes(**(mean | {"start": found[-1]["start"]}))
 
 
 def _devices(resources: Resources, gpus: int) -> list[str]:
@@ -160,7 +159,7 @@ def _processes() -> Iterator[Callable[[str, dict[str, object]], subprocess.Popen
     started: list[subprocess.Popen[str]] = []
 
     def start(device: str, job: dict[str, object]) -> subprocess.Popen[str]:
-        path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "tune.timing.probe_steps"],
             env=os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": device},

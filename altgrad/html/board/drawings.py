@@ -15,7 +15,7 @@ from altgrad.show.drawn_curves import Line, death, scale
 from altgrad.show.palette import ALARM, NEUTRAL, curve_dash, format_colour
 from altgrad.text.number_text import number
 
-_BAR, _SPARK = (150, 20), (110, 30)  # width, height of a gap's bar and of the loss curves  # pixels
+_BAR, _SPARK = (150, 20), (110, 30)  # pixels: width and height of a gap's bar, and of the loss curves
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from altgrad.show.drawn_curves import Line
 from altgrad.text.number_text import ABSENT
 
 _HEADS = (("Group", "group"), ("Runs", "run"), ("Gap to BF16", "gap"), ("Parity", "parity verdict"))
+# The heading of each cell, and the class by which it is styled.
 _CELLS = (
     ("Runs", None),
     ("Gap to BF16", "gap"),
     ("Parity", "parity"),
     (METRICS["loss"].label, None),
-)  # and their style
+)
 _LOSS = (METRICS["loss"].label, "loss")
 
 

@@ -1,4 +1,6 @@
-"""Products of rounded operands in bfloat16: exact, fast on a GPU's tensor cores, and half the memory for backward.
+"""The products themselves, plain and of rounded operands: matrices, batches of matrices, and convolutions.
+
+Rounded operands may be multiplied in bfloat16: fast on a GPU's tensor cores, and half the memory for backward.
 
 A value of at most 8 significant bits is the same number in bfloat16 and in float32, so that the cast of such an operand
 is exact (`Cast.bfloat16_obstacle` tells when it is not).  Products of two of them are exact in float32, in which they

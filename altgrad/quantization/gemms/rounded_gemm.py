@@ -140,9 +140,8 @@ class RoundedGemm(LayerRoundings):
 
     def _native(self, x: Tensor, weight: Tensor, bias: Tensor | None, use: int) -> Tensor:
         if torch.is_grad_enabled() and x.shape[:-1].numel() % native_fp8.DIVISOR:
-            native_fp8.refuse_rows(
-                self.name, x.shape
-            )  # reading self.name earlier would add a guard on it: one graph per layer
+            # The name is read only here: a compiled graph that reads it is guarded by it, and serves one layer alone.
+            native_fp8.refuse_rows(self.name, x.shape)
         sites = [self.site(name) for name in GEMM_SITES]
         y, counts = native_fp8.native_linear(x, weight, bias, self.key, sites, use=use, counting=self.counting)
         if torch.is_grad_enabled() and self.counting:

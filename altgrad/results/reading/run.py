@@ -40,7 +40,7 @@ class Run:
     - `branch`: {"parent": folder, "run", "step", "changes": {field: value}} of a run that started from another one's
       checkpoint: its first step is the one after `step`; null for other runs, absent in folders of older versions;
     - `bytes_per_parameter`: what a weight of a rounded layer and its optimizer state would take on hardware, see
-      `config.memory`; absent in folders of older versions.
+      `sizes.memory`; absent in folders of older versions.
     `end` is end.json, or None if there is none.  Both were checked when they were read, see `records`.
     `damage`: part -> reason, for the parts that could not be read so far.
     """

@@ -3,8 +3,8 @@
 All rows share one scale of gaps and one of losses, so that lengths and heights compare.
 """
 
+from altgrad.html.board.cells import BOARD_STYLE, text_board
 from altgrad.html.board.groups import group_board
-from altgrad.html.board.parts import BOARD_STYLE, text_board
 from altgrad.html.board.runs import BoardRun, run_board
 
 __all__ = ["BOARD_STYLE", "BoardRun", "group_board", "run_board", "text_board"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from altgrad.compare import PairedGap, Row, by_group, loss_unit, paired_gap, parity_lines
+from altgrad.html.board.cells import board, facts_of, figure, head, named, statuses
 from altgrad.html.board.drawings import Bars, Sparks, as_image, in_page
-from altgrad.html.board.parts import board, facts_of, figure, head, named, statuses
 from altgrad.html.markup import Html, element, join
 from altgrad.metrics import METRICS
 from altgrad.show.drawn_curves import Line

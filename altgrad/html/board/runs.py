@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from altgrad.compare import Row, loss_unit, paired_gap
+from altgrad.html.board.cells import board, facts_of, figure, head, is_dead, named
 from altgrad.html.board.drawings import Bars, Sparks, as_image
-from altgrad.html.board.parts import board, facts_of, figure, head, is_dead, named
 from altgrad.html.markup import Html, element, join
 from altgrad.metrics import METRICS
 from altgrad.results.annotations import Annotation

@@ -125,16 +125,31 @@ def _evidence(members: Sequence[Row], margin: float | None) -> Parity:
     losses = [
         row.step_loss - row.final_gap for row in counted if row.step_loss is not None and row.final_gap is not None
     ]
-    unit = loss_unit(members)
+    return not_judged(members, _gaps(counted), losses, margin)
+
+
+def not_judged(
+    rows: Sequence[Row],
+    differences: Iterable[float],
+    reference: Sequence[float],
+    margin: float | None,
+    against: str = Parity.against,
+) -> Parity:
+    """The differences between the runs `rows`, one per seed, before a verdict.
+
+    `reference`: losses of the side that they are compared with.  Their mean gives the margin if `margin` is None.
+    """
+    unit = loss_unit(rows)
     return Parity(
         verdict="no claim",
-        margin=default_margin(unit, mean(losses) if losses else None) if margin is None else margin,
+        margin=default_margin(unit, mean(reference) if reference else None) if margin is None else margin,
         unit=unit,
-        differences=tuple(_gaps(counted)),
-        runs=len(members),
-        collapsed=sum(row.collapsed for row in members),
-        non_finite=sum(row.non_finite for row in members),
-        ended_early=sum(not row.alive and not row.collapsed for row in members),
+        against=against,
+        differences=tuple(differences),
+        runs=len(rows),
+        collapsed=sum(row.collapsed for row in rows),
+        non_finite=sum(row.non_finite for row in rows),
+        ended_early=sum(not row.alive and not row.collapsed for row in rows),
     )
 
 

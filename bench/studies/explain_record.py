@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.explain.cells import Cell
+from bench.detectors.scoring import wilson
 from bench.record import machine
 
 CELLS = 24
@@ -160,7 +161,5 @@ def _range(counts: Sequence[int]) -> str:
 
 def _share(some: int, of: int) -> str:
     """`57 of 60 (95 %, 86 to 98 %)`: with the 95 % Wilson interval."""
-    z, share = 1.959964, some / of
-    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
-    half = z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of)) / (1 + z * z / of)
-    return f"{some} of {of} ({share:.0%}, {max(0.0, middle - half):.0%} to {min(1.0, middle + half):.0%})"
+    low, high = wilson(some, of)
+    return f"{some} of {of} ({some / of:.0%}, {low:.0%} to {high:.0%})"

@@ -16,11 +16,12 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
 
+from altgrad.compare.statistics import interval
 from altgrad.config.cast import GEMMS, Gemm
 from altgrad.config.train_config import TrainConfig
 from altgrad.training.trainer import Trainer
@@ -29,8 +30,6 @@ from bench.record import machine
 Arms = Mapping[str, Mapping[str, Any]]
 _OUT = Path(__file__).parents[2] / "docs" / "results"
 _BASE = {"model": "micro", "compile": False, "threads": 1, "device": "cpu", "eval_batches": 16, "learning_rate": 2e-3}
-# Two-sided 95 % quantiles of Student's t, by degrees of freedom (any table of them).
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def axis_arms() -> Arms:
@@ -157,8 +156,5 @@ def page(record: Mapping[str, Any], losses: Mapping[str, Sequence[float]]) -> st
 
 def _interval(values: Sequence[float], others: Sequence[float]) -> str:
     differences = [a - b for a, b in zip(values, others, strict=True)]
-    middle = mean(differences)
-    if len(differences) < 2:
-        return f"{middle:+.4f}"
-    half = _T[len(differences) - 1] * stdev(differences) / len(differences) ** 0.5
-    return f"{middle:+.4f} [{middle - half:+.4f}, {middle + half:+.4f}]"
+    middle, low, high = interval(differences)
+    return f"{middle:+.4f}" if low is None else f"{middle:+.4f} [{low:+.4f}, {high:+.4f}]"

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from altgrad.compare.groups import by_group
 from altgrad.compare.parity.confounds import confounds, joined
 from altgrad.compare.parity.student_t import t_quantile
-from altgrad.compare.parity.verdict import Parity, Terms, default_margin, judged
-from altgrad.compare.row import Row, loss_unit
-from altgrad.compare.statistics import interval
+from altgrad.compare.parity.verdict import Parity, Terms, judged
+from altgrad.compare.row import Row
+from altgrad.compare.statistics import interval, not_judged
 from altgrad.results.reading.curves import Curve
 
 
@@ -121,22 +121,10 @@ def _unjudged(one: Sequence[Row], other: Sequence[Row], margin: float | None) ->
             by_seed.setdefault(mine.seed, []).append((mine.final_loss, theirs.final_loss))
     values = {seed: mean(a - b for a, b in by_seed[seed]) for seed in sorted(by_seed)}
     finite = {seed: value for seed, value in values.items() if math.isfinite(value)}
-    unit = loss_unit([*one, *other])
     reference = [b for seed in finite for _, b in by_seed[seed]]
     middle, low, high = interval(list(finite.values()))
     against = other[0].group_label
-    parity = Parity(
-        verdict="no claim",
-        margin=default_margin(unit, mean(reference) if reference else None) if margin is None else margin,
-        unit=unit,
-        against=against,
-        differences=tuple(finite.values()),
-        runs=len(one) + len(other),
-        collapsed=sum(row.collapsed for row in (*one, *other)),
-        non_finite=sum(row.non_finite for row in (*one, *other)),
-        ended_early=sum(not row.alive and not row.collapsed for row in (*one, *other)),
-        hidden=one[0].hidden_mates + other[0].hidden_mates,
-    )
+    parity = not_judged([*one, *other], finite.values(), reference, margin, against)
     return GroupDifference(
         one=one[0].group_label,
         other=against,
@@ -145,7 +133,7 @@ def _unjudged(one: Sequence[Row], other: Sequence[Row], margin: float | None) ->
         low=low,
         high=high,
         step=next((row.common_step for row in one if row.common_step is not None), None),
-        parity=parity,
+        parity=replace(parity, hidden=one[0].hidden_mates + other[0].hidden_mates),
         differs=joined(_differences(mine, theirs) for mine, theirs in matched),
         obstacle="; ".join(obstacles),
     )

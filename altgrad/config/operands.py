@@ -16,12 +16,15 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
 from altgrad.config.cast import GEMM_SITES, GEMMS, Cast, Dimension, Gemm, GemmSite
 from altgrad.formats import find_format
+
+if TYPE_CHECKING:
+    from altgrad.config.recipe import Recipe
 
 _TILES = {"tensor": "tensor", "row": "row", "block": "1x32"}
 # What the flat fields fill: fields of a cast, of the operands of these tensors.
@@ -84,7 +87,7 @@ def tensor_of(site: str) -> str:
     return site.rpartition(".")[2]
 
 
-def casts_of(recipe: Any, layer: str = "", high_precision: bool = False) -> dict[Operand, Cast]:
+def casts_of(recipe: Recipe, layer: str = "", high_precision: bool = False) -> dict[Operand, Cast]:
     """The six casts of a layer under a `Recipe`; `high_precision`: the layer is one of those kept in BF16.
 
     If a `layer_formats` glob gives the layer a format that is never scaled (BF16, FP32), `gemms` is ignored for that
@@ -124,7 +127,7 @@ def roundings(casts: Mapping[Operand, Cast]) -> dict[GemmSite, list[Rounded]]:
     return found
 
 
-def high_precision_layers(recipe: Any, layers: Iterable[str]) -> set[str]:
+def high_precision_layers(recipe: Recipe, layers: Iterable[str]) -> set[str]:
     """Names of the layers in the first and last repeated blocks that the recipe keeps in BF16.
 
     The first number in a layer's name is its block: `h.11.mlp.up` lies in block 11.  A fraction of the blocks is
@@ -169,7 +172,7 @@ def no_effect_of(gemms: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _flat_fields(recipe: Any, site: GemmSite) -> dict[str, Any]:
+def _flat_fields(recipe: Recipe, site: GemmSite) -> dict[str, Any]:
     """The fields of a tensor's cast, translated from the flat fields of a recipe."""
     weight = site == "weight"
     own = getattr(recipe, f"{site}_format")

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,6 +24,9 @@ from altgrad.config.operands import casts_of, no_effect_of
 from altgrad.formats import find_format
 from altgrad.text.error_hints import did_you_mean, shown
 from altgrad.text.yaml_text import NotYaml, read_yaml
+
+if TYPE_CHECKING:
+    from altgrad.config.recipe import Recipe
 
 ELEMENT_BITS = 8  # a recipe calls wider formats high precision
 _FOLDER = Path(__file__).parent / "recipes"
@@ -125,7 +128,7 @@ def own_fields(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
     return own
 
 
-def check_shorthand(recipe: Any, given: Collection[str], defaults: Mapping[str, Any]) -> None:
+def check_shorthand(recipe: Recipe, given: Collection[str], defaults: Mapping[str, Any]) -> None:
     """Raises ValueError for a flat field that was given but has no effect, because `gemms` sets it for every operand.
 
     A field with the recipe's value, or without a recipe the default, does not count as given.
@@ -139,7 +142,7 @@ def check_shorthand(recipe: Any, given: Collection[str], defaults: Mapping[str, 
             )
 
 
-def in_format(recipe: Any, name: str) -> dict[str, Any]:
+def in_format(recipe: Recipe, name: str) -> dict[str, Any]:
     """The field changes that give a recipe's rounded operands another format; formats over 8 bits stay.
 
     Raises ValueError if the recipe rounds no operand to 8 bits or fewer.

@@ -1,8 +1,9 @@
 """Which runs a table, a chart or a document shows: all but those that people have hidden, which it names in words.
 
-A run is hidden by its annotation in the sweep's folder (see `results.annotations`).  Hiding changes no number of another run: the
-rows come from a comparison of all runs, and a hidden baseline is still subtracted.  Where a claim would rest on the
-runs that are left of a group, there is none.  What a sweep cost and how far it is counts hidden runs, too.
+A run is hidden by its annotation in the sweep's folder (see `results.annotations`).  Hiding changes no number of
+another run: the rows come from a comparison of all runs, and a hidden baseline is still subtracted.  Where a claim
+would rest on the runs that are left of a group, there is none.  What a sweep cost and how far it is counts hidden runs,
+too.
 """
 
 from __future__ import annotations

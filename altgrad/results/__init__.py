@@ -5,7 +5,7 @@ changed.  This works alike on local disks, NFS and object stores, and a reader f
 that it needs:
 
     <root>/<sweep>/sweep.json              name, command, planned runs (written by the sweep)
-    <root>/<sweep>/marks.json              only if people have noted, starred, tagged or hidden runs, see `marks`
+    <root>/<sweep>/annotations.json        only if people have noted, starred, tagged or hidden runs, see `annotations`
     <root>/<sweep>/<run>/run.json          at start: schema, ids, resolved config, versions, hashes, host, device
                         /steps/part-*      one row per step; one column per metric, null = not measured
                         /layers/part-*     step x layer x site

@@ -17,8 +17,8 @@ from dashboard.page_context import PageContext
 from dashboard.trial_board import show_runs
 from dashboard.widgets import choose_kept, choose_many, choose_named, choose_one, show_table, switch
 
-# Columns that are shown unless the viewer chooses others: below the drawn rows, what can be sorted and fits 1024 pixels;
-# without them, all that they would say.
+# Columns that are shown unless the viewer chooses others: below the drawn rows, those to sort by that fit 1024 pixels;
+# where no rows are drawn, all that they would say.
 _SHOWN = ("run", "group", "status", "validation_loss", "gap", "collapse_step")
 _SHOWN_OF_GROUPS = (*_SHOWN, "parity")
 _SHOWN_ALONE = (*_SHOWN_OF_GROUPS, "runs", "gap_step", "setting", "pairing", "branched_from", "progress")

@@ -124,7 +124,7 @@ def test_a_hidden_run_is_on_no_page_and_every_page_says_how_many(running: Folder
     write_annotation(running, "e7m0_lr0.0006_s42", Annotation(hidden=True))
     app = show(running.parent.path, page, **({"rows": "run", "columns": ["run"]} if page == "sweep" else {}))
     assert not app.exception
-    assert "1 hidden run is left out of comparisons and charts" in words(app)
+    assert "1 run is hidden and left out: e7m0_lr0.0006_s42." in words(app)
     marked = "\n".join(part for part in drawn(app).split("<tr>") if ">hidden<" not in part)
     charts = "\n".join(str(chart.proto) for chart in app.get("plotly_chart"))
     tables = "\n".join(table.value.to_csv() for table in app.dataframe)

@@ -33,7 +33,7 @@ _PAIR = re.compile(
 _EXTREMES = ("__MIN", "__MAX")  # columns that the export of Weights & Biases adds to each of its own
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
-Row = Mapping[str, float]
+LogRow = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LossLog:
     steps again).
     """
 
-    records: tuple[Row, ...]
+    records: tuple[LogRow, ...]
     loss_name: str
     step_name: str | None
     held_out_name: str | None
@@ -71,7 +71,7 @@ def read_loss_log(file: Path, loss: str | None = None, step: str | None = None) 
         raise ValueError(f"{file}: {error}") from error
 
 
-def _log(rows: Iterable[Row], loss_name: str, step_name: str | None, held_out_name: str | None) -> LossLog:
+def _log(rows: Iterable[LogRow], loss_name: str, step_name: str | None, held_out_name: str | None) -> LossLog:
     found: dict[int, dict[str, float]] = {}
     held_out: dict[int, float] = {}
     repeated, last = 0, -1
@@ -93,7 +93,7 @@ def _log(rows: Iterable[Row], loss_name: str, step_name: str | None, held_out_na
     return LossLog(tuple(found.values()), loss_name, step_name, held_out_name, repeated)
 
 
-def _with_steps(rows: Iterable[Row], step_name: str | None) -> Iterator[tuple[int, Row]]:
+def _with_steps(rows: Iterable[LogRow], step_name: str | None) -> Iterator[tuple[int, LogRow]]:
     for number, row in enumerate(rows, start=1):
         if step_name is None:
             yield number, row
@@ -158,8 +158,8 @@ def _pairs(line: str) -> Iterator[tuple[str, str]]:
         yield name, pair["value"]
 
 
-def _numbers(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
-    read: list[Row] = []
+def _numbers(rows: Iterable[Mapping[str, Any]]) -> list[LogRow]:
+    read: list[LogRow] = []
     for row in rows:
         values = {str(name).strip(): _number(value) for name, value in row.items()}
         values = {name: value for name, value in values.items() if not name.endswith(_EXTREMES)}
@@ -192,7 +192,7 @@ def _is_loss(name: str) -> bool:
     return bool(set(_words(name)) & {*_LOSS_WORDS, "tel"})
 
 
-def _step_beside(rows: Iterable[Row], loss_name: str) -> str | None:
+def _step_beside(rows: Iterable[LogRow], loss_name: str) -> str | None:
     """The step column of most rows with a loss: nanoGPT writes `step` where it evaluates, `iter` where it trains."""
     beside = Counter(name for row in rows if loss_name in row for name in row if _is_step(name))
     return beside.most_common(1)[0][0] if beside else None

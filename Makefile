@@ -66,7 +66,8 @@ PYTHON_THERE ?= 3.12
 wheels: .venv/installed
 	$(BIN)/python -m pip download --quiet --no-deps --only-binary :all: --python-version $(PYTHON_THERE) --dest wheels \
 		--constraint constraints.txt pydantic pydantic-core annotated-types typing-inspection typing-extensions PyYAML \
-		numpy pytest iniconfig pluggy packaging pygments pytest-timeout gfloat array-api-compat ml-dtypes nvidia-ml-py
+		numpy pyarrow rich markdown-it-py mdurl pytest iniconfig pluggy packaging pygments pytest-timeout gfloat \
+		array-api-compat ml-dtypes nvidia-ml-py
 
 clean:
 	rm -rf .venv results build dist mutants

@@ -32,7 +32,7 @@ from altgrad.quantization.kernel.site import Site
 from altgrad.quantization.layers import gemms_of
 from altgrad.quantization.model_state import SiteKey, check_names, check_phases, formats_of, histories_of
 from altgrad.quantization.reminder import Reminder
-from altgrad.quantization.stored.amax_histories import remember
+from altgrad.quantization.stored.amax_histories import note_filled, remember
 from altgrad.quantization.stored.optimizer_states import OptimizerStates
 from altgrad.quantization.stored.write_back import WriteBack
 
@@ -73,6 +73,7 @@ class QuantizedModel:
             for n in range(len(first_of_phase) + 1)
         ]
         self._shared, self._whole_scales = False, True
+        self._filled = False
         self._seed = recipe.seed if recipe.rounding_seed is None else recipe.rounding_seed
         self._keys: dict[torch.device, Tensor] = {}
         stochastic = any(phase.stochastic for gemm in self._gemms.values() for phase in gemm.phases)
@@ -182,6 +183,7 @@ class QuantizedModel:
         for gemm in self._gemms.values():
             gemm.phases[phase].continue_from(gemm.phases[self.phase])
         self._show(phase)
+        self._filled = note_filled(self._sites)
         if self.write_back is not None and any(old != new for old, new in rounded):
             self.write_back.begin_step(0, 0)  # the random numbers of initial weights
             self.write_back()
@@ -212,8 +214,7 @@ class QuantizedModel:
             self.write_back(optimizer)
         if self._states is not None and optimizer is not None:
             self._states(optimizer)
-        remember(self._sites, self.counts() if counts is None else counts)
-        self._forget_counts()
+        self._remember(self.counts() if counts is None else counts)
         self._reminder.written()
 
     def after_skipped_step(self, counts: Mapping[SiteKey, Tensor] | None = None) -> None:
@@ -226,8 +227,7 @@ class QuantizedModel:
         """
         counts = self.counts() if counts is None else counts
         to_inf = {key: count for key, count in counts.items() if self._sites[key].format.overflow == "inf"}
-        remember(self._sites, to_inf, only_wider=True)
-        self._forget_counts()
+        self._remember(to_inf, only_wider=True)
 
     def counts(self) -> dict[SiteKey, Tensor]:
         """The counts of each site since the step began, (len(COUNTERS),); a site that was not used is absent."""
@@ -239,7 +239,10 @@ class QuantizedModel:
         return list(self._sites)
 
     def histories(self) -> dict[str, Tensor]:
-        """The amax histories of delayed scaling, newest first, by `layer.site`; writing to them changes the scales."""
+        """The amax histories of delayed scaling, newest first, by `layer.site`; writing to them changes the scales.
+
+        To empty one, load a `state_dict` in which it is empty.
+        """
         return {f"{name}.{site}": part.history for (name, site), part in self._sites.items() if part.delayed}
 
     def histories_of_all_phases(self) -> list[Tensor]:
@@ -279,6 +282,7 @@ class QuantizedModel:
             for name, history in self.histories().items():
                 history.copy_(kept["histories"][name])
         self._show(state.get("phase", 0))
+        self._filled = note_filled(self._sites)
         for name, correction in corrections.items():
             correction.copy_(state["corrections"][name])
         for name, compensation in compensations.items():
@@ -304,6 +308,12 @@ class QuantizedModel:
                 fill_key(key, *words, rank)
                 filled.add(device)
             layer.set_key(key)
+
+    def _remember(self, counts: Mapping[SiteKey, Tensor], only_wider: bool = False) -> None:
+        """Store amaxes in the histories, see `amax_histories`, and begin to count anew."""
+        remember(self._sites, counts, only_wider)
+        self._filled = self._filled or note_filled(self._sites)
+        self._forget_counts()
 
     def _forget_counts(self) -> None:
         for site in self._sites.values():

@@ -48,7 +48,9 @@ def block_bytes(found: list[tuple[str, int]], fields: dict[str, Any], counting: 
             block = Block(settings.shape)
         if fields:
             with patch.object(torch, "tensor", _tensor):
-                quantize_model(block, settings, counting=counting)
+                layers = quantize_model(block, settings, counting=counting).layers
+            for site in (site for layer in layers.values() for site in layer.sites.values() if site.delayed):
+                site.note_filled(True)  # every step but the first
         x = torch.empty(_BATCH, _TOKENS, _WIDTH, device="cuda", requires_grad=True)
         compiled = torch.compile(block, dynamic=False, options=inductor_options(x.device) if fields else None)
         with torch.autocast("cuda", torch.bfloat16), suppress(Generated):

@@ -13,7 +13,7 @@ from tune.plan.resources.machine import Machine, share_out
 from tune.plan.sweep_record import create_sweep, open_sweep
 from tune.plan.trial import Trial
 from tune.plan.trials import plan_sweep
-from tune.sweep import _plan, _resources
+from tune.sweep import _plan, _resources, main
 
 
 def test_two_cores_run_two_trials_of_one_thread() -> None:
@@ -31,6 +31,37 @@ def test_gpu_shares_decide_how_many_run_at_a_time(share: float, concurrent: int)
     trials = plan_sweep(parse_options(["--seeds", "3"]), GPU_BOX).trials
     options = SweepOptions(gpus_per_trial=share, cpus_per_trial=1)
     assert share_out(options, GPU_BOX, trials).concurrent == concurrent
+
+
+@pytest.mark.parametrize(
+    ("trials", "share", "used"),
+    [(1, 1, [0]), (4, 1, [0, 1, 2, 3]), (5, 0.5, [0, 0, 1, 1, 2]), (9, 0.33, [0] * 3 + [1] * 3 + [2] * 3),
+     (40, 0.25, [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4)],
+)  # fmt: skip
+def test_small_trials_share_a_gpu_only_as_far_as_there_are_too_few(trials: int, share: float, used: list[int]) -> None:
+    found = share_out(SweepOptions(), GPU_BOX, [Trial(str(number), TrainConfig()) for number in range(trials)])
+    assert found.gpus == share and found.concurrent == len(used)
+    assert [list(found.gpus_of(slot)) for slot in range(found.concurrent)] == [[gpu] for gpu in used]
+    few = share_out(SweepOptions(max_concurrent=4), GPU_BOX, [Trial("a", TrainConfig())] * trials)
+    assert few.gpus == 1  # no more run at a time than there are GPUs
+
+
+def test_a_plan_for_eight_gpus_says_which_trial_gets_which_within_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    box = Machine(cpus=64, gpus=8, gpu_note="8 CUDA GPUs found", gpu_bytes=79 * 2**30)
+    monkeypatch.setattr("tune.sweep.this_machine", lambda: box)
+    monkeypatch.setattr("tune.sweep._LOG_WIDTH", 80)
+    plain = ["--dry-run", "--results", str(tmp_path), "--formats", "E4M3", "E5M2", "--seeds", "4"]
+    found = {}
+    for name, words in {"shared": [], "workers": ["--workers-per-trial", "4"]}.items():
+        assert main([*plain, *words]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        head, _, *rows = lines[1:15]
+        assert max(len(line) for line in lines[:15]) <= 80 and head.split()[:3] == ["Trial", "Wave", "GPU"]
+        found[name] = [row.split()[1:3] for row in rows]
+    assert found["shared"] == [["1", str(gpu)] for gpu in range(6) for _ in range(2)]
+    assert found["workers"] == [[str(wave), gpus] for wave in range(1, 7) for gpus in ("0-3", "4-7")]
 
 
 def test_a_resumed_sweep_gives_each_trial_what_it_had_however_few_are_left(tmp_path: Path) -> None:
@@ -85,7 +116,7 @@ def test_a_machine_with_less_than_the_trials_had_is_refused_with_the_way_on(tmp_
     options = SweepOptions(results=str(tmp_path), name="one", formats=("E4M3",), no_baseline=True)
     plan = plan_sweep(options, GPU_BOX)
     sweep = create_sweep(options, plan, share_out(options, GPU_BOX, plan.trials))
-    with pytest.raises(SweepError, match=r"hold 0\.25 GPU each, no CUDA GPU found; .*--gpus-per-trial 0, which"):
+    with pytest.raises(SweepError, match=r"hold 1 GPU each, no CUDA GPU found; .*--gpus-per-trial 0, which"):
         _resources(SweepOptions(), CPU_BOX, plan.trials, sweep)
     options = SweepOptions(results=str(tmp_path), name="two", formats=("E4M3",), no_baseline=True)
     wide = create_sweep(options, plan, share_out(options, Machine(16, 0, "none"), plan.trials))

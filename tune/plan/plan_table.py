@@ -57,6 +57,9 @@ def show_plan(console: Console, plan: SweepPlan, resources: Resources, elsewhere
             FittedColumn(head, [duration(round(time)) for time in times], is_number=True)
             for head, times in (("Starts at", starts), ("Takes", takes))
         ]
+    gpus = [] if elsewhere else [_numbers(resources.gpus_of(one.slot)) for one in placed]
+    if len(set(gpus)) > 1:
+        columns.insert(2, FittedColumn("GPU", gpus, is_number=True))
     title = f"{len(plan.trials)} trial{'s' * (len(plan.trials) != 1)}"
     console.print(FittedTable(columns, title, [f"all of them: {', '.join(same)}"] if same else []))
     waves = f"{placement.waves} wave" + "s" * (placement.waves != 1)
@@ -68,3 +71,8 @@ def show_plan(console: Console, plan: SweepPlan, resources: Resources, elsewhere
         outlook = f"{waves}; how long they take was not measured here: --dry-run --probe does, for this and later plans"
     for note in (*plan.notes, resources.sentence(), outlook):
         tell(console, note)
+
+
+def _numbers(gpus: range) -> str:
+    """`3`, or `2-3` for two; nothing for none."""
+    return "-".join(str(end) for end in dict.fromkeys((gpus[0], gpus[-1]))) if gpus else ""

@@ -146,11 +146,7 @@ def _devices(resources: Resources, gpus: int) -> list[str]:
         return [""] * resources.concurrent
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = [str(index) for index in range(gpus)] if given is None else given.split(",")[:gpus]
-    if resources.gpus < 1:
-        each = int(1 / resources.gpus)
-        return [visible[process // each] for process in range(resources.concurrent)]
-    each = int(resources.gpus)
-    return [",".join(visible[process * each : (process + 1) * each]) for process in range(resources.concurrent)]
+    return [",".join(visible[gpu] for gpu in resources.gpus_of(process)) for process in range(resources.concurrent)]
 
 
 @contextmanager

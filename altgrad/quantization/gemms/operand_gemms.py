@@ -127,7 +127,7 @@ class _OperandGemms(torch.autograd.Function):
 
         of_x = made(x, structure.of_x, structure.activation, 0)
         of_weight = made(weight, structure.of_weight, structure.weight, len(structure.activation))
-        y = _product(of_x[structure.fprop[0]], of_weight[structure.fprop[1]], bias, structure).to(structure.dtype)
+        y = _product(of_x[structure.fprop[0]], of_weight[structure.fprop[1]], bias, structure)
         kept_weight = of_weight[structure.dgrad[1]] if "dgrad" in structure.wanted else None
         kept_x = of_x[structure.wgrad[1]] if "wgrad" in structure.wanted else None
         ctx.save_for_backward(kept_weight, kept_x, key, *tensors[-2 * slots :])
@@ -185,9 +185,12 @@ def summed_by_tiles(rows: Tensor, granularity: str) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, structure: GemmStructure) -> Tensor:
+    dtype = structure.dtype
     if structure.convolution is not None:
-        return structure.convolution.product(x, weight, bias)
-    return products.batched(x, weight.transpose(-1, -2)) if structure.batched else products.product(x, weight, bias)
+        return structure.convolution.product(x, weight, bias).to(dtype)
+    if structure.batched:
+        return products.batched(x, weight.transpose(-1, -2)).to(dtype)
+    return products.product(x, weight, bias, dtype)
 
 
 def _dgrad(dy: Tensor, weight: Tensor, shape: torch.Size, structure: GemmStructure, dtype: torch.dtype) -> Tensor:

@@ -59,18 +59,21 @@ def plain(
     return torch.matmul(a, b.transpose(-1, -2)) if batched else functional.linear(a, b, bias)
 
 
-def product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    """a b^T + bias, float32; a (..., k), b (n, k), both float32 or both bfloat16.
+def product(a: Tensor, b: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """a b^T + bias, summed in float32 and rounded once to `dtype`; a (..., k), b (n, k), both float32 or both bfloat16.
 
     Rotated operands are padded to a multiple of the rotation's size; both are padded alike, with zeros before the
     rotation, so that the product does not change.  On a CPU, where no bfloat16 product returns float32, bfloat16
-    operands are cast back to float32, which is exact.
+    operands are cast back to float32, which is exact.  On a GPU a bfloat16 result gets the bias in bfloat16, as within
+    autocast: no float32 result is written and read for it.
     """
     if a.device.type == "cpu" or a.dtype == torch.float32:
-        return functional.linear(a.float(), b.float(), bias)
+        return functional.linear(a.float(), b.float(), bias).to(dtype)
+    if dtype == a.dtype:
+        return functional.linear(a, b, None if bias is None else bias.to(dtype))
     y = torch.mm(a.reshape(-1, a.shape[-1]), b.t(), out_dtype=torch.float32)
     y = y.view(*a.shape[:-1], b.shape[0])
-    return y if bias is None else y + bias
+    return (y if bias is None else y + bias).to(dtype)
 
 
 def dgrad(dy: Tensor, weight: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:

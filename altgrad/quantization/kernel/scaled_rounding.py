@@ -62,6 +62,7 @@ class Mode(NamedTuple):
     own_scales: bool = False  # a rank chooses the scales of its part, and shares random numbers only
     use: int = 0  # number of the layer's earlier draws with this key
     by_columns: bool = False  # the amax of a tensor is taken by columns, whose sums a GPU computes in the same pass
+    filled: bool = False  # of delayed scaling: the history holds an amax, so that no scale depends on x
 
     def check(self) -> None:
         """Raise ValueError for an unknown name, which the kernel would silently treat as another one."""
@@ -116,7 +117,8 @@ def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
     """(Q(x) in float32, counts of `COUNTERS`) for a tensor of any shape and float dtype.
 
     A compiler removes counts that nobody reads.
-    Delayed scaling uses the largest amax of `history`; as long as the history holds only zeros, the amax of x.
+    Delayed scaling uses the largest amax of `history`; as long as the history holds only zeros, the amax of x (with
+    `filled` it must hold another number).
     Raises ValueError for an unknown rounding, scaling or granularity.
     """
     if not torch.compiler.is_compiling():
@@ -260,7 +262,7 @@ def _scale(
         return scale, 1.0 / scale
     if mode.scaling == "delayed":
         remembered = history.max()
-        amax = torch.where(remembered > 0, remembered, amax)
+        amax = remembered if mode.filled else torch.where(remembered > 0, remembered, amax)
     amax = amax * mode.amax_factor if mode.amax_factor != 1 else amax
     if mode.two_level:
         scale_format = FormatTensors.view(spec[SPEC_LENGTH:])
@@ -279,7 +281,8 @@ torch.library.define(
     "altgrad::round_site",
     "(Tensor x, Tensor spec, Tensor history, Tensor key, str rounding, str scaling, str granularity, "
     "bool power_of_two, float amax_factor, bool last, bool two_level, int hadamard, bool redrawn, bool at_rest, "
-    "bool shared, str group, bool columns, bool own_scales, int use, bool by_columns, str source) -> (Tensor, Tensor)",
+    "bool shared, str group, bool columns, bool own_scales, int use, bool by_columns, bool filled, str source) "
+    "-> (Tensor, Tensor)",
 )
 
 

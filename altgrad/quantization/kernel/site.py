@@ -77,6 +77,14 @@ class Site:
         """From now on the site's tensors are this rank's rows of larger ones; scales: with the scales of these."""
         self.mode = self.mode._replace(shared=True, own_scales=not scales)
 
+    def note_filled(self, filled: bool) -> None:
+        """Whether the history holds an amax, so that a compiler need not have one of the tensor before it rounds.
+
+        It is part of the graph: changing it means another one.
+        """
+        if self.mode.filled != filled:
+            self.mode = self.mode._replace(filled=filled)
+
     def set_format(self, fmt: NumberFormat) -> None:
         """Round to another format from now on; the cast's block, scale and rounding stay."""
         self._format = fmt = self.rounded.cast.scaled_as_asked(fmt)

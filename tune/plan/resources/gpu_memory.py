@@ -1,8 +1,8 @@
 """Estimates the GPU memory of a trial from its config alone, so that the trials on one GPU fit into its memory.
 
-The estimate is a number of float32 values:  kept + max(a step, a diagnosis, a shadow).  Its symbols: P parameters, of
-which L in linear layers (largest matrix: M values), T = batch / accumulate x block tokens, width d, vocabulary V, and
-S = T max(4d, V) values in the largest GEMM operand or output.
+The estimate is a number of values, float32 unless said:  kept + max(a step, a diagnosis, a shadow).  Its symbols:
+P parameters, of which L in linear layers (largest matrix: M values), T = batch / accumulate x block tokens, width d,
+vocabulary V, and S = T max(4d, V) values in the largest GEMM operand or output.
 
     kept         7 P + 2 L: weights P, gradients P, AdamW's moments 2 P, the guard's snapshot of weights and moments
                  3 P, and 3 P more with the rescue ladder; the window of the realised displacement 2 L (stored
@@ -12,6 +12,8 @@ S = T max(4d, V) values in the largest GEMM operand or output.
                  down); at the head 2 T d, and T V log-probabilities; L rounded weights; 5 S temporaries of rounding
                  (6 S with blocks, 1.5 S more if stochastic).  P is deducted, because `kept` counts all gradients, but
                  backward allocates them while it frees activations.  Fused attention keeps no T x T matrix.
+                 Rounded operands (7 T d, 1 at the head, L) are bfloat16 where their GEMMs multiply that, and within
+                 autocast so are q, k, v, attention's output and GELU's input (8 T d).
     a diagnosis  5 L + 5 M copies (weight before, intended and stored, updates); stiffness or grid alignment
                  1 L + 5.5 M; ULPs moved 4 L, and then no M, because the peaks do not coincide; scales of blocks 2 L
     a shadow     a second forward pass while the gradients exist: everything that a step saves, and 2 S
@@ -19,9 +21,10 @@ S = T max(4d, V) values in the largest GEMM operand or output.
 Example: `tiny` at batch 12 has P = 0.503M, L = 0.467M, M = 0.037M, T = 768, d = 96, V = 256, S = 0.295M.  kept is
 4.45M, a step 5.82M + 5 S - P = 6.80M, a diagnosis 2.52M; together 11.25M values or 43 MiB.
 
-The factors were measured on eager CPU steps, and a test checks them there; a compiled step needs less.  The additions
-for a GPU (context, fragmentation) are allowances, not measurements.  No torch: planning needs this before anything
-starts.
+The factors were measured on eager CPU steps, and a test checks them there; a compiled step needs less.  Another counts
+what autograd saves with autocast and bfloat16 operands, as a GPU has them by itself.  One from before compute
+capability 8.0 has neither; `autocast: false` and `gemm_dtype: float32` give its estimate.  The additions for a GPU
+(context, fragmentation) are allowances, not measurements.  No torch: planning needs this before anything starts.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     from tune.plan.trial import Trial
 
 GIB = 2**30
-_FLOAT = 4  # bytes
+_FLOAT, _HALF = 4, 2  # bytes of float32 and bfloat16
 _CONTEXT = int(0.75 * GIB)  # CUDA context, cuBLAS workspace and loaded kernels of one process
 _FRAGMENTS = 1.15  # memory of torch's caching allocator as a multiple of its tensors
 _BYTE_VOCABULARY = 256
@@ -76,7 +79,7 @@ def estimate(config: TrainConfig, vocabulary: int) -> Estimate:
 
     tokens = config.batch_size // config.accumulate * shape.block_size
     site = tokens * max(4 * d, vocabulary)
-    saved = (17 * shape.n_layer + 2) * tokens * d + tokens * vocabulary + linear
+    saved = saved_for_backward(config, vocabulary) / _FLOAT
     blocks = config.scale_granularity not in ("tensor", "row") or bool(config.gemms or config.phases)
     temporaries = 5 + blocks + 1.5 * (config.rounding == "stochastic")
     step = saved + temporaries * site - parameters
@@ -85,6 +88,21 @@ def estimate(config: TrainConfig, vocabulary: int) -> Estimate:
     diagnosis = copies * linear + (0 if config.log_ulp else 5 + 5.5 * per_weight) * largest
     shadow = saved + 2 * site if config.use_shadow else 0
     return Estimate(_FLOAT * kept, _FLOAT * int(max(step, diagnosis, shadow)))
+
+
+def saved_for_backward(config: TrainConfig, vocabulary: int) -> int:
+    """Bytes that a forward pass keeps for the backward pass, besides the parameters."""
+    shape, d, layers = config.shape, config.shape.n_embd, config.shape.n_layer
+    tokens = config.batch_size // config.accumulate * shape.block_size
+    on_gpu = config.device != "cpu"
+    autocast = config.autocast is True or (config.autocast == "auto" and on_gpu)
+    casts = config.casts_at().values()
+    exact = on_gpu and all(cast.bfloat16_obstacle() is None for cast in casts)
+    narrow = config.gemm_dtype == "bfloat16" or (config.gemm_dtype == "auto" and exact)
+    operand, other = (_HALF if narrow else _FLOAT), (_HALF if autocast else _FLOAT)
+    per_block = 2 * _FLOAT + 7 * operand + 8 * other
+    weights = 12 * d * d * layers + vocabulary * d
+    return tokens * (d * (per_block * layers + _FLOAT + operand) + vocabulary * _FLOAT) + weights * operand
 
 
 def vocabulary_of(config: TrainConfig) -> int:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 from altgrad.config.train_config import BUILT_IN_TASK
 from altgrad.experiment import gpu_driver as nvml
 from tune.plan.options import SweepError, SweepOptions
-from tune.plan.resources.gpu_memory import GIB, check_share, fitting_share, needs
+from tune.plan.resources.gpu_memory import GIB, check_share, fitting_share, needs, share_of
 from tune.plan.trial_kinds import runs_alike
 
 if TYPE_CHECKING:
     from tune.plan.trial import Trial
 
-# A trial with a small model uses a fraction of a GPU, so that several share one.
-_GPU_SHARE = 0.25
+# A trial with a small model uses a fraction of a GPU: so many share one, if there are more trials than GPUs.
+_PER_GPU = 4
 _LARGE_MODELS = ("medium", "gpt2")
 
 
@@ -47,6 +47,16 @@ class Resources:
     def threads(self) -> int:
         """CPU threads of a worker: its cores, at least one."""
         return max(1, int(self.cpus))
+
+    def gpus_of(self, slot: int) -> range:
+        """Numbers of the GPUs of the trial in a slot, as Ray hands them out: it fills one before it takes the next."""
+        if not self.gpus:
+            return range(0)
+        if self.gpus < 1:
+            gpu = slot // int(1 / self.gpus)
+            return range(gpu, gpu + 1)
+        each = int(self.gpus) * self.workers
+        return range(slot * each, (slot + 1) * each)
 
     def sentence(self) -> str:
         """One sentence about the resources of each trial, for the plan."""
@@ -128,14 +138,15 @@ def this_machine() -> Machine:
 def share_out(options: SweepOptions, machine: Machine, trials: Sequence[Trial]) -> Resources:
     """Resources per trial, and the number of trials at a time.
 
-    Example: 8 cores, no GPU, 16 trials: 1 core each, 8 at a time; with 3 trials: 2 cores each, 3 at a time.
+    Example: 8 cores, no GPU, 16 trials: 1 core each, 8 at a time; with 3 trials: 2 cores each, 3 at a time.  Small
+    trials share a GPU only as far as there are too few: 8 GPUs and 12 trials give 0.5 GPU each, 40 trials 0.25.
     Raises SweepError for options that the machine cannot fulfil.
     """
     workers, gpus = options.workers_per_trial or 1, options.gpus_per_trial
     parts = _parts(trials, workers)
     if gpus is None:
         large = workers > 1 or any(_may_be_large(trial) for trial in trials)
-        gpus = 0.0 if machine.gpus == 0 else (1.0 if large else _GPU_SHARE)
+        gpus = 0.0 if machine.gpus == 0 else (1.0 if large else _share(options, machine, len(trials)))
         if gpus and machine.gpu_bytes is not None:
             gpus = fitting_share(parts, machine.gpu_bytes, gpus)
     elif 0 < gpus <= 1 and machine.gpus and machine.gpu_bytes is not None:
@@ -160,6 +171,13 @@ def share_out(options: SweepOptions, machine: Machine, trials: Sequence[Trial]) 
         fit //= workers
     concurrent = max(1, min(fit, len(trials), options.max_concurrent or fit))
     return Resources(cpus, gpus, concurrent, workers)
+
+
+def _share(options: SweepOptions, machine: Machine, trials: int) -> float:
+    """The share of a GPU with which as many small trials run at a time as may, on as many GPUs as there are."""
+    cores = int(machine.cpus / (options.cpus_per_trial or 1))
+    at_once = max(1, min(trials, cores, options.max_concurrent or trials))
+    return share_of(min(_PER_GPU, math.ceil(at_once / machine.gpus)))
 
 
 def _may_be_large(trial: Trial) -> bool:

@@ -7,8 +7,9 @@ from typing import Any
 
 # Expected of an H100 before any device ran it: it copies 3.0 TB/s and multiplies 0.7 PFLOP/s, and a kernel is as fast
 # as its bytes.  Rounding: bytes per value / 8, as `tests/cuda_code` counts them.  Steps, per block of the 50M model:
-# 0.25 ms of GEMMs and attention, which move 0.4 GB in BF16 and 0.47 GB here, and the other bytes of `bench.cuda_bytes`:
-# BF16 0.25 + 0.77 / 3.0 = 0.51 ms, E4M3 0.25 + 1.16 / 3.0 = 0.64 ms, mxfp8 0.25 + 1.45 / 3.0 = 0.73 ms.
+# 0.25 ms of GEMMs and attention, of which the GEMMs move 0.42 GB in BF16 and 0.44 GB here, and the other bytes of
+# `bench.cuda_bytes`: BF16 0.25 + 0.75 / 3.0 = 0.50 ms, E4M3 0.25 + 0.95 / 3.0 = 0.57 ms, delayed
+# 0.25 + 0.85 / 3.0 = 0.53 ms, mxfp8 0.25 + 1.20 / 3.0 = 0.65 ms.
 EXPECTED = {
     "round nearest": 1.0,
     "round stochastic": 1.0,
@@ -16,8 +17,9 @@ EXPECTED = {
     "round row": 1.0,
     "round 1x32": 1.0,
     "round 1x32 first": 1.56,
-    "50M E4M3": 1.26,
-    "50M mxfp8": 1.45,
+    "50M E4M3": 1.13,
+    "50M E4M3 delayed, counts": 1.06,
+    "50M mxfp8": 1.3,
     "tiny, peak": 1.0,
     "50M, peak": 1.0,
     "350M, peak": 1.0,

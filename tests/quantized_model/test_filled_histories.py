@@ -1,4 +1,4 @@
-"""Delayed scaling on a GPU: once all histories hold an amax, its graphs take none before rounding, and give the same."""
+"""Delayed scaling on a GPU: once all histories hold an amax, its graphs take none before rounding and give the same."""
 
 from __future__ import annotations
 

@@ -6,12 +6,15 @@ trains nothing and reads no Ray, so that all of it can be tested on made-up trut
 
     cells.py       the cells (layer, operand) of a model, and the config changes that heal some of them
     search.py      bisection: the smallest set of cells whose healing prevents the collapse
+    arm.py         one arm, and what it showed
+    harm.py        how much of the collapse's harm an arm leaves
     arms.py        the arms of an explanation, and which of them to run next
     conclusion.py  what the results show, by rule
     record.py      explanation.json: its fields, its checked reader
 """
 
-from altgrad.explain.arms import Arm, ArmResult, Case, next_arms
+from altgrad.explain.arm import Arm, ArmResult
+from altgrad.explain.arms import Case, next_arms
 from altgrad.explain.conclusion import Conclusion, conclude
 from altgrad.explain.record import EXPLANATION, read_explanation
 

@@ -8,54 +8,42 @@
    the weight operand of a run without masters also stores the weights in BF16.)
 4. For what was found: `complement`, in which everything else is healed, and replays on other batches, each with its own
    control.
+5. Where no rule judges the run on other batches: a replay with all operands healed on the same batches, see `harm`, and
+   further batches, until the collapse has come back on some or `replays` are spent.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from altgrad.config.cast import Cast
 from altgrad.config.phases import phase_at
 from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import TrainConfig
+from altgrad.explain.arm import (
+    ALL,
+    COMPLEMENT,
+    CONTROL,
+    HISTORY,
+    MASTER,
+    RATE,
+    SCALING,
+    SEED,
+    WRITE_BACK,
+    Arm,
+    ArmResult,
+    Results,
+    by_name,
+    name_of_control,
+    name_on,
+)
 from altgrad.explain.cells import Cell, Cells, describe, healing, rescaled, rounded_cells
+from altgrad.explain.harm import judged
 from altgrad.explain.search import Guilty, Needed, find_guilty, known_truth
-
-ArmKind = Literal["control", "heal", "setting", "equal_cost", "complement"]
-CONTROL, ALL, COMPLEMENT, RATE, BATCHES, SEED = "control", "all_operands", "complement", "rate", "batches", "seed"
-MASTER, WRITE_BACK, SCALING, HISTORY = "master", "stochastic", "scaling", "history"
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One replay: `changes` are config fields that differ from the run's; `cells`: what it heals.
-
-    name: unique, fit for a folder.  label: what is done, in words.  replay: 0, or the number of the other batches.
-    """
-
-    name: str
-    label: str
-    kind: ArmKind
-    changes: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    forget: tuple[str, ...] = ()
-    cells: Cells = frozenset()
-    replay: int = 0
-
-
-@dataclass(frozen=True)
-class ArmResult:
-    """What an arm showed.  `prevented`: no verdict up to the last step of the replay; None: the arm failed.
-
-    `repeats`: of a control without changes, whether it repeated its run bit for bit.  `error`: why it failed.
-    """
-
-    prevented: bool | None
-    repeats: bool | None = None
-    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +76,11 @@ class Case:
         """All of `cells` as a set."""
         return frozenset(self.cells)
 
+    @property
+    def other_orders(self) -> range:
+        """The replays on other batches: `replays` less the one on the run's own batches, but at least one."""
+        return range(1, max(2, self.replays))
+
     def other_batches(self, replay: int) -> dict[str, Any]:
         """The change that gives a replay batches that no other replay sees in these steps; none for replay 0.
 
@@ -118,8 +111,13 @@ class Case:
         """The arm in which nothing is changed but, from replay 1 on, the batches."""
         if not replay:
             return Arm(CONTROL, "unchanged replay", "control")
-        name = BATCHES if replay == 1 else f"{BATCHES}_{replay}"
-        return Arm(name, _on_others("unchanged", replay), "equal_cost", self.other_batches(replay), replay=replay)
+        return Arm(
+            name_of_control(replay),
+            _on_others("unchanged", replay),
+            "equal_cost",
+            self.other_batches(replay),
+            replay=replay,
+        )
 
     def heal(self, cells: Cells, replay: int = 0) -> Arm:
         """The arm in which these cells are healed."""
@@ -127,7 +125,7 @@ class Case:
         name = ALL if cells == every else f"heal-{hashlib.sha256(repr(sorted(cells)).encode()).hexdigest()[:8]}"
         changes = healing(self.config, cells, self.layers) | self.other_batches(replay)
         label = _on_others(f"{what} in BF16", replay)
-        return Arm(f"{name}-{replay}" if replay else name, label, "heal", changes, cells=cells, replay=replay)
+        return Arm(name_on(name, replay), label, "heal", changes, cells=cells, replay=replay)
 
     def complement(self, cells: Cells) -> Arm:
         """The arm in which everything but these cells is healed."""
@@ -156,14 +154,6 @@ class Case:
         return found
 
 
-Results = Mapping[Arm, ArmResult]
-
-
-def by_name(results: Results) -> dict[str, ArmResult]:
-    """Name of the arm -> its result."""
-    return {arm.name: result for arm, result in results.items()}
-
-
 def searched(results: Results) -> dict[Cells, bool]:
     """Healed cells -> whether that prevented the collapse, for the arms of the search."""
     return {
@@ -186,6 +176,7 @@ def next_arms(case: Case, results: Results) -> list[Arm]:
 
     An arm that has failed is not run again, and a search that needs it ends there.
     """
+    results = judged(results)
     known = by_name(results)
     if CONTROL not in known:
         return [case.control()]
@@ -194,28 +185,43 @@ def next_arms(case: Case, results: Results) -> list[Arm]:
     wanted = [case.heal(case.everything)] if case.cells else []
     wanted += case.settings
     master = known.get(MASTER)
-    if not case.config.master_weights and (master is None or master.prevented):
-        return [arm for arm in wanted if arm.name not in known]
-    try:
-        guilty = find_guilty(case.cells, known_truth(searched(results)))
-    except Needed as needed:
-        wanted.insert(1, case.heal(needed.cells))
-    else:
-        wanted += _confirming(case, guilty, known)
+    if case.config.master_weights or (master is not None and not master.prevented):
+        try:
+            guilty = find_guilty(case.cells, known_truth(searched(results)))
+        except Needed as needed:
+            wanted.insert(1, case.heal(needed.cells))
+        else:
+            wanted += _confirming(case, guilty, known)
+    wanted += _on_more_batches(case, known)
     return [arm for arm in dict.fromkeys(wanted) if arm.name not in known]
 
 
 def _confirming(case: Case, guilty: Guilty, known: Mapping[str, ArmResult]) -> list[Arm]:
-    """The complement of what was found, and its replays on other batches with their controls."""
+    """The complement of what was found, and its replays on the other batches on which the collapse comes back."""
     if not guilty.cells:
         return []
     arms = [case.complement(guilty.cells)] if guilty.cells != case.everything else []
-    other = known.get(BATCHES)
-    if other is None or other.prevented is not False:
-        return arms  # on other batches the run does not collapse anyway: a replay there shows nothing
     for replay in range(1, case.replays):
-        arms += [case.control(replay), case.heal(guilty.cells, replay)]
+        control = known.get(name_of_control(replay))
+        if control is None:
+            arms.append(case.control(replay))
+        elif control.prevented is False:  # where it does not come back anyway, a replay shows nothing
+            arms.append(case.heal(guilty.cells, replay))
     return arms
+
+
+def _on_more_batches(case: Case, known: Mapping[str, ArmResult]) -> list[Arm]:
+    """What tells whether the collapse comes back on the other batches on which no rule judged the unchanged replay.
+
+    That is a healed replay on the same batches, and, as long as it came back on none, another series of batches.
+    """
+    names = {replay: name_of_control(replay) for replay in case.other_orders}
+    tried = [(replay, known[name]) for replay, name in names.items() if name in known]
+    healed = known.get(ALL)
+    can_compare = healed is not None and healed.prevented
+    arms = [case.heal(case.everything, replay) for replay, control in tried if control.prevented and can_compare]
+    more = len(tried) < len(names) and all(control.prevented for _, control in tried)
+    return [*arms, case.control(len(tried) + 1)] if tried and more else arms
 
 
 def _on_others(what: str, replay: int) -> str:

@@ -1,9 +1,11 @@
 """What the arms show, by rule: a cause is named only by an arm that prevents the collapse and a control that does not.
 
+An arm prevents it if no rule judges it and it leaves at most a quarter of the harm (see `harm`).
+
 The rules, in this order; the first that applies gives the kind:
 
     not_reproduced   the unchanged replay did not repeat the verdict bit for bit: nothing else counts
-    data, chance     the collapse does not come back on other batches, or with other random numbers of rounding
+    data, chance     it comes back on none of the other batches, or not with other random numbers of rounding
     weights_at_rest  FP32 master weights prevent it
     operands         healing one cell, or a few together, prevents it; no smaller set does
     spread           healing operands in many layers prevents it; no small set does
@@ -23,9 +25,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from altgrad.explain.arms import (
+from altgrad.explain.arm import (
     ALL,
-    BATCHES,
     COMPLEMENT,
     CONTROL,
     HISTORY,
@@ -35,14 +36,13 @@ from altgrad.explain.arms import (
     SEED,
     WRITE_BACK,
     ArmResult,
-    Case,
     Results,
     by_name,
-    found_guilty,
-    next_arms,
-    searched,
+    name_of_control,
 )
+from altgrad.explain.arms import Case, found_guilty, next_arms, searched
 from altgrad.explain.cells import Cells, describe
+from altgrad.explain.harm import judged
 
 CauseRule = Literal[
     "not_reproduced",
@@ -79,6 +79,7 @@ class Conclusion:
 
 def conclude(case: Case, results: Results) -> Conclusion:
     """The conclusion from the results so far."""
+    results = judged(results)
     known = by_name(results)
     control = known.get(CONTROL)
     if control is None:
@@ -90,7 +91,8 @@ def conclude(case: Case, results: Results) -> Conclusion:
     worked = tuple(arm.name for arm, result in results.items() if result.prevented and arm.name != CONTROL)
     rule, sentence, cells = _rule(case, results, known)
     counted = _replays(results, cells) if cells else (0, 0)
-    confidence = _confidence(rule, known, counted)
+    against = [name for name in (SEED, RATE) if _prevented(known, name) and name != rule]
+    confidence = _confidence(rule, known, counted, bool(against or _other_orders(case, known)[0]))
     if counted[1]:
         sentence = sentence.replace("the collapse", f"the collapse ({counted[0]} of {counted[1]} replays)", 1)
     also = [words for name, words in _ALSO.items() if name in worked and words not in sentence.lower()]
@@ -102,8 +104,10 @@ def conclude(case: Case, results: Results) -> Conclusion:
 def _rule(case: Case, results: Results, known: Mapping[str, ArmResult]) -> tuple[CauseRule, str, Cells]:
     """(rule, sentence without its end, guilty cells)."""
     nothing: Cells = frozenset()
-    if _prevented(known, BATCHES):
-        return "data", "On other batches the run does not collapse, so no arm shows more than chance would", nothing
+    passed, tried = _other_orders(case, known)
+    if passed and passed == tried:
+        where = "On other batches" if tried == 1 else f"On {tried} of {tried} series of other batches"
+        return "data", f"{where} the run does not collapse, so no arm shows more than chance would", nothing
     if _prevented(known, SEED):
         said = "With other random numbers of rounding the run does not collapse, so no arm shows more than chance would"
         return "chance", said, nothing
@@ -121,6 +125,8 @@ def _rule(case: Case, results: Results, known: Mapping[str, ArmResult]) -> tuple
             sentence += "; healing everything else does not"
         elif complement is not None and complement.prevented:
             sentence += "; healing everything else does too"
+        if passed:
+            sentence += f"; on {passed} of {tried} series of other batches it does not come back"
         return "operands", sentence, guilty.cells
     for name in (SCALING, HISTORY):
         if _prevented(known, name):
@@ -139,9 +145,15 @@ def _rule(case: Case, results: Results, known: Mapping[str, ArmResult]) -> tuple
     return "nothing", f"Nothing that was tried prevents the collapse: {healed} another setting", nothing
 
 
+def _other_orders(case: Case, known: Mapping[str, ArmResult]) -> tuple[int, int]:
+    """(series of other batches on which the unchanged replay does not collapse, series that were tried)."""
+    found = [known[name].prevented for name in map(name_of_control, case.other_orders) if name in known]
+    return found.count(True), len(found)
+
+
 def _replays(results: Results, cells: Cells) -> tuple[int, int]:
     """(replays that healing the cells prevented while their control collapsed, replays)."""
-    controls = {arm.replay: result for arm, result in results.items() if arm.name == CONTROL or arm.name[:7] == BATCHES}
+    controls = {arm.replay: result for arm, result in results.items() if arm.name == name_of_control(arm.replay)}
     shown = [
         result.prevented
         for arm, result in results.items()
@@ -151,11 +163,11 @@ def _replays(results: Results, cells: Cells) -> tuple[int, int]:
     return sum(map(bool, shown)), len(shown)
 
 
-def _confidence(rule: CauseRule, known: Mapping[str, ArmResult], counted: tuple[int, int]) -> Confidence:
+def _confidence(rule: CauseRule, known: Mapping[str, ArmResult], counted: tuple[int, int], against: bool) -> Confidence:
+    """against: whether a control of equal cost prevents the collapse too."""
     if rule in ("data", "chance", "undecided"):
         return "low"
     agreed, tried = counted
-    against = [name for name in (BATCHES, SEED, RATE) if _prevented(known, name) and name != rule]
     if rule == "nothing":
         return "medium"
     if rule in ("operands", "spread"):

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from altgrad.explain.arms import ArmKind
+from altgrad.explain.arm import ArmKind
 from altgrad.explain.conclusion import CauseRule, Confidence
+from altgrad.explain.harm import MOST_LEFT
 from altgrad.results import SCHEMA
 from altgrad.results.records import Count, Finite, Number, Record, read_record
 from altgrad.storage.folder import Folder
@@ -24,7 +25,8 @@ class ArmRecord(Record):
     """One arm.  status: `collapsed`, `prevented`, or `failed` with `error`.
 
     step, rule: of its verdict.  loss: mean training loss of the last ten steps up to `loss_step`, which it, the control
-    and, if there is one, the BF16 run all reached; `loss_control`, `loss_baseline`: theirs.
+    and, if there is one, the BF16 run all reached; `loss_control`, `loss_baseline`: theirs.  harm_left: share of the
+    harm that it leaves, see `explain.harm`; None if it collapsed, or where it is not measured.
     """
 
     name: str
@@ -43,6 +45,7 @@ class ArmRecord(Record):
     loss_step: Count | None = None
     loss_control: Number | None = None
     loss_baseline: Number | None = None
+    harm_left: Finite | None = None
     seconds: Number | None = None
     error: str | None = None
 
@@ -84,5 +87,9 @@ def read_explanation(run: Folder) -> dict[str, Any] | None:
 
 def worked_arms(record: dict[str, Any]) -> list[dict[str, Any]]:
     """The arms that prevented the collapse on the run's own batches, the lowest loss first."""
-    found = [arm for arm in record["arms"] if arm["status"] == "prevented" and not arm["replay"]]
+    found = [
+        arm
+        for arm in record["arms"]
+        if arm["status"] == "prevented" and not arm["replay"] and (arm["harm_left"] or 0.0) <= MOST_LEFT
+    ]
     return sorted(found, key=lambda arm: (arm["loss"] is None, arm["loss"] or 0.0))

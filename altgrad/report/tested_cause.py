@@ -8,6 +8,7 @@ from typing import Any
 
 from altgrad.compare.statistics import interval
 from altgrad.explain import read_explanation
+from altgrad.explain.harm import MOST_LEFT
 from altgrad.explain.record import worked_arms
 from altgrad.metrics import METRICS
 from altgrad.results import RecordError, Run
@@ -55,6 +56,8 @@ def arm_cells(arm: Mapping[str, Any]) -> list[str]:
     }[arm["status"]]
     if arm["repeats"] is not None and arm["status"] == "collapsed":
         result += ", bit for bit as in the run" if arm["repeats"] else ", other numbers than in the run"
+    if (left := arm["harm_left"]) is not None and left > MOST_LEFT:
+        result += f", but {left:.0%} of the harm is left"
     losses = [number(arm[name]) for name in ("loss", "loss_step", "loss_control", "loss_baseline")]
     return [arm["label"], result, *losses]
 

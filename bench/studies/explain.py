@@ -28,6 +28,7 @@ from typing import Any
 from altgrad.config.train_config import TrainConfig
 from altgrad.explain import Case
 from altgrad.explain.cells import Cell
+from altgrad.explain.harm import MOST_LEFT
 from altgrad.results import read_run
 from altgrad.storage.folder import Folder
 from bench.studies.explain_record import Outcome, Recorded, summary
@@ -80,7 +81,7 @@ def explained(what: str, number: int, kind: str, config: TrainConfig, guilty: Ce
         arms = 0
         while (arm := explanation.next_arm()) is not None:
             arms += 1
-            search += arm.kind in ("control", "heal")
+            search += arm.kind in ("control", "heal") and not arm.replay
             explanation.take(arm, train_arm(explanation.job_of(arm, "bench")))
         found = explanation.conclusion
         return Outcome(
@@ -120,7 +121,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "docs" / "results")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    settings = {"seed": options.seed, "base": BASE.model_dump(mode="json"), "faults": FAULTS, "others": OTHERS}
+    settings = {
+        "seed": options.seed, "base": BASE.model_dump(mode="json"), "faults": FAULTS, "others": OTHERS,
+        "most_harm_left": MOST_LEFT,
+    }  # fmt: skip
     command = (
         f"python -m bench.studies.explain --plants {options.plants} --others {options.others} --seed {options.seed}"
     )

@@ -13,7 +13,7 @@ import pytest
 from altgrad.config.operands import ALL_OPERANDS, roundings
 from altgrad.config.train_config import TrainConfig
 from altgrad.explain import Arm, ArmResult, Case, Conclusion, conclude, next_arms
-from altgrad.explain.arms import BATCHES, COMPLEMENT, CONTROL, MASTER, RATE, SCALING, SEED
+from altgrad.explain.arm import BATCHES, COMPLEMENT, CONTROL, MASTER, RATE, SCALING, SEED, name_of_control
 from altgrad.explain.cells import Cell, Cells, healing
 
 LAYERS = ("h.0.attn.qkv", "h.0.attn.proj", "h.0.mlp.up", "h.0.mlp.down")
@@ -21,6 +21,7 @@ CASE = Case(TrainConfig(format="E4M3", model="micro"), LAYERS, start=100, until=
 CELLS = CASE.cells
 NAMING = math.floor(math.log2(len(CELLS))) + 4  # replays with which a single guilty cell must be named
 
+BATCHES_2 = name_of_control(2)
 Truth = Callable[[Cells], bool]
 
 
@@ -94,7 +95,12 @@ def test_a_budget_that_ends_early_blames_nothing_smaller_than_was_tried():
 
 @pytest.mark.parametrize(
     ("others", "rule", "confidence"),
-    [({BATCHES: True}, "data", "low"), ({RATE: True}, "operands", "low"), ({SCALING: True}, "operands", "high")],
+    [
+        ({BATCHES: True, BATCHES_2: True}, "data", "low"),
+        ({BATCHES: True}, "operands", "low"),
+        ({RATE: True}, "operands", "low"),
+        ({SCALING: True}, "operands", "high"),
+    ],
 )
 def test_a_control_that_does_not_collapse_either_takes_the_confidence(others, rule, confidence):
     case = Case(TrainConfig(format="E4M3", model="micro", scaling="delayed"), LAYERS, 100, 300)
@@ -116,7 +122,8 @@ def test_a_replay_on_other_batches_counts_only_if_its_control_collapses_there():
     results, _, _ = played(CASE, lambda healed: guilty <= healed)
     second = CASE.control(2)
     found = conclude(CASE, {**results, second: ArmResult(True)})
-    assert "(2 of 2 replays)" in found.sentence and found.confidence == "medium"
+    assert "(2 of 2 replays)" in found.sentence and found.confidence == "low"
+    assert found.sentence.endswith("; on 1 of 2 series of other batches it does not come back.")
     worse = CASE.heal(guilty, 2)
     found = conclude(CASE, {**results, worse: ArmResult(False)})
     assert "(2 of 3 replays)" in found.sentence and found.confidence == "low"

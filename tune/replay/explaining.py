@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from altgrad.explain import EXPLANATION, Arm, ArmResult, Conclusion, conclude, next_arms, read_explanation
+from altgrad.explain.harm import harm_left
 from altgrad.explain.record import ARMS
 from altgrad.report import write_failure_report
 from altgrad.results import SCHEMA, RecordError
@@ -82,7 +83,8 @@ class Explanation:
     def take(self, arm: Arm, found: Mapping[str, Any]) -> None:
         """Note what an arm showed, and write the record."""
         prevented = {"prevented": True, "collapsed": False}.get(found["status"])
-        self._results[arm] = ArmResult(prevented, found.get("repeats"), found.get("error"))
+        measured = (found.get(name) for name in ("repeats", "error", "rule", "loss", "loss_step"))
+        self._results[arm] = ArmResult(prevented, *measured)
         self._records[arm.name] = {
             "name": arm.name,
             "label": arm.label,
@@ -112,12 +114,13 @@ class Explanation:
     def _write(self, finished: bool) -> None:
         case, found = self.replayed.case, self.conclusion
         spent = self.spent if finished else None
+        left = {arm.name: share for arm, share in harm_left(self._results).items()}
         record = {
             "schema": SCHEMA,
             "start": case.start,
             "until": case.until,
             "notes": [*self.replayed.notes, *([] if spent is None else [spent])],
-            "arms": list(self._records.values()),
+            "arms": [{**arm, "harm_left": left.get(name)} for name, arm in self._records.items()],
             "conclusion": {
                 "rule": found.rule,
                 "sentence": found.sentence,

@@ -148,7 +148,7 @@ def _fill(recorded: Recorded, pool: ProcessPoolExecutor, options: argparse.Names
     asked["other"] = options.others
     drawn = dict.fromkeys(sources, 0)
     while True:
-        for _ in range(2 * options.jobs - len(running)):
+        while len(running) < 2 * options.jobs:
             missing = {what: asked[what] - recorded.counted(what, drawn[what]) for what in sources}
             missing = {what: count for what, count in missing.items() if count > 0}
             if not missing:

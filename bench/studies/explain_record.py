@@ -25,6 +25,7 @@ class Outcome:
 
     what: the planted fault, or `other`.  number: of those with this fault, or of the others, from 1.
     search: replays of the bisection, the control and that of all operands included; arms: all replays.
+    judged_by: `harm`, or `verdict` for an outcome from before replays without a verdict were compared by their loss.
     """
 
     what: str
@@ -36,6 +37,7 @@ class Outcome:
     search: int = 0
     arms: int = 0
     confidence: str = ""
+    judged_by: str = "harm"
 
     @property
     def counts(self) -> bool:

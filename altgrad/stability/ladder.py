@@ -1,14 +1,15 @@
 """The rescue ladder: acts of growing strength against a loss that has left its best value, in order, with a budget.
 
     skip       leave out the optimizer step of a batch whose loss is bad
-    rate       cut the learning rate to a tenth, and warm up again
+    rate       cut the learning rate to a tenth, and warm up again; if that did not last, only to a tenth, and so on
     rollback   go back to the last healthy weights; the batches since then are not trained again
     shift      replace the format of the scaled operands, or of chosen ones, by another one for good
 
 A step is in trouble if its loss or gradient is not finite, or its loss lies more than `rescue_margin` above the best
 smoothed loss so far.  The first act comes with the first such step.  If the run is still in trouble `rescue_window`
-steps after an act, the next rung acts, from the last rung on that one again; after as many steps without trouble the
-ladder is back at its first rung.  When the budget is spent, nothing acts any more, and the collapse rules decide.
+steps after an act, the next rung acts, and after the last one the first that is no `skip`; after as many steps without
+trouble the ladder is back at its first rung.  A shift that would change nothing any more is left out, unless it is the
+only rung.  When the budget is spent, nothing acts any more, and the collapse rules decide.
 
 A loss that stays NaN ends a run after `non_finite_patience` steps; so a rung has fewer steps to help then, as many as
 let all rungs act before that.  A run can also be stuck without trouble: its weights are frozen, or its gradient rounds
@@ -16,7 +17,8 @@ to zero.  No rung but a shift changes that, so the ladder goes straight to its s
 
 A rollback first goes back to the snapshot in memory.  If the run is in trouble again before the ladder was back at its
 first rung, that snapshot was taken too late, and the next rollback goes to the newest healthy checkpoint on disk that
-is older, and from before the trouble.
+is older, and from before the trouble.  If the rate was cut in this trouble, it warms up from the cut again, because it
+may be what drove the weights away.  (A loss of NaN says nothing about the rate.)
 
 Example, a window of 10 and all four rungs: the loss jumps at step 100 and stays up.  Step 100 is skipped, and so is
 each bad batch until step 109; at step 110 the rate is cut, at step 120 the run goes back to its snapshot of step 90.
@@ -77,6 +79,7 @@ class RescueLadder:
         self._best: float | None = None
         self._rung: int | None = None  # the rung that acted last; None: at the foot
         self._acted = self._troubled = self._cut = 0  # steps of the last act, of the last trouble, of the last cut
+        self._ceiling = 1.0  # share of the schedule's rate to which the rate comes back after the last cut
         self._acts = 0
         self._began = 0  # first step of the present trouble
         self._back: int | None = None  # step of the snapshot to which this trouble has led back
@@ -150,13 +153,19 @@ class RescueLadder:
         """Act with that rung, by default the next one."""
         if self._acts >= self._config.rescue_budget:
             return
-        last = len(self._config.rescue_rungs) - 1
         if self._rung is None:
             self._began = state.step
-        next_one = 0 if self._rung is None else min(self._rung + 1, last)
-        self._rung = next_one if rung is None else rung
+        self._rung = self._next_rung() if rung is None else rung
         self._acted, self._acts = state.step, self._acts + 1
         self.act(self._config.rescue_rungs[self._rung], state, trouble)
+
+    def _next_rung(self) -> int:
+        """The rung after the present one; after the last one the first that is no `skip`."""
+        rungs = self._config.rescue_rungs
+        idle = not self._to_shift() if "shift" in rungs else False
+        order = [place for place, rung in enumerate(rungs) if rung != "shift" or not idle] or [0]
+        later = [place for place in order if self._rung is None or place > self._rung]
+        return next(iter(later or [place for place in order if rungs[place] != "skip"] or order))
 
     def act(self, rung: Rung, state: StepState, trouble: str) -> None:
         """Do what that rung does, now; trouble: the reason, for the event."""
@@ -164,8 +173,10 @@ class RescueLadder:
             case "skip":
                 self._skip(state, trouble)
             case "rate":
+                self._ceiling *= _CUT if self._cut and state.finite else 1.0  # a NaN says nothing about the rate
                 self._cut = state.step
-                state.event("rate_cut", factor=_CUT, steps=_WARM_WINDOWS * self._config.rescue_window, trigger=trouble)
+                steps, back = _WARM_WINDOWS * self._config.rescue_window, self._ceiling
+                state.event("rate_cut", factor=_CUT * back, back_to=back, steps=steps, trigger=trouble)
             case "rollback":
                 self._roll_back(state, trouble)
             case "shift":
@@ -180,6 +191,8 @@ class RescueLadder:
         else:
             self._healthy.take(older)
         self._back = self._healthy.step
+        if self._rung is not None and self._cut >= self._began and state.finite:
+            self._cut = state.step
         state.skip = True
         source = "memory" if older is None else "checkpoint"
         state.event("rollback", to_step=self._back, source=source, trigger=trouble)
@@ -190,11 +203,11 @@ class RescueLadder:
             state.event("skip", loss=number_or_name(state.loss), trigger=trouble)
 
     def warm(self, state: StepState) -> None:
-        """The learning rate of this step after a cut: a tenth, then linearly back to the schedule's."""
+        """The learning rate of this step after a cut: a tenth of where it comes back to, then linearly up to that."""
         steps = _WARM_WINDOWS * self._config.rescue_window
-        if not self._cut or state.step - self._cut >= steps:
+        if not self._cut or (state.step - self._cut >= steps and self._ceiling == 1.0):
             return
-        factor = _CUT + (1 - _CUT) * (state.step - self._cut) / steps
+        factor = self._ceiling * (_CUT + (1 - _CUT) * min(1.0, (state.step - self._cut) / steps))
         for group in self._optimizer.param_groups:  # the trainer sets the schedule's rate anew before each step
             group["lr"] *= factor
         state.measured["learning_rate"] *= factor
@@ -236,7 +249,7 @@ class RescueLadder:
             "rung": self._rung,
             "steps": [self._acted, self._troubled, self._cut],
             "acts": self._acts,
-            "climb": [self._began, self._back, self._frozen],
+            "climb": [self._began, self._back, self._frozen, self._ceiling],
             "healthy": self._healthy.state_dict(),
         }
 
@@ -245,7 +258,8 @@ class RescueLadder:
         self._smoothed = Smoothed(*state["smoothed"])
         self._seen, self._best, self._rung, self._acts = state["seen"], state["best"], state["rung"], state["acts"]
         self._acted, self._troubled, self._cut = state["steps"]
-        self._began, self._back, self._frozen = state.get("climb", [0, None, 0])  # older checkpoints lack it
+        self._began, self._back, self._frozen, *later = state.get("climb", [0, None, 0])  # older checkpoints lack it
+        self._ceiling = later[0] if later else 1.0
         self._healthy.load_state_dict(state["healthy"])
 
     def take(self, step: int) -> None:

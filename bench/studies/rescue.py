@@ -31,7 +31,6 @@ import torch
 
 from altgrad.collapse import CollapseDetector
 from altgrad.collapse.detector import gap_to_baseline
-from altgrad.compare.statistics import interval
 from altgrad.config.interventions import intervention_fields
 from altgrad.config.train_config import Rung, TrainConfig
 from altgrad.events import Event
@@ -40,6 +39,7 @@ from altgrad.stability.protocol import StepState
 from altgrad.training.optim import learning_rate
 from altgrad.training.trainer import Trainer
 from bench.record import machine
+from bench.studies.rescue_page import RUNGS, acts_per_kind, page
 
 BASE = TrainConfig(
     model="micro", n_layer=1, format="E4M3", batch_size=8, learning_rate=3e-3, warmup_steps=10, eval_batches=1,
@@ -47,7 +47,6 @@ BASE = TrainConfig(
     diverged_patience=40, rescue_window=5, device="cpu",
 )  # fmt: skip
 _SLOW = {"learning_rate": 6e-4}  # at which updates are small beside the steps of 8 bits
-RUNGS = ("skip", "rate", "rollback", "shift", "bf16", "ladder", "clip")
 _OF_EVENT: Mapping[str, Rung] = {"skip": "skip", "rate_cut": "rate", "rollback": "rollback", "format_shift": "shift"}
 # These act at the same steps as `skip`, so that a run in which it never acts is, bit for bit, theirs and that without.
 # (Not where the loss is NaN: the guard, which every run has, skips such a step before the ladder does.)
@@ -243,71 +242,9 @@ def _write(file: Path, head: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
 
 
 def _said(row: Mapping[str, Any]) -> str:
-    acts = ", ".join(f"{n} x {rung}" for rung, n in _counts(row).items())
+    acts = ", ".join(f"{n} x {rung}" for rung, n in acts_per_kind(row).items())
     gap = "" if row["gap"] is None else f"gap {row['gap']:+.3f}"
     return f"{row['verdict'] or 'saved':16} step {row['step']:4} {gap:12} {acts}"
-
-
-def _counts(row: Mapping[str, Any]) -> dict[str, int]:
-    rungs = [act["rung"] for act in row["acts"]]
-    return {rung: rungs.count(rung) for rung in dict.fromkeys(rungs)}
-
-
-def page(head: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The study as markdown."""
-    seeds = sorted({row["seed"] for row in rows})
-    lines = [
-        "# Which act saves which collapse?",
-        "",
-        f"`{head['command']}`, {head['date']}, {head['machine']['processor']}, torch {head['machine']['torch']}. "
-        f"`micro` with one block, {len(seeds)} paired seeds; a run is saved if no collapse rule judges it. "
-        "In brackets: gap of the saved runs to the BF16 run of their seed at the end, smoothed training loss, nats, "
-        "mean and 95 % t interval.",
-        "",
-        "| fault | " + " | ".join(("none", *RUNGS)) + " |",
-        "| --- |" + " --- |" * (len(RUNGS) + 1),
-    ]
-    faults = [fault for fault in FAULTS if any(row["fault"] == fault for row in rows)]
-    for fault in faults:
-        cells = [_cell(_of(rows, fault, rung, "acts")) for rung in ("none", *RUNGS)]
-        lines.append(f"| {fault} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "Against its controls, for every act that was taken: saved with the act when it saw fit, with the same acts at "
-        "random steps, and without any act but with the mean learning rate of the rescued run from the start.",
-        "",
-        "| fault | act | acts per run | saved | at random steps | equal rate from the start |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for fault in faults:
-        for rung in RUNGS:
-            acted = [row for row in _of(rows, fault, rung, "acts") if row["acts"]]
-            if not acted or not _of(rows, fault, rung, "random"):
-                continue
-            kinds = dict.fromkeys(kind for row in acted for kind in _counts(row))
-            per = ", ".join(
-                f"{kind} {sum(_counts(row).get(kind, 0) for row in acted) / len(acted):.1f}" for kind in kinds
-            )
-            rates = _of(rows, fault, rung, "rate")
-            share = sum(row["share"] for row in acted) / len(acted)
-            equal = f"{_cell(rates)} at {share:.0%}" if rates else "the same rate"
-            cells = [fault, f"`{rung}`", per, _cell(acted), _cell(_of(rows, fault, rung, "random")), equal]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _of(rows: Sequence[Mapping[str, Any]], fault: str, rung: str, what: str) -> list[Mapping[str, Any]]:
-    return [row for row in rows if (row["fault"], row["rung"], row["what"]) == (fault, rung, what)]
-
-
-def _cell(rows: Sequence[Mapping[str, Any]]) -> str:
-    """`5 of 5 (+0.03, +0.01 to +0.05)`."""
-    gaps = [row["gap"] for row in rows if row["verdict"] is None and row["gap"] is not None]
-    said = f"{sum(row['verdict'] is None for row in rows)} of {len(rows)}"
-    middle, low, high = interval(gaps)
-    if middle is None:
-        return said
-    return f"{said} ({middle:+.2f})" if low is None else f"{said} ({middle:+.2f}, {low:+.2f} to {high:+.2f})"
 
 
 if __name__ == "__main__":

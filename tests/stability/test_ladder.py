@@ -99,14 +99,44 @@ def test_shift_changes_every_scaled_site_to_the_chosen_format():
 def test_rungs_act_in_order_a_window_apart_until_the_budget_is_spent():
     found = events(armed("skip", "rate", "rollback", "shift", rescue_budget=5), 34)
     acts = [(e.step, e.kind) for e in found if e.kind != "skip" or e.step in (BAD, BAD + 4)]
-    assert acts == [(8, "skip"), (12, "rate_cut"), (16, "rollback"), (20, "format_shift"), (24, "shift_unavailable")]
+    assert acts == [(8, "skip"), (12, "rate_cut"), (16, "rollback"), (20, "format_shift"), (24, "rate_cut")]
     again = events(armed("skip", "rate"), 30, last=BAD)  # one bad batch: the second trouble begins at the foot again
     assert [(e.step, e.kind) for e in again] == [(8, "skip")]
 
 
+def driven_by_the_rate(config: TrainConfig, steps: int, most: float) -> tuple[list[Event], list[float]]:
+    """(events, rates) of a run whose loss is ten times too large after each step with more than `most` of its rate."""
+    trainer, factors, found, rates = Trainer(config), {BAD: 10.0}, [], []
+    multiply_loss(trainer, factors)
+    for step in range(1, steps + 1):
+        outcome = trainer.step()
+        found += outcome.events
+        rates.append(outcome.record["learning_rate"] / config.learning_rate)
+        if step >= BAD and rates[-1] > most:
+            factors[step + 1] = 10.0
+    return found, rates
+
+
+def test_a_cut_that_did_not_last_comes_back_to_a_tenth_and_a_rollback_begins_it_anew():
+    constant = {"schedule": "constant", "warmup_steps": 1}
+    found, rates = driven_by_the_rate(armed("rate", **constant), 40, most=0.3)
+    cuts = [(e.step, e.detail["back_to"]) for e in found if e.kind == "rate_cut"]
+    assert cuts[0] == (BAD, 1.0) and [back for _, back in cuts] == [1.0, 0.1] and max(rates[-10:]) == pytest.approx(0.1)
+    found, rates = driven_by_the_rate(armed("rate", "rollback", **constant), 40, most=0.3)
+    back = [e.step for e in found if e.kind == "rollback"]
+    assert back and rates[back[0] - 1] == pytest.approx(0.1) and max(rates[-10:]) <= 0.3
+
+
+def test_after_the_last_rung_it_goes_on_with_the_first_that_can_act():
+    found = events(armed("skip", "rate", "shift", rescue_budget=5), 34)
+    acts = [(e.step, e.kind) for e in found if e.kind != "skip" or e.step == BAD]
+    assert acts == [(8, "skip"), (12, "rate_cut"), (16, "format_shift"), (20, "rate_cut"), (24, "rate_cut")]
+    assert [e.kind for e in events(armed("shift", rescue_budget=2), 20)] == ["format_shift", "shift_unavailable"]
+
+
 def test_a_nan_is_trouble_too_and_every_rung_acts_before_the_verdict_of_five_such_steps():
     found = events(armed("rate", "rollback"), 14, last=13, factor=math.nan)
-    rungs = [(8, "rate_cut"), (10, "rollback"), (12, "rollback")]  # 2 of the 4 steps before the verdict each
+    rungs = [(8, "rate_cut"), (10, "rollback"), (12, "rate_cut")]  # 2 of the 4 steps before the verdict each
     assert [(e.step, e.kind) for e in found if e.kind != "skip"] == rungs
     assert [e.step for e in found if e.kind == "skip"] == [8, 9, 10, 11, 12, 13]
     patient = events(armed("rate", "rollback", non_finite_patience=20), 14, last=13, factor=math.nan)

@@ -34,13 +34,12 @@ class ArmResult:
     """What an arm showed.  `prevented`: no verdict up to the last step of the replay; None: the arm failed.
 
     `repeats`: of a control without changes, whether it repeated its run bit for bit.  `error`: why it failed.
-    `rule`: of its verdict.  `loss`: its mean training loss of the ten steps up to `loss_step`; None if not measured.
+    `loss`: its mean training loss of the ten steps up to `loss_step`; None if not measured.
     """
 
     prevented: bool | None
     repeats: bool | None = None
     error: str | None = None
-    rule: str | None = None
     loss: float | None = None
     loss_step: int | None = None
 

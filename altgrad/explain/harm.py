@@ -8,8 +8,8 @@ unchanged one by more than a quarter of the harm, the harm has come back there, 
 Example: the unchanged replay is at 0.171, all healed at 0.029.  An arm without a verdict at 0.154 leaves
 0.125 / 0.142 = 88 % of the harm and prevents nothing; one at 0.033 leaves 2 %.
 
-The harm is measured only where a rule judged the training loss.  A weight that no longer moves, or a NaN, need not
-show in the loss of ten steps; there the verdict alone counts.
+Two runs that differ in one rounding differ a little in their losses anyway; so the harm is measured only where it is at
+least a twentieth of the unchanged loss.  Where it is smaller, or the loss is NaN, the verdict alone counts.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import math
 from altgrad.explain.arm import ALL, CONTROL, Arm, ArmResult, Results, by_name, name_on
 
 MOST_LEFT = 0.25  # share of the harm that an arm may leave which prevents the collapse
-_OF_LOSS = ("diverged", "never_learned", "gap_to_baseline")  # rules that judge the training loss
+_LEAST = 0.05  # share of the unchanged loss that is harm
 
 
 def harm_left(results: Results) -> dict[Arm, float]:
     """Arm without a verdict -> the share of the harm that it leaves; arms for which it is not measured are missing."""
     known = by_name(results)
     control, healed = known.get(CONTROL), known.get(ALL)
-    if control is None or control.rule not in _OF_LOSS or healed is None or not healed.prevented:
+    if control is None or healed is None or not healed.prevented:
         return {}
     harm = _above(control, healed)
-    if harm is None or harm <= 0:
+    if harm is None or control.loss is None or harm <= _LEAST * abs(control.loss):
         return {}
     found = {}
     for arm, result in results.items():

@@ -72,12 +72,9 @@ def _outcome(job: Mapping[str, Any], arm: Run) -> dict[str, Any]:
     at = min(reached)
     losses = {int(row["step"]): row["loss"] for row in arm.table("steps", ["loss"]).to_pylist()}
     theirs = {int(row["step"]): row["loss"] for row in parent.table("steps", ["loss"]).to_pylist()}
-    found |= {
-        "loss_step": at,
-        "loss": _mean(losses, at),
-        "loss_control": _mean(theirs, at),
-        "loss_baseline": _mean(job["baseline"] or {}, at),
-    }
+    found |= {"loss_step": at, "loss": _mean(losses, at)}
+    if not job["on_other_batches"]:  # on which neither the run nor its baseline was trained
+        found |= {"loss_control": _mean(theirs, at), "loss_baseline": _mean(job["baseline"] or {}, at)}
     if job["unchanged"]:
         same = repr(verdict) == repr(parent.verdict)  # as text NaN equals NaN
         found["repeats"] = same and _rows(arm, parent, job) == _rows(parent, parent, job)

@@ -77,13 +77,14 @@ class Explanation:
             "baseline": None if replayed.baseline is None else dict(replayed.baseline),
             "baseline_start": dict(replayed.baseline_start),
             "unchanged": not changed,
+            "on_other_batches": bool(arm.replay),
             "owner": owner,
         }
 
     def take(self, arm: Arm, found: Mapping[str, Any]) -> None:
         """Note what an arm showed, and write the record."""
         prevented = {"prevented": True, "collapsed": False}.get(found["status"])
-        measured = (found.get(name) for name in ("repeats", "error", "rule", "loss", "loss_step"))
+        measured = (found.get(name) for name in ("repeats", "error", "loss", "loss_step"))
         self._results[arm] = ArmResult(prevented, *measured)
         self._records[arm.name] = {
             "name": arm.name,

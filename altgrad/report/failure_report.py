@@ -18,7 +18,7 @@ from altgrad.report.advising.advice import advise, measure_more
 from altgrad.report.evidence import Evidence
 from altgrad.report.layer_tables import gradient_sparsity, rates_by_layer, zero_update_regions
 from altgrad.report.signals import Departure, what_moved
-from altgrad.report.tested_cause import explanation_of, tested_cause, tried_and_worked
+from altgrad.report.tested_cause import Tried, explanation_of, tested_cause, tried_and_worked
 from altgrad.report.text_plot import plot
 from altgrad.results import Run, format_shifts, read_run
 from altgrad.results.reading.curves import measured
@@ -189,8 +189,10 @@ def _departure_cells(moved: Departure, loss_unit: str) -> list[str]:
     ]
 
 
-def _advice(evidence: Evidence, worked: Sequence[str]) -> str:
-    found, more = [*worked, *advise(evidence)], measure_more(evidence)
+def _advice(evidence: Evidence, worked: Sequence[Tried]) -> str:
+    """worked: what was tried; advice that says the same is left out."""
+    untried = [advice for advice in advise(evidence) if all(advice.changes != one.changes for one in worked)]
+    found, more = [*worked, *untried], measure_more(evidence)
     if found:
         text = "\n".join(f"{place}. {advice}" for place, advice in enumerate(found, start=1))
     else:

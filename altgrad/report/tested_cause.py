@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from altgrad.compare.statistics import interval
 from altgrad.explain import read_explanation
+from altgrad.explain.arm import ALL, HISTORY, MASTER, RATE, SCALING
 from altgrad.explain.harm import MOST_LEFT
 from altgrad.explain.record import worked_arms
 from altgrad.metrics import METRICS
 from altgrad.results import RecordError, Run
-from altgrad.text.foreign_text import as_markdown
+from altgrad.text.foreign_text import as_code, as_markdown
 from altgrad.text.number_text import number, table
 
 _TRIED = 3  # arms that are listed as tried and worked
+_ARMS_OF_RULE = {"weights_at_rest": (MASTER,), "setting": (SCALING, HISTORY), "rate": (RATE,)}
+
+
+class Tried(NamedTuple):
+    """A replay that worked, as advice: the sentence, and the config fields that it set, if they are few."""
+
+    sentence: str
+    changes: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return self.sentence
 
 
 def explanation_of(run: Run) -> dict[str, Any] | None:
@@ -82,19 +95,35 @@ def replayed_losses(record: Mapping[str, Any]) -> str | None:
     )
 
 
-def tried_and_worked(record: Mapping[str, Any]) -> list[str]:
-    """Advice that was tried: the replays that did not collapse, the guilty set first, with their numbers."""
-    guilty = record["conclusion"]["cells"]
-    arms = worked_arms(dict(record))
-    arms.sort(key=lambda arm: arm["cells"] != guilty or not guilty)  # stable
-    shown = [arm for arm in arms if arm["kind"] != "complement"][:_TRIED]
-    return [_tried(arm) for arm in shown]
+def tried_and_worked(record: Mapping[str, Any]) -> list[Tried]:
+    """Advice that was tried: the replays that did not collapse, with their numbers.
+
+    What the conclusion names comes first, all operands in BF16 last: that gives up the format.
+    """
+    found = record["conclusion"]
+    arms = [arm for arm in worked_arms(dict(record)) if arm["kind"] != "complement"]
+    named = _ARMS_OF_RULE.get(found["rule"], ())
+    guilty = [arm for arm in arms if arm["name"] in named or (found["cells"] and arm["cells"] == found["cells"])]
+    rest = [arm for arm in arms if arm not in guilty]
+    arms = [*guilty, *sorted(rest, key=lambda arm: arm["name"] == ALL)]
+    return [Tried(_tried(arm), _fields(arm)) for arm in arms[:_TRIED]]
+
+
+def _fields(arm: Mapping[str, Any]) -> dict[str, Any]:
+    """The config fields that a replay set, if they are plain values; none where operands were chosen layer by layer."""
+    changes: dict[str, Any] = arm["changes"]
+    return changes if all(isinstance(value, bool | int | float | str) for value in changes.values()) else {}
 
 
 def _tried(arm: Mapping[str, Any]) -> str:
+    fields = ", ".join(
+        as_code(f"{name}: {value if isinstance(value, str) else json.dumps(value)}")
+        for name, value in _fields(arm).items()
+    )
+    label = as_markdown(arm["label"]) + (f" ({fields})" if fields else "")
     numbers = ""
     if arm["loss"] is not None:
         others = [("unchanged", arm["loss_control"]), ("BF16", arm["loss_baseline"])]
         against = ", ".join(f"{number(loss)} {whose}" for whose, loss in others if loss is not None)
         numbers = f", loss {number(arm['loss'])} at step {arm['loss_step']}" + (f" ({against})" if against else "")
-    return f"Tried, and it worked: {as_markdown(arm['label'])}: no collapse until step {arm['steps']}{numbers}"
+    return f"Tried, and it worked: {label}: no collapse until step {arm['steps']}{numbers}"

@@ -81,6 +81,20 @@ def test_the_report_has_the_cause_and_first_advises_what_was_tried(results):
     # 5.25 - 4.5 and 5.5 - 4.25: mean 1, standard error 0.25, and t = 12.706 with one degree of freedom
     said = "Healed, the loss is lower by 1 (-2.177 to 4.177, 95 % t interval over 2 replays"
     assert said in write_failure_report(explained) and "t interval" not in text
+    eased = arm("master", "wider weights", "setting", "prevented", changes={"weight_format": "E2M5"}, loss=3.5)
+    healed = arm("all_operands", "all in BF16", "heal", "prevented", cells=[CELL, [*CELL[:2], "weight"]], loss=2.5)
+    stored = {**RECORD["conclusion"], "rule": "weights_at_rest", "cells": []}
+    record = {**RECORD, "arms": [control, healed, RECORD["arms"][1], eased], "conclusion": stored}
+    explained.write_json("explanation.json", record)
+    advice = write_failure_report(explained).partition("## What to try")[2].splitlines()[2:6]
+    worked = [line.partition(" worked: ")[2].partition(":")[0] for line in advice[:3]]
+    assert worked == ["wider weights (`weight_format", "half the learning rate", "all in BF16"]
+    assert "(`weight_format: E2M5`)" in advice[0] and "`weight_format" not in "".join(advice[1:])  # not twice
+    record["arms"][-1] = {**eased, "harm_left": 0.6}
+    explained.write_json("explanation.json", record)
+    text = write_failure_report(explained)
+    assert "| no collapse until step 60, but 60% of the harm is left |" in text
+    assert "worked: wider" not in text and "3. `weight_format: E2M5`: an ULP" in text
     explained.write_json("explanation.json", {**RECORD, "arms": [{"name": "a"}]})
     assert "Cause, tested" not in write_failure_report(explained)
 

@@ -136,6 +136,7 @@ def page(head: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
         "plant is a fault in one of them; shares with their 95 % Wilson intervals.",
         "",
         *(f"- {line}" for line in summary(outcomes)),
+        *(f"- {line}" for line in _earlier(outcomes)),
         "",
         "| run | runs | named | conclusions | blamed falsely |",
         "| --- | ---: | ---: | --- | ---: |",
@@ -155,6 +156,18 @@ def page(head: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
             blamed = "; ".join(map(str, one.blamed[:4])) + ("; ..." if len(one.blamed) > 4 else "")
             lines.append(f"| {one.kind} | {one.guilty or 'none'} | {one.rule} | {blamed or 'none'} | {one.search} |")
     return "\n".join(lines) + "\n"
+
+
+def _earlier(outcomes: Sequence[Outcome]) -> list[str]:
+    """How many explanations are of the earlier rule, in a sentence; empty if none is."""
+    explained = [one for one in outcomes if one.rule != "healthy"]
+    earlier = [one for one in explained if one.judged_by == "verdict"]
+    if not earlier:
+        return []
+    return [
+        f"{len(earlier)} of the {len(explained)} explanations (`judged_by: verdict` in the JSON) are from before a "
+        "replay without a verdict had to leave at most a quarter of the harm; the others are by the present rule."
+    ]
 
 
 def _range(counts: Sequence[int]) -> str:

@@ -104,9 +104,14 @@ def test_rungs_act_in_order_a_window_apart_until_the_budget_is_spent():
     assert [(e.step, e.kind) for e in again] == [(8, "skip")]
 
 
-def driven_by_the_rate(config: TrainConfig, steps: int, most: float) -> tuple[list[Event], list[float]]:
-    """(events, rates) of a run whose loss is ten times too large after each step with more than `most` of its rate."""
-    trainer, factors, found, rates = Trainer(config), {BAD: 10.0}, [], []
+def driven_by_the_rate(
+    config: TrainConfig, steps: int, most: float, last: int = BAD
+) -> tuple[list[Event], list[float]]:
+    """(events, rates) of a run whose loss is ten times too large after each step with more than `most` of its rate.
+
+    It is so too from step `BAD` to `last`.
+    """
+    trainer, factors, found, rates = Trainer(config), dict.fromkeys(range(BAD, last + 1), 10.0), [], []
     multiply_loss(trainer, factors)
     for step in range(1, steps + 1):
         outcome = trainer.step()
@@ -122,9 +127,9 @@ def test_a_cut_that_did_not_last_comes_back_to_a_tenth_and_a_rollback_begins_it_
     found, rates = driven_by_the_rate(armed("rate", **constant), 40, most=0.3)
     cuts = [(e.step, e.detail["back_to"]) for e in found if e.kind == "rate_cut"]
     assert cuts[0] == (BAD, 1.0) and [back for _, back in cuts] == [1.0, 0.1] and max(rates[-10:]) == pytest.approx(0.1)
-    found, rates = driven_by_the_rate(armed("rate", "rollback", **constant), 40, most=0.3)
-    back = [e.step for e in found if e.kind == "rollback"]
-    assert back and rates[back[0] - 1] == pytest.approx(0.1) and max(rates[-10:]) <= 0.3
+    found, rates = driven_by_the_rate(armed("rate", "rollback", **constant), 40, most=0.3, last=BAD + 4)
+    assert [e.step for e in found if e.kind == "rollback"] == [BAD + 4]
+    assert rates[BAD + 3] == pytest.approx(0.1) and max(rates[-10:]) == pytest.approx(0.1)
 
 
 def test_after_the_last_rung_it_goes_on_with_the_first_that_can_act():

@@ -39,6 +39,9 @@ class Stalled:
     loss is 2.51 at step 250 and 2.48 at step 400.  It fell by 0.02 nats per 100 steps, less than the 0.1 that count as
     progress: the verdict comes at step 400.
 
+    Where the gap to a baseline is known, the run must also be behind by half of `gap_limit`: a run that has frozen next
+    to its baseline has lost little, and the baseline makes no more progress either.
+
     The `stalled_windows` windows must also cover as many twentieths of the run.  In a run of 50,000 steps, measured
     every 50, three windows are only 150 steps; it is judged when the weights have been frozen for 7,500 steps and the
     loss has meanwhile fallen by less than 0.1 nats per 10,000 steps.
@@ -50,6 +53,7 @@ class Stalled:
         self._displacement = config.stalled_displacement
         self._slope = config.stalled_slope
         self._windows = config.stalled_windows
+        self._behind = config.gap_limit / 2
         self._warmup = config.warmup_steps
         self._pace = pace_of(config.max_steps)
         self._least = config.stalled_windows * config.max_steps / WINDOWS_PER_RUN
@@ -77,6 +81,9 @@ class Stalled:
         steps_per_hundred = (seen.step - since) / (100 * self._pace)
         needed = seen.course.margin(self._slope * steps_per_hundred)
         if loss_then - smoothed >= needed:
+            return None
+        gap = seen.finite("gap_to_baseline")
+        if gap is not None and gap < seen.course.margin(self._behind):
             return None
         detail = (
             f"realised displacement below {self._displacement:g} at {self._windows} measurements in a row since step "

@@ -112,8 +112,8 @@ class TrainConfig(Recipe):
     stalled_slope: Positive = field(0.1, "judging", "rule stalled: fall of the smoothed loss, in nats per 100 steps, that counts as progress; in runs of more than 500 steps, per fifth of the run")
     stalled_windows: int = field(3, "judging", "rule stalled: number of consecutive diagnostic windows that must be frozen; they must also cover as many twentieths of the run", ge=1)
     rank_collapse_ratio: Fraction = field(0.1, "judging", "rule rank_collapse: the median stable rank r counts as collapsed below 1 + ratio x (reference - 1); the reference is the highest r since the loss last improved by never_learned_margin")
-    gap_limit: Positive = field(1.0, "judging", "rule gap_to_baseline: nats of smoothed loss behind the baseline run of the same seed; if the unit of the loss is unknown, thirds of the baseline's loss reduction")
-    gap_patience: int = field(160, "judging", "rule gap_to_baseline: number of consecutive steps behind by gap_limit; longer in proportion for runs of more than 500 steps", ge=1)
+    gap_limit: Positive = field(0.3, "judging", "rule gap_to_baseline: nats of smoothed loss behind the baseline run of the same seed; if the unit of the loss is unknown, thirds of the baseline's loss reduction; rule stalled, where the gap is known: behind by half of it")
+    gap_patience: int = field(60, "judging", "rule gap_to_baseline: number of consecutive steps behind by gap_limit; longer in proportion for runs of more than 500 steps", ge=1)
     # running
     device: str = field("auto", "running", "device that trains: cpu, cuda, cuda:N; auto: a GPU if there is one", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | None = field(None, "running", "number of CPU threads; None: the trial's CPUs in a sweep, else torch's own choice", ge=1)

@@ -31,7 +31,7 @@ def main(words: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     wanted = list(plans(options.seeds))
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(record, plan, options.runs) for plan in wanted]
+        jobs = [pool.submit(record, plan, options.runs) for plan in sorted(wanted, key=lambda plan: plan.is_test)]
         for number, job in enumerate(as_completed(jobs), start=1):
             print(f"{number:4}/{len(wanted)}  {job.result()}", flush=True)
     _score([recorded(plan, options.runs) for plan in wanted], options.out)

@@ -69,8 +69,8 @@ def _page(
         "# Which rule stops the runs that collapse, and no other?",
         "",
         f"`python -m bench.detectors --seeds {_seeds(field)}`, {date}, {here['processor']}, torch {here['torch']}.",
-        f"{runs} runs of `micro` and of a small regression, {steps} steps each, trained to the end without stopping. Every",
-        f"third seed is the tune split; the tables are the test split, on which nothing was chosen: {test}.",
+        f"{runs} runs of `micro` with one block and of a small regression, {steps} steps each, trained to the end without",
+        f"stopping. Every third seed is the tune split; the tables are the test split, on which nothing was chosen: {test}.",
         "",
         "**Truth.** A run is judged by its held-out loss against its twin, the run of the same seed with nothing planted. It",
         "*collapsed* if at the end it is behind by at least 10 % of what the twin learned and does not catch up (a tenth of",
@@ -82,10 +82,16 @@ def _page(
         "runs before their fault begins, that were stopped. Both with Wilson's 95 % interval. Delay: median number of steps",
         "from the first faulty step to the stop. Compute saved: share of all steps of collapsed runs that was not trained.",
         "",
+        "**Baseline.** altgrad's rules know the losses of the healthy run where a sweep would train one beside: for every format,",
+        "and for every fault that begins at a later step, which hits one run alone. Another rate, other data or another schedule",
+        "from the first step on would be the BF16 run's as well, and such a run has no baseline.",
+        "",
         "## altgrad's rules",
         "",
         *_HEAD,
         *(_line(row) for row in rows if row.group == "altgrad"),
+        "",
+        *_wrong(field, rows[0]),
         "",
         "## Rules of others, as published",
         "",
@@ -157,6 +163,22 @@ def _scenarios(field: Field, ours: RuleRow) -> list[str]:
         shown = f"{lost:.1%}" if math.isfinite(lost) else "not finite"
         lines.append(f"| `{scenario}` | {counts} | {shown} | {len(found)} of {len(runs)} | {rules} |")
     return lines
+
+
+def _wrong(field: Field, ours: RuleRow) -> list[str]:
+    """Every run of the test split that was missed or stopped wrongly, with what it had lost of the twin's progress."""
+    missed, wrongly = [], []
+    for one in field.test:
+        stop, said = ours.stops[one.name], f"`{one.name}` ({one.outcome.lost:.1%})"
+        if stop is not None and (one.outcome.kind == "healthy" or stop < one.run.plan.onset):
+            wrongly.append(f"`{one.name}` (step {stop}, {one.outcome.lost:.1%})")
+        elif stop is None and one.outcome.kind == "collapsed":
+            missed.append(said)
+    return [
+        f"Missed, with the progress that they lacked at the end: {', '.join(missed) or 'none'}.",
+        "",
+        f"Stopped wrongly: {', '.join(wrongly) or 'none'}.",
+    ]
 
 
 def _forecast_line(tune: Forecast, test: Forecast) -> str:

@@ -146,28 +146,28 @@ def test_a_loss_of_unknown_unit_that_nowhere_fell_is_said_to_have_stayed_where_i
     )
 
 
-@pytest.mark.parametrize(("config", "at"), [(CONFIG, 210), (LONG, 370)])
+@pytest.mark.parametrize(("config", "at"), [(CONFIG, 110), (LONG, 170)])
 def test_a_gap_is_judged_with_the_last_step_of_its_patience_after_warm_up(config: TrainConfig, at: int) -> None:
-    found = one(records(lambda step: 4 - step / 500, gap_to_baseline=lambda step: 1.01), config)
-    assert (found.rule, found.step, found.value, found.limit) == ("gap_to_baseline", at, 1.01, 1.0)
+    found = one(records(lambda step: 4 - step / 500, gap_to_baseline=lambda step: 0.31), config)
+    assert (found.rule, found.step, found.value, found.limit) == ("gap_to_baseline", at, 0.31, 0.3)
     assert found.metric == "gap_to_baseline"
     assert found.detail == (
-        f"more than 1 nats behind the baseline since step 51, not catching up for {at - 50} steps"
+        f"more than 0.3 nats behind the baseline since step 51, not catching up for {at - 50} steps"
     )  # fmt: skip
-    measured_later = records(lambda step: 4 - step / 500, gap_to_baseline=lambda step: 1.01 if step != at else math.nan)
+    measured_later = records(lambda step: 4 - step / 500, gap_to_baseline=lambda step: 0.31 if step != at else math.nan)
     assert one(measured_later, config).step == at + 1
-    assert judge(records(lambda step: 4 - step / 500, gap_to_baseline=lambda step: 1.0), config) is None
+    assert judge(records(lambda step: 4 - step / 500, gap_to_baseline=lambda step: 0.3), config) is None
 
 
-def test_a_gap_of_unknown_unit_is_a_third_of_what_the_baseline_learned_and_none_while_that_may_be_chance() -> None:
+def test_a_gap_of_unknown_unit_is_a_tenth_of_what_the_baseline_learned_and_none_while_that_may_be_chance() -> None:
     def own(step: int) -> float:
         return 0.09 if step <= 40 else 0.05
 
     # the baseline is at 0.05 - 0.044 = 0.006
-    found = one(records(own, gap_to_baseline=lambda step: 0.044), vocabulary=None)
-    assert (found.rule, found.limit) == ("gap_to_baseline", pytest.approx((0.09 - 0.006) / 3, rel=0.02))
+    found = one(records(own, gap_to_baseline=lambda step: 0.044 if step > 300 else math.nan), vocabulary=None)
+    assert (found.rule, found.limit) == ("gap_to_baseline", pytest.approx((0.09 - 0.006) / 10, rel=0.02))
     assert "nats" not in found.detail
-    assert judge(records(own, gap_to_baseline=lambda step: 0.015), vocabulary=None) is None  # of (0.09 - 0.035) / 3
+    assert judge(records(own, gap_to_baseline=lambda step: 0.004), vocabulary=None) is None  # of (0.09 - 0.046) / 10
 
     def risen(step: int) -> float:
         return 0.09 if step <= 20 else 0.15 + (0.02 if step % 2 else -0.02)
@@ -180,11 +180,11 @@ def test_a_gap_of_unknown_unit_is_a_third_of_what_the_baseline_learned_and_none_
 
 
 def test_a_gap_recovers_with_six_percent_of_itself_and_needs_a_start_to_be_measured_by() -> None:
-    for later, at in ((1.9, 210), (1.87, 311)):
-        rows = records(lambda step: 4 - step / 500, gap_to_baseline=lambda step, x=later: 2.0 if step < 151 else x)
+    for later, at in ((1.9, 110), (1.87, 162)):
+        rows = records(lambda step: 4 - step / 500, gap_to_baseline=lambda step, x=later: 2.0 if step < 102 else x)
         assert one(rows).step == at, later
     flat = one(records(lambda step: 0.09, gap_to_baseline=lambda step: 0.5), CONFIG.altered(warmup_steps=0), None)
-    assert (flat.rule, flat.step, flat.limit) == ("gap_to_baseline", 164, pytest.approx(0.5 / 3))
+    assert (flat.rule, flat.step, flat.limit) == ("gap_to_baseline", 64, pytest.approx(0.5 / 10))
     few = [row for row in records(lambda step: 0.09, 99, gap_to_baseline=lambda step: 0.5) if row["step"] % 30 == 0]
     assert judge(few, vocabulary=None) is None
 

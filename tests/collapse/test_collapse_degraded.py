@@ -68,6 +68,18 @@ def test_a_run_that_memorises_its_batches_has_not_collapsed(vocabulary: int | No
         assert judge(rows(worsening, loss), vocabulary=vocabulary) is None
 
 
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, None])
+def test_a_run_that_memorises_what_its_baseline_does_not_was_given_other_batches(vocabulary: int | None) -> None:
+    """Limit 2.6 + 0.125, passed at step 140: step 220 is the 81st.  Unknown unit: at least a twelfth of the start."""
+    for ahead, expected in ((-0.2, None), (-0.6, 220 if vocabulary else 280)):
+        curve = rows(worsening, healthy)
+        for row in curve:
+            row["gap_to_baseline"] = ahead if row["step"] > 110 else 0.0
+        verdict = judge(curve, vocabulary=vocabulary)
+        assert (verdict and verdict.step) == expected
+        assert verdict is None or verdict.rule == "degraded"
+
+
 def test_one_measurement_is_never_enough() -> None:
     """Measured every 100 steps, as by default: above the limit at 200, still at 300."""
     verdict = judge(rows(worsening, every=100))

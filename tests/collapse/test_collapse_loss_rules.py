@@ -143,9 +143,9 @@ def test_a_constant_gap_fires_when_the_patience_after_warm_up_ends() -> None:
 @pytest.mark.parametrize(
     "gap",
     [
-        lambda step: 0.95,
-        lambda step: 3.0 if step % 100 else 0.5,
-        lambda step: 3.0 if step <= 140 else 0.2,
+        lambda step: 0.28,
+        lambda step: 3.0 if step % 50 else 0.2,
+        lambda step: 3.0 if step <= 100 else 0.2,
         lambda step: 3.0 * math.exp(-step / 250),
         lambda step: math.nan,
     ],

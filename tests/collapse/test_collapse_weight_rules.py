@@ -55,6 +55,16 @@ def test_a_flat_loss_alone_is_no_stall() -> None:
     assert judge(records(cosine_tail, realised_displacement=lambda step: math.nan)) is None
 
 
+@pytest.mark.parametrize(("gap", "is_judged"), [(0.14, False), (0.16, True), (-0.1, False), (math.nan, True)])
+def test_weights_frozen_next_to_the_baseline_have_lost_nothing(gap: float, is_judged: bool) -> None:
+    """Half of `gap_limit`, 0.15 nats, must be missing."""
+    rows = records(
+        cosine_tail, gap_to_baseline=lambda step: gap, realised_displacement=lambda step: 0.02 if step > 250 else 0.9
+    )
+    verdict = judge(rows)
+    assert (verdict and (verdict.rule, verdict.step)) == (("stalled", 400) if is_judged else None)
+
+
 def test_one_window_that_moves_starts_the_count_again() -> None:
     moves = lambda step: 0.9 if step <= 200 or step in (300, 400, 500) else 0.0  # noqa: E731
     assert judge(records(cosine_tail, realised_displacement=moves)) is None

@@ -131,6 +131,9 @@ def test_a_loader_s_batches_are_found_by_their_number(loader: dict[str, Any]):
     assert (straight[:5] != straight[5:]) == bool(loader)
 
 
+LOSS = torch.tensor(2.0, requires_grad=True)
+
+
 class Output:
     """As transformers' models return it."""
 
@@ -140,10 +143,12 @@ class Output:
 
 @pytest.mark.parametrize(
     "found",
-    [torch.tensor(2.0), (torch.zeros(2, 3), torch.tensor(2.0)), Output(torch.tensor(2.0)), {"loss": torch.tensor(2.0)}],
+    [LOSS, (torch.zeros(2, 3), LOSS), Output(LOSS), {"loss": LOSS}],
 )
 def test_a_loss_is_taken_from_whatever_models_return(found: Any):
-    assert read_loss(found)[0] == 2.0
+    assert read_loss(found)[0] is LOSS
+    with torch.no_grad():  # of a held-out batch no gradient is wanted
+        assert read_loss(LOSS.detach())[0] == 2.0
 
 
 @pytest.mark.parametrize(

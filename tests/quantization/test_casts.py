@@ -13,7 +13,8 @@ from altgrad.config.cast import Cast
 from altgrad.formats import find_format
 from altgrad.quantization.fake_quantize import fake_quantize
 from altgrad.quantization.kernel.rotation import hadamard, rotated, unrotated
-from altgrad.quantization.kernel.round import spec_of
+from altgrad.quantization.kernel.round import FormatTensors, spec_of
+from altgrad.quantization.kernel.scale import two_level_scale
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 
 TYPES = {
@@ -111,6 +112,25 @@ def test_two_level_scales_by_hand():
     expected = [float(np.float32(6) * scale), float(np.float32(1.5) * scale)]  # 1 / scale = 6.22, 0.26 / scale = 1.618
     rounded = fake_quantize(x, cast)
     assert rounded[0, 0] == 6.0 and rounded[1, :2].tolist() == pytest.approx(expected, rel=1e-7)
+
+
+def test_two_level_scales_at_their_ends():
+    """The tensor's scale is 1; a tile's is amax / 6 in E4M3, to nearest, at least its smallest normal value, 2^-6."""
+    fmt, scale_format = (FormatTensors.of(find_format(name)) for name in ("E2M1", "E4M3"))
+    amax = torch.tensor([2688.0, 6.0, 6.42, 0.006, 0.0])
+    scale, inverse = two_level_scale(amax, amax.max(), fmt, scale_format)
+    assert scale.tolist() == [448, 1, 1.125, 2**-6, 2**-6] and torch.equal(inverse, 1 / scale)
+    scale, inverse = two_level_scale(torch.zeros(1), torch.tensor(0.0), fmt, scale_format)
+    assert (scale.item(), inverse.item()) == (2**-6, 64)
+
+
+@pytest.mark.parametrize("amax", [1e-30, 1e-33, 1e-34, 1e-38, 1e-45])
+def test_zeros_beside_tiny_values_stay_zeros_under_two_level_scales(amax):
+    x = torch.zeros(3, 16)
+    x[0, 0], x[2, 0] = amax, amax / 1000
+    rounded = fake_quantize(x, Cast(format="E2M1", block="1x16", scale_rule="real", scale_format="E4M3"))
+    assert (rounded[x == 0] == 0).all() and rounded.isfinite().all()
+    assert rounded[0, 0].item() == pytest.approx(amax, rel=0.07, abs=2**-127)
 
 
 @pytest.mark.parametrize("size", [2, 16, 64])

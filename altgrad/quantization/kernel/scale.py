@@ -18,6 +18,7 @@ _FRACTION = 0x7FFFFF
 _EXPONENT = 0x7F800000
 _ONE = 127 << _FIELD  # bits of 1.0
 _LARGEST_SCALE = 126 << _FIELD  # the exponent 126, shifted to the exponent field
+_LEAST_TENSOR_SCALE = 2.0**-120  # times E4M3's smallest normal value, 2^-6: the inverse of that, 2^126, is finite
 _LARGEST_AMAX = 2.0**128 * (1 - 2.0**-20)  # so far below infinity that 1 / inverse, rounded up, stays finite
 
 
@@ -43,9 +44,10 @@ def two_level_scale(
     E4M3 scale 448.  A tile's E4M3 scale is amax / 6 / FP32 scale, rounded to nearest and clamped to the normal values
     of E4M3, 2^-6 to 448.  Tensor amax 12, tile amax 3: FP32 scale 12 / 2688, E4M3 scale 0.5 x 2688 / 12 = 112, and
     their product is 0.5 = 3 / 6.
-    amax: of each tile; tensor_amax: 0-d.  The FP32 scale of a tensor of zeros is 1.
+    amax: of each tile; tensor_amax: 0-d.  The FP32 scale of a tensor of zeros is 1, and never below 2^-120: otherwise
+    the inverse scale of a tile of zeros would overflow beside values below 5e-34, and 0 x inf is NaN.
     """
-    whole = torch.where(tensor_amax > 0, tensor_amax / (scale_format.max * fmt.max), 1.0).clamp(min=2.0**-126)
+    whole = torch.where(tensor_amax > 0, tensor_amax / (scale_format.max * fmt.max), 1.0).clamp(min=_LEAST_TENSOR_SCALE)
     least = scale_format.min_normal_bits.view(torch.float32)
     wanted = (amax / fmt.max / whole).clamp(min=least)
     rounded = torch.minimum(round_magnitude(wanted, scale_format, "nearest"), scale_format.max)

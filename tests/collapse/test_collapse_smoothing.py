@@ -74,3 +74,13 @@ def test_a_restored_gap_continues_exactly() -> None:
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert second.update(30, 9.0) is None  # a replayed step
     assert [second.update(step, noisy(healthy, step)(step)) for step in range(50, 100)] == expected[49:]
+
+
+def test_a_gap_restored_while_its_steps_wait_for_the_baseline_counts_them_all() -> None:
+    whole = {step: healthy(step) for step in range(1, 100)}
+    full, waiting = BaselineGap(whole), BaselineGap({})
+    expected = [full.update(step, 3.0) for step in range(1, 100)]
+    assert [waiting.update(step, 3.0) for step in range(1, 50)] == [None] * 49
+    restored = BaselineGap(whole)
+    restored.load_state_dict(json.loads(json.dumps(waiting.state_dict())))
+    assert [restored.update(step, 3.0) for step in range(50, 100)] == expected[49:]

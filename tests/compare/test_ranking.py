@@ -22,7 +22,7 @@ from altgrad.storage.folder import Folder
 from dashboard.data.sweep_frame import group_frame
 from dashboard.figures.group_figures import pareto
 from tests.support.html_tree import parse
-from tests.support.results.written_runs import COLLAPSED, curve, write_run
+from tests.support.results.written_runs import COLLAPSED, curve, row, write_run
 
 NAN = math.nan
 
@@ -98,6 +98,18 @@ def test_a_collapse_step_of_a_group_is_the_median_everywhere(sweep: Folder) -> N
     rows = comparison(list_runs(sweep)[0])
     assert collapse_step(rows) == 20.0 == rescue_matrix(rows)["E7M0", "", "none"].median_collapse_step
     assert group_frame(rows)["collapse_step"].tolist() == [20.0]
+
+
+def test_the_losses_of_a_group_are_those_of_its_runs_alive_that_came_furthest() -> None:
+    losses = {"validation_loss": 9.0, "best_validation_loss": 2.2}
+    rows = [
+        row(1, validation_loss=2.0, best_validation_loss=1.9, validation_step=100),
+        row(2, validation_loss=3.0, best_validation_loss=2.5, validation_step=100),
+        row(3, **losses, validation_step=50, status="running"),
+        row(4, validation_loss=0.5, best_validation_loss=0.4, validation_step=100, status="collapsed", collapse_step=9),
+    ]
+    (group,) = group_frame(rows).to_dict("records")
+    assert (group["validation_loss"], group["best_validation_loss"]) == (2.5, 1.9)
 
 
 def test_other_ends_than_collapse_are_named_in_the_matrix(sweep: Folder) -> None:

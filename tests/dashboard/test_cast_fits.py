@@ -20,6 +20,8 @@ SIZE = 512
 CASTS = {cast: names for site in OPERANDS for cast, names in recipe_casts(site).items()}
 MORE = [
     *(Cast(format="E4M3", block="1x32", scale_rule=rule) for rule in ("floor", "even", "ceil_amax")),
+    Cast(format="E2M1", block="1x32", scale_rule="even"),  # a quarter of the amaxes round up to the next power of two
+    Cast(format="E2M1", block="1x2"),  # each value has one other beside it
     Cast(format="E2M1", rounding="toward_zero"),
     Cast(format="E5M2", scaling="none"),
     Cast(format="E4M3", scaling="static", static_scale=0.25),
@@ -58,6 +60,15 @@ def test_the_noise_from_the_histogram_is_that_of_the_kernel(
     if not cast.hadamard:
         lost = ((rounded == 0) & (tensor != 0)).sum().item() / (tensor != 0).sum().item()
         assert found.underflow == pytest.approx(lost, abs=0.004)
+
+
+def test_the_share_beyond_a_scale_that_is_too_small_is_that_of_the_tensor(
+    tensor: torch.Tensor, histogram: Histogram
+) -> None:
+    scale = 2.0**-10  # the largest E2M1 value, 6, then lies in the middle of the values
+    beyond = (tensor.abs() > 6 * scale).sum().item() / (tensor != 0).sum().item()
+    found = cast_fit(histogram, Cast(format="E2M1", scaling="static", static_scale=scale))
+    assert 0.2 < beyond < 0.8 and found.overflow == pytest.approx(beyond, abs=0.004)
 
 
 def test_the_ranking_has_every_format_and_recipe_once_in_order(histogram: Histogram) -> None:

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs as pafs
@@ -19,9 +21,11 @@ from altgrad.results import RunWriter, read_table
 from altgrad.show.sweep_progress import newest_events, particulars, progress
 from altgrad.storage.folder import Folder
 from dashboard.data.run_tables import RunTables
+from dashboard.data.sweep_frame import _measured_cells, _run_cells
 from dashboard.data.watched_sweep import WatchedSweep
 from tests.servers.polling import PATIENCE
 from tests.support.results import generated_results as generated
+from tests.support.results.written_runs import row
 
 ROOT = Path(__file__).parents[2]
 
@@ -302,3 +306,12 @@ print(app.title[0].value)
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "Overview of s"
+
+
+def test_cells_of_a_run_are_read_from_its_curves() -> None:
+    columns = {"loss": [3.0, 1.0, 2.0], "validation_loss": [2.5, math.nan, 2.0], "ulps_moved_mean": [0.5, None, None]}
+    steps = {"step": [10, 20, 30]}
+    run: Any = SimpleNamespace(table=lambda _, names: pa.table(steps | {name: columns[name] for name in names}))
+    cells = _measured_cells(run, with_sparkline=False)
+    assert cells == {"loss_curve": None, "loss": 2.0, "best_step": 30, "ulps_moved_mean": 0.5}
+    assert _run_cells(row(step=25, max_steps=100), cells)["progress"] == 25

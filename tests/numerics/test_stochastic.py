@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from altgrad.formats import FORMATS, SPLITS, NumberFormat
-from altgrad.quantization.kernel.random import draw_key, uniform
+from altgrad.quantization.kernel.random import draw_key, fill_key, uniform
 from altgrad.quantization.kernel.round import FormatTensors, round_magnitude, round_to_format, saturate
 from tests.references.oracles import round_by_search, same_bits
 from tests.references.rounding_inputs import ALL, everything
@@ -185,6 +185,12 @@ def test_a_seed_reproduces_its_roundings_whatever_the_leading_dimensions_and_the
 @pytest.mark.parametrize("shape", [(0,), (5, 0), (0, 5)])
 def test_nothing_is_rounded_to_nothing(shape):
     assert draws(torch.empty(shape), FORMATS["E3M4"], 3).shape == shape
+
+
+def test_a_key_holds_the_lowest_31_bits_of_each_of_its_words():
+    key = torch.zeros(3, dtype=torch.int32)
+    fill_key(key, 2**31 + 5, 70_000, 2**31 - 1)
+    assert key.tolist() == [5, 70_000, 2**31 - 1]
 
 
 def test_other_seeds_and_later_draws_differ():

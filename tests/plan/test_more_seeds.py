@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from altgrad.compare import Row, comparison, planned_terms
+from altgrad.compare.parity.verdict import Parity
+from altgrad.config.train_config import TrainConfig
 from altgrad.results import Verdict, list_runs
 from tests.support.results.written_runs import write_run
 from tests.support.runs.sweep_plans import CPU_BOX, planned
-from tune.plan.more_seeds import LOOKS, MoreSeeds
+from tune.plan.more_seeds import LOOKS, MoreSeeds, _with_seeds
 from tune.plan.options import SweepError, parse_options
 from tune.plan.resources.machine import Resources
 from tune.plan.sweep_record import PlannedSweep, create_sweep, open_sweep
@@ -76,6 +80,9 @@ def test_rounds_add_seeds_where_needed_until_all_is_decided_or_the_budget_is_spe
     again = open_sweep(parse_options(["--resume", "s", "--results", str(tmp_path)]))
     assert (again.trials, again.more_seeds, again.shares) == (longer.trials, MoreSeeds(8, 3, 1), longer.shares)
     assert longer.shares is not None and set(longer.shares.runs_alike) == {trial.run for trial in longer.trials}
+    alike = {trial.config.format: sweep.shares.runs_alike[trial.run] for trial in sweep.trials} if sweep.shares else {}
+    assert min(alike.values()) > 1, "or nobody could see whether an added seed is compiled as its group was"
+    assert all(longer.shares.runs_alike[trial.run] == alike[trial.config.format] for trial in added)
     assert [trial.run for trial in again.unfinished()] == [trial.run for trial in added], "killed here, it goes on here"
 
     rows = train(longer, added, {"E3M4": 0.012})
@@ -87,6 +94,34 @@ def test_rounds_add_seeds_where_needed_until_all_is_decided_or_the_budget_is_spe
     assert over.next_round(again.trials, rows)[0] == []
 
 
+@pytest.mark.parametrize(
+    ("rounds", "needed", "target"),
+    [
+        (0, 5, 5),
+        (0, 8, 8),
+        (0, 16, 8),  # the spread of three seeds is known roughly: up to twice the budget is tried
+        (0, 17, None),
+        (0, None, None),
+        (1, 5, 8),  # the last round spends it
+        (1, 17, None),
+        (2, 5, None),
+    ],
+)
+def test_a_group_gets_what_its_verdict_asks_for_within_the_budget(
+    rounds: int, needed: int | None, target: int | None
+) -> None:
+    rule = MoreSeeds(most=8, looks=3, rounds=rounds)
+    assert rule._target(cast("Parity", SimpleNamespace(seeds=needed, ended_early=0))) == target
+    assert rule._target(cast("Parity", SimpleNamespace(seeds=needed, ended_early=1))) is None
+
+
+def test_added_seeds_follow_the_highest_one_in_whatever_order_the_runs_are_read() -> None:
+    own = [Trial(f"e4m3-s{seed}+clip", TrainConfig(format="E4M3", seed=seed), "clip", "b") for seed in (44, 42, 43)]
+    added = _with_seeds(own, 2)
+    assert [(trial.run, trial.config.seed) for trial in added] == [("e4m3-s45+clip", 45), ("e4m3-s46+clip", 46)]
+    assert {(trial.intervention, trial.baseline) for trial in added} == {("clip", None)}
+
+
 def test_a_hopeless_group_is_given_up_and_said_so(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, "--max-seeds", "4")
     rows = train(sweep, list(sweep.trials), {"E3M4": 0.3})
@@ -96,7 +131,7 @@ def test_a_hopeless_group_is_given_up_and_said_so(tmp_path: Path) -> None:
 
 
 def test_several_looks_at_growing_data_keep_wrong_verdicts_rare() -> None:
-    from altgrad.compare.parity.verdict import LEVEL, Parity, judged
+    from altgrad.compare.parity.verdict import LEVEL, judged
 
     rng, wrong, tables = np.random.default_rng(2), 0, 1200
     for _ in range(tables):

@@ -144,6 +144,8 @@ def test_auto_multiplies_bfloat16_on_a_gpu_exactly_in_the_layers_where_that_is_e
     assert [layer.multiplies_bfloat16 for layer in layers.values()] == [True, False]
     real = quantize_model(two_layers(), Recipe(format="E4M3", scale_power_of_two=False)).layers
     assert not any(layer.multiplies_bfloat16 for layer in real.values())
+    unscaled = quantize_model(two_layers(), Recipe(format="E4M3", scale_power_of_two=False, scaling="none")).layers
+    assert all(layer.multiplies_bfloat16 for layer in unscaled.values())  # what is not scaled has no bits of a scale
 
 
 def two_layers() -> nn.Module:

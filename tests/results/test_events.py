@@ -98,6 +98,25 @@ def test_an_older_folder_with_a_kind_nobody_knows_stays_readable(tmp_path: Path)
     assert EVENT_GLYPHS[kind_of("gear_shift").symbol]
 
 
+def test_of_steps_that_were_trained_again_the_events_of_the_later_attempt_count(tmp_path: Path) -> None:
+    """The second attempt begins with step 6, the third with step 11: what happened from there on before, did not."""
+    folder = Folder.at(tmp_path)
+    for attempt, steps, happened in (
+        (0, range(1, 11), (3, 6, 9)),
+        (1, range(6, 13), (6, 11)),
+        (2, range(11, 15), [13]),
+    ):
+        writer = RunWriter(folder, attempt)
+        writer.start({"run": "r", "config": TrainConfig().model_dump(mode="json")})
+        for step in steps:
+            writer.step({"step": step, "loss": 1.0})
+        for step in happened:
+            writer.event(step, "clip", attempt=attempt)
+        writer.flush()
+    found = [(event.step, event.detail["attempt"]) for event in read_events(read_run(folder))]
+    assert found == [(3, 0), (6, 1), (13, 2)]
+
+
 @pytest.mark.parametrize("kind", ["clip", "format_shift", "verdict"])
 @pytest.mark.parametrize(
     "detail", ["", None, "{", "[1, 2]", "null", "7", '"x"', "{}", '{"to": 3, "sentence": []}', '{"from": null}',

@@ -132,6 +132,17 @@ def test_a_resumed_trial_is_judged_with_the_steps_of_its_earlier_attempt(sweep: 
     assert resumed.verdict("e7m0") == plain.verdict("e7m0") is not None
 
 
+def test_a_baseline_that_is_a_branch_has_its_parent_s_losses_up_to_there_and_no_later_ones(sweep: Folder) -> None:
+    parent = sweep / "trunk"
+    writer = RunWriter(parent)
+    writer.start({"run": "trunk", "vocabulary": 256, "config": CONFIG.model_dump()})
+    for step in range(1, 101):
+        writer.step({"step": step, "loss": falling(step)})
+    writer.end("completed", None, {})
+    branch = Trial("bf16", BASELINE.config.altered(branch_from={"run": str(parent), "step": 50}))
+    assert CollapseStopper([branch], sweep)._curves == {"bf16": {step: falling(step) for step in range(1, 51)}}
+
+
 def test_a_baseline_that_ends_early_does_not_hold_back_the_other_rules(sweep: Folder) -> None:
     stopper = CollapseStopper([BASELINE, LAGGARD], sweep)
     feed(stopper, [report(BASELINE, falling, 1, 10), report(LAGGARD, falling, 1, 10)])

@@ -85,6 +85,18 @@ def test_a_run_that_ended_by_itself_keeps_its_own_record(sweep: Folder) -> None:
     assert (sweep / "e4m3").read_json("end.json")["summary"] == {"steps": 100}
 
 
+@pytest.mark.parametrize("status", ["completed", "failed"])
+def test_a_verdict_of_the_driver_is_added_to_a_run_that_completed_and_to_none_that_failed(
+    sweep: Folder, status: Any
+) -> None:
+    stopper = CollapseStopper([BASELINE, OTHER], sweep)
+    stopper("bf16", report(BASELINE, 10, rows=[{"step": step, "loss": math.nan} for step in range(1, 11)]))
+    RunWriter(sweep / "bf16").end(status, None, {"steps": 10})
+    EndRecords(stopper, sweep, "none").on_trial_complete(1, [], tune_trial(BASELINE, 10))
+    run = read_run(sweep / "bf16")
+    assert run.status == status and (run.verdict is None) == (status == "failed")
+
+
 def test_a_process_that_died_for_good_leaves_a_failed_run_even_before_its_first_word(tmp_path: Path) -> None:
     sweep = Folder.at(tmp_path / "sweep")
     error = tmp_path / "error.pkl"
@@ -105,13 +117,19 @@ def test_a_process_that_died_for_good_leaves_a_failed_run_even_before_its_first_
         ("Task was killed due to the node running low on memory.", "its node ran low on memory"),
     ],
 )
-def test_only_ray_s_memory_monitor_makes_a_death_one_for_want_of_memory(said: str, reason: str, tmp_path: Path) -> None:
+def test_a_death_that_ray_s_memory_monitor_reports_is_one_for_want_of_memory_and_tried_again_only_once(
+    said: str, reason: str, tmp_path: Path
+) -> None:
     from ray import cloudpickle
 
     error = tmp_path / "error.pkl"
     error.write_bytes(cloudpickle.dumps(RayActorError(error_msg=said)))
     trial = tune_trial(OTHER, error=error)
     assert why_failed(trial).endswith(reason) and once_more(trial) == ("low" in reason)
+    trial.max_failures, trial.run_metadata = 3, SimpleNamespace(num_failures=1)
+    sweep = Folder.at(tmp_path)
+    EndRecords(CollapseStopper([OTHER], sweep), sweep, "none").on_trial_recover(1, [], trial)
+    assert trial.max_failures == (1 if "low" in reason else 3)
 
 
 # asha

@@ -267,6 +267,8 @@ def test_a_death_is_marked_at_the_last_measurement_before_it(sweep: Folder) -> N
     assert str(death(one)) == "failed at step 5; last measured at step 3"
     (cross,) = [trace for trace in curves_figure([one], LOSS).data if trace.marker.symbol == "x"]
     assert (list(cross.x), list(cross.y), cross.legendgroup) == ([3], [1.0], run.name)
+    measured = death(drawn(write(sweep, [3.0, 2.0], "E7M0", status="failed")))
+    assert measured is not None and (measured.step, measured.value, measured.died) == (2, 2.0, 2)
     assert death(drawn(write(sweep, [3.0, 2.0], seed=2))) is None
 
 

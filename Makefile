@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Some hundred processes of a test run import the tree: each would compile it anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: sweep test test-fast mutants check dashboard docs bench bench-peers wheels clean
 
 .venv/installed: pyproject.toml constraints.txt

@@ -265,6 +265,7 @@ def test_a_classifier_of_few_classes_is_judged_in_proportion(classes: int) -> No
     for sick, rule in ((lambda s: cap, "never_learned"), (falls_back, "diverged")):
         verdict = judge(records(sick), vocabulary=classes)
         assert verdict is not None and verdict.rule == rule
+        assert " nats of the start" in verdict.detail or f"a uniform model has {cap:.3f}" in verdict.detail
 
 
 def test_a_gap_of_unknown_unit_is_measured_against_what_the_baseline_learned() -> None:

@@ -130,7 +130,13 @@ def test_a_run_whose_terminal_is_closed_goes_on_to_its_end(tmp_path):
         tmp_path / "run",
         *SHORT,
     ]
-    command += ["max_steps=400", "eval_interval=400", "checkpoint_interval=400", "diagnostic_interval=400"]
+    command += [
+        "batch_size=4",
+        "max_steps=400",
+        "eval_interval=400",
+        "checkpoint_interval=400",
+        "diagnostic_interval=400",
+    ]
     process = subprocess.Popen(
         list(map(str, command)), stdin=its_end, stdout=its_end, stderr=its_end, start_new_session=True,
         preexec_fn=lambda: __import__("fcntl").ioctl(0, 0x540E, 0),  # TIOCSCTTY: its controlling terminal

@@ -25,8 +25,7 @@ def generator() -> torch.Generator:
 @pytest.mark.parametrize(
     ("granularity", "rounding", "shape"),
     [
-        ("1x32", "nearest", (100, 33)),  # 28 rows and no column are padded
-        ("1x16", "stochastic", (3, 16, 40)),
+        ("1x16", "stochastic", (3, 33, 33)),  # 13 of 112 rows and no column are padding
         ("1x6", "nearest", (18, 20)),  # two rows at once, since four do not divide 6
         ("1x7", "nearest", (14, 9)),  # row by row
         ("4x8", "nearest", (24, 20)),
@@ -47,7 +46,10 @@ def test_tiles_along_the_first_dimension_are_the_eager_ones_bit_for_bit(granular
 
 
 def loops(granularity: str, last: bool) -> list[str]:
-    """The outermost loops of the code that Inductor writes for rounding a 2048 x 2048 tensor without counts."""
+    """The outermost loops of the code that Inductor writes for rounding a 2048 x 2048 tensor without counts.
+
+    What that code computes is compared with the eager values.
+    """
     mode = Mode("nearest", "dynamic", granularity, True, 1.0, last=last)
 
     def rounded(x, spec, key):
@@ -56,7 +58,8 @@ def loops(granularity: str, last: bool) -> list[str]:
     torch._dynamo.reset()
     compiled = torch.compile(rounded, dynamic=False, options=INDUCTOR_OPTIONS)
     arguments = torch.randn(2048, 2048), spec_of(find_format("E4M3")), torch.zeros(2, dtype=torch.int32)
-    _, (code, *_) = run_and_get_code(compiled, *arguments)
+    found, (code, *_) = run_and_get_code(compiled, *arguments)
+    assert torch.equal(found.view(torch.int32), rounded(*arguments).view(torch.int32))
     return re.split(r"\n {4}\{\n", code)[1:]
 
 

@@ -20,15 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.formats import FORMATS, find_format
-from altgrad.quantization.kernel.compiled import INDUCTOR_OPTIONS, CompiledRounding
+from altgrad.quantization.kernel.compiled import CompiledRounding
 from altgrad.quantization.kernel.random import draw_key
-from altgrad.quantization.kernel.round import round_to_format, spec_of
+from altgrad.quantization.kernel.round import spec_of
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 from altgrad.quantization.quantize import quantize_model
 from altgrad.training.compile.step_loss import StepLoss
 from altgrad.training.trainer import Trainer
-from tests.references.rounding_inputs import ALL, million
-from tests.support.runs.small_runs import BARE
+from tests.support.runs.small_runs import BARE, COMPILED
 
 pytestmark = pytest.mark.compiled
 
@@ -37,25 +36,26 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(1)
 
 
-@pytest.mark.parametrize("rounding", ["nearest", "toward_zero", "stochastic"])
-def test_compiled_rounding_is_eager_rounding_bit_for_bit_for_every_format(rounding):
-    for fmt in ALL:
-        x = torch.from_numpy(million(fmt)[: 64 * 1024]).view(64, 1024)
-        compiled = CompiledRounding(fmt, rounding)(x, generator())
-        eager = round_to_format(x, fmt, rounding, generator())
-        assert torch.equal(compiled.view(torch.int32), eager.view(torch.int32)), fmt
-
-
-@pytest.mark.parametrize("granularity", [None, "tensor", "row", "1x32"])
-def test_compiled_counts_and_scaled_values_are_the_eager_ones(granularity):
+def assert_eager(rounding: str, granularity: str | None, x: torch.Tensor) -> None:
+    """With counts, compiled rounding is the eager one bit for bit, for every format; it draws the same numbers."""
+    mode = Mode(rounding, "none" if granularity is None else "dynamic", granularity or "tensor", True, 1.0)
+    key = draw_key(generator(), "cpu")
     for fmt in FORMATS.values():
-        x = torch.randn(64, 96, generator=generator()) * 3
-        x[0, :3] = torch.tensor([float("nan"), float("inf"), 0.0])
-        compiled, counts = CompiledRounding(fmt, granularity=granularity).with_counts(x)
-        mode = Mode("nearest", "none" if granularity is None else "dynamic", granularity or "tensor", True, 1.0)
-        eager, expected = round_site(x, spec_of(fmt), torch.zeros(0), torch.zeros(2, dtype=torch.int32), mode)
+        compiled, counts = CompiledRounding(fmt, rounding, granularity).with_counts(x, generator())
+        eager, expected = round_site(x, spec_of(fmt), torch.zeros(0), key, mode)
         assert torch.equal(compiled.view(torch.int32), eager.view(torch.int32)), fmt
         assert torch.equal(counts, expected), fmt
+
+
+def with_specials(*shape: int) -> torch.Tensor:
+    x = torch.randn(shape, generator=generator()) * 3
+    x[0, :3] = torch.tensor([float("nan"), float("inf"), 0.0])
+    return x
+
+
+def test_compiled_rows_and_blocks_that_fill_no_groups_are_the_eager_ones():
+    assert_eager("nearest", "row", with_specials(64, 96))
+    assert_eager("stochastic", "1x32", with_specials(5, 100))
 
 
 def test_one_graph_serves_all_formats_and_seeds():
@@ -68,50 +68,28 @@ def test_one_graph_serves_all_formats_and_seeds():
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("shape", [(64, 96), (5, 100)])  # the blocks of the second do not fill groups
-def test_compiled_stochastic_rounding_of_blocks_draws_the_eager_numbers(shape):
-    fmt, x = find_format("E4M3"), torch.randn(shape, generator=generator())
-    compiled, counts = CompiledRounding(fmt, "stochastic", "1x32").with_counts(x, generator())
-    mode, key = Mode("stochastic", "dynamic", "1x32", True, 1.0), draw_key(generator(), "cpu")
-    eager, expected = round_site(x, spec_of(fmt), torch.zeros(0), key, mode)
-    assert torch.equal(compiled.view(torch.int32), eager.view(torch.int32))
-    assert torch.equal(counts, expected)
-
-
-def inductor_code(rounding: str, granularity: str, scaling: str, counting: bool) -> str:
+def inductor_code(rounding: str, granularity: str | None, counting: bool) -> str:
     """The code that Inductor writes for rounding a 512 x 512 tensor."""
-    mode = Mode(rounding, scaling, granularity, True, 1.0)
-
-    def rounded(x, spec, key):
-        return round_site(x, spec, x.new_zeros(0), key, mode)[: 1 + counting]
-
-    torch._dynamo.reset()
-    compiled = torch.compile(rounded, dynamic=False, options=INDUCTOR_OPTIONS)
-    arguments = torch.randn(512, 512), spec_of(FORMATS["E4M3"]), torch.zeros(2, dtype=torch.int32)
-    _, (code, *_) = run_and_get_code(compiled, *arguments)
+    rounded = CompiledRounding(FORMATS["E4M3"], rounding, granularity)
+    _, (code, *_) = run_and_get_code(rounded.with_counts if counting else rounded, with_specials(512, 512), generator())
     assert "copysign" not in code, "a library call, which spills the registers of the loop"
     return code
 
 
-@pytest.mark.parametrize(
-    ("rounding", "scaling", "counting", "passes"),
-    [
-        ("nearest", "none", False, 1),
-        ("nearest", "none", True, 1),
-        ("nearest", "dynamic", False, 2),  # the amax first
-        ("nearest", "dynamic", True, 2),
-    ],
-)
-def test_rounding_and_counting_are_one_pass_over_the_data(rounding, scaling, counting, passes):
-    code = inductor_code(rounding, "tensor", scaling, counting)
-    assert len(re.findall(r"for\(int64_t x0=[^\n]*?(?:262144L|512L)\)", code)) == passes
+@pytest.mark.parametrize(("granularity", "passes"), [(None, 1), ("tensor", 2)])  # of two the first takes the amax
+def test_rounding_and_counting_are_one_pass_over_the_data_and_what_eager_code_does(granularity, passes):
+    for counting in (False, True):
+        code = inductor_code("nearest", granularity, counting)
+        assert len(re.findall(r"for\(int64_t x0=[^\n]*?(?:262144L|512L)\)", code)) == passes
+    assert_eager("nearest", granularity, with_specials(512, 512))
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 def test_amax_scale_rounding_and_counts_of_blocks_are_one_loop_over_128_groups_of_64(rounding):
-    code = inductor_code(rounding, "1x32", "dynamic", counting=True)
+    code = inductor_code(rounding, "1x32", counting=True)
     assert len(re.findall(r"for\(int64_t x0=[^\n]*?\(128L\); x0\+=static_cast<int64_t>\(1L\)", code)) == 1
     assert not re.search(r"x\d<static_cast<int64_t>\((?:262144|2048|512)L\)", code), "a pass of its own"
+    assert_eager(rounding, "1x32", with_specials(512, 512))
 
 
 def test_compiled_rounding_allocates_its_result_and_nothing_of_its_size():
@@ -167,8 +145,8 @@ def test_compiled_training_has_the_losses_of_eager_training_with_one_graph_for_a
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     for fmt, seed in itertools.product(("FP32", "E4M3", "E7M0", "BF16"), (3, 42)):
-        assert_same_losses(Trainer(TrainConfig(**BARE, format=fmt, seed=seed, compile=True)), steps=20)
-    trainer = Trainer(TrainConfig(**BARE, format="E5M2", seed=3, compile=True))
+        assert_same_losses(Trainer(TrainConfig(**COMPILED, format=fmt, seed=seed, compile=True)), steps=20)
+    trainer = Trainer(TrainConfig(**COMPILED, format="E5M2", seed=3, compile=True))
     trainer.step()
     for layer in trainer.layers.values():
         layer.set_format("weight", FORMATS["E6M1"])
@@ -253,7 +231,7 @@ def test_a_model_without_repeated_blocks_refuses_to_be_compiled_by_them():
 
 
 _MAPPED = """
-import ctypes, sys, torch
+import ctypes, torch
 from altgrad.experiment.allocator import keep_freed_memory
 
 class Mallinfo(ctypes.Structure):
@@ -262,17 +240,18 @@ class Mallinfo(ctypes.Structure):
 
 mallinfo = ctypes.CDLL("libc.so.6").mallinfo
 mallinfo.restype = Mallinfo
-if sys.argv[1] == "keep":
-    keep_freed_memory()
 torch.empty(2**20)
-before = mallinfo()
-mapped, kept = [], []
-for _ in range(5):
-    large = [torch.empty(12 * 2**20) for _ in range(3)]  # 48 MiB each, above what glibc's own threshold can grow to
-    mapped.append(mallinfo().hblks - before.hblks)
-    del large
-    kept.append(mallinfo().arena - before.arena)
-print(max(mapped), min(kept))
+for keep in (False, True):
+    if keep:
+        keep_freed_memory()
+    before = mallinfo()
+    mapped, kept = [], []
+    for _ in range(5):
+        large = [torch.empty(12 * 2**20) for _ in range(3)]  # 48 MiB each, above what glibc's own threshold can grow to
+        mapped.append(mallinfo().hblks - before.hblks)
+        del large
+        kept.append(mallinfo().arena - before.arena)
+    print(max(mapped), min(kept))
 """
 
 
@@ -282,14 +261,12 @@ def test_memory_freed_by_a_step_stays_in_the_process():
     others = ("GLIBC_TUNABLES", "MALLOC_", "LD_PRELOAD")  # settings of somebody else's, or another allocator
     environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
 
-    def books(how: str) -> tuple[int, int]:
-        """Tensors of the three that are mappings of their own; bytes of heap kept when all three are freed."""
-        command = [sys.executable, "-c", _MAPPED, how]
-        output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-        mapped, kept = output.split()
-        return int(mapped), int(kept)
-
-    assert books("default")[0] == 3
-    mapped, kept = books("keep")
-    assert mapped == 0
-    assert kept >= 2 * 48 * 2**20  # of 144 MiB; some may come from what was free before
+    output = subprocess.run(
+        [sys.executable, "-c", _MAPPED], check=True, capture_output=True, text=True, env=environment
+    )
+    usual, own = (  # tensors of the three that are mappings of their own; bytes of heap kept when all three are freed
+        [int(word) for word in line.split()] for line in output.stdout.splitlines()
+    )
+    assert usual[0] == 3
+    assert own[0] == 0
+    assert own[1] >= 2 * 48 * 2**20  # of 144 MiB; some may come from what was free before

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.quantize import quantize_model
-from altgrad.training import FormatExperimentRunner, run_format_experiment
+from altgrad.training import FormatExperimentRunner, TrainConfig, run_format_experiment
 from altgrad.training.process_settings import full_precision_sums, room_for_graphs
 from altgrad.training.trainer import Trainer
 from tests.servers.polling import PATIENCE
-from tests.support.runs.small_runs import SMALL
+from tests.support.runs.small_runs import COMPILED, SMALL
 
 CONFIG = SMALL.altered(format="E4M3", max_steps=3, eval_interval=2, diagnostic_interval=2, threads=3, use_shadow=True)
 
@@ -60,7 +60,7 @@ def experiment(folder: Path, compile: bool) -> None:
 
 
 def own_loop(folder: Path, compile: bool) -> None:
-    trainer = Trainer(CONFIG.altered(compile=compile))
+    trainer = Trainer(TrainConfig(**COMPILED, format="E4M3", compile=True) if compile else CONFIG)
     for _ in range(3):
         trainer.step()
     trainer.validation_loss()

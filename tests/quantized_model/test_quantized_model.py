@@ -202,3 +202,17 @@ def test_an_attached_optimizer_writes_back_until_the_model_is_plain_again():
     before = model[0].weight.detach().clone()
     optimizer.step()
     assert torch.equal(model[0].weight, before - 0.1 * model[0].weight.grad)
+
+
+def test_each_use_of_a_layer_draws_numbers_of_its_own_and_the_step_repeats_them():
+    torch.manual_seed(0)
+    model, x = nn.Linear(32, 32), torch.randn(8, 32)
+    quantized = quantize_model(model, Recipe(format="E4M3", rounding="stochastic"))
+
+    def uses():
+        quantized.begin_step(1, 4)
+        return [model(x) for _ in range(3)]
+
+    first, second, third = uses()
+    assert not (torch.equal(first, second) or torch.equal(second, third) or torch.equal(first, third))
+    assert all(torch.equal(one, other) for one, other in zip((first, second, third), uses(), strict=True))

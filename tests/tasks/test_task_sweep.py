@@ -32,6 +32,7 @@ def test_a_sweep_of_a_task_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "my_task.py").write_text(inspect.getsource(own_tasks))
     command = [sys.executable, str(ROOT / "tune" / "sweep.py"), "--task", "my_task:Quadrants", "--task-arg", "width=12"]
     command += ["--formats", "E4M3", "--interventions", "none", "shift", "--results", "out", "--name", "one"]
+    command += ["--wandb", "disabled"]
     done = complete(start([*command, "--set", *set_words(**FIELDS)], tmp_path))
     assert done.returncode == 0, done.stdout
     runs = runs_of(tmp_path / "out" / "one", done)

@@ -26,6 +26,8 @@ MICRO = SMALL.altered(n_layer=None, log_stiffness=True, log_grid_alignment=True,
 BARE: dict[str, Any] = {
     "model": "micro", "batch_size": 2, "max_steps": 20, "eval_interval": 20, "diagnostic_interval": 20,
 }  # fmt: skip
+# those of a run that is compiled whole: the tests with them share the graph that the compiler's cache has
+COMPILED: dict[str, Any] = BARE | {"n_layer": 1}
 # fields of the trials of a sweep that is killed: a checkpoint every 20 steps
 SWEPT: dict[str, Any] = {
     "model": "micro", "batch_size": 4, "warmup_steps": 5, "eval_interval": 20, "eval_batches": 2,

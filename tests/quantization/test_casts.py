@@ -14,7 +14,7 @@ from altgrad.formats import find_format
 from altgrad.quantization.fake_quantize import fake_quantize
 from altgrad.quantization.kernel.rotation import hadamard, rotated, unrotated
 from altgrad.quantization.kernel.round import FormatTensors, spec_of
-from altgrad.quantization.kernel.scale import two_level_scale
+from altgrad.quantization.kernel.scale import settled_amax, two_level_scale
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 
 TYPES = {
@@ -131,6 +131,14 @@ def test_zeros_beside_tiny_values_stay_zeros_under_two_level_scales(amax):
     rounded = fake_quantize(x, Cast(format="E2M1", block="1x16", scale_rule="real", scale_format="E4M3"))
     assert (rounded[x == 0] == 0).all() and rounded.isfinite().all()
     assert rounded[0, 0].item() == pytest.approx(amax, rel=0.07, abs=2**-127)
+
+
+def test_an_amax_less_than_half_a_ulp_above_a_largest_value_counts_as_that():
+    """E4M3: 448 under a power of two; half a ULP of it is 16, so that 464 is not less."""
+    e4m3, bf16 = (FormatTensors.of(find_format(name)) for name in ("E4M3", "BF16"))
+    amax = torch.tensor([200.0, 448.0, 448.03, 463.9, 464.0, 900.0])
+    assert settled_amax(amax, e4m3).tolist() == [200, 448, 448, 448, 464, 896]
+    assert torch.equal(settled_amax(amax, bf16), amax)  # which is never scaled
 
 
 @pytest.mark.parametrize("size", [2, 16, 64])

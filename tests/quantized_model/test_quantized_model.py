@@ -216,3 +216,13 @@ def test_each_use_of_a_layer_draws_numbers_of_its_own_and_the_step_repeats_them(
     first, second, third = uses()
     assert not (torch.equal(first, second) or torch.equal(second, third) or torch.equal(first, third))
     assert all(torch.equal(one, other) for one, other in zip((first, second, third), uses(), strict=True))
+
+
+def test_a_pass_without_gradients_counts_nothing():
+    model, x = nn.Linear(8, 8), torch.randn(4, 8)
+    quantized = quantize_model(model, Recipe(format="E4M3"))
+    with torch.no_grad():
+        model(x)
+    assert quantized.counts() == {}
+    model(x)
+    assert [site for _, site in quantized.counts()] == ["weight", "activation"]

@@ -73,7 +73,7 @@ class QuantizedModel:
             for n in range(len(first_of_phase) + 1)
         ]
         self._shared, self._whole_scales = False, True
-        self._filled = False
+        self._step, self._filled = 0, False
         self._seed = recipe.seed if recipe.rounding_seed is None else recipe.rounding_seed
         self._keys: dict[torch.device, Tensor] = {}
         stochastic = any(phase.stochastic for gemm in self._gemms.values() for phase in gemm.phases)
@@ -112,7 +112,7 @@ class QuantizedModel:
         """
         if rank and not self._shared:
             raise ValueError(f"begin_step: rank={rank}, but the ranks share no batch; call share() once before")
-        seed = self._seed if seed is None else seed
+        seed, self._step = self._seed if seed is None else seed, step
         phase = phase_at(self._first_of_phase, step)
         if phase != self.phase:
             self._enter(phase)
@@ -310,9 +310,14 @@ class QuantizedModel:
             layer.set_key(key)
 
     def _remember(self, counts: Mapping[SiteKey, Tensor], only_wider: bool = False) -> None:
-        """Store amaxes in the histories, see `amax_histories`, and begin to count anew."""
+        """Store amaxes in the histories, see `amax_histories`, and begin to count anew.
+
+        Whether all histories are filled is asked at steps 0, 1, 2, 4, 8, ...: the device is waited for, and the history
+        of a layer that never has a gradient stays empty.
+        """
         remember(self._sites, counts, only_wider)
-        self._filled = self._filled or note_filled(self._sites)
+        if not self._filled and self._step & (self._step - 1) == 0:
+            self._filled = note_filled(self._sites)
         self._forget_counts()
 
     def _forget_counts(self) -> None:

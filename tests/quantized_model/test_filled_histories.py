@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounter
 
 from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import TrainConfig
+from altgrad.quantization import quantized_model
 from altgrad.quantization.quantize import quantize_model
 from altgrad.quantization.quantized_model import QuantizedModel
 from altgrad.quantization.stored import amax_histories
@@ -102,3 +103,12 @@ def test_a_phase_whose_histories_are_empty_begins_with_the_general_graph(on_a_gp
         seen.append(filled(ours))
         step(ours, number)
     assert seen == [set(), {False}, {True}, {True}]
+
+
+def test_a_history_that_stays_empty_lets_the_device_be_waited_for_at_few_steps(on_a_gpu, monkeypatch):
+    ours, asked = quantized(), []
+    monkeypatch.setattr(quantized_model, "note_filled", lambda sites: bool(asked.append(True)))
+    for number in range(100):
+        ours.begin_step(1, number)
+        ours.after_optimizer()
+    assert len(asked) == 8  # steps 0, 1, 2, 4, 8, 16, 32, 64

@@ -76,9 +76,11 @@ def _insert(folder: Path, what: str, text: str) -> None:
 
 def _table(machine: dict[str, object], rows: Sequence[dict[str, object]]) -> str:
     lines = ["; ".join(f"{name}: {value}" for name, value in machine.items()), ""]
-    lines += ["| what | goal | measured | verdict | date |", "|---|---|---|---|---|"]
+    lines += ["| what | goal | measured | middle half of the pairs | verdict | date |", "|---|---|---|---|---|---|"]
     for row in rows:
-        lines.append(f"| {row['name']} | {row['goal']:g} | {_measured(row)} | {row['verdict']} | {row['date']} |")
+        measured = "" if row["ratio"] is None else _digits(row["ratio"])
+        cells = (row["name"], f"{row['goal']:g}", measured, _spread(row), row["verdict"], row["date"])
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -86,9 +88,14 @@ def _measured(row: Mapping[str, Any]) -> str:
     """Median and quartiles as text: 1.12 (1.10 to 1.15)."""
     if row["ratio"] is None:
         return ""
-    low, high = row.get("low"), row.get("high")  # rows of older files have no quartiles
-    spread = "" if low is None or high is None or low == high else f" ({_digits(low)} to {_digits(high)})"
-    return f"{_digits(row['ratio'])}{spread}"
+    spread = _spread(row)
+    return _digits(row["ratio"]) + (f" ({spread})" if spread else "")
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    """The quartiles as text, 1.10 to 1.15; empty for a single measurement, and for rows of older files."""
+    low, high = row.get("low"), row.get("high")
+    return "" if low is None or high is None or low == high else f"{_digits(low)} to {_digits(high)}"
 
 
 def _digits(number: float) -> str:

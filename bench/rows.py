@@ -12,6 +12,7 @@ from bench.cuda_bytes import block_against_bfloat16
 from bench.harness import Row
 from bench.kernels import against_clone
 from bench.steps import (
+    BY_BLOCKS,
     MEDIUM,
     TINY,
     diagnosed_step_against_step,
@@ -43,11 +44,11 @@ ROWS: Mapping[str, Row] = {
     "step_tiny": Row("training step, tiny, rounded (x plain)", 1.10, rounded_step_against_plain(**TINY)),
     "step_medium": Row("training step, 26M parameters, rounded (x plain)", 1.10, rounded_step_against_plain(**MEDIUM), 7),
     "step_mxfp8_tiny": Row("training step, tiny, mxfp8 (x plain)", 1.35, rounded_step_against_plain(recipe="mxfp8", **TINY)),
-    "step_mxfp8_medium": Row("training step, 26M parameters, mxfp8 (x plain)", 1.35, rounded_step_against_plain(recipe="mxfp8", **MEDIUM), 7),
+    "step_mxfp8_medium": Row("training step, 26M parameters, mxfp8, by blocks (x plain)", 1.35, rounded_step_against_plain(recipe="mxfp8", **BY_BLOCKS), 7),
     "step_deepseek_v3_tiny": Row("training step, tiny, deepseek_v3 (x plain)", 1.35, rounded_step_against_plain(recipe="deepseek_v3", **TINY)),
-    "step_deepseek_v3_medium": Row("training step, 26M parameters, deepseek_v3 (x plain)", 1.35, rounded_step_against_plain(recipe="deepseek_v3", **MEDIUM), 7),
+    "step_deepseek_v3_medium": Row("training step, 26M parameters, deepseek_v3, by blocks (x plain)", 1.35, rounded_step_against_plain(recipe="deepseek_v3", **BY_BLOCKS), 7),
     "step_nvfp4_tiny": Row("training step, tiny, nvfp4 (x plain)", 1.8, rounded_step_against_plain(recipe="nvfp4", **TINY)),
-    "step_nvfp4_medium": Row("training step, 26M parameters, nvfp4 (x plain)", 1.8, rounded_step_against_plain(recipe="nvfp4", **MEDIUM), 7),
+    "step_nvfp4_medium": Row("training step, 26M parameters, nvfp4, by blocks (x plain)", 1.8, rounded_step_against_plain(recipe="nvfp4", **BY_BLOCKS), 7),
     "step_statistics_tiny": Row("training step with statistics of every site, tiny (x plain)", 1.20, trainer_step_against_plain(**TINY)),
     "step_statistics_medium": Row("training step with statistics of every site, 26M parameters (x plain)", 1.20, trainer_step_against_plain(**MEDIUM), 7),
     "step_reference": Row("training step of a reference run in FP32, nanoGPT's model, eager (x plain)", 1.15, reference_step_against_plain(compiled=False)),

@@ -26,6 +26,8 @@ from bench.harness import cuda_device, cuda_ratio, ratio
 _CPU = torch.device("cpu")
 # 26M parameters, at a batch that takes one thread a second per step
 MEDIUM: dict[str, Any] = {"model": "medium", "block_size": 64, "batch_size": 2}
+# Of a recipe with five or six roundings per layer, where one graph of 33 layers would take minutes to compile
+BY_BLOCKS: dict[str, Any] = MEDIUM | {"compile": "blocks"}
 TINY: dict[str, Any] = {"model": "tiny"}
 # nanoGPT's character model for a CPU
 NANOGPT: dict[str, Any] = {"task": "nanogpt", "n_layer": 4, "n_head": 4, "n_embd": 96, "block_size": 64}

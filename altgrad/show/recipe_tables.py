@@ -107,8 +107,10 @@ def page() -> str:
         "(`phases: [{from_share: 0.9, gemms: {fprop: {format: BF16}}}]`).",
         "The casts below are those of the six operands of a linear layer's GEMMs: format, values that share a scale "
         "(along what the GEMM contracts), and what is not the default: a power-of-two scale from the current amax "
-        "that keeps it in range, rounding to nearest, no rotation. Of each recipe the page says what is exact here, "
-        "and what differs (accumulators, saved activations, communication).",
+        "that keeps it in range, rounding to nearest, no rotation. A dimension that a block, a tile or a rotation "
+        "does not divide is padded with zeros, as hardware pads, and the result is cut to its size. "
+        "Of each recipe the page says what is exact here, and what differs (accumulators, saved activations, "
+        "communication).",
         "This page is written by `altgrad recipes --markdown`.",
         overview(),
     ]

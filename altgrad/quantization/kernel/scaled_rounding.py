@@ -31,6 +31,7 @@ from altgrad.quantization.kernel.tiles import (
     in_groups,
     interleaved,
     join,
+    pieces,
     rows_at_once,
     split,
     tile_of,
@@ -181,13 +182,15 @@ def _code(
         x = materialised(x)  # amax and rounding both read it; else Inductor computes a GELU before it twice
     x = x.float()  # a GPU computes a GELU faster than it writes and reads this copy
     fmt = FormatTensors.view(spec)
-    values = split(x, mode.granularity, mode.last)
-    if in_bits and mode.in_blocks and not mode.two_level and x.device.type == "cpu":
+    in_pieces = mode.rounding != "stochastic" and x.device.type == "cpu"  # random numbers are drawn by tiles
+    values = split(x, mode.granularity, mode.last, in_pieces)
+    of_tile = pieces(x, mode.granularity, mode.last, in_pieces)
+    if in_bits and mode.in_blocks and not mode.two_level and of_tile == (1, 1) and x.device.type == "cpu":
         values, fmt = in_groups(values, fmt)
     compared, together = 1, 1
     if in_bits and x.device.type == "cpu":
         compared, together = rows_at_once(values, mode.granularity, mode.last)
-    amax = finite_amax(values, mode.granularity, mode.last, fmt.infinity, compared, mode.by_columns)
+    amax = finite_amax(values, mode.granularity, mode.last, fmt.infinity, compared, mode.by_columns, of_tile)
     if mode.shares_amax:
         amax = largest_over_ranks(amax, mode.group)
     if mode.at_rest and mode.scaling not in ("none", "static"):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from altgrad.quantization.kernel.round import FormatTensors
+from altgrad.quantization.kernel.tiles import largest_divisor
 
 # Counts of every step, in this order: values that are not zero; of these, how many lie beyond the largest finite value,
 # are rounded to zero, are rounded to the largest finite value; number of uses (1 per rounding); the finite amax; the
@@ -81,7 +82,7 @@ def _packed(
             # Adds 0, so that the kernel that rounds also computes the scales, and no other one before it.
             pairs = pairs + (parts[0] < 0)
         if pairs.numel() > _AT_ONCE:
-            groups = pairs.view(-1, _divisor(pairs.numel(), _AT_ONCE))
+            groups = pairs.view(-1, largest_divisor(pairs.numel(), _AT_ONCE))
             pairs = _pair((groups >> 32).amax(dim=1), (groups & 0xFFFFFFFF).amax(dim=1))
         largest, largest_scale = (
             part.max().to(torch.int32).view(torch.float32) for part in (pairs >> 32, pairs & 0xFFFFFFFF)
@@ -99,7 +100,7 @@ def _unpacked_sums(parts: Tensor, number: int, bits: int, values: int) -> list[T
     """The sums of the fields of a `_packed_sum`; `values`: of each row or tile."""
     if parts.numel() > _AT_ONCE:
         together = min(((1 << bits) - 1) // values, _AT_ONCE)
-        parts = parts.view(-1, _divisor(parts.numel(), together)).sum(dim=1)
+        parts = parts.view(-1, largest_divisor(parts.numel(), together)).sum(dim=1)
     return [((parts >> (bits * place)) & ((1 << bits) - 1)).sum() for place in range(number)]
 
 
@@ -115,11 +116,6 @@ def _one_beside(number: Tensor) -> Tensor:
 
 def _is_set(x: Tensor) -> Tensor:
     return (x.view(torch.int32) & _MAGNITUDE) != 0
-
-
-def _divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` that is at most `limit`."""
-    return next(step for step in range(min(number, max(limit, 1)), 0, -1) if number % step == 0)
 
 
 def _number_in_bits(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ No torch: see `train_config`.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -30,7 +31,8 @@ GEMMS: Mapping[Gemm, Mapping[GemmSite, Dimension]] = {
     "wgrad": {"gradient": "first", "activation": "first"},  # dW = dy^T x, over tokens
 }
 
-_TILE = re.compile(r"(\d+)x(\d+)")
+_TILE = re.compile(r"(\d+)x(\d+)", re.ASCII)
+_LEAST_SCALE, _LARGEST_FLOAT32 = 2.0**-126, 2.0**128 * (1 - 2.0**-24)  # as `kernel.scale` keeps scales, 2^-126 to 2^126
 _LARGEST_HADAMARD = 1024
 
 
@@ -86,6 +88,12 @@ class Cast(BaseModel):
             raise ValueError(
                 f"block={self.block!r} with scaling={self.scaling!r}: rows and blocks of the next batch have no history; "
                 "use block='tensor' or scaling='dynamic'"
+            )
+        largest = min(1 / _LEAST_SCALE, _LARGEST_FLOAT32 / fmt.max if fmt.scaled else math.inf)
+        if self.scaling == "static" and not _LEAST_SCALE <= self.static_scale <= largest:
+            raise ValueError(
+                f"static_scale={self.static_scale:g} with format={self.format!r}: from {_LEAST_SCALE:.3g} to {largest:.3g}, "
+                "so that scaled values stay in the range of float32"
             )
         if self.scale_fp16 and fmt.name != "FP16":
             raise ValueError(

@@ -5,12 +5,13 @@ y = fake_quantize(x, Cast(format="E2M1", block="1x16", scale_rule="real", scale_
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from altgrad.config.cast import Cast
+from altgrad.config.cast import Cast, Dimension
+from altgrad.formats import find_format
 from altgrad.quantization.gemms.straight_through import differentiable_once
 from altgrad.quantization.kernel.random import draw_key
 from altgrad.quantization.kernel.rotation import rotated, unrotated
@@ -22,7 +23,7 @@ StraightThrough = Literal["plain", "clipped"]
 def fake_quantize(
     x: Tensor,
     cast: Cast | str,
-    dimension: Literal["first", "last"] = "last",
+    dimension: Dimension = "last",
     straight_through: StraightThrough = "plain",
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -33,11 +34,24 @@ def fake_quantize(
     straight_through: the gradient passes unchanged ("plain"), or is zero where |x| exceeds the largest value of the
     format times its scale ("clipped").  A rotation R is undone in the result, which is Q(x R) R^T.
     generator: for stochastic rounding and redrawn rotations; torch's default one if None.
-    Raises TypeError for a tensor that is not floating, ValueError for delayed scaling, which needs a history.
+    Raises TypeError for another x than a floating tensor and another cast than a Cast or a name, ValueError for an
+    unknown name and for delayed scaling, which needs a history.
     """
-    cast = Cast(format=cast) if isinstance(cast, str) else cast
-    if not x.is_floating_point():
-        raise TypeError(f"fake_quantize: x has dtype {x.dtype}; it must be floating")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"fake_quantize: x is {_kind(x)}; it must be a floating tensor")
+    if isinstance(cast, str):
+        find_format(cast)  # whose error is one line
+        cast = Cast(format=cast)
+    if not isinstance(cast, Cast):
+        raise TypeError(f"fake_quantize: cast is {_kind(cast)}; it must be a Cast, or the name of a format")
+    for name, value, known in (
+        ("dimension", dimension, get_args(Dimension)),
+        ("straight_through", straight_through, get_args(StraightThrough)),
+    ):
+        if value not in known:
+            raise ValueError(f"fake_quantize: {name}={value!r}; known: {', '.join(known)}")
+    if not x.ndim:
+        return fake_quantize(x.reshape(1), cast, dimension, straight_through, generator).reshape(())
     if cast.scaling == "delayed":
         raise ValueError("fake_quantize: scaling='delayed' needs the amax of earlier steps; use 'dynamic' or 'static'")
     mode = mode_of(cast, dimension)
@@ -45,6 +59,10 @@ def fake_quantize(
     key = draw_key(generator, x.device) if drawn else torch.zeros(2, dtype=torch.int32, device=x.device)
     rounded: Tensor = _FakeQuantize.apply(x, cast, mode, key, straight_through == "clipped")
     return rounded
+
+
+def _kind(found: object) -> str:
+    return f"of dtype {found.dtype}" if isinstance(found, Tensor) else repr(found)[:60]
 
 
 class _FakeQuantize(torch.autograd.Function):

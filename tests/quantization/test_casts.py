@@ -229,8 +229,32 @@ def test_a_cast_that_contradicts_itself_is_refused_in_words(fields, words):
         Cast(**({"format": "E4M3"} | fields))
 
 
+def test_a_number_is_a_tile_of_its_own():
+    x = torch.tensor(3.3, requires_grad=True)
+    for cast in ("E4M3", Cast(format="E4M3", block="1x32"), Cast(format="E4M3", block="128x128")):
+        y = fake_quantize(x, cast, "first")
+        assert y.shape == () and y.item() == 3.25
+    y.backward()
+    assert x.grad.item() == 1.0
+
+
+@pytest.mark.parametrize(("fmt", "scale"), [("E4M3", 1e40), ("E5M2", 1e38), ("E4M3", 1e-39)])
+def test_a_static_scale_beyond_float32_is_refused(fmt, scale):
+    with pytest.raises(ValueError, match="so that scaled values stay in the range of float32"):
+        Cast(format=fmt, scaling="static", static_scale=scale)
+
+
 def test_fake_quantize_refuses_what_it_cannot_round():
-    with pytest.raises(TypeError, match="must be floating"):
-        fake_quantize(torch.arange(3), "E4M3")
+    for x in (torch.arange(3), [1.0, 2.0]):
+        with pytest.raises(TypeError, match="must be a floating tensor"):
+            fake_quantize(x, "E4M3")
+    with pytest.raises(TypeError, match="must be a Cast, or the name of a format"):
+        fake_quantize(torch.ones(3), None)
+    with pytest.raises(ValueError, match=r"^format='E4M3x'; known: .*did you mean 'E4M3'\?$"):
+        fake_quantize(torch.ones(3), "E4M3x")
+    with pytest.raises(ValueError, match="dimension='middle'; known: first, last"):
+        fake_quantize(torch.ones(3), "E4M3", "middle")
+    with pytest.raises(ValueError, match="straight_through='clip'; known: plain, clipped"):
+        fake_quantize(torch.ones(3), "E4M3", straight_through="clip")
     with pytest.raises(ValueError, match="scaling='delayed'"):
         fake_quantize(torch.ones(3), Cast(format="E4M3", scaling="delayed"))

@@ -46,15 +46,15 @@ def test_tiles_along_the_first_dimension_are_the_eager_ones_bit_for_bit(granular
 
 
 @pytest.mark.parametrize(
-    ("granularity", "shape", "masks"),
+    ("granularity", "shape"),
     [
-        ("1x128", (24, 96), 0),  # tiles cut to 96 columns
-        ("1x32", (24, 80), 0),  # five pieces of 16
-        ("128x128", (96, 288), 0),  # tiles cut to 96 rows, and nine pieces of 32 columns
-        ("1x32", (24, 40), 1),  # 24 columns are padded, and the padded rows stored
+        ("1x128", (24, 96)),  # tiles cut to 96 columns
+        ("1x32", (24, 80)),  # five pieces of 16
+        ("128x128", (96, 288)),  # tiles cut to 96 rows, and nine pieces of 32 columns
+        ("1x32", (24, 40)),  # 24 columns are padded, and the padded rows stored
     ],
 )
-def test_edges_take_the_eager_values_and_at_most_one_branch_on_the_position(granularity, shape, masks):
+def test_edges_take_the_eager_values_and_at_most_one_branch_on_the_position(granularity, shape):
     x = torch.randn(shape, generator=generator()) * torch.exp(2 * torch.randn(shape[-1], generator=generator()))
     x.view(-1)[:3] = torch.tensor([float("nan"), float("inf"), 0.0])
     fmt, key = find_format("E4M3"), torch.zeros(2, dtype=torch.int32)
@@ -69,7 +69,7 @@ def test_edges_take_the_eager_values_and_at_most_one_branch_on_the_position(gran
     (values, counts), (code, *_) = run_and_get_code(compiled, x, spec_of(fmt), key)
     assert torch.equal(values.view(torch.int32), eager.view(torch.int32))
     assert torch.equal(counts, expected)
-    assert code.count("all_zero()") == masks
+    assert code.count("all_zero()") <= 1
 
 
 def loops(granularity: str, last: bool) -> list[str]:

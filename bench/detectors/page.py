@@ -29,7 +29,8 @@ def write(field: Field, rows: Sequence[RuleRow], announced: Sequence[tuple[Forec
     here, date = machine(), time.strftime("%Y-%m-%d")
     (out / "detectors.md").write_text("\n".join([*_page(field, rows, announced, here, date), ""]))
     record = {
-        "command": f"python -m bench.detectors --seeds {_seeds(field)}",
+        "command": field.command,
+        "planned": field.planned,
         "date": date,
         "machine": here,
         "rules": [_row_record(row) for row in rows],
@@ -61,15 +62,14 @@ def _page(
     field: Field, rows: Sequence[RuleRow], announced: Sequence[tuple[Forecast, Forecast]], here: Mapping[str, Any],
     date: str,
 ) -> list[str]:  # fmt: skip
-    runs = len(field.judged)
     kinds = [one.outcome.kind for one in field.test]
     test = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("collapsed", "healthy", "undecided"))
     steps = field.judged[0].run.steps
     return [
         "# Which rule stops the runs that collapse, and no other?",
         "",
-        f"`python -m bench.detectors --seeds {_seeds(field)}`, {date}, {here['processor']}, torch {here['torch']}.",
-        f"{runs} runs of `micro` with one block and of a small regression, {steps} steps each, trained to the end without",
+        f"`{field.command}`, {date}, {here['processor']}, torch {here['torch']}.",
+        f"{_of_all(field)} of `micro` with one block and of a small regression, {steps} steps each, trained to the end without",
         f"stopping. Every third seed is the tune split; the tables are the test split, on which nothing was chosen: {test}.",
         "",
         "**Truth.** A run is judged by its held-out loss against its twin, the run of the same seed with nothing planted. It",
@@ -132,8 +132,12 @@ def _plain(name: str) -> str:
     return name.removesuffix(", tuned")
 
 
-def _seeds(field: Field) -> int:
-    return len({one.run.plan.seed for one in field.judged})
+def _of_all(field: Field) -> str:
+    """`217 runs`, or how many of them were finished, and of which seeds."""
+    runs, seeds = len(field.judged), sorted({one.run.plan.seed for one in field.judged})
+    if runs == field.planned:
+        return f"{runs} runs"
+    return f"The first {runs} of its {field.planned} runs (seeds {', '.join(map(str, seeds))})"
 
 
 def _line(row: RuleRow) -> str:

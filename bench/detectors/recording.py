@@ -45,27 +45,40 @@ class Recording:
         return len(self.rows)
 
 
-def recorded(plan: Plan, folder: Path) -> Recording:
-    """The run of a plan, read from the folder; trained and written there if it is missing."""
+def read(plan: Plan, folder: Path) -> Recording | None:
+    """The run of a plan, read from the folder; None if it is missing, or was trained otherwise."""
     file = folder / f"{plan.name}.parquet"
-    described = {"version": _VERSION, "base": dict(BASE), "fields": dict(plan.fields), "faults": plan.faults}
-    if file.exists():
-        table = pq.read_table(file)
-        known = table.schema.metadata
-        if json.loads(known[b"plan"]) == described:
-            held_out = {int(step): float(loss) for step, loss in json.loads(known[b"held_out"]).items()}
-            return Recording(plan, json.loads(known[b"vocabulary"]), table.to_pylist(), held_out)
+    if not file.exists():
+        return None
+    table = pq.read_table(file)
+    known = table.schema.metadata
+    if json.loads(known[b"plan"]) != _described(plan):
+        return None
+    held_out = {int(step): float(loss) for step, loss in json.loads(known[b"held_out"]).items()}
+    return Recording(plan, json.loads(known[b"vocabulary"]), table.to_pylist(), held_out)
+
+
+def recorded(plan: Plan, folder: Path) -> Recording:
+    """As `read`; a run that is missing is trained and written there."""
+    run = read(plan, folder)
+    if run is not None:
+        return run
     run = train(plan)
     metadata = {
-        "plan": json.dumps(described),
+        "plan": json.dumps(_described(plan)),
         "held_out": json.dumps({step: repr(loss) for step, loss in run.held_out.items()}),
         "vocabulary": json.dumps(run.vocabulary),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".unfinished")
+    unfinished = folder / f"{plan.name}.unfinished"
     pq.write_table(pa.Table.from_pylist(_complete(run.rows)).replace_schema_metadata(metadata), unfinished)
-    unfinished.replace(file)
+    unfinished.replace(folder / f"{plan.name}.parquet")
     return run
+
+
+def _described(plan: Plan) -> dict[str, Any]:
+    """What is trained; not by which runs it is judged."""
+    return {"version": _VERSION, "base": dict(BASE), "fields": dict(plan.fields), "faults": plan.faults}
 
 
 def record(plan: Plan, folder: Path) -> str:

@@ -32,9 +32,12 @@ class RuleRow:
 
 
 class Field:
-    """All recorded runs with their outcomes."""
+    """All recorded runs whose twin is recorded too, with their outcomes.  planned: number of runs of the `command`."""
 
-    def __init__(self, runs: Sequence[Recording]) -> None:
+    def __init__(self, runs: Sequence[Recording], planned: int, command: str) -> None:
+        self.planned, self.command = planned, command
+        names = {run.plan.name for run in runs}
+        runs = [run for run in runs if f"{run.plan.twin}-s{run.plan.seed}" in names]
         self.by_name = {run.plan.name: run for run in runs}
         self.judged = [Judged(run, outcome(run, self._of(run, run.plan.twin))) for run in runs]
         self.tune = [one for one in self.judged if not one.run.plan.is_test]

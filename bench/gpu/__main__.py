@@ -28,6 +28,7 @@ _LIMITS = {
     "tests": 150,
     "memory": 60,
     "comparison": 90,
+    "graphs": 120,
     "steps_350M": 150,
     "ranks": 60,
 }

@@ -7,6 +7,7 @@ Each part is a process of its own: one that fails or takes too long loses nothin
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import re
 import statistics
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from altgrad.experiment.gpu_driver import gpus
 from altgrad.experiment.runner import run_format_experiment
 from altgrad.formats import find_format
 from altgrad.quantization.kernel.compiled import CompiledRounding
+from altgrad.quantization.kernel.ranks import Ranks, largest_over_ranks
 from altgrad.quantization.quantize import quantize_model
 from altgrad.training.compile.step_loss import StepLoss
 from altgrad.training.data import TextBatches, load_corpus
@@ -52,7 +55,7 @@ _ROUNDINGS: dict[str, dict[str, Any]] = {
 }
 _STEPS: dict[str, dict[str, Any]] = {
     "E4M3": {"format": "E4M3"},
-    "te_delayed": {"recipe": "te_delayed"},
+    "E4M3 delayed": {"format": "E4M3", "scaling": "delayed"},
     "mxfp8": {"recipe": "mxfp8"},
 }
 _SIZES: dict[str, dict[str, Any]] = {
@@ -60,6 +63,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "350M": {"model": "gpt2", "n_layer": 24, "n_head": 16, "n_embd": 1024, "block_size": 1024, "batch_size": 8},
 }
 _SMALL = {"model": "micro", "batch_size": 2}
+_FEW_LAYERS = 4  # compiled as one graph, whose time of compiling grows with its layers
 
 
 def facts(device: torch.device, small: bool) -> Iterator[Row]:
@@ -106,12 +110,7 @@ def steps(size: str, device: torch.device, small: bool) -> Iterator[Row]:
     """
     sizes = _SMALL if small else _SIZES[size]
     common = {"device": str(device), "compile": False if small else "blocks"}
-    settings = config(**sizes, **common)
-    batches = TextBatches(load_corpus(settings), settings, settings.shape.block_size)
-    model = plain_model(settings, batches, device)
-    for block in (*model.h, model.lm_head):
-        block.compile(dynamic=False)
-    plain = loop_step(model, model, settings, batches, device)
+    plain, batches = _plain(config(**sizes, **common), device)
     yield _row(f"{size} BF16 step", milliseconds_on(device, plain, _pairs(device)), "ms")
     for name, fields in _STEPS.items():
         counted = config(**sizes, **common, **fields)
@@ -119,10 +118,29 @@ def steps(size: str, device: torch.device, small: bool) -> Iterator[Row]:
             yield _row(
                 f"{size} {name}", ratio_on(device, _bare(counted, batches, device), plain, _pairs(device)), "x BF16"
             )
+            gc.collect()  # a model and its optimizer refer to each other
         yield _row(f"{size} {name}, counts", ratio_on(device, Trainer(counted).step, plain, _pairs(device)), "x BF16")
-    if device.type == "cuda" and not small:
-        graphs = config(**sizes, device=str(device), format="E4M3", cuda_graphs=True)
-        yield _row(f"{size} E4M3, CUDA graphs", ratio_on(device, Trainer(graphs).step, plain, _pairs(device)), "x BF16")
+        gc.collect()
+
+
+def graphs(device: torch.device, small: bool) -> Iterator[Row]:
+    """A step with CUDA graphs, of a few layers of the 50M model, with and without; nothing on a CPU, which has none."""
+    if device.type != "cuda":
+        return
+    sizes = (_SMALL if small else _SIZES["50M"]) | {"n_layer": _FEW_LAYERS, "device": str(device)}
+    plain, _ = _plain(config(**sizes, compile="blocks"), device)
+    for name, fields in {"one graph": {"compile": True}, "CUDA graphs": {"cuda_graphs": True}}.items():
+        step = Trainer(config(**sizes, **fields)).step
+        yield _row(f"{_FEW_LAYERS} layers E4M3, {name}", ratio_on(device, step, plain, _pairs(device)), "x BF16")
+
+
+def _plain(settings: TrainConfig, device: torch.device) -> tuple[Callable[[], object], TextBatches]:
+    """(the step of the plain model in BF16 autocast, its batches)."""
+    batches = TextBatches(load_corpus(settings), settings, settings.shape.block_size)
+    model = plain_model(settings, batches, device)
+    for block in (*model.h, model.lm_head):
+        block.compile(dynamic=False)
+    return loop_step(model, model, settings, batches, device), batches
 
 
 def native(device: torch.device, small: bool) -> Iterator[Row]:
@@ -140,6 +158,7 @@ def memory(device: torch.device, small: bool) -> Iterator[Row]:
         expected = estimate(settings, vocabulary_of(settings))
         yield _row(f"{name}, estimate", expected.tensors / 2**30, "GiB")
         if device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
             trainer = Trainer(settings)
@@ -161,7 +180,7 @@ def comparison(device: torch.device, small: bool) -> Iterator[Row]:
             max_steps=steps_in_all,
             eval_interval=steps_in_all,
             device=str(device),
-            compile=False if small else "auto",
+            compile=False if small else "blocks",
         )
         with tempfile.TemporaryDirectory() as folder:
             result = run_format_experiment(settings, Path(folder) / fmt)
@@ -178,16 +197,40 @@ def ranks(device: torch.device, small: bool) -> Iterator[Row]:
     alone = _losses(device)
     furthest = max(abs(ours - theirs) for ours, theirs in zip(together, alone, strict=True))
     yield _row("largest difference of a loss", furthest, "nats")
+    with tempfile.TemporaryDirectory() as folder:  # one process alone calls none of these
+        multiprocessing.spawn(_collectives, (number, folder, device.type), nprocs=number)
+        yield _row("collectives that gave another number", len(json.loads(Path(folder, "wrong").read_text())))
 
 
 def _rank(rank: int, size: int, folder: str, kind: str) -> None:
+    with _joined(rank, size, folder, kind):
+        found = _losses(torch.device(kind))
+        if rank == 0:
+            Path(folder, "losses").write_text(json.dumps(found))
+
+
+def _collectives(rank: int, size: int, folder: str, kind: str) -> None:
+    """What the ranks of a run exchange, for values of which the results are known."""
+    with _joined(rank, size, folder, kind):
+        ranks, own = Ranks(rank, size), torch.tensor([rank + 1.0, 2.0], device=kind)
+        (total,), there = ranks.add_up([own], [own])
+        largest = torch.tensor([True, False], device=kind)
+        found = {
+            "sum": total.tolist() == [size * (size + 1) / 2, 2.0 * size] and there.tolist() == [size],
+            "maximum and sum": ranks.combine(own, largest).tolist() == [size, 2.0 * size],
+            "maximum in a graph": largest_over_ranks(own).tolist() == [size, 2.0],
+        }
+        if rank == 0:
+            Path(folder, "wrong").write_text(json.dumps([name for name, right in found.items() if not right]))
+
+
+@contextmanager
+def _joined(rank: int, size: int, folder: str, kind: str) -> Iterator[None]:
     if kind == "cuda":
         torch.cuda.set_device(rank)
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=size)
-    found = _losses(torch.device(kind))
-    if rank == 0:
-        Path(folder, "losses").write_text(json.dumps(found))
+    yield
     dist.destroy_process_group()
 
 
@@ -219,6 +262,7 @@ PARTS: dict[str, Callable[[torch.device, bool], Iterator[Row]]] = {
     "tests": tests,
     "memory": memory,
     "comparison": comparison,
+    "graphs": graphs,
     "steps_350M": functools.partial(steps, "350M"),
     "ranks": ranks,
 }

@@ -110,7 +110,7 @@ def rates_note(rows: Iterable[Row]) -> str:
 
 
 def rates_markdown(rows: Sequence[Row], hidden: Collection[str] = ()) -> str | None:
-    """The table as markdown with its note; None if no format was tried at several rates.  hidden: see `rate_lines`."""
+    """The table of `rate_lines` as markdown with its note; None if no format was tried at several rates."""
     lines = rate_lines(rows, hidden)
     if not lines:
         return None

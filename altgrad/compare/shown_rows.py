@@ -67,8 +67,8 @@ class Shown:
 
 
 _HOW = (
-    "To show hidden runs again, change their annotations on the dashboard's page Overview; `altgrad compare` and "
-    "`altgrad report` count them with --with-hidden."
+    "To show hidden runs again, change their annotations on the dashboard's page Overview; altgrad compare and "
+    "altgrad report count them with --with-hidden."
 )
 
 

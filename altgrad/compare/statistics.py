@@ -8,7 +8,7 @@ The claim itself is the parity verdict, which depends on all groups of the compa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median, stdev
 
@@ -114,9 +114,21 @@ def with_parity(rows: Sequence[Row], terms: Terms) -> list[Row]:
     All groups but the baselines are one table, so call this with all rows of a comparison.
     """
     groups = {key: members for key, members in by_group(rows).items() if not any(row.is_baseline for row in members)}
-    found = judged([_evidence(members, terms.margin) for members in groups.values()], terms.looks)
+    by_name = {row.run: row for row in rows}
+    evidence = [_beside_baselines(_evidence(members, terms.margin), members, by_name) for members in groups.values()]
+    found = judged(evidence, terms.looks)
     verdicts = dict(zip(groups, found, strict=True))
     return [replace(row, parity=verdicts.get(row.group)) for row in rows]
+
+
+def _beside_baselines(evidence: Parity, members: Sequence[Row], by_name: Mapping[str, Row]) -> Parity:
+    """The evidence with the dead baselines, if every dead run of the group has one: BF16 is then no better."""
+    baselines = {row.run: by_name.get(row.baseline or "") for row in members}
+    dead = [baselines[row.run] for row in members if row.collapsed or row.non_finite]
+    if not dead or any(row is None or not (row.collapsed or row.non_finite) for row in dead):
+        return evidence
+    known = {row.run for row in baselines.values() if row is not None}
+    return replace(evidence, against_runs=len(known), against_dead=len({row.run for row in dead if row is not None}))
 
 
 def _evidence(members: Sequence[Row], margin: float | None) -> Parity:

@@ -99,6 +99,13 @@ def best_sentence(rows: Sequence[Row]) -> str:
     A group with a collapse is named only if every group has one, and the sentence says so.
     """
     ranked = ranking(rows)
+    if not ranked and rows and all(row.is_baseline for row in rows):
+        return "There are BF16 runs only: a gap needs a run of another format or recipe with the same seed."
+    if not ranked and rows and not any(row.is_baseline or row.baseline for row in rows):
+        return (
+            "There is no BF16 run of these seeds, so there is no gap to it. Any two groups can be compared: "
+            "`altgrad compare` with `--groups`, or the dashboard's page Compare, part Two groups."
+        )
     if not ranked:
         return (
             "No gap can be computed yet: it needs a BF16 run and another run with the same seed, both alive and with a "

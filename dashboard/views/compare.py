@@ -34,7 +34,7 @@ from dashboard.figures.difference_figure import difference_figure
 from dashboard.figures.group_figures import learning_rate_figure, matrix_figure, pareto, pareto_figure, survival_figure
 from dashboard.page_context import PageContext
 from dashboard.paper.exported_chart import show_chart
-from dashboard.widgets import choose_kept, choose_many, choose_one, show_table, value_text
+from dashboard.widgets import choose_kept, choose_many, choose_one, show_texts, value_text
 
 _PARTS = {
     "matrix": "Rescue matrix",
@@ -45,7 +45,6 @@ _PARTS = {
     "settings": "Settings",
     "parity": "Parity",
 }
-_WIDTHS = (180, 60, 250, 420, 260)  # of the columns of the parity table
 
 
 def show(context: PageContext) -> None:
@@ -115,8 +114,7 @@ def _learning_rate(shown: Shown) -> None:
         return
     rates = {row.learning_rate for row in rows}
     if lines := rate_lines(shown.all_rows, shown.hidden):
-        frame = pd.DataFrame([dict(zip(RATE_HEADS, line.cells, strict=True)) for line in lines])
-        show_table(frame, alt="The best learning rate of each format, the usable ones, and the gaps to BF16.")
+        show_texts(RATE_HEADS, [line.cells for line in lines], "Best and usable rates of each format, and its gaps")
         st.caption(rates_note(rows))
     if len(rates) == 1:
         said = f"All runs have the learning rate {rates.pop():.3g}, so this sweep cannot compare learning rates."
@@ -218,7 +216,5 @@ def _parity(rows: Sequence[Row]) -> None:
     if not lines:
         st.info("There is nothing to compare with BF16 yet.")
         return
-    frame = pd.DataFrame([dict(zip(HEADS, line.cells, strict=True)) for line in lines])
-    columns = {head: st.column_config.Column(width=width) for head, width in zip(HEADS, _WIDTHS, strict=True)}
-    show_table(frame, alt="The gap of each group to BF16, and the verdict on it.", column_config=columns)
+    show_texts(HEADS, [line.cells for line in lines], "The gap of each group to BF16, and the verdict on it")
     st.caption(f"{parity_note(rows)} Both runs of a pair saw the same batches from the same initial weights.")

@@ -64,9 +64,8 @@ def _triage(context: PageContext, collapsed: Sequence[Row]) -> None:
         "Group": st.column_config.TextColumn(help="Runs that differ in nothing but the seed."),
         "Rule": st.column_config.TextColumn(help="The collapse rule that judged the run; the look-up has each one."),
         "Value": st.column_config.NumberColumn(format="%.4g", help="What the rule judges, at that step."),
-        "Limit": st.column_config.NumberColumn(format="%.4g", help="The limit of the rule for that value."),
     }
-    alt = "Collapsed runs by rule: run, group, rule, step, number of steps, value, limit."
+    alt = "Collapsed runs by rule: run, group, rule, step, value."
     picked = show_table(frame, alt, on_select="rerun", selection_mode="single-row", key="triage", column_config=columns)
     chosen = picked.selection.rows if picked else []
     if chosen:
@@ -81,9 +80,7 @@ def _cells(context: PageContext, row: Row) -> dict[str, Any]:
         "Group": row.group_label,
         "Rule": row.collapse_rule,
         "Step": row.collapse_step,
-        "Of": row.max_steps,
         "Value": None if verdict is None else float(verdict.value),
-        "Limit": None if verdict is None else float(verdict.limit),
     }
 
 

@@ -12,7 +12,7 @@ import streamlit as st
 from altgrad.format_fit import DISTRIBUTIONS, Fit, Weighted, fit, from_distribution
 from altgrad.formats import FORMATS, SPLITS, NumberFormat, find_format
 from altgrad.text.foreign_text import as_markdown
-from altgrad.text.number_text import binary, number
+from altgrad.text.number_text import ABSENT, binary, number
 from dashboard.data.cast_fits import Histogram, ranking
 from dashboard.figures.format_figures import (
     codes,
@@ -27,7 +27,7 @@ from dashboard.figures.format_figures import (
 from dashboard.figures.tensor_figures import ranking_figure, tensor_figure, tensor_scale
 from dashboard.page_context import PageContext
 from dashboard.paper.exported_chart import show_chart
-from dashboard.widgets import choose, choose_many, choose_one, choose_run, show_table, slide, switch
+from dashboard.widgets import choose, choose_many, choose_one, choose_run, show_table, show_words, slide, switch
 
 _PARTS = {"grids": "Grids", "precision": "Precision", "codes": "Codes", "tensors": "This run's tensors"}
 
@@ -72,8 +72,8 @@ def _grids(formats: Sequence[NumberFormat]) -> None:
     alt = f"Positive values of {', '.join(fmt.name for fmt in formats)} on a log2 axis."
     said = "Each tick is a value; for formats of more than 8 bits only the range is drawn."
     show_chart(grid_figure(formats), "grids", title="Values of the formats", caption=said, alt=alt)
-    frame = pd.DataFrame([facts(fmt) for fmt in formats])
-    show_table(frame, alt="Range, precision and special codes of each format.")
+    rows = [{name: ABSENT if value is None else str(value) for name, value in facts(fmt).items()} for fmt in formats]
+    show_words(rows, alt="Range, precision and special codes of each format.")
     for sentence in equivalences({fmt.name: fmt for fmt in formats}):
         st.info(sentence)
 

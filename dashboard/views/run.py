@@ -49,11 +49,11 @@ def show(context: PageContext) -> None:
         context.link("failures", "All signals and layers up to the verdict", run=run.name)
     _state(context, run, row)
     _curves(context, run, row)
+    _config(run)
     left, right = st.columns(2)
     with left:
-        _config(run)
-    with right:
         _facts(run)
+    with right:
         show_events(read_events(run))
         _checkpoints(run)
     st.header("Train it again")
@@ -118,14 +118,14 @@ def _curves(context: PageContext, run: WatchedRun, row: Row) -> None:
 def _config(run: WatchedRun) -> None:
     st.header("Config")
     changed = changed_fields(run.config)
-    frame = pd.DataFrame(
-        [
-            {"Field": name, "Value": value_text(value), "Changed": name in changed}
-            for name, value in sorted(run.config.items(), key=lambda item: item[0] not in changed)
-        ]
-    )
-    show_table(frame, alt="The run's config: field, value, whether changed.")
-    st.caption("Changed: differs from the default.")
+    if changed:
+        rows = [{"Field": name, "Value": value_text(value)} for name, value in changed.items()]
+        show_words(rows, "The fields of the run's config that differ from the default, with their values.")
+    else:
+        st.caption("Every field has its default value.")
+    usual = [{"Field": name, "Value": value_text(run.config[name])} for name in run.config if name not in changed]
+    with st.expander(f"{len(usual)} fields at their defaults"):
+        show_table(pd.DataFrame(usual), alt="The other fields of the run's config, with their values.")
 
 
 def changed_fields(config: Mapping[str, Any]) -> dict[str, Any]:

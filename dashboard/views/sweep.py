@@ -145,7 +145,8 @@ def _table(context: PageContext, frame: pd.DataFrame, members: Sequence[list[Row
         said = f" Losses and gaps are in {unit}." if unit else ""
         steps = {row.gap_step for rows in members for row in rows if row.final_gap is not None}
         said += f" Gaps are those of step {steps.pop()}." if len(steps) == 1 else ""
-        st.caption(f"{len(frame)} rows; select one to open it.{said}")
+        count = "1 row" if len(frame) == 1 else f"{len(frame)} rows"
+        st.caption(f"{count}; select one to open it.{said}")
         return
     opened = members[frame.index[chosen[0]]]
     if per_group:

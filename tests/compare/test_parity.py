@@ -87,6 +87,24 @@ def test_a_dead_run_or_too_few_seeds_never_make_a_group_as_good() -> None:
     assert judged([group([MARGIN] * 3)])[0].verdict == "undecided", "exactly on the edge"
 
 
+def test_deaths_of_the_other_side_make_nobody_worse_and_nothing_equivalent() -> None:
+    good = [0.0001, -0.0001, 0.0, 0.0002]
+    ahead, behind = [one - 1 for one in good], [one + 1 for one in good]
+    other = {"against": "E4M3", "against_runs": 5}
+    for values in (good, ahead, behind):
+        (found,) = judged([group(values, against_dead=1, **other)])
+        assert found.sentence == "no claim: of E4M3, 1 of 5 collapsed or reached NaN"
+        both = judged([group(values, collapsed=1, against_dead=1, runs=5, **other)])[0]
+        assert both.verdict == "no claim", "both sides have died"
+    words = {"equivalent": good, "better": ahead, "worse": behind}
+    early = {word: judged([group(values, against_early=1, **other)])[0] for word, values in words.items()}
+    assert {word: one.verdict for word, one in early.items()} == dict.fromkeys(words, "undecided") | {
+        "better": "better"
+    }
+    assert "1 of 5 of E4M3 ended early" in early["worse"].sentence
+    assert judged([group(behind, ended_early=1, against_early=1, runs=5, **other)])[0].verdict == "undecided"
+
+
 def rates(n: int, true_mean: float, spread: float, tables: int, groups: int = 1) -> tuple[dict[str, float], float]:
     """The share of groups with each claim, and the share of tables with any claim, in simulated sweeps."""
     rng = np.random.default_rng(n)

@@ -9,8 +9,10 @@ import pytest
 
 from altgrad.compare import (
     Row,
+    by_group,
     collapse_step,
     comparison,
+    group_difference,
     paired_gap,
     ranking,
     rescue_matrix,
@@ -22,7 +24,7 @@ from altgrad.storage.folder import Folder
 from dashboard.data.sweep_frame import group_frame
 from dashboard.figures.group_figures import pareto
 from tests.support.html_tree import parse
-from tests.support.results.written_runs import COLLAPSED, curve, row, write_run
+from tests.support.results.written_runs import COLLAPSED, HASHES, curve, row, write_run
 
 NAN = math.nan
 
@@ -67,6 +69,23 @@ def test_a_group_with_a_collapse_is_never_best_ahead_or_on_the_front(sweep: Fold
 def test_where_every_group_has_a_collapse_the_best_is_named_as_such(sweep: Folder) -> None:
     rows = dead_and_alive(sweep, (2,), with_whole=False)
     assert "No group is without a collapse" in best_sentence(rows) and "1 of 3 collapsed" in best_sentence(rows)
+
+
+def test_a_format_is_not_worse_than_a_baseline_that_died_in_the_same_seeds(sweep: Folder) -> None:
+    for fmt, dead in (("BF16", (1, 2)), ("E7M0", (1, 2)), ("E4M3", (1, 3)), ("E5M2", ())):
+        for seed in (1, 2, 3):
+            losses = curve(range(10, 31 if seed in dead else 101, 10), 2.0 + seed / 1000)
+            config = {"seed": seed, "max_steps": 100, "format": fmt}
+            ending = {"status": "collapsed", "verdict": COLLAPSED} if seed in dead else {}
+            write_run(sweep, f"{fmt}-{seed}", losses, config=config, info=HASHES, **ending)
+    rows = comparison(list_runs(sweep)[0])
+    said = {row.format: row.parity.sentence for row in rows if row.parity is not None}
+    assert said["E7M0"] == "no claim: of BF16, 2 of 3 collapsed or reached NaN"
+    assert said["E4M3"] == "not as good as BF16: 2 of 3 collapsed", "BF16 lived in seed 3"
+    groups = {members[0].format: members for members in by_group(rows).values()}
+    assert group_difference(groups["E4M3"], groups["E5M2"]).parity.sentence == "not as good as E5M2: 2 of 3 collapsed"
+    assert group_difference(groups["E5M2"], groups["E4M3"]).parity.verdict == "no claim"
+    assert group_difference(groups["E7M0"], groups["E4M3"]).parity.verdict == "no claim"
 
 
 def test_a_run_that_went_on_after_its_verdict_counts_as_collapsed(sweep: Folder) -> None:

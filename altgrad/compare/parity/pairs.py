@@ -124,7 +124,12 @@ def _unjudged(one: Sequence[Row], other: Sequence[Row], margin: float | None) ->
     reference = [b for seed in finite for _, b in by_seed[seed]]
     middle, low, high = interval(list(finite.values()))
     against = other[0].group_label
-    parity = not_judged([*one, *other], finite.values(), reference, margin, against)
+    parity = replace(
+        not_judged(one, finite.values(), reference, margin, against),
+        against_runs=len(other),
+        against_dead=sum(row.collapsed or row.non_finite for row in other),
+        against_early=sum(not row.alive and not row.collapsed for row in other),
+    )
     return GroupDifference(
         one=one[0].group_label,
         other=against,

@@ -47,7 +47,8 @@ class Parity:
     NaN or inf), `ended_early`: of the group; a run that reached NaN is as dead as a collapsed one.  `tested`: number of
     comparisons of the table that are tested.  `looks`: see `Terms`.  `level`: the level at which the table tests this
     comparison next, smaller than 5 % if there are several undecided ones.  `p`: two-sided, corrected.  `hidden`: number
-    of the group's runs that a viewer has hidden; no claim is made then.
+    of the group's runs that a viewer has hidden; no claim is made then.  `against_dead`, `against_early`: number of the
+    `against_runs` on the other side that died, or ended early, so that this side is not worse for its own deaths alone.
     """
 
     verdict: ParityWord
@@ -64,6 +65,9 @@ class Parity:
     level: float = LEVEL
     p: float | None = None
     hidden: int = 0
+    against_runs: int = 0
+    against_dead: int = 0
+    against_early: int = 0
 
     @property
     def n(self) -> int:
@@ -83,7 +87,9 @@ class Parity:
 
     @property
     def deaths(self) -> str:
-        """`1 of 3 collapsed`, with those that reached NaN where there are any."""
+        """`1 of 3 collapsed`, with those that reached NaN where there are any; alone, if nothing else happened."""
+        if self.non_finite and not self.collapsed:
+            return f"{self.non_finite} of {self.runs} reached NaN or inf"
         said = f"{self.collapsed} of {self.runs} collapsed"
         return f"{said}, {self.non_finite} reached NaN or inf" if self.non_finite else said
 
@@ -109,6 +115,8 @@ class Parity:
     def _no_claim(self) -> str:
         if self.hidden:
             return f"no claim: {hidden_words(self.hidden)}"
+        if self.against_dead:
+            return f"no claim: of {self.against}, {self.against_dead} of {self.against_runs} collapsed or reached NaN"
         if not self.n:
             return f"no claim: no seed has a finite difference to {self.against}"
         seeds = "one seed says nothing about others" if self.n == 1 else "too few seeds"
@@ -118,6 +126,9 @@ class Parity:
     def _what_would_decide(self) -> str:
         if self.ended_early:
             return f"{self.ended_early} of {self.runs} ended early, and the others do not speak for them"
+        if self.against_early:
+            early = f"{self.against_early} of {self.against_runs} of {self.against}"
+            return f"{early} ended early, and the others do not speak for them"
         if self.seeds is None:
             return f"more than {MOST_SEEDS} seeds would be needed"
         return f"about {self.seeds} seeds would decide it ({POWER:.0%} power)".replace("%", " %")
@@ -156,7 +167,7 @@ def judged(table: Sequence[Parity], looks: int = 1) -> list[Parity]:
 
 def _claim(one: Parity) -> tuple[ParityWord, float | None]:
     """The claim that fits the differences best with its two-sided p; p is None if no test is made."""
-    if one.hidden:
+    if one.hidden or one.against_dead:
         return "no claim", None
     if one.collapsed or one.non_finite:
         return "collapsed", None
@@ -165,6 +176,10 @@ def _claim(one: Parity) -> tuple[ParityWord, float | None]:
     claims = _claims(one.differences, one.margin)
     if one.ended_early:  # the survivors may be worse, but never as good
         claims = {"worse": claims["worse"]}
+    if one.against_early:  # better than the survivors of the other side, but never just as good
+        claims = {word: p for word, p in claims.items() if word == "better"}
+    if not claims:
+        return "undecided", None
     best = min(claims, key=lambda word: claims[word])
     return best, 2 * claims[best]
 

@@ -66,5 +66,5 @@ def _note(bars: Bars, rows: Sequence[Row]) -> str:
 def _parity(members: Sequence[Row], gap: PairedGap) -> Html:
     if members[0].is_baseline or gap.parity is None:
         return Html("reference")
-    sentence = gap.parity.sentence.removeprefix(gap.parity.verdict)
-    return join([element("strong", gap.parity.verdict), sentence if sentence[0] in " :" else f": {sentence}"])
+    word = "not as good" if gap.parity.verdict == "collapsed" else gap.parity.verdict  # some may have reached NaN
+    return join([element("strong", word), gap.parity.sentence.removeprefix(word)])

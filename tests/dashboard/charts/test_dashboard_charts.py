@@ -108,7 +108,7 @@ def test_survival_falls_at_each_collapse(rows: list[Row]) -> None:
 def test_best_format_is_named_with_its_interval(rows: list[Row]) -> None:
     sentence = best_sentence(rows)
     assert sentence.startswith("**E3M4**") and "n = 3" in sentence
-    assert "needs a BF16 run" in best_sentence([row for row in rows if row.is_baseline])
+    assert "BF16 runs only" in best_sentence([row for row in rows if row.is_baseline])
 
 
 def test_group_row_is_that_of_its_seeds_alone(rows: list[Row]) -> None:

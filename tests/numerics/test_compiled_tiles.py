@@ -54,7 +54,7 @@ def test_tiles_along_the_first_dimension_are_the_eager_ones_bit_for_bit(granular
         ("1x32", (24, 40)),  # 24 columns are padded, and the padded rows stored
     ],
 )
-def test_edges_take_the_eager_values_and_at_most_one_branch_on_the_position(granularity, shape):
+def test_edges_take_the_eager_values_and_no_branch_for_each_use_of_a_value(granularity, shape):
     x = torch.randn(shape, generator=generator()) * torch.exp(2 * torch.randn(shape[-1], generator=generator()))
     x.view(-1)[:3] = torch.tensor([float("nan"), float("inf"), 0.0])
     fmt, key = find_format("E4M3"), torch.zeros(2, dtype=torch.int32)
@@ -69,7 +69,7 @@ def test_edges_take_the_eager_values_and_at_most_one_branch_on_the_position(gran
     (values, counts), (code, *_) = run_and_get_code(compiled, x, spec_of(fmt), key)
     assert torch.equal(values.view(torch.int32), eager.view(torch.int32))
     assert torch.equal(counts, expected)
-    assert code.count("all_zero()") <= 1
+    assert code.count("all_zero()") <= 2  # of the padding alone; 17 where each use of a padded value has one
 
 
 def loops(granularity: str, last: bool) -> list[str]:

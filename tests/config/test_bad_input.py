@@ -37,7 +37,6 @@ FILES = {
 
 TRAIN = ["train", CONFIG, "--out", "out"]
 ALTGRAD: dict[str, tuple[Sequence[str], str]] = {
-    "no command": ([], "COMMAND"),
     "unknown command": (["stauts", "x"], "did you mean 'status'?"),
     "unknown option": ([*TRAIN, "--sed", "x"], "did you mean --set?"),
     "out of nothing": (["train", CONFIG, "--out", ""], "--out"),

@@ -78,7 +78,7 @@ def test_annotations_and_stop_requests_are_written_to_the_store_and_count_there(
         assert read_annotations(sweep).by_run == {name: Annotation("über S3", star=True, hidden=True)}
         st.cache_resource.clear()  # viewers share what was looked at half a second ago
         app = show(store.uri("results"), "sweep", rows="run")
-        assert "1 hidden run is left out" in words(app) and name not in drawn(app)
+        assert f"1 run is hidden and left out: {name}" in words(app) and name not in drawn(app)
         assert "bf16_lr0.0006_s42" in drawn(app)
         request_stop(sweep, "enough")
         request = stop_request(sweep / name, sweep)

@@ -19,6 +19,7 @@ GIVEN = {
     "--task": (["my.task:Mine"], "my.task:Mine"),
     "--task-arg": (["width=7", "kind=deep"], {"width": 7, "kind": "deep"}),
     "--from": (["results/trunk@300"], "results/trunk@300"),
+    "--keep": (["step", "moments"], ("step", "moments")),
     "--model": (["micro"], "micro"),
     "--max-steps": (["9"], 9),
     "--data": (["book.txt"], "book.txt"),

@@ -81,10 +81,10 @@ def test_each_entry_of_the_state_is_needed():
         states, after = trained(config)
         for path in entries(states[0]):
             if (
-                path in (("elapsed_seconds",), ("interventions", 2), ("quantized", "histories"))
+                path in (("elapsed_seconds",), ("ahead",), ("interventions", 2), ("quantized", "histories"))
                 or needless.get(path) == 0
             ):
-                continue  # a time; the clipper, which has no state; see below
+                continue  # a time; the clipper, which has no state; for the others see below
             same = all(go_on(config, replaced(states[k], path, states[0])) == after(k) for k in (7, 10, 12, 19))
             needless[path] = int(same)
     assert [path for path, same in needless.items() if same] == []
@@ -108,6 +108,13 @@ def test_the_amax_histories_are_needed():
     for history in state["quantized"]["histories"].values():
         history.mul_(64)
     assert go_on(EVERYTHING, state) != after(8)
+
+
+def test_the_place_in_the_data_is_needed():
+    """A run that took weights from another one may be ahead of its steps there; these runs are not."""
+    states, after = trained(MASTERS)
+    assert states[8]["ahead"] == 0
+    assert go_on(MASTERS, copy.deepcopy(states[8]) | {"ahead": 3}) != after(8)
 
 
 def test_the_time_of_a_run_goes_on_where_it_was():

@@ -97,7 +97,7 @@ def test_losses_in_bfloat16_are_those_in_float32_bit_for_bit(fields):
 def test_all_three_products_see_operands_in_bfloat16_and_keep_them_in_it(monkeypatch):
     seen = []
     product, wgrad = gemm.product, gemm.wgrad
-    monkeypatch.setattr(gemm, "product", lambda a, b, bias: seen.append((a.dtype, b.dtype)) or product(a, b, bias))
+    monkeypatch.setattr(gemm, "product", lambda a, b, *rest: seen.append((a.dtype, b.dtype)) or product(a, b, *rest))
     monkeypatch.setattr(gemm, "wgrad", lambda a, b: seen.append((a.dtype, b.dtype)) or wgrad(a, b))
     layer = layer_of(Recipe(format="E4M3", gemm_dtype="bfloat16"))
     kept = []

@@ -118,6 +118,7 @@ def test_charts_and_tables_have_words_for_those_who_do_not_see_them(visit: Visit
         visit.page.locator(".js-plotly-plot").first.wait_for()
         for chart in visit.page.get_by_test_id("stPlotlyChart").all():
             assert chart.get_attribute("role") == "figure" and len(chart.get_attribute("aria-label")) > 20, path
+        visit.page.evaluate("document.querySelectorAll('details:not([open]) > summary').forEach(one => one.click())")
         for table in visit.page.get_by_test_id("stDataFrame").all():
             table.locator("[role=grid]").wait_for(state="attached")
             said = table.get_by_test_id("stDataFrameResizable").get_attribute("aria-label")

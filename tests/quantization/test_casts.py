@@ -133,6 +133,21 @@ def test_zeros_beside_tiny_values_stay_zeros_under_two_level_scales(amax):
     assert rounded[0, 0].item() == pytest.approx(amax, rel=0.07, abs=2**-127)
 
 
+@pytest.mark.parametrize("block", ["1x16", "16x16"])
+@pytest.mark.parametrize(
+    "scales", [{}, {"scale_rule": "real", "scale_format": "FP32"}, {"scale_rule": "real", "scale_format": "E4M3"}]
+)
+@pytest.mark.parametrize("name", ["E0M7", "E2M1", "E4M3", "INT8", "E7M0"])
+def test_finite_values_of_any_size_stay_finite_and_zeros_stay_zeros(name, scales, block):
+    ends = [2.0**exponent for exponent in range(-149, 128, 4)] + [float(np.finfo(np.float32).max)]
+    for amax in ends:
+        for beside in (0.0, amax, -amax, amax / 1000):
+            x = torch.zeros(16, 32)
+            x[0, 0], x[1, 20], x[2, 3] = amax, beside, -amax
+            rounded = fake_quantize(x, Cast(format=name, block=block, **scales))
+            assert rounded.isfinite().all() and (rounded[x == 0] == 0).all(), (amax, beside)
+
+
 def test_an_amax_less_than_half_a_ulp_above_a_largest_value_counts_as_that():
     """E4M3: 448 under a power of two; half a ULP of it is 16, so that 464 is not less."""
     e4m3, bf16 = (FormatTensors.of(find_format(name)) for name in ("E4M3", "BF16"))

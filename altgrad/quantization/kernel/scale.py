@@ -45,8 +45,10 @@ def two_level_scale(
     of E4M3, 2^-6 to 448.  Tensor amax 12, tile amax 3: FP32 scale 12 / 2688, E4M3 scale 0.5 x 2688 / 12 = 112, and
     their product is 0.5 = 3 / 6.
     amax: of each tile; tensor_amax: 0-d.  The FP32 scale of a tensor of zeros is 1, and never below 2^-120: otherwise
-    the inverse scale of a tile of zeros would overflow beside values below 5e-34, and 0 x inf is NaN.
+    the inverse scale of a tile of zeros would overflow beside values below 5e-34, and 0 x inf is NaN.  Near float32's
+    largest value the tensor's amax counts as so much less that max x scale stays finite: those values saturate.
     """
+    tensor_amax = torch.minimum(tensor_amax, _LARGEST_AMAX * fmt.max.clamp(max=1.0))
     whole = torch.where(tensor_amax > 0, tensor_amax / (scale_format.max * fmt.max), 1.0).clamp(min=_LEAST_TENSOR_SCALE)
     least = scale_format.min_normal_bits.view(torch.float32)
     wanted = (amax / fmt.max / whole).clamp(min=least)

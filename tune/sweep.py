@@ -99,14 +99,14 @@ def _sweep(options: SweepOptions, console: Console, journal: Journal, stack: Exi
         machine = stack.enter_context(connected_ray(options.cluster, tasks))
     plan = _plan(options, stored, machine)
     resources = _resources(options, machine, plan.trials, stored)
-    if options.probe:
-        measure(plan.trials, resources, machine.gpus, TimesStore(), console.print)
-    times = None if options.cluster is not None else expected(plan.trials, resources, TimesStore())
-    plan = plan.timed(times, resources.memory_sentence(machine, plan.trials))
     if not options.dry_run or any_given(plan.trials):  # without torch a plan of what altgrad ships answers at once
         uses_gpus_here = bool(resources.gpus) and options.cluster is None
         for line in check_inputs(plan.trials, machine, uses_gpus_here=uses_gpus_here):
             tell(console, line)
+    if options.probe:
+        measure(plan.trials, resources, machine.gpus, TimesStore(), console.print)
+    times = None if options.cluster is not None else expected(plan.trials, resources, TimesStore())
+    plan = plan.timed(times, resources.memory_sentence(machine, plan.trials))
     if options.dry_run:
         show_plan(console, plan, resources, elsewhere=options.cluster is not None)
         return 0

@@ -176,9 +176,10 @@ def test_dry_run_answers_without_torch_and_ray_and_creates_nothing(tmp_path: Pat
 def test_a_dry_run_refuses_what_the_run_would_refuse(
     given: tuple[str, str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--dry-run", "--formats", "E4M3", "--model", "micro", *given]) == 2
-    told = capsys.readouterr()
-    assert reason in told.err and len(told.err.splitlines()) == 1 and not told.out
+    for dry in (["--dry-run"], ["--dry-run", "--probe"]):  # before it measures anything
+        assert main([*dry, "--formats", "E4M3", "--model", "micro", *given]) == 2
+        told = capsys.readouterr()
+        assert reason in told.err and len(told.err.splitlines()) == 1 and not told.out
 
 
 def test_the_help_shows_its_options_in_groups(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ _PAIR = re.compile(
     rf"(?<![\w/.-])(?P<name>(?:[a-z][\w/.-]*[ ])?[a-z][\w/.-]*)(?:\s*[:=]\s*|\s+)(?P<value>{_NUMBER})(?!\w|[.,]\w)",
     re.IGNORECASE,
 )
+_LARGEST_STEP = 2**53  # larger whole numbers are not exact in float64; no trainer counts so far
 _EXTREMES = ("__MIN", "__MAX")  # columns that the export of Weights & Biases adds to each of its own
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -55,6 +56,7 @@ class LossLog:
 
 def read_loss_log(file: Path, loss: str | None = None, step: str | None = None) -> LossLog:
     """The training loss of a log; `loss`, `step`: names of its columns, if they cannot be told by their words.
+    With `loss` no held-out loss is looked for.
 
     Raises OSError if the file cannot be read, and ValueError, with the file's name, if no loss is found or several are.
     """
@@ -67,7 +69,7 @@ def read_loss_log(file: Path, loss: str | None = None, step: str | None = None) 
         step_name = _chosen(step, names, "--step") if step else _step_beside(rows, loss_name)
         held_out = None if loss else next(filter(_is_held_out, names), None)
         return _log(rows, loss_name, step_name, held_out)
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"{file}: {error}") from error
 
 
@@ -100,7 +102,7 @@ def _with_steps(rows: Iterable[LogRow], step_name: str | None) -> Iterator[tuple
             continue
         # an evaluation that stands in a row of its own may give its step another name
         step = next((row[name] for name in (step_name, *filter(_is_step, row)) if name in row), math.nan)
-        if math.isfinite(step):
+        if abs(step) <= _LARGEST_STEP:  # NaN is not
             yield int(step), row
 
 
@@ -172,7 +174,7 @@ def _number(value: object) -> float | None:
         return None
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # a whole number of JSON may have any number of digits
         return None
 
 

@@ -12,7 +12,7 @@ from altgrad.collapse import CollapseDetector, gap_to_baseline
 from altgrad.collapse.loss_log import LossLog, read_loss_log
 from altgrad.commands.option_parser import Commands, count, examples, path, word
 from altgrad.commands.train import settings_of_words
-from altgrad.config.train_config import TrainConfig
+from altgrad.config.train_config import TrainConfig, make_config
 from altgrad.results import Verdict
 from altgrad.text.number_text import number
 from altgrad.text.terminal_output import say
@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
         epilog=examples(
             "judge run.csv --vocabulary 50257",
             "judge fp8.jsonl --baseline bf16.jsonl --loss train/loss",
-            "judge train.log --max-steps 100000 --set never_learned_patience=200",
+            "judge train.log --max-steps 100000 --set diverged_patience=200",
         ),
     )
     judge.add_argument("log", type=path, help="file with the losses of a run")
@@ -65,15 +65,26 @@ def _judge(options: argparse.Namespace) -> int:
     if others := sorted(thresholds.keys() - TrainConfig.of_kind("judging")):
         raise ValueError(f"--set {others[0]}: no threshold of a rule; `altgrad config` lists them under collapse rules")
     log = read_loss_log(Path(options.log), options.loss, options.step)
-    baseline = read_loss_log(Path(options.baseline), options.loss, options.step) if options.baseline else None
+    baseline = _baseline(options, log)
     last = int(log.records[-1]["step"])
-    config = TrainConfig.model_validate({"max_steps": max(options.max_steps or last, 1)} | thresholds)
+    config = make_config({"max_steps": max(options.max_steps or last, 1)} | thresholds, "--set")
     console = Console()
     say(console, _source(options.log, log))
+    if baseline is not None:
+        say(console, _source(options.baseline, baseline))
     verdict = judged(log, config, options.vocabulary, baseline)
     for sentence in _sentences(log, verdict, baseline):
         say(console, sentence)
     return 0 if verdict is None else COLLAPSED
+
+
+def _baseline(options: argparse.Namespace, log: LossLog) -> LossLog | None:
+    if not options.baseline:
+        return None
+    baseline = read_loss_log(Path(options.baseline), options.loss, options.step)
+    if not _by_step(baseline).keys() & _by_step(log).keys():
+        raise ValueError(f"--baseline {options.baseline}: no step of it is among those of {options.log}")
+    return baseline
 
 
 def judged(

@@ -138,3 +138,24 @@ def test_judge_takes_thresholds_only(tmp_path: Path, capsys: pytest.CaptureFixtu
     file = log_of(tmp_path / "a.csv", {1: 2.0})
     assert main(["judge", file, "--set", "format=E4M3"]) == 2
     assert "--set format: no threshold of a rule" in capsys.readouterr().err
+
+
+def test_judge_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, elsewhere = log_of(tmp_path / "a.csv", {1: 2.0, 2: 1.9}), log_of(tmp_path / "b.csv", {5: 2.0})
+    for words, said in (
+        (["--baseline", elsewhere], "b.csv: no step of it is among those of"),
+        (["--set", "diverged_patience=0"], "--set"),
+    ):
+        assert main(["judge", file, *words]) == 2
+        told = capsys.readouterr()
+        assert said in told.err and len(told.err.splitlines()) == 1 and not told.out
+
+
+def test_numbers_that_no_trainer_writes_break_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        f'{{"step": 1, "loss": 2}}\n{{"step": {10**400}, "loss": 3}}\n{{"step": 1e300, "loss": 4}}\n'
+    )
+    assert [row["loss"] for row in read_loss_log(tmp_path / "a.jsonl").records] == [2]
+    (tmp_path / "b.csv").write_text("step,loss\n1," + "9" * 200_000 + "\n")  # a field above the limit of the library
+    with pytest.raises(ValueError, match=r"b\.csv: "):
+        read_loss_log(tmp_path / "b.csv")

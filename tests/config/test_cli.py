@@ -7,11 +7,13 @@ import shlex
 import subprocess
 import sys
 from importlib import metadata
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 
 from altgrad.__main__ import command_parser
+from altgrad.commands.train import settings_of_words
 from altgrad.config.train_config import TrainConfig
 from tests.servers.polling import PATIENCE, wait_for
 from tests.support.commands import altgrad
@@ -165,6 +167,8 @@ def test_the_help_of_a_command_says_what_it_is_for_and_its_examples_are_command_
     for _, *words in examples:
         if command in COMMANDS:
             command_parser().parse_args(words)
+            for at in (at for at, word in enumerate(words) if word == "--set"):  # which names fields that exist
+                settings_of_words(list(takewhile(lambda word: not word.startswith("--"), words[at + 1 :])))
         elif command in ("sweep", "submit"):
             parse_options(words[1:])
 

@@ -112,8 +112,13 @@ class Row:
 
     @property
     def non_finite(self) -> bool:
-        """Whether the run is alive, but its last validation loss or its gap is NaN or inf."""
-        return self.alive and not all(math.isfinite(x) for x in (self.validation_loss, self.gap) if x is not None)
+        """Whether the run is alive, but its last validation loss, or that which is compared, is NaN or inf.
+
+        A gap is NaN also where the loss of the baseline is, which says nothing about the run.
+        """
+        return self.alive and not all(
+            math.isfinite(loss) for loss in (self.validation_loss, self.final_loss) if loss is not None
+        )
 
     @property
     def final_loss(self) -> float | None:

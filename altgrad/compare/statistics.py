@@ -60,11 +60,12 @@ class PairedGap:
     @property
     def sentence(self) -> str:
         """The mean with interval, step, n and collapses, and the claim that these data support."""
-        lost = f" {self.lost} further run{'s have' if self.lost > 1 else ' has'} no finite gap." if self.lost else ""
         if self.mean is None:
             return f"No finite gap to a baseline was measured; {self.count}."
         interval = "" if self.low is None else f" [{self.low:+.3f}, {self.high:+.3f}]"
         at = "" if self.step is None else f" at step {self.step}"
+        further = f"{self.lost} further run{'s have' if self.lost > 1 else ' has'}"
+        lost = f" {further} no finite gap{at}." if self.lost else ""
         unit = f" {self.unit}" if self.unit else ""
         said = f"{self.mean:+.3f}{unit}{interval}{at}, n = {self.n}"
         if self.parity is None:
@@ -122,13 +123,25 @@ def with_parity(rows: Sequence[Row], terms: Terms) -> list[Row]:
 
 
 def _beside_baselines(evidence: Parity, members: Sequence[Row], by_name: Mapping[str, Row]) -> Parity:
-    """The evidence with the dead baselines, if every dead run of the group has one: BF16 is then no better."""
+    """The evidence with the baselines that died or ended early, unless the group died where its baseline lived.
+
+    The other pairs do not speak for such a seed: the group is not as good, or as bad, there.
+    """
     baselines = {row.run: by_name.get(row.baseline or "") for row in members}
-    dead = [baselines[row.run] for row in members if row.collapsed or row.non_finite]
-    if not dead or any(row is None or not (row.collapsed or row.non_finite) for row in dead):
+    dead = [baselines[row.run] for row in members if _is_dead(row)]
+    if any(row is None or not _is_dead(row) for row in dead):
         return evidence
-    known = {row.run for row in baselines.values() if row is not None}
-    return replace(evidence, against_runs=len(known), against_dead=len({row.run for row in dead if row is not None}))
+    known = {row.run: row for row in baselines.values() if row is not None}.values()
+    return replace(
+        evidence,
+        against_runs=len(known),
+        against_dead=sum(map(_is_dead, known)),
+        against_early=sum(not row.alive and not row.collapsed for row in known),
+    )
+
+
+def _is_dead(row: Row) -> bool:
+    return row.collapsed or row.non_finite
 
 
 def _evidence(members: Sequence[Row], margin: float | None) -> Parity:

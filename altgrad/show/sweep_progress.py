@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from altgrad.compare import Row, ranking
+from altgrad.compare import Row, by_group, ranking
 from altgrad.events import Event, kind_of
 from altgrad.results import RecordError, Run, particulars_of, read_plan
 from altgrad.storage.folder import Folder
@@ -102,9 +102,12 @@ def best_sentence(rows: Sequence[Row]) -> str:
     if not ranked and rows and all(row.is_baseline for row in rows):
         return "There are BF16 runs only: a gap needs a run of another format or recipe with the same seed."
     if not ranked and rows and not any(row.is_baseline or row.baseline for row in rows):
+        said = "There is no BF16 run of these seeds, so there is no gap to it."
+        if len(by_group(rows)) < 2:
+            return said
         return (
-            "There is no BF16 run of these seeds, so there is no gap to it. Any two groups can be compared: "
-            "`altgrad compare` with `--groups`, or the dashboard's page Compare, part Two groups."
+            f"{said} Any two groups can be compared: `altgrad compare` with `--groups`, or the dashboard's page "
+            "Compare, part Two groups."
         )
     if not ranked:
         return (

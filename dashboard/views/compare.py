@@ -192,15 +192,17 @@ def _two_groups(context: PageContext, rows: Sequence[Row]) -> None:
             pairs.append((_validation(runs[0]), _validation(runs[1])))
     curve = difference_curve(pairs)
     if curve is None:
-        st.info("No step has a validation loss of both groups for the same seed, so there is no curve.")
+        st.info("At no step is the difference of the validation losses finite for the same seeds: there is no curve.")
     else:
+        drawn = ["Band: 95 % t interval."] if curve.n > 1 else ["One seed has no interval."]
+        drawn += [] if found.parity.margin is None else ["Shaded: the margin."]
         show_chart(
             difference_figure(curve, named[one][0], found),
             "difference",
             title=f"{found.one} against {found.other}",
             n=f"{curve.n} seed{'s' if curve.n > 1 else ''}",
-            caption=f"{found.one} minus {found.other}, paired by seed; above 0 it is behind. Band: 95 % t interval; "
-            "shaded: the margin. It is judged alone; the part Parity corrects for all groups of the sweep.",
+            caption=f"{found.one} minus {found.other}, paired by seed; above 0 it is behind. {' '.join(drawn)} It is "
+            "judged alone; the part Parity corrects for all groups of the sweep.",
             alt="Difference of the validation losses of the two groups by step, with its 95 % interval over seeds.",
         )
     first = matched[0] if matched else (named[one][0], named[other][0])

@@ -1,4 +1,4 @@
-"""Layers: heat maps of layers by steps at one site, of one run or of two on one scale, and which layer was first."""
+"""Layers: heat maps of layers by steps at one site, of one run or of two on one scale, who was first, and numbers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from altgrad.report.thresholds import BOUNDS
 from altgrad.text.foreign_text import as_markdown
 from altgrad.text.number_text import number
 from dashboard.data.layer_order import Crossing, first_beyond
+from dashboard.data.sweep_frame import frame_of
 from dashboard.data.watched_sweep import WatchedRun
 from dashboard.figures.layer_heat_map import Heat, heat, heat_figure, shared_scale
 from dashboard.page_context import PageContext
 from dashboard.paper.exported_chart import show_chart
-from dashboard.widgets import choose_kept, choose_named, choose_one, choose_run, show_table
+from dashboard.widgets import choose_kept, choose_named, choose_one, choose_run, show_table, slide
 
 _FIRST = ["stall_rate", "overflow_rate", "underflow_rate", "gradient_sparsity"]
+_ALWAYS = ("amax", "scale")  # in the table of numbers
 _NO_SECOND = ""
 _WAYS = {"above": "exceeded", "below": "fell below"}
 
@@ -90,6 +92,7 @@ def show(context: PageContext) -> None:
         return
     _maps(sides, site, shown)
     _first_beyond(sides, measured, shown)
+    _numbers(sides, [name for name in measured if name in _ALWAYS or name in shown])
 
 
 def _maps(sides: Sequence[_Side], site: str, metrics: Sequence[str]) -> None:
@@ -191,6 +194,26 @@ def _crossings(side: _Side, crossings: Sequence[Crossing], what: str) -> None:
     )
     frame = pd.DataFrame([{"Step": one.step, "Layer": one.layer, "Value": one.value} for one in crossings])
     show_table(frame, alt=f"Layers of {side.run.name} in the order in which {what}: step, layer, value.")
+
+
+def _numbers(sides: Sequence[_Side], metrics: Sequence[str]) -> None:
+    """The chosen metrics of each layer at a step that the viewer chooses, with its amax and its scale."""
+    st.header("Numbers of each layer")
+    names = [*(name for name in _ALWAYS if name in metrics), *(name for name in metrics if name not in _ALWAYS)]
+    steps = sorted({step for side in sides for step in side.table["step"].to_pylist()})
+    step = int(slide("Step", [str(one) for one in steps], "at"))
+    for side in sides:
+        records = side.table.filter(pc.equal(side.table["step"], step)).select(["layer", *names]).to_pylist()
+        st.caption(as_markdown(f"{side.run.name} at step {step}"))
+        if not records:
+            st.caption("Not measured at this step.")
+            continue
+        heads = {"layer": "Layer", **{name: METRICS[name].axis_in(side.run.loss_unit) for name in names}}
+        frame = frame_of([{heads[name]: value for name, value in record.items()} for record in records])
+        columns = {
+            heads[name]: st.column_config.NumberColumn(format="%.4g", help=METRICS[name].meaning) for name in names
+        }
+        show_table(frame, alt=f"Layers of {side.run.name} at step {step}: what was measured.", column_config=columns)
 
 
 def _is_crossed(table: pa.Table, metric: str) -> bool:

@@ -44,7 +44,7 @@ def test_too_few_seeds_support_no_claim_and_lost_runs_are_counted() -> None:
     # t(0.975, 1) = 12.7062, standard error 0.1
     assert (two.low, two.high) == pytest.approx((0.2 - 1.27062, 0.2 + 1.27062), abs=1e-5)
     assert "no claim: too few seeds; run at least 3" in two.sentence
-    one = paired_gap([row(1, 0.1), row(2, NAN), row(3, None)])
+    one = paired_gap([row(1, 0.1), row(2, NAN, step_loss=NAN), row(3, None)])
     assert (one.n, one.lost, one.mean, one.low) == (1, 2, 0.1, None)
     assert (
         "not as good as BF16: 1 of 3 reached NaN or inf" in one.sentence
@@ -64,7 +64,12 @@ def test_runs_of_one_seed_count_once() -> None:
 def test_a_gap_of_nothing_is_a_gap_and_neither_the_baseline_nor_the_dead_are_lost() -> None:
     gap = paired_gap([row(1, 0.0), row(2, 0.5), row(3, None, is_baseline=True), row(4, collapse_step=9)])
     assert (gap.mean, gap.lost, gap.collapsed, gap.runs) == (0.25, 0, 1, 4)
-    lost = [row(1, None, status="failed"), row(2, NAN), row(3, math.inf), row(4, 1.0)]
+    lost = [
+        row(1, None, status="failed"),
+        row(2, NAN, step_loss=NAN),
+        row(3, math.inf, step_loss=math.inf),
+        row(4, 1.0),
+    ]
     assert (paired_gap(lost).lost, paired_gap(lost).non_finite) == (3, 2)
 
 
@@ -78,7 +83,7 @@ def test_a_group_has_the_step_and_the_verdict_of_its_runs() -> None:
 def test_whole_groups_are_ranked_by_their_means_and_those_with_a_collapse_after_them() -> None:
     means = {"worst": 0.75, "best": -0.5, "dead": -3.0, "even": 0.0, "nan": -2.0, "second": 0.25}
     rows = [row(1, mean, group=name) for name, mean in means.items()]
-    rows += [row(2, collapse_step=5, group="dead"), row(2, NAN, group="nan"), row(1, group="none")]
+    rows += [row(2, collapse_step=5, group="dead"), row(2, NAN, step_loss=NAN, group="nan"), row(1, group="none")]
     rows += [row(1, None, group="bf16", is_baseline=True)]
     order = ["best", "even", "second", "worst", "dead", "nan"]
     assert [(members[0].group, gap.mean) for members, gap in ranking(rows)] == [(n, means[n]) for n in order]
@@ -93,8 +98,8 @@ def test_what_a_verdict_is_made_of_by_hand() -> None:
         row(3, 0.25),
         row(4, None, status="failed", step_loss=900.0),
         row(5, 0.5, collapse_step=9, step_loss=900.0),
-        row(6, NAN, step_loss=900.0),
-        row(7, math.inf, step_loss=900.0),
+        row(6, NAN, step_loss=NAN),
+        row(7, math.inf, step_loss=math.inf),
         row(8, None, status="stopped"),
     ]
     group = [replace(one, loss_unit="") for one in group]

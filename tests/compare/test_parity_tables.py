@@ -34,7 +34,7 @@ from altgrad.storage.folder import Folder
 from dashboard.data.sweep_frame import group_frame
 from tests.references.gap_oracle import oracle, two_rates
 from tests.support.html_tree import parse
-from tests.support.results.written_runs import HASHES, rows_of, write_run
+from tests.support.results.written_runs import COLLAPSED, HASHES, rows_of, write_run
 
 
 @pytest.fixture
@@ -112,6 +112,34 @@ def test_pairs_of_groups_are_paired_by_seed_like_scipys_related_samples(sweep: F
     assert main(["compare", sweep.path, "--groups", "E5M2", "e4m3-2"]) == 2, "it has no sweep.json"
 
 
+@pytest.mark.parametrize(("death", "said"), [
+    ("nan", "no claim: of BF16, 1 of 5 collapsed or reached NaN"),
+    ("collapsed", "no claim: of BF16, 1 of 5 collapsed or reached NaN"),
+    ("failed", "undecided within 0.01 nats: 1 of 5 of BF16 ended early, and the others do not speak for them"),
+])  # fmt: skip
+def test_a_dead_baseline_is_nobody_elses_death_and_the_table_says_of_it_what_two_groups_say(
+    sweep: Folder, death: Any, said: str
+) -> None:
+    for seed in range(5):
+        last = seed == 4  # of the others E4M3 is as good as BF16
+        losses = {50: 3.0} | ({} if last and death != "nan" else {100: np.nan if last else 2.0 + seed / 100})
+        ending: Any = {"status": death} if last and death != "nan" else {}
+        ending |= {"verdict": COLLAPSED} if last and death == "collapsed" else {}
+        config = {"seed": seed, "max_steps": 100}
+        write_run(sweep, f"bf16-{seed}", losses, config={**config, "format": "BF16"}, info=HASHES, **ending)
+        for fmt, behind in {"E4M3": 0.001, "E7M0": 0.9}.items():
+            end = {50: 3.0, 100: 2.0 + behind + seed / 100 + seed % 2 / 2000}
+            write_run(sweep, f"{fmt}-{seed}", end, config={**config, "format": fmt}, info=HASHES)
+    rows = comparison(list_runs(sweep)[0])
+    groups = {members[0].format: members for members in by_group(rows).values()}
+    assert not any(row.non_finite for row in (*groups["E4M3"], *groups["E7M0"]))
+    for fmt in ("E4M3", "E7M0"):
+        gap = paired_gap(groups[fmt])
+        assert gap.parity is not None and gap.parity.sentence == said
+        assert group_difference(groups[fmt], groups["BF16"]).parity.sentence == said
+        assert gap.sentence.endswith(". 1 further run has no finite gap at step 100.") and gap.n == 4
+
+
 def test_a_difference_curve_is_scipys_paired_interval_at_each_step_that_all_have() -> None:
     rng = np.random.default_rng(8)
     steps = [np.arange(10, 101, 10), np.arange(10, 81, 10), np.arange(20, 101, 10)]  # seeds end and begin elsewhere
@@ -126,6 +154,8 @@ def test_a_difference_curve_is_scipys_paired_interval_at_each_step_that_all_have
         )
     alone = difference_curve(pairs[:1])
     assert alone is not None and np.isnan(alone.low).all() and difference_curve([]) is None
+    nowhere = Curve(steps[0], np.full(10, np.nan))
+    assert difference_curve([(nowhere, pairs[0][1])]) is None, "nothing to draw"
 
 
 def pair_of(sweep: Folder, config: dict[str, Any], info: dict[str, Any] | None = None) -> Row:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from scipy import stats
 
 from altgrad.html import html_report
-from altgrad.html.board import group_board
+from altgrad.html.board import BoardRun, group_board, run_board
 from altgrad.html.sweep_contents import read_contents
 from altgrad.results import Verdict
 from altgrad.show.palette import ALARM, format_colour
@@ -110,3 +112,31 @@ def test_coverage_and_the_place_of_a_branch_stand_below_the_name_of_a_group(tmp_
     assert [note.text for note in row.one("th").all("div")] == [
         "95.3% to 96.2% of FLOPs rounded", "branched from trunk <b> at step 300",
     ]  # fmt: skip
+
+
+def test_a_gap_that_is_not_final_says_why_and_nothing_is_said_of_drawings_that_no_row_has(tmp_path: Path) -> None:
+    sweep = Folder.at(tmp_path / "s")
+    loss = {10: 3.0, 20: 2.0}
+    for seed in range(2):  # the second baseline dies at step 50, the formats complete
+        ending: Any = {"status": "failed"} if seed else {}
+        write_run(sweep, f"bf16-{seed}", {50: 3.0} | ({} if seed else {100: 2.0}), config={"seed": seed}, **ending)
+        for fmt, losses in {"E4M3": {50: 3.25, 100: 2.5}, "E5M2": {50: NAN, 100: 2.5}}.items():
+            write_run(sweep, f"{fmt}-{seed}", losses, config={"seed": seed, "format": fmt}, loss=loss)
+    write_run(sweep, "E7M0-0", {50: 9.0}, config={"format": "E7M0", "seed": 0}, status="stopped")
+    contents = read_contents(sweep)
+    trials = {row.run: BoardRun(row) for row in contents.rows}
+    drawn = parse(run_board(list(trials.values()), contents.lines))
+    rows = [(row.one("th").text, list(row.all("td"))[1].text) for row in drawn.one("tbody").all("tr")]
+    said = {name[:6]: cell for name, cell in rows}
+    assert said["E4M3-0"] == "+0.500 at step 100"
+    assert said["E4M3-1"] == "+0.250 at step 50, the last of both"
+    assert said["E5M2-1"] == "NaN at step 50, the last of both"
+    assert said["E7M0-0"] == "+6.000 at step 50, before it was stopped"
+    assert "Gaps on one scale" in drawn.text and "with the BF16 run of the same seed in grey" in drawn.text
+    alone = [trial for trial in trials.values() if trial.row.run == "E5M2-1"]
+    for lines in (contents.lines, {}):
+        text = parse(run_board([BoardRun(replace(alone[0].row, baseline=None))], lines)).text
+        assert "Gaps on one scale" not in text and "BF16 run" not in text
+        assert ("Loss: training loss on one scale" in text) == bool(lines)
+        groups = parse(group_board([alone[0].row], lines, lambda row: None)).text
+        assert "Bars:" not in groups and ("Loss: training loss on one scale" in groups) == bool(lines)

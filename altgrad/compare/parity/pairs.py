@@ -83,9 +83,10 @@ class DifferenceCurve:
 
 
 def difference_curve(pairs: Sequence[tuple[Curve, Curve]]) -> DifferenceCurve | None:
-    """The first minus the second of pairs of curves, one per seed, at the steps that all have; None without one.
+    """The first minus the second of pairs of curves, one per seed, at the steps that all have.
 
-    The band ends where the first of the runs ends: a mean over survivors would mislead.
+    None without a step at which it is finite.  The band ends where the first of the runs ends: a mean over survivors
+    would mislead.
     """
     if not pairs:
         return None
@@ -94,7 +95,9 @@ def difference_curve(pairs: Sequence[tuple[Curve, Curve]]) -> DifferenceCurve | 
         return None
     with np.errstate(invalid="ignore"):
         values = np.stack([_at(common, one) - _at(common, other) for one, other in pairs])  # (seeds, steps)
-    n, middle = len(pairs), values.mean(axis=0)
+        n, middle = len(pairs), values.mean(axis=0)
+    if not np.isfinite(middle).any():
+        return None
     half = np.full_like(middle, np.nan)
     if n > 1:
         half = t_quantile(n - 1) * values.std(axis=0, ddof=1) / math.sqrt(n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -10,7 +11,7 @@ from altgrad.compare import PairedGap, Row
 from altgrad.html.markup import Html, element, join
 from altgrad.show.glossary import meaning
 from altgrad.show.palette import ALARM, NEUTRAL, format_colour
-from altgrad.text.number_text import ABSENT
+from altgrad.text.number_text import ABSENT, number
 
 BOARD_STYLE = resources.files("altgrad.html.board").joinpath("board.css").read_text()
 
@@ -75,7 +76,7 @@ def statuses(members: Sequence[Row]) -> Html:
 
 
 def figure(members: Sequence[Row], gap: PairedGap) -> Html:
-    """The gap in figures; NaN as NaN, and for a group of dead runs the gap at which each of them died."""
+    """The gap in figures; NaN as NaN, and for a group without a final gap the last one that was measured."""
     if members[0].is_baseline:
         said = "baseline"
     elif gap.non_finite and gap.mean is None:
@@ -83,7 +84,14 @@ def figure(members: Sequence[Row], gap: PairedGap) -> Html:
     elif gap.figure is not None:
         said = gap.figure + (f", {gap.non_finite} at NaN" if gap.non_finite else "")
     else:
-        ends = [f"{row.gap:+.3f} at step {row.gap_step}" for row in members if row.gap is not None]
+        ends = [_last_gap(row) for row in members if row.gap is not None]
         without = "" if any(row.baseline for row in members) else "no BF16 run of this seed"
-        said = f"{ends[0]}, before it died" if ends else members[0].pairing or without or ABSENT
+        said = ends[0] if ends else members[0].pairing or without or ABSENT
     return element("div", said, class_="small")
+
+
+def _last_gap(row: Row) -> str:
+    """A gap that is no final one: its run ended before the common step, or its BF16 run did."""
+    gap = f"{row.gap:+.3f}" if row.gap is not None and math.isfinite(row.gap) else number(row.gap)
+    why = "before it died" if is_dead(row) else "the last of both" if row.alive else "before it was stopped"
+    return f"{gap} at step {row.gap_step}, {why}"

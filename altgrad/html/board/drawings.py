@@ -29,11 +29,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Bars:
-    """The common scale of the gaps, from `low` to `high`; `margin`: half the width of the shaded band, if it is one."""
+    """The common scale of the gaps, from `low` to `high`; `margin`: half the width of the shaded band, if it is one.
+
+    `is_used`: whether any bar is drawn.
+    """
 
     low: float
     high: float
     margin: float | None
+    is_used: bool
 
     @classmethod
     def of(cls, groups: Sequence[Sequence[Row]], gaps: Sequence[PairedGap]) -> Bars:
@@ -48,9 +52,16 @@ class Bars:
         for gap in gaps:
             if gap.mean is not None and gap.is_whole:
                 ends += [gap.mean]
-                ends += [gap.low, gap.high] if gap.n >= ENOUGH_SEEDS and gap.low is not None and gap.high else []
+                ends += (
+                    [gap.low, gap.high]
+                    if gap.n >= ENOUGH_SEEDS and gap.low is not None and gap.high is not None
+                    else []
+                )
         reach = (max(ends) - min(ends)) or 1.0
-        return cls(min(ends) - 0.04 * reach, max(ends) + 0.04 * reach, margin)
+        is_used = any(
+            gap.mean is not None and not members[0].is_baseline for members, gap in zip(groups, gaps, strict=True)
+        )
+        return cls(min(ends) - 0.04 * reach, max(ends) + 0.04 * reach, margin, is_used)
 
     @property
     def span(self) -> str:

@@ -51,16 +51,19 @@ def group_board(
         name = named(members[0].group_label, members[0], link(members[0]), facts_of(members))
         body.append(element("tr", element("th", name, scope="row"), *own))
     heads = [head(*one) for one in (_HEADS if sparks is None else (*_HEADS, _LOSS))]
-    return join([board(heads, body, "Groups of runs"), element("p", _note(bars, rows), class_="board-note")])
+    return join([board(heads, body, "Groups of runs"), element("p", _note(bars, sparks, rows), class_="board-note")])
 
 
-def _note(bars: Bars, rows: Sequence[Row]) -> str:
-    band = "" if bars.margin is None else " Shaded: the margin within which a group is equivalent."
-    span = f"from {bars.span} {loss_unit(rows)}".strip()
-    return (
-        f"Bars: 95 % interval of the gap on one scale, {span}; an arrow leaves it.{band} Loss: training loss on "
-        "one scale; a cross marks where a run died."
-    )
+def _note(bars: Bars, sparks: Sparks | None, rows: Sequence[Row]) -> str:
+    """What the drawings show; nothing about those that no row has."""
+    said = []
+    if bars.is_used:
+        span = f"from {bars.span} {loss_unit(rows)}".strip()
+        said.append(f"Bars: 95 % interval of the gap on one scale, {span}; an arrow leaves it.")
+        said += [] if bars.margin is None else ["Shaded: the margin within which a group is equivalent."]
+    if sparks is not None:
+        said.append("Loss: training loss on one scale; a cross marks where a run died.")
+    return " ".join(said)
 
 
 def _parity(members: Sequence[Row], gap: PairedGap) -> Html:

@@ -43,13 +43,20 @@ def run_board(trials: Sequence[BoardRun], lines: Mapping[str, Line]) -> Html:
         cells = (element("td", cell, data_head=title) for cell, title in zip(inside, heads, strict=True))
         name = named(row.run, row, trial.link, _notes(trial))
         body.append(element("tr", element("th", name, scope="row"), *cells))
-    unit = loss_unit(rows)
-    band = "" if bars.margin is None else "; in grey the margin around 0"
-    said = (
-        f"Gaps on one scale, from {f'{bars.span} {unit}'.strip()}{band}. Loss: training loss on one scale, with the "
-        "BF16 run of the same seed in grey; a cross marks where a run died."
-    )
+    said = _note(bars, sparks, rows)
     return join([board([head(*one) for one in _HEADS], body, "Runs", "runs"), element("p", said, class_="board-note")])
+
+
+def _note(bars: Bars, sparks: Sparks | None, rows: Sequence[Row]) -> str:
+    """What the drawings show; nothing about those that no row has."""
+    said = []
+    if bars.is_used:
+        band = "" if bars.margin is None else "; in grey the margin around 0"
+        said.append(f"Gaps on one scale, from {f'{bars.span} {loss_unit(rows)}'.strip()}{band}.")
+    if sparks is not None:
+        behind = ", with the BF16 run of the same seed in grey" if any(row.baseline for row in rows) else ""
+        said.append(f"Loss: training loss on one scale{behind}; a cross marks where a run died.")
+    return " ".join(said)
 
 
 def _notes(trial: BoardRun) -> list[str | Html]:

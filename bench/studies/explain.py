@@ -51,6 +51,7 @@ OTHERS: Mapping[str, Mapping[str, Any]] = {
     "stored": {"format": "E7M0", "master_weights": False},
 }
 _BUDGET = 30
+_A_MILLION = 1_000_000  # so far apart are the runs of two seeds of the study: no run is in both
 
 
 def explained(what: str, number: int, kind: str, config: TrainConfig, guilty: Cell | None) -> Outcome:
@@ -98,16 +99,16 @@ def plants(seed: int, fault: str) -> Iterator[tuple[str, TrainConfig, Cell]]:
         rng.shuffle(cells)
         for cell in cells:
             planted = {cell.layer: {cell.gemm: {cell.site: dict(FAULTS[fault])}}}
-            yield fault, BASE.altered(layer_gemms=planted, seed=1000 * place + number), cell
+            yield fault, BASE.altered(layer_gemms=planted, seed=_A_MILLION * seed + 1000 * place + number), cell
             number += 1
 
 
-def others() -> Iterator[tuple[str, TrainConfig, None]]:
+def others(seed: int) -> Iterator[tuple[str, TrainConfig, None]]:
     """Runs without a guilty cell, without end, their kinds in turn."""
     number = 0
     while True:
         kind = list(OTHERS)[number % len(OTHERS)]
-        yield kind, BASE.altered(**OTHERS[kind], seed=10_000 + number), None
+        yield kind, BASE.altered(**OTHERS[kind], seed=_A_MILLION * seed + 10_000 + number), None
         number += 1
 
 
@@ -143,7 +144,7 @@ def _fill(recorded: Recorded, pool: ProcessPoolExecutor, options: argparse.Names
     sources: dict[str, Iterator[tuple[str, TrainConfig, Cell | None]]] = {
         fault: plants(options.seed, fault) for fault in FAULTS
     }
-    sources["other"] = others()
+    sources["other"] = others(options.seed)
     asked = {fault: (options.plants + place) // len(FAULTS) for place, fault in enumerate(FAULTS)}
     asked["other"] = options.others
     drawn = dict.fromkeys(sources, 0)

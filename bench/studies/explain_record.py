@@ -25,7 +25,6 @@ class Outcome:
 
     what: the planted fault, or `other`.  number: of those with this fault, or of the others, from 1.
     search: replays of the bisection, the control and that of all operands included; arms: all replays.
-    judged_by: `harm`, or `verdict` for an outcome from before replays without a verdict were compared by their loss.
     """
 
     what: str
@@ -37,7 +36,6 @@ class Outcome:
     search: int = 0
     arms: int = 0
     confidence: str = ""
-    judged_by: str = "harm"
 
     @property
     def counts(self) -> bool:
@@ -136,7 +134,6 @@ def page(head: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
         "plant is a fault in one of them; shares with their 95 % Wilson intervals.",
         "",
         *(f"- {line}" for line in summary(outcomes)),
-        *(f"- {line}" for line in _earlier(outcomes)),
         "",
         "| run | runs | named | conclusions | blamed falsely |",
         "| --- | ---: | ---: | --- | ---: |",
@@ -156,20 +153,6 @@ def page(head: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
             blamed = "; ".join(map(str, one.blamed[:4])) + ("; ..." if len(one.blamed) > 4 else "")
             lines.append(f"| {one.kind} | {one.guilty or 'none'} | {one.rule} | {blamed or 'none'} | {one.search} |")
     return "\n".join(lines) + "\n"
-
-
-def _earlier(outcomes: Sequence[Outcome]) -> list[str]:
-    """How many explanations are of the earlier rule, in a sentence; empty if none is."""
-    explained = [one for one in outcomes if one.rule != "healthy"]
-    earlier = [one for one in explained if one.judged_by == "verdict"]
-    if not earlier:
-        return []
-    return [
-        f"{len(earlier)} of the {len(explained)} explanations (`judged_by: verdict` in the JSON) are from before a "
-        "replay without a verdict had to leave at most a quarter of the harm; the others are by the present rule. The "
-        "earlier rule had missed 3 of 43 plants; only these were explained again, and the rule was made after them, so "
-        "that the share of all plants is no independent estimate."
-    ]
 
 
 def _range(counts: Sequence[int]) -> str:

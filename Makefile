@@ -30,10 +30,10 @@ FRAMEWORKS := transformers==5.24.0 tokenizers safetensors huggingface-hub httpx2
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ torchvision==0.28.0 timm==1.0.31
 
 test: .venv/installed .venv/triton check
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 test-fast: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m 'not (slow or ray or browser or compiled or long)' $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder -m 'not (slow or ray or browser or compiled or long)' $(ARGS)
 
 # Hours; goes on where it was broken off.  One module: make mutants ARGS="'altgrad.stability.guard*'"; see tests/mutants.py
 mutants: .venv/installed

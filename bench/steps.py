@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from altgrad.config.train_config import TrainConfig
 from altgrad.experiment.runner import run_format_experiment
 from altgrad.quantization.quantize import quantize_model
+from altgrad.quantization.quantized_model import QuantizedModel
 from altgrad.training.compile.step_loss import StepLoss
 from altgrad.training.data import Batches, TextBatches, load_corpus
 from altgrad.training.model import build_gpt
@@ -52,7 +53,7 @@ def bare_step(
         return loop_step(model, torch.compile(model, dynamic=False), settings, batches, device)
     quantized = quantize_model(model, settings, counting=False)
     loss_of = StepLoss(model, quantized.layers, settings, device)
-    return loop_step(model, loss_of, settings, batches, device, before=lambda n: quantized.begin_step(None, n))
+    return loop_step(model, loss_of, settings, batches, device, quantized)
 
 
 def plain_model(settings: TrainConfig, batches: Batches, device: torch.device = _CPU) -> nn.Module:
@@ -66,16 +67,19 @@ def loop_step(
     settings: TrainConfig,
     batches: Batches,
     device: torch.device = _CPU,
-    before: Callable[[int], object] = lambda number: None,
+    quantized: QuantizedModel | None = None,
 ) -> Callable[[], object]:
-    """The step of a plain training loop around `loss_of`, a form of the model; `before` gets the step's number."""
+    """The step of a plain training loop around `loss_of`, a form of the model; rounded moments are part of it."""
     optimizer = build_optimizer(model, settings)
+    if quantized is not None:
+        quantized.attach(optimizer)
     parameters = list(model.parameters())
     numbers = iter(range(1, 10**9))
 
     def step() -> object:
         number = next(numbers)
-        before(number)
+        if quantized is not None:
+            quantized.begin_step(None, number)
         inputs, targets = (part.to(device) for part in batches.training(number))
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

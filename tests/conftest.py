@@ -1,15 +1,16 @@
-"""How `make test` shares two cores between its two processes (pytest-xdist), and what the marks of tests are held to.
+"""How `make test` shares two cores among its processes (pytest-xdist), and what the marks of tests are held to.
 
 The tests of a file stay together, so that its fixtures are made once, and those that visit the dashboard, so that there
-is one browser.  Files that start Ray come first, since they take the longest.  Tests that compile come last and each by
-itself: they take seconds to a minute, so that both processes have work until the end.
+is one browser.  Files that start Ray, and the browser, wait most of their time, so that there is a process more than
+cores, and each of them is followed by two files that compute.  Tests that compile come last and each by itself: they
+take seconds to a minute, so that all processes have work until the end.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -26,7 +27,6 @@ def _is(item: pytest.Item, mark: str) -> bool:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: (not _is(item, "ray"), _is(item, "compiled")))
     for item in items:
         file, _, test = item.nodeid.partition("::")
         alone = f"{file} {test}"
@@ -38,6 +38,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.xdist_group(group))
         if _groups_are_in_ids(config) and hasattr(item, "_id"):
             item._id = type(item._id).parse(f"{item.nodeid}@{group}")
+    items[:] = _in_turn(items)
+
+
+def _in_turn(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """The tests by groups in the order in which they are handed out: one that waits, two that compute, and so on."""
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        groups.setdefault(next(item.iter_markers("xdist_group")).args[0], []).append(item)
+    waiting: list[list[pytest.Item]] = []
+    computing: list[list[pytest.Item]] = []
+    compiled: list[list[pytest.Item]] = []
+    for group in groups.values():
+        waits = any(_is(item, "ray") or _is(item, "browser") for item in group)
+        (waiting if waits else compiled if _is(group[0], "compiled") else computing).append(group)
+    waiting.sort(key=lambda group: not _is(group[0], "browser"))  # the longest of all comes first
+    ordered: list[list[pytest.Item]] = []
+    while waiting:
+        ordered += [waiting.pop(0), *computing[:2]]
+        del computing[:2]
+    return [item for group in (*ordered, *computing, *compiled) for item in group]
 
 
 def _groups_are_in_ids(config: pytest.Config) -> bool:

@@ -243,7 +243,7 @@ def _bare(settings: TrainConfig, batches: TextBatches, device: torch.device) -> 
     model = plain_model(settings, batches, device)
     quantized = quantize_model(model, settings, counting=False)
     loss_of = StepLoss(model, quantized.layers, settings, device)
-    return loop_step(model, loss_of, settings, batches, device, before=lambda n: quantized.begin_step(None, n))
+    return loop_step(model, loss_of, settings, batches, device, quantized)
 
 
 def _pairs(device: torch.device) -> int:

@@ -110,7 +110,7 @@ def warm(page: str) -> Callable[[int], list[float]]:
 
 def nothing_new(times: int) -> list[float]:
     """A refresh that finds no new data in the folder."""
-    sweep = opened(results())
+    sweep = opened(results().path)
     return processor_seconds(lambda: look_again(sweep), times)
 
 
@@ -123,9 +123,9 @@ def sixty_curves(times: int) -> list[float]:
 
 
 @cache
-def opened(folder: Folder) -> WatchedSweep:
-    """The sweep, opened once per process."""
-    sweep = WatchedSweep(folder)
+def opened(path: str) -> WatchedSweep:
+    """The sweep at that path, opened once per process."""
+    sweep = WatchedSweep(Folder.at(path))
     sweep.refresh()
     return sweep
 
@@ -173,11 +173,11 @@ def main(runs: int = RUNS, steps: int = STEPS) -> None:
             what = f"{page} of {folder.name.partition('x')[0]} runs"
             watch.time(f"{what}, cold", partial(open_page, folder, page, True), goals[0])
             watch.time(f"{what}, warm", partial(open_page, folder, page), goals[1])
-        sweep = opened(folder)
+        sweep = opened(folder.path)
         watch.time(
             f"nothing new in {len(sweep.runs)} runs", partial(look_again, sweep), 0.01 if folder == large else None
         )
-    sweep = opened(large)
+    sweep = opened(large.path)
     rows = PageContext(sweep, pages={}).rows
     watch.time(f"{_CURVES} curves on one chart", lambda: curves(sweep, rows), 1.5)
     console.print(watch.table)

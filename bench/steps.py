@@ -73,6 +73,7 @@ def loop_step(
     optimizer = build_optimizer(model, settings)
     if quantized is not None:
         quantized.attach(optimizer)
+        quantized.compile_stored()
     parameters = list(model.parameters())
     numbers = iter(range(1, 10**9))
 

@@ -73,7 +73,7 @@ class QuantizedModel:
             for n in range(len(first_of_phase) + 1)
         ]
         self._shared, self._whole_scales = False, True
-        self._step, self._filled = 0, False
+        self._step, self._filled, self._compiles_stored = 0, False, False
         self._seed = recipe.seed if recipe.rounding_seed is None else recipe.rounding_seed
         self._keys: dict[torch.device, Tensor] = {}
         stochastic = any(phase.stochastic for gemm in self._gemms.values() for phase in gemm.phases)
@@ -101,6 +101,22 @@ class QuantizedModel:
         """Call `after_optimizer` after every step of the optimizer, so that the loop need not."""
         self._attached.append(optimizer)
         self._undo.append(optimizer.register_step_post_hook(lambda stepped, *_: self.after_optimizer(stepped)).remove)
+
+    def values_stored(self) -> int:
+        """How many values `after_optimizer` rounds: weights without masters, and moments of all matrices."""
+        weights = 0 if self.write_back is None else sum(layer.weight.numel() for layer in self.layers.values())
+        matrices = sum(one.numel() for one in self.model.parameters() if one.ndim >= 2)
+        return weights + matrices * len(self.recipe.moment_casts())
+
+    def compile_stored(self, compiled: bool = True) -> None:
+        """Compile the rounding of moments and of weights without masters, which is eager otherwise; no value changes.
+
+        Compiling takes some seconds; torch.compile of the model does not reach what `after_optimizer` does.
+        """
+        self._compiles_stored = compiled
+        for stored in (self.write_back, self._states):
+            if stored is not None:
+                stored.compiled = compiled
 
     def begin_step(self, seed: int | None, step: int, micro_batch: int = 0, rank: int = 0) -> None:
         """Draw the random numbers of (seed, step, micro_batch) from now on; micro_batch 0 also resets all counts.
@@ -144,6 +160,7 @@ class QuantizedModel:
         """
         assert self._again is not None, "made by quantize_model"
         shared, scales, attached, before = self._shared, self._whole_scales, self._attached, self.state_dict()
+        compiled = self._compiles_stored
         while self._undo:
             self._undo.pop()()
         self._reminder.stop()
@@ -154,6 +171,7 @@ class QuantizedModel:
             refused, found = error, self._again(self.model, self.recipe)
             found.load_state_dict(before)
         vars(self).update(vars(found))
+        self.compile_stored(compiled)
         if shared:
             self.share(scales)
         for optimizer in attached:

@@ -253,6 +253,7 @@ class Trainer:
         self.optimizer.step()
         if measuring:
             self._watch.after_optimizer()
+        self.quantized.compile_stored(self._loss.compiles_stored(self.quantized.values_stored()))
         self.quantized.after_optimizer(self.optimizer, self._counts.of_all_ranks)
         self._changes.accept()
         if measuring:

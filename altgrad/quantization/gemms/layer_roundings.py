@@ -16,6 +16,7 @@ from altgrad.config.recipe import Recipe
 from altgrad.formats import NumberFormat, Overflow, find_format
 from altgrad.quantization.gemms import products
 from altgrad.quantization.gemms.sharded import cut_at_rest, own_part
+from altgrad.quantization.kernel.compiled import round_stored_compiled
 from altgrad.quantization.kernel.counting.counters import COUNTERS
 from altgrad.quantization.kernel.round import Rounding
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site, rounded_and_scale
@@ -169,14 +170,17 @@ class LayerRoundings:
             rounded, scale, inverse = (self.from_matrices(parts) for parts in zip(*found, strict=True))
         return rounded, scale, inverse
 
-    def rounded_at_rest(self, wanted: Tensor, key: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
+    def rounded_at_rest(
+        self, wanted: Tensor, key: Tensor, rounding: Rounding, compiled: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """(stored weight, counts) for a weight that shall become `wanted`, float32, in the shape of the weight.
 
-        Of a weight that is divided among processes, this process's part.
+        Of a weight that is divided among processes, this process's part.  `compiled`: by a compiled graph.
         """
+        round_stored = round_stored_compiled if compiled else round_site
         site = self.site("weight")
         mode, key = self._at_rest(site.mode._replace(rounding=rounding, at_rest=True), key)
-        found = [round_site(matrix, site.spec, site.history, key, mode) for matrix in self.matrices(wanted)]
+        found = [round_stored(matrix, site.spec, site.history, key, mode) for matrix in self.matrices(wanted)]
         if not found:  # this process has none of the experts
             return wanted, wanted.new_zeros(len(COUNTERS))
         return self.from_matrices([rounded for rounded, _ in found]), functools.reduce(together, [c for _, c in found])

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from altgrad import torch_private
 from altgrad.config.optimizer_states import MOMENTS, Moment, MomentCast
 from altgrad.quantization.gemms.sharded import is_sharded
+from altgrad.quantization.kernel.compiled import round_each_compiled
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.scaled_rounding import mode_of, rounded_each, spec_for
 from altgrad.quantization.stored.expansion import expanded
@@ -28,7 +29,7 @@ _NAMES: Mapping[Moment, tuple[str, ...]] = {
 }
 
 
-_AT_ONCE = 1 << 22  # values in one pass: 16 MiB, so that small matrices share a pass and large ones need no copies
+_AT_ONCE = 1 << 20  # values in one pass: 4 MiB, so that small matrices share a pass and large ones need no copies
 
 
 class OptimizerStates:
@@ -36,8 +37,10 @@ class OptimizerStates:
 
     Moments of matrices of one size are rounded in one pass (see `rounded_each`), because a step of a small model would
     otherwise consist of the overhead of its operations.  Stochastic rounding draws independent numbers for each (seed,
-    step, parameter, moment).
+    step, parameter, moment).  `compiled`: whether the pass is compiled, which changes no value.
     """
+
+    compiled = False
 
     def __init__(self, casts: Mapping[Moment, MomentCast]) -> None:
         self._casts = casts
@@ -82,18 +85,25 @@ class OptimizerStates:
     def _round(self, moment: Moment, how: MomentCast, found: Sequence[tuple[int, Tensor]], key: Tensor) -> None:
         """Round moments of one size, each with its salt, in one pass."""
         kept = [one for _, one in found]
-        x = torch.stack([one.reshape(-1) for one in kept]).float()
+        alone = len(kept) == 1 and kept[0].is_contiguous() and kept[0].dtype == torch.float32
+        x = kept[0].view(1, -1) if alone else torch.stack([one.reshape(-1) for one in kept]).float()
         spec = self._spec(moment, how, x.device)
         salts = self._salts_of(tuple(salt for salt, _ in found), x.device)
         mode = mode_of(how.cast, "last")
         if mode.granularity == "tensor":
             mode = mode._replace(granularity="row")  # of the stack: a row is a whole moment
+        if not how.cast.number_format.scaled:
+            mode = mode._replace(scaling="none")  # the scale would be 1, and its amax a pass of its own
         if how.range_expansion:
             spread = expanded(x, how.cast.number_format, mode.granularity)
             rounded = spread.contracted(rounded_each(spread.values, spec, salts, key, mode))
+        elif self.compiled:
+            round_each_compiled(x, spec, salts, key, mode)
+            rounded = x
         else:
             rounded = rounded_each(x, spec, salts, key, mode)
-        torch_private.copy_each(kept, [row.view_as(one) for row, one in zip(rounded, kept, strict=True)])
+        if not (alone and rounded is x):
+            torch_private.copy_each(kept, [row.view_as(one) for row, one in zip(rounded, kept, strict=True)])
 
     def _key(self, device: torch.device, filled: set[torch.device]) -> Tensor:
         key = self._keys.get(device)

@@ -34,7 +34,10 @@ class WriteBack:
     `corrections[layer]`, (out, in), accumulates rounded minus intended weight, from which the update that the optimizer
     intended can be computed; `counts[layer]` are the counts of the last rounding.  `compensations[layer]`, (out, in),
     only with `update_rounding: kahan`: the part of the intended weight that the stored one lacks, on the BF16 grid.
+    `compiled`: whether the rounding is compiled, which changes no weight.
     """
+
+    compiled = False
 
     def __init__(self, layers: Mapping[str, RoundedGemm], recipe: Recipe) -> None:
         """Raises ValueError for a weight whose dtype cannot hold the values of its grid."""
@@ -86,7 +89,7 @@ class WriteBack:
             if self.compensations:
                 compensation = _on(device, self.compensations, name)
                 wanted = weight + compensation
-            rounded, self.counts[name] = layer.rounded_at_rest(wanted, key, self._rounding)
+            rounded, self.counts[name] = layer.rounded_at_rest(wanted, key, self._rounding, self.compiled)
             if self.compensations:
                 compensation.copy_(round_to_format(wanted - rounded, FORMATS["BF16"]))
             if feedback is not None:

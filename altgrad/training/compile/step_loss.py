@@ -26,7 +26,7 @@ from altgrad.quantization.adapters.rounded_module import RoundedModule
 from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 from altgrad.quantization.kernel.compiled import inductor_options
 from altgrad.quantization.kernel.ranks import ALONE, Ranks
-from altgrad.training.compile.policy import How, Payoff, cost_of, saved_by
+from altgrad.training.compile.policy import How, Payoff, cost_of, saved_by, stored_saves
 from altgrad.training.compile.repeated_blocks import RegionalCall, regions
 from altgrad.training.process_settings import room_for_graphs
 from altgrad.training.task.found_task import FoundTask, call_model
@@ -102,6 +102,10 @@ class StepLoss:
         if metrics:
             self._metrics(metrics)
         return loss
+
+    def compiles_stored(self, values: int) -> bool:
+        """Whether the rounding of so many stored values, after each optimizer step, is worth compiling, too."""
+        return self.how != "eager" and (self._config.compile is True or stored_saves(values, self._config.max_steps))
 
     def _compiled(self, batch: Batch) -> Any:
         phase = next(iter(self._layers.values())).phase

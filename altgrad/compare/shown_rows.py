@@ -55,6 +55,12 @@ class Shown:
         return members
 
     @property
+    def none_collapsed(self) -> str:
+        """The sentence for a place where none of the rows has collapsed, without a full stop; hidden ones may have."""
+        hidden = sum(row.collapse_step is not None for row in self.all_rows)
+        return f"No run that is shown has collapsed; {hidden} hidden did" if hidden else "No run has collapsed"
+
+    @property
     def notes(self) -> list[str]:
         """What is left out and how to see it, in a sentence or two; then what is wrong with the annotations."""
         names = self.left_out

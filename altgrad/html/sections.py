@@ -178,7 +178,7 @@ def _collapses(contents: Contents, links: Links) -> list[Html]:
     shown = {row.run for row in contents.rows}
     collapsed = [run for run in contents.runs.values() if run.verdict is not None and run.name in shown]
     if not collapsed:
-        return [title, element("p", "No run has collapsed.")]
+        return [title, element("p", f"{contents.shown.none_collapsed}.")]
     collapsed.sort(key=lambda run: -float((run.end or {}).get("ended", 0.0)))
     items = []
     for run in collapsed[:_NEWEST]:
@@ -193,7 +193,7 @@ def _events(contents: Contents) -> list[Html]:
     runs = (contents.runs[row.run] for row in contents.rows)
     title, found = element("h3", "Newest events"), newest_events(runs, _NEWEST)
     if not found:
-        return [title, element("p", "No event has been recorded.")]
+        return [title, element("p", "The runs that are shown have recorded no event.")]
     rows = [[str(cell) for cell in event.values()] for event in found]
     align = "".join("l" if isinstance(cell, str) else "r" for cell in found[0].values())
     return [title, table(list(found[0]), rows, "Newest events of all runs", align)]

@@ -59,7 +59,7 @@ def show(context: PageContext) -> None:
     elif part == "learning_rate":
         _learning_rate(context.shown)
     elif part == "survival":
-        _survival(rows)
+        _survival(context, rows)
     elif part == "groups":
         _two_groups(context, rows)
     elif part == "settings":
@@ -134,9 +134,9 @@ def _learning_rate(shown: Shown) -> None:
     )
 
 
-def _survival(rows: Sequence[Row]) -> None:
+def _survival(context: PageContext, rows: Sequence[Row]) -> None:
     if not any(row.collapse_step is not None for row in rows):
-        st.info("No run has collapsed: every survival curve would be a line at 100 %.")
+        st.info(f"{context.shown.none_collapsed}: every survival curve would be a line at 100 %.")
         return
     show_chart(
         survival_figure(rows),

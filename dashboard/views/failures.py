@@ -31,7 +31,7 @@ def show(context: PageContext) -> None:
         st.warning(f"Ended without a verdict: {names}{' and others' if len(other) > 10 else ''}.")
     if not collapsed:
         st.info(
-            "No run of this sweep has collapsed. A run that does is shown here: what happened, what moved first, what "
+            f"{context.shown.none_collapsed}. A run that does is shown here: what happened, what moved first, what "
             "to try, and the signals and layers up to the verdict."
         )
         return

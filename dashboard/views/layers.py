@@ -18,12 +18,11 @@ from altgrad.report.thresholds import BOUNDS
 from altgrad.text.foreign_text import as_markdown
 from altgrad.text.number_text import number
 from dashboard.data.layer_order import Crossing, first_beyond
-from dashboard.data.sweep_frame import frame_of
 from dashboard.data.watched_sweep import WatchedRun
 from dashboard.figures.layer_heat_map import Heat, heat, heat_figure, shared_scale
 from dashboard.page_context import PageContext
 from dashboard.paper.exported_chart import show_chart
-from dashboard.widgets import choose_kept, choose_named, choose_one, choose_run, show_table, slide
+from dashboard.widgets import choose_kept, choose_named, choose_one, choose_run, show_table, show_words, slide
 
 _FIRST = ["stall_rate", "overflow_rate", "underflow_rate", "gradient_sparsity"]
 _ALWAYS = ("amax", "scale")  # in the table of numbers
@@ -208,12 +207,11 @@ def _numbers(sides: Sequence[_Side], metrics: Sequence[str]) -> None:
         if not records:
             st.caption("Not measured at this step.")
             continue
-        heads = {"layer": "Layer", **{name: METRICS[name].axis_in(side.run.loss_unit) for name in names}}
-        frame = frame_of([{heads[name]: value for name, value in record.items()} for record in records])
-        columns = {
-            heads[name]: st.column_config.NumberColumn(format="%.4g", help=METRICS[name].meaning) for name in names
-        }
-        show_table(frame, alt=f"Layers of {side.run.name} at step {step}: what was measured.", column_config=columns)
+        heads = {name: METRICS[name].axis_in(side.run.loss_unit) for name in names}
+        rows = [
+            {"Layer": record["layer"], **{heads[name]: number(record[name], 4) for name in names}} for record in records
+        ]
+        show_words(rows, f"Layers of {side.run.name} at step {step}: what was measured.")
 
 
 def _is_crossed(table: pa.Table, metric: str) -> bool:

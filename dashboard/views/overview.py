@@ -51,7 +51,7 @@ def show(context: PageContext) -> None:
     st.caption(f"{spent_and_saved(every, state)}.")
     _trials(context)
     stop_form(context, state.is_over)
-    _curves(context)
+    _curves(context, state.is_over)
     st.header("Best format against BF16")
     st.markdown(best_sentence(context.rows))
     _verdicts(context)
@@ -93,12 +93,13 @@ def _trials(context: PageContext) -> None:
         context.link("sweep", f"{left_out} more runs are on the page Sweep", rows="run")
 
 
-def _curves(context: PageContext) -> None:
+def _curves(context: PageContext, is_over: bool) -> None:
     st.header(METRICS["loss"].label, help=meaning("loss"))
     rows = context.rows[:_MOST_LINES]
     lines = lines_of(context, rows, _VIEW)
     if not lines:
-        st.caption(f"{METRICS['loss'].label} has not been measured yet; the chart appears with the first step.")
+        later = "" if is_over else " yet; the chart appears with the first step"
+        st.caption(f"{METRICS['loss'].label} has not been measured{later}.")
         return
     figure = curves_figure(lines, _VIEW)
     figure.update_layout(height=380)
@@ -117,7 +118,7 @@ def _verdicts(context: PageContext) -> None:
     shown = {row.run for row in context.rows}
     collapsed = [run for run in context.sweep.runs if run.verdict is not None and run.name in shown]
     if not collapsed:
-        st.caption("No run has collapsed.")
+        st.caption(f"{context.shown.none_collapsed}.")
         return
     collapsed.sort(key=_ended, reverse=True)
     rows = [
@@ -139,6 +140,6 @@ def _events(context: PageContext) -> None:
     runs = [run for run in context.sweep.runs if run.name in shown]
     events = context.sweep.derived("newest events", lambda: newest_events(runs, _NEWEST))
     if not events:
-        st.caption("No event has been recorded.")
+        st.caption("The runs that are shown have recorded no event.")
         return
     show_words(events, "The newest events of all runs: run, kind, number of times, last step, particulars.")

@@ -73,6 +73,11 @@ class Settings:
         return self._text(NUMERICS | RESCUE | MEASURING | RUNNING)
 
     @cached_property
+    def pair_at_any_rate(self) -> str:
+        """As `pair`, of any seed and learning rate."""
+        return self._text(NUMERICS | RESCUE | MEASURING | RUNNING | _SEED | {"learning_rate"})
+
+    @cached_property
     def task(self) -> str:
         """Equal for runs whose gaps may be compared with each other: same data, model, batch size and length."""
         return self._text(NUMERICS | RESCUE | MEASURING | RUNNING | OPTIMISATION | _SEED)

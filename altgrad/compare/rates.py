@@ -2,7 +2,8 @@
 
 A format that needs a smaller rate than BF16 looks worse at BF16's rate than it is.  So a sweep over rates gives two
 gaps: at the rate at which BF16 is best, and between the two at their own best rates.  All losses are those of the
-common step, paired by seed.  A rate at which a run died or reached NaN is neither best nor usable.
+common step, paired by seed, and BF16 has the format's own settings but for the rate: in a sweep over rates and widths
+each width has a BF16 of its own.  A rate at which a run died or reached NaN is neither best nor usable.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from altgrad.compare.groups import by_group
+from altgrad.compare.parity.pairs import differences_by_seed, paired_runs
 from altgrad.compare.parity.verdict import hidden_words
 from altgrad.compare.row import Row, loss_unit
 from altgrad.compare.statistics import interval
@@ -72,9 +74,7 @@ def rate_lines(rows: Iterable[Row], hidden: Collection[str] = ()) -> list[RateLi
         rates.setdefault(members[0].learning_rate, []).extend(members)
     whole = {name: {rate: own for rate, own in rates.items() if _is_well(own)} for name, rates in groups.items()}
     tried = [name for name, rates in groups.items() if len(rates) > 1 and whole[name]]
-    baselines = [name for name in tried if any(row.is_baseline for own in groups[name].values() for row in own)]
-    reference = whole[baselines[0]] if baselines else {}
-    shared = _best(reference) if reference else 0.0
+    baselines = [name for name in tried if _is_baseline(groups[name])]
     lines = []
     for name in tried:
         members = [row for own in groups[name].values() for row in own]
@@ -82,7 +82,9 @@ def rate_lines(rows: Iterable[Row], hidden: Collection[str] = ()) -> list[RateLi
         if left_out == len(members):
             continue
         best, grid = _best(whole[name]), tuple(sorted(groups[name]))
-        theirs = None if name in baselines else reference.get(shared)
+        baseline = None if name in baselines else _baseline_of(groups[name], [whole[one] for one in baselines])
+        shared = best if baseline is None else _best(baseline)
+        theirs = None if baseline is None else baseline[shared]
         lines.append(
             RateLine(
                 name=name,
@@ -118,6 +120,26 @@ def rates_markdown(rows: Sequence[Row], hidden: Collection[str] = ()) -> str | N
     return f"{table(list(RATE_HEADS), cells, 'lrllrr')}\n\n{rates_note(rows)}"
 
 
+def _is_baseline(rates: Mapping[float, Sequence[Row]]) -> bool:
+    return any(row.is_baseline for own in rates.values() for row in own)
+
+
+def _baseline_of(
+    rates: Mapping[float, Sequence[Row]], baselines: Sequence[Mapping[float, Sequence[Row]]]
+) -> Mapping[float, Sequence[Row]] | None:
+    """The baseline that has a format's settings but for the learning rate, and runs that it may be compared with."""
+    own = [row for members in rates.values() for row in members]
+    for baseline in baselines:
+        theirs = [row for members in baseline.values() for row in members]
+        if _pair_at_any_rate(own) == _pair_at_any_rate(theirs) and paired_runs(own, theirs):
+            return baseline
+    return None
+
+
+def _pair_at_any_rate(rows: Sequence[Row]) -> str:
+    return "" if rows[0].settings is None else rows[0].settings.pair_at_any_rate
+
+
 def _is_well(members: Sequence[Row]) -> bool:
     return all(row.final_loss is not None and math.isfinite(row.final_loss) and not row.non_finite for row in members)
 
@@ -149,15 +171,7 @@ def _usable(best: float, rates: Sequence[float], whole: Mapping[float, Sequence[
 
 
 def _gap(own: Sequence[Row] | None, theirs: Sequence[Row] | None) -> tuple[float | None, float | None, float | None]:
-    if not own or not theirs:
-        return None, None, None
-    reference = {row.seed: row.final_loss for row in theirs}
-    gaps = [
-        row.final_loss - other
-        for row in own
-        if row.final_loss is not None and (other := reference.get(row.seed)) is not None
-    ]
-    return interval(gaps)
+    return interval(list(differences_by_seed(own, theirs).values())) if own and theirs else (None, None, None)
 
 
 def _figure(gap: tuple[float | None, float | None, float | None]) -> str:

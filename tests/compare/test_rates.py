@@ -69,6 +69,43 @@ def test_each_format_has_its_optimum_its_usable_rates_and_two_gaps(sweep: Folder
     assert lines["E4M3"].width == 1 and lines["E5M2"].width >= 2
 
 
+def test_each_setting_is_compared_with_the_bf16_that_has_it_at_every_rate(tmp_path: Path) -> None:
+    """A width that is half a nat better in every format has a gap of 0.02 and not of half a nat."""
+    settings: dict[str, list[dict[str, object]]] = {
+        "widths": [{"n_embd": 64}, {"n_embd": 128}],
+        "decays": [{"weight_decay": 0.1}, {"weight_decay": 0.2}],
+    }
+    for what, fields in settings.items():
+        folder = Folder.at(tmp_path / what)
+        for number, own in enumerate(fields):
+            for fmt, behind in (("BF16", 0.0), ("E4M3", 0.02 + 0.01 * number)):
+                for rate in RATES[:2]:
+                    for seed in range(3):
+                        write_run(folder, f"{fmt}-{number}-{rate:g}-{seed}",
+                                  {100: 3.0 - 0.5 * number + behind + 0.1 * (rate != RATES[number])},
+                                  config={"format": fmt, "learning_rate": rate, "seed": seed, **own})  # fmt: skip
+        lines = {line.name: line for line in rate_lines(comparison(list_runs(folder)[0]))}
+        assert len(lines) == 4
+        for number, own in enumerate(fields):
+            ((name, value),) = own.items()
+            line = lines[f"E4M3, {name} {value}"]
+            assert line.best == RATES[number]
+            for gap in (line.shared, line.tuned):
+                assert gap == pytest.approx((0.02 + 0.01 * number,) * 3), (what, name, value)
+
+
+def test_best_rates_that_saw_other_data_have_no_gap(tmp_path: Path) -> None:
+    """Somebody edited the data before the second rate; BF16 is best at the first one, and E4M3 at the second."""
+    folder = Folder.at(tmp_path)
+    for fmt, losses in (("BF16", (2.0, 2.1)), ("E4M3", (2.3, 2.2))):
+        for rate, loss in zip(RATES, losses, strict=False):
+            write_run(folder, f"{fmt}-{rate:g}", {100: loss}, config={"format": fmt, "learning_rate": rate},
+                      info={"batches_hash": f"{rate:g}", "initial_weights_hash": "a"})  # fmt: skip
+    line = {line.name: line for line in rate_lines(comparison(list_runs(folder)[0]))}["E4M3"]
+    assert line.tuned == (None, None, None)
+    assert line.shared == pytest.approx((2.3 - 2.0, None, None))
+
+
 def test_documents_have_the_table_only_where_rates_were_tried(sweep: Folder, tmp_path: Path) -> None:
     rows = comparison(list_runs(sweep)[0])
     text = rates_markdown(rows)

@@ -114,15 +114,25 @@ def paired_runs(one: Sequence[Row], other: Sequence[Row]) -> list[tuple[Row, Row
     return sorted((pair for pair in pairs if _obstacle(*pair) is None), key=lambda pair: pair[0].seed)
 
 
+def differences_by_seed(one: Sequence[Row], other: Sequence[Row]) -> dict[int, float]:
+    """Seed -> final loss of its runs in `one` minus that in `other`; several pairs of one seed count as their mean."""
+    return {seed: mean(a - b for a, b in losses) for seed, losses in _losses_by_seed(one, other).items()}
+
+
+def _losses_by_seed(one: Sequence[Row], other: Sequence[Row]) -> dict[int, list[tuple[float, float]]]:
+    """Seed, in order -> final losses of the pairs of its runs that may be compared."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for mine, theirs in paired_runs(one, other):
+        if mine.final_loss is not None and theirs.final_loss is not None:
+            found.setdefault(mine.seed, []).append((mine.final_loss, theirs.final_loss))
+    return found
+
+
 def _unjudged(one: Sequence[Row], other: Sequence[Row], margin: float | None) -> GroupDifference:
     pairs = [(mine, theirs) for mine in one for theirs in other if mine.seed == theirs.seed]
     obstacles = dict.fromkeys(said for mine, theirs in pairs if (said := _obstacle(mine, theirs)) is not None)
-    matched = paired_runs(one, other)
-    by_seed: dict[int, list[tuple[float, float]]] = {}
-    for mine, theirs in matched:
-        if mine.final_loss is not None and theirs.final_loss is not None:
-            by_seed.setdefault(mine.seed, []).append((mine.final_loss, theirs.final_loss))
-    values = {seed: mean(a - b for a, b in by_seed[seed]) for seed in sorted(by_seed)}
+    matched, by_seed = paired_runs(one, other), _losses_by_seed(one, other)
+    values = differences_by_seed(one, other)
     finite = {seed: value for seed, value in values.items() if math.isfinite(value)}
     reference = [b for seed in finite for _, b in by_seed[seed]]
     middle, low, high = interval(list(finite.values()))

@@ -33,7 +33,7 @@ from altgrad.training.branch_state import changed_numerics, rests_elsewhere
 from altgrad.training.compile.policy import How
 from altgrad.training.compile.step_loss import StepLoss
 from altgrad.training.data import Batches
-from altgrad.training.held_out import HeldOutMean, evaluating
+from altgrad.training.held_out import HeldOutMean, evaluating, mean_of
 from altgrad.training.optim import learning_rate
 from altgrad.training.process_settings import full_precision_sums, mixed_precision
 from altgrad.training.starting_point import Start, check_alike, device_named, hash_weights, load_moments, load_weights
@@ -228,7 +228,7 @@ class Trainer:
                 weight = (torch.ones_like(loss) if weight is None else weight) / len(parts)
             loss.backward(weight)
             losses.append(loss.detach())
-        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        return losses[0] if len(losses) == 1 else mean_of(losses)
 
     def _loss_again(self, parts: Sequence[Batch]) -> Tensor:
         """The step's loss once more, with its graph: the shadow's dropout repeats the step's masks."""
@@ -236,7 +236,7 @@ class Trainer:
         for number, piece in enumerate(parts):
             self._seed_masks(number)
             losses.append(self.loss_of(piece)[0])
-        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        return losses[0] if len(losses) == 1 else mean_of(losses)
 
     def loss_of(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """(loss of a batch on the device, metrics of the task), not compiled."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -145,28 +146,44 @@ class _Items:
 
 
 class _Stream:
-    """Batches of a loader over an iterable dataset: the n-th one from its beginning, which is sought where needed."""
+    """Batches of a loader over an iterable dataset: the n-th one from its beginning, which is sought where needed.
 
-    def __init__(self, loader: DataLoader[Any], seed: int) -> None:
-        self._loader, self._seed = loader, seed
+    Training data begin anew at their end; held-out data end there, since a batch must not count twice.
+    """
+
+    def __init__(self, loader: DataLoader[Any], seed: int, split: Split) -> None:
+        self._loader, self._seed, self._split = loader, seed, split
+        self._random = StepRandom(torch.device("cpu"))
         self._iterator: Iterator[Any] = iter(())
         self._next, self._epoch = 0, -1
+        self._first = 0  # number of the first batch of this epoch
 
     def __call__(self, number: int) -> Any:
         if number < self._next or self._epoch < 0:
             self._next, self._epoch = 1, -1
             self._begin()
         while True:
-            found = next(self._iterator, None)
+            found = self._following()
             if found is None:
+                if self._split == "validation":
+                    self._epoch = -1
+                    return None
+                if self._next == self._first:
+                    raise ConfigError(f"the DataLoader of {self._split!r} yields no batch; is drop_last set?")
                 self._begin()
                 continue
             self._next += 1
             if self._next > number:
                 return found
 
+    def _following(self) -> Any:
+        """The next batch; what the dataset draws for it depends on its number alone, and not on where a run resumed."""
+        with self._random.borrowed():
+            self._random.seed("stream", self._seed, self._epoch, self._next)
+            return next(self._iterator, None)
+
     def _begin(self) -> None:
-        self._epoch += 1
+        self._epoch, self._first = self._epoch + 1, self._next
         with _seeded(self._loader, self._seed, self._epoch):
             self._iterator = iter(self._loader)
 
@@ -229,8 +246,11 @@ def _spread(length: int, config: TrainConfig) -> Callable[[int], Sequence[int] |
 
 def _of_loader(loader: DataLoader[Any], config: TrainConfig, split: Split) -> Callable[[int], Any]:
     if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
-        return _Stream(loader, config.seed)
+        return _Stream(loader, config.seed, split)
     epochs: dict[int, list[Sequence[int]]] = {}
+    ends: list[
+        int
+    ] = []  # number of the last batch of each epoch; a sampler may make more batches in one than in another
 
     def epoch(number: int) -> list[Sequence[int]]:
         if number not in epochs:
@@ -242,10 +262,12 @@ def _of_loader(loader: DataLoader[Any], config: TrainConfig, split: Split) -> Ca
         return epochs[number]
 
     def places(number: int) -> Sequence[int] | None:
-        length = len(epoch(0 if not epochs else next(iter(epochs))))
-        if split == "validation" and number > length:
-            return None
-        return epoch((number - 1) // length)[(number - 1) % length]
+        while not ends or ends[-1] < number:
+            if ends and split == "validation":
+                return None
+            ends.append((ends[-1] if ends else 0) + len(epoch(len(ends))))
+        at = bisect_left(ends, number)
+        return epoch(at)[number - 1 - (ends[at - 1] if at else 0)]
 
     return _Items(loader.dataset, places, loader.collate_fn)
 

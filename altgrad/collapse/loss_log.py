@@ -25,11 +25,14 @@ _STEP_WORDS = {"step", "steps", "iter", "iters", "iteration", "iterations", "it"
 _LOSS_WORDS = {"loss", "trl", "nll", "ce"}
 _HELD_OUT_WORDS = {"val", "valid", "validation", "eval", "evaluation", "test", "dev", "held", "tel"}
 _PLAIN = ("loss", "train_loss", "training_loss", "lm_loss", "trl")  # in this order, if several columns are losses
-_NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?|nan|inf(?:inity)?)"
+_GROUPED = r"\d{1,3}(?:,\d{3})+|\d{1,3}(?:_\d{3})+"  # 12,000 and 12_000
+_NUMBER = rf"[-+]?(?:(?:{_GROUPED})(?:\.\d+)?|\d+\.?\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?|nan|inf(?:inity)?)"
 _PAIR = re.compile(
-    rf"(?<![\w/.-])(?P<name>(?:[a-z][\w/.-]*[ ])?[a-z][\w/.-]*)(?:\s*[:=]\s*|\s+)(?P<value>{_NUMBER})(?!\w|[.,]\w)",
+    rf"(?<![\w/.-])(?P<name>(?:[a-z][\w/.-]*[ ])?[a-z][\w/.-]*)(?:['\"]?\s*[:=]\s*|\s+)(?P<value>{_NUMBER})"
+    r"(?!\w|[.,]\w)",
     re.IGNORECASE,
 )
+_IS_GROUPED = re.compile(rf"[-+]?(?:{_GROUPED})(?P<point>\.\d+)?")
 _LARGEST_STEP = 2**53  # larger whole numbers are not exact in float64; no trainer counts so far
 _EXTREMES = ("__MIN", "__MAX")  # columns that the export of Weights & Biases adds to each of its own
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -163,10 +166,18 @@ def _pairs(line: str) -> Iterator[tuple[str, str]]:
 def _numbers(rows: Iterable[Mapping[str, Any]]) -> list[LogRow]:
     read: list[LogRow] = []
     for row in rows:
-        values = {str(name).strip(): _number(value) for name, value in row.items()}
+        values = {(key := str(name).strip()): _number(_ungrouped(key, value)) for name, value in row.items()}
         values = {name: value for name, value in values.items() if not name.endswith(_EXTREMES)}
         read.append({name: value for name, value in values.items() if value is not None})
     return read
+
+
+def _ungrouped(name: str, value: object) -> object:
+    """`12,000` of a step as `12000`, and `4,123.5` of anything; elsewhere `4,123` may be a decimal comma: no number."""
+    found = _IS_GROUPED.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None or not (found["point"] or _is_step(name)):
+        return value
+    return found[0].replace(",", "").replace("_", "")
 
 
 def _number(value: object) -> float | None:

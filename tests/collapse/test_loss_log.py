@@ -112,6 +112,27 @@ def log_of(file: Path, losses: Mapping[int, float]) -> str:
     return str(file)
 
 
+@pytest.mark.parametrize("line", [
+    "step {step:,}/5,000 loss {loss:.3f}\n", "step {step:_}: train loss {loss:.3f}, lr 3e-4\n",
+    '{{"step": "{step:,}", "loss": {loss}}}\n', "{{'step': {step:,}, 'loss': {loss:.3f}, 'epoch': 0.5}}\n",
+])  # fmt: skip
+def test_no_step_is_lost_where_its_thousands_are_grouped(line: str, tmp_path: Path) -> None:
+    given = {step: 5 - step / 1000 for step in range(900, 1300, 100)} | {1_000_000: 0.5}
+    (tmp_path / "log").write_text("".join(line.format(step=step, loss=loss) for step, loss in given.items()))
+    found = read_loss_log(tmp_path / "log")
+    assert {row["step"]: row["loss"] for row in found.records} == pytest.approx(given)
+    assert found.step_name == "step"
+
+
+def test_a_large_loss_is_read_and_a_decimal_comma_is_not_taken_for_thousands(tmp_path: Path) -> None:
+    (tmp_path / "large.csv").write_text('step,loss\n1,"4,123.5"\n2,"1,000.25"\n3,999.5\n')
+    assert [row["loss"] for row in read_loss_log(tmp_path / "large.csv").records] == [4123.5, 1000.25, 999.5]
+    for name, text in (("comma.csv", "step;loss\n1;4,123\n2;3,999\n"), ("comma.txt", "step 1 loss 4,123\n")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match="no column is a training loss"):
+            read_loss_log(tmp_path / name)
+
+
 def test_judge_says_which_rule_and_from_which_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # `non_finite_patience` is 5 steps: NaN from step 60 on is judged at step 64, four NaN in the middle are not.
     fall = {step: 2 + 3.0 * 0.97**step for step in range(1, 201)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 from torch import nn
 
 from altgrad.config.cast import GEMM_SITES
@@ -28,6 +29,7 @@ from altgrad.quantization.quantized_model import QuantizedModel
 from altgrad.text.error_hints import did_you_mean
 
 
+@torch.inference_mode(False)  # its tensors are those of training, wherever it is called
 def quantize_model(
     model: nn.Module,
     recipe: Recipe,

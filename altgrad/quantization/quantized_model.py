@@ -76,6 +76,7 @@ class QuantizedModel:
         self._step, self._filled, self._compiles_stored = 0, False, False
         self._seed = recipe.seed if recipe.rounding_seed is None else recipe.rounding_seed
         self._keys: dict[torch.device, Tensor] = {}
+        self._held_out_keys: dict[torch.device, Tensor] = {}
         stochastic = any(phase.stochastic for gemm in self._gemms.values() for phase in gemm.phases)
         stochastic |= not recipe.master_weights and "stochastic" in recipe.update_rounding
         moments = recipe.moment_casts()
@@ -211,9 +212,12 @@ class QuantizedModel:
         return self._phases[self.phase]
 
     def begin_validation(self, seed: int | None, step: int, batch: int) -> None:
-        """Draw the random numbers of a held-out batch from now on; every rank evaluates the whole batch."""
+        """Draw the random numbers of a held-out batch from now on; every rank evaluates the whole batch.
+
+        It may come between a forward pass and its backward pass, whose numbers stay those of the step.
+        """
         seed = self._seed if seed is None else seed
-        self._set_key(derived_words(seed, step, _VALIDATION, batch), 0)
+        self._set_key(derived_words(seed, step, _VALIDATION, batch), 0, held_out=True)
 
     def after_optimizer(
         self, optimizer: Optimizer | None = None, counts: Mapping[SiteKey, Tensor] | None = None
@@ -315,17 +319,17 @@ class QuantizedModel:
         taken = {**state, "formats": now["formats"], "phase": self.phase, **({"phases": phases} if phases else {})}
         self.load_state_dict(taken)
 
-    def _set_key(self, words: tuple[int, int], rank: int) -> None:
-        filled = set()
+    def _set_key(self, words: tuple[int, int], rank: int, held_out: bool = False) -> None:
+        filled, keys = set(), self._held_out_keys if held_out else self._keys
         for layer in self._gemms.values():
             device = layer.device
-            key = self._keys.get(device)
-            if key is None:
-                key = self._keys[device] = torch.zeros(3, dtype=torch.int32, device=device)
+            if device not in keys:
+                with torch.inference_mode(False):  # a first evaluation may be within inference mode
+                    keys[device] = torch.zeros(3, dtype=torch.int32, device=device)
             if layer.stochastic and device not in filled:
-                fill_key(key, *words, rank)
+                fill_key(keys[device], *words, rank)
                 filled.add(device)
-            layer.set_key(key)
+            (layer.lend_key if held_out else layer.set_key)(keys[device])
 
     def _remember(self, counts: Mapping[SiteKey, Tensor], only_wider: bool = False) -> None:
         """Store amaxes in the histories, see `amax_histories`, and begin to count anew.

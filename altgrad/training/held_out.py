@@ -18,8 +18,8 @@ def mean_of(losses: Sequence[Tensor]) -> Tensor:
 class HeldOutMean:
     """The mean loss and metrics of batches; each batch counts as its number of rows.
 
-    A metric that a task gives for some batches only is their mean.  Sums are float32 whatever dtype a loss has: 128 rows
-    with a loss of 600 in FP16 would add up to inf.
+    A metric that a task gives for some batches only is their mean.  Sums are float32 whatever dtype a loss has: 128
+    rows with a loss of 600 in FP16 would add up to inf.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -44,6 +44,7 @@ class LayerRoundings:
     stochastic: bool  # whether the present sites draw random numbers
     key: Tensor  # (3,) int32: words of the step's random numbers, then the rank
     draws: int  # stochastic forward passes since the key was set
+    of_step: tuple[Tensor, int] | None  # key and draws of the step, while a held-out batch has a key of its own
     own_scales: bool  # of a weight that is divided among processes, each chooses the scale of its part
     cuts_columns: Mapping[int, bool | None] = {0: False}  # see `sharded.cut_at_rest`
     watch: Any  # see `RoundedGemm`
@@ -65,7 +66,7 @@ class LayerRoundings:
         self.phases = [SiteSet.of(of_phase, salt, device) for of_phase in casts]
         self.enter(0)
         self.key = torch.zeros(3, dtype=torch.int32, device=device)
-        self.draws = 0
+        self.draws, self.of_step = 0, None
 
     @property
     def module(self) -> nn.Module:
@@ -125,6 +126,11 @@ class LayerRoundings:
 
     def set_key(self, key: Tensor) -> None:
         """Draw random numbers from this key from now on; layers may share a key."""
+        self.key, self.draws, self.of_step = key, 0, None
+
+    def lend_key(self, key: Tensor) -> None:
+        """Draw a held-out batch's numbers from this key; a forward pass that is recomputed keeps that of its step."""
+        self.of_step = self.of_step or (self.key, self.draws)
         self.key, self.draws = key, 0
 
     def share(self, scales: bool = True) -> None:
@@ -147,6 +153,7 @@ class LayerRoundings:
         device = self.device
         self.bfloat16_pays = products.bfloat16_pays(device)
         self.key = torch.zeros_like(self.key, device=device) if self.key.is_meta else self.key.to(device)
+        self.of_step = None
         for phase in self.phases:
             for site in phase.by_name.values():
                 site.follow(device)

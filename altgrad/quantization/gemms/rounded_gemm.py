@@ -91,9 +91,9 @@ class RoundedGemm(LayerRoundings):
     ) -> Tensor:
         """As `compute`, with rounded operands; cuts: how tensors are divided among processes."""
         self._check_transforms()
-        use = self._next_use() if self.stochastic else 0
+        key, use = self._next_draw() if self.stochastic else (self.key, 0)
         if self.native_fp8 and not batched and x.numel():
-            return self._native(x.float(), weight, bias, use).to(dtype)
+            return self._native(x.float(), weight, bias, key, use).to(dtype)
         training = torch.is_grad_enabled()
         wanted = _wanted(x, weight)
         sites = [self.roundings(tensor) for tensor in OPERAND_TENSORS]
@@ -102,32 +102,34 @@ class RoundedGemm(LayerRoundings):
         structure = structure._replace(dtype=dtype)
         if batched or convolution is not None:
             structure = structure._replace(batched=batched, convolution=convolution)
-        key = self.key
+        own_key = key
         for tensor, cut in (cuts or {}).items():
             modes = tuple(cut.applied(mode, self.name) for mode in getattr(structure, tensor))
-            structure, key = structure._replace(**{tensor: modes}), cut.placed(self.key)  # type: ignore[arg-type]
+            structure, key = structure._replace(**{tensor: modes}), cut.placed(own_key)  # type: ignore[arg-type]
         y, counts = operand_gemms(x, weight, bias, key, sites, structure)
         if training and self.counting:
             for site, counted in counts:
                 site.add_counts(counted)
         return y
 
-    def _next_use(self) -> int:
-        """The number of earlier draws with this key, so that each use of the layer draws independent numbers.
+    def _next_draw(self) -> tuple[Tensor, int]:
+        """(key, number of earlier draws with it), so that each use of the layer draws independent numbers.
 
-        A recomputation during the backward pass (activation checkpointing) repeats the draw of the forward pass: it
-        returns 0.  Raises ValueError if the layer was used several times, since the use cannot be told then.
+        A recomputation during the backward pass (activation checkpointing) repeats the draw of the forward pass, also
+        if held-out batches were evaluated in between.  Raises ValueError if the layer was used several times, since the
+        use cannot be told then.
         """
         if torch.compiler.is_compiling() or not torch_private.in_backward():
             use, self.draws = self.draws, self.draws + 1
-            return use
-        if self.draws > 1:
+            return self.key, use
+        key, draws = self.of_step or (self.key, self.draws)
+        if draws > 1:
             raise ValueError(
-                f"layer {self.name} is used {self.draws} times with one key and recomputed by activation "
+                f"layer {self.name} is used {draws} times with one key and recomputed by activation "
                 "checkpointing, which cannot tell whose random numbers to repeat; call begin_step before each forward "
                 "pass, or use rounding='nearest'"
             )
-        return 0
+        return key, 0
 
     def _check_transforms(self) -> None:
         """Raise NotImplementedError under a torch.func transform: rounding with a shared scale is not elementwise."""
@@ -138,12 +140,12 @@ class RoundedGemm(LayerRoundings):
                 "`unrounded(layers)`"
             )
 
-    def _native(self, x: Tensor, weight: Tensor, bias: Tensor | None, use: int) -> Tensor:
+    def _native(self, x: Tensor, weight: Tensor, bias: Tensor | None, key: Tensor, use: int) -> Tensor:
         if torch.is_grad_enabled() and x.shape[:-1].numel() % native_fp8.DIVISOR:
             # The name is read only here: a compiled graph that reads it is guarded by it, and serves one layer alone.
             native_fp8.refuse_rows(self.name, x.shape)
         sites = [self.site(name) for name in GEMM_SITES]
-        y, counts = native_fp8.native_linear(x, weight, bias, self.key, sites, use=use, counting=self.counting)
+        y, counts = native_fp8.native_linear(x, weight, bias, key, sites, use=use, counting=self.counting)
         if torch.is_grad_enabled() and self.counting:
             for site, counted in counts:
                 site.add_counts(counted)

@@ -72,7 +72,7 @@ def read_row(run: Run) -> Unpaired:
         tokens_per_second=_over_steps(np.median, steps, "tokens_per_second"),
         stall_rate=_last(measured(steps, "stall_rate")),
         overflow_rate=_over_steps(np.mean, steps, "overflow_rate"),
-        step=steps["step"][-1].as_py() if steps.num_rows else 0,
+        step=steps["step"][-1].as_py() if steps.num_rows else run.begins_after,
         max_steps=settings.config["max_steps"],
         seconds=_last(measured(steps, "elapsed_seconds")),
         validation_step=int(loss.steps[-1]) if len(loss.steps) else None,
@@ -84,6 +84,7 @@ def read_row(run: Run) -> Unpaired:
         bytes_per_parameter=run.bytes_per_parameter,
         loss_unit=run.loss_unit,
         branched_from=run.branch_words,
+        begins_after=run.begins_after,
     )
     return Unpaired(row, settings, Origin.of(run.info), loss)
 

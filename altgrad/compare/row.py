@@ -48,7 +48,7 @@ class Row:
     or "" if it is unknown.  `seconds`: training time.  `step_loss`: validation loss at `gap_step`, of a baseline at
     `common_step`.  `confounds`: what else than the format differs from the baseline.  `parity`: the verdict on the
     row's group, None for a baseline.  `branched_from`: `NAME at step 300` of a branch, else "".  `hidden_mates`: number
-    of runs of the group that people have hidden (see `shown_rows`).
+    of runs of the group that people have hidden (see `shown_rows`).  `begins_after`: see `Run`; `step` counts from 0.
     """
 
     run: str
@@ -92,6 +92,7 @@ class Row:
     parity: Parity | None = None
     branched_from: str = ""
     hidden_mates: int = 0
+    begins_after: int = 0
     settings: Settings | None = None
     origin: Origin = field(default_factory=Origin)
 
@@ -126,11 +127,16 @@ class Row:
         return self.step_loss if self.alive and (self.is_baseline or self.final_gap is not None) else None
 
     @property
+    def own_steps(self) -> int:
+        """The steps that the run has trained itself; those before `begins_after` took another run's time."""
+        return self.step - self.begins_after
+
+    @property
     def seconds_saved(self) -> float | None:
         """Seconds that the remaining steps of a collapsed or stopped run would have taken at its pace; else None."""
-        if self.status not in ("collapsed", "stopped") or not self.seconds or not self.step:
+        if self.status not in ("collapsed", "stopped") or not self.seconds or self.own_steps <= 0:
             return None
-        return max(self.max_steps - self.step, 0) * self.seconds / self.step
+        return max(self.max_steps - self.step, 0) * self.seconds / self.own_steps
 
     @property
     def device(self) -> str | None:

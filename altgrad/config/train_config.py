@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -38,6 +38,12 @@ _TASK = re.compile(r"[A-Za-z_][\w-]*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*
 Rung = Literal["skip", "rate", "rollback", "shift"]
 Kept = Literal["moments", "step"]  # of a checkpoint, besides the weights
 _AT_STEP = re.compile(r".*@(\d+|last)", re.DOTALL)  # start_from: a checkpoint of a run
+
+
+def kept_step(start_from: str | None, start_keeps: Collection[str]) -> int:
+    """The step of a checkpoint RUN@STEP if the run keeps it, else 0."""
+    at = (start_from or "").rpartition("@")[2]
+    return int(at) if "step" in start_keeps and at.isdigit() else 0
 
 
 class TrainConfig(Recipe):
@@ -234,8 +240,7 @@ class TrainConfig(Recipe):
 
         A run resolves `@last` before it begins, see `branch.checkpoints.settled`.
         """
-        at = (self.start_from or "").rpartition("@")[2]
-        return int(at) if "step" in self.start_keeps and at.isdigit() else 0
+        return kept_step(self.start_from, self.start_keeps)
 
     @property
     def phase_starts(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 from altgrad.compare import Row, by_group, ranking
 from altgrad.events import Event, kind_of
 from altgrad.results import RecordError, Run, particulars_of, read_plan
+from altgrad.results.reading.events import event_rows
 from altgrad.storage.folder import Folder
 from altgrad.text.foreign_text import as_markdown
 from altgrad.text.number_text import duration, number
@@ -33,17 +34,18 @@ def progress(rows: Sequence[Row], runs: Sequence[Run], planned_runs: int | None,
     """Progress at time `now` (seconds since 1970).
 
     A run that has ended counts with the steps that it trained; a planned run that has not started counts with the mean
-    length of the started ones.  The pace is the sum of all steps divided by the time since the first run started.  If
-    no run trains, and none has started or ended for ten minutes, the sweep was stopped and the time left is None.
+    length of the started ones.  Steps before the checkpoint from which a run goes on are not counted.  The pace is that
+    of the last attempts: their steps divided by the time in which the sweep trained (see `_seconds_trained`).  If no
+    run trains, and none has started or ended for ten minutes, the sweep was stopped and the time left is None.
     """
-    steps = sum(row.step for row in rows)
+    steps = sum(row.own_steps for row in rows)
     to_come = sum(row.max_steps - row.step for row in rows if row.status == "running")
     not_begun = max((planned_runs or 0) - len(rows), 0)
     if rows:
-        to_come += round(not_begun * sum(row.max_steps for row in rows) / len(rows))
+        to_come += round(not_begun * sum(row.max_steps - row.begins_after for row in rows) / len(rows))
     is_over = to_come == 0 and not any(row.status == "running" for row in rows)
-    began = min((float(run.info["started"]) for run in runs), default=now)
-    pace = steps / (now - began) if now > began else 0.0
+    trained = _seconds_trained(rows, runs, now)
+    pace = sum(map(_steps_now, rows)) / trained if trained > 0 else 0.0
     goes_on = any(row.status == "running" for row in rows) or now - _last_change(runs) < _BETWEEN_TRIALS
     return SweepProgress(
         steps=steps,
@@ -53,6 +55,29 @@ def progress(rows: Sequence[Row], runs: Sequence[Run], planned_runs: int | None,
         seconds_left=to_come / pace if pace > 0 and goes_on else None,
         is_over=is_over,
     )
+
+
+def _steps_now(row: Row) -> float:
+    """The steps of a run's last attempt; those of the attempts before it took time that is not counted."""
+    if not row.earlier or not row.seconds or row.seconds_now is None:
+        return float(row.own_steps)
+    return row.own_steps * min(row.seconds_now / row.seconds, 1.0)
+
+
+def _seconds_trained(rows: Sequence[Row], runs: Sequence[Run], now: float) -> float:
+    """Seconds in which a last attempt trained, and the pauses of at most ten minutes between them and until now.
+
+    A longer pause is that of a sweep which was interrupted and resumed later.
+    """
+    trains = {row.run for row in rows if row.status == "running"}
+    spans = [(float(run.info["started"]), now if run.name in trains else _last_change([run])) for run in runs]
+    total, reached = 0.0, min((begin for begin, _ in spans), default=now)
+    for begin, end in (*sorted(spans), (now, now)):
+        pause = begin - reached
+        total += pause if 0 < pause <= _BETWEEN_TRIALS else 0.0
+        begin = max(begin, reached)
+        total, reached = total + max(end - begin, 0.0), max(end, begin)
+    return total
 
 
 def _last_change(runs: Iterable[Run]) -> float:
@@ -126,11 +151,8 @@ def newest_events(runs: Iterable[Run], n: int) -> list[dict[str, Any]]:
     """
     found: list[tuple[float, str, int, str, str, int]] = []
     for run in runs:
-        table = run.table("events", ["time", "kind", "detail"])
-        if not table.num_rows:
-            continue
         kinds: dict[str, list[dict[str, Any]]] = {}
-        for row in table.to_pylist():
+        for row in event_rows(run):
             kinds.setdefault(row["kind"], []).append(row)
         for kind, rows in kinds.items():
             last = rows[-1]

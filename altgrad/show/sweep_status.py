@@ -67,7 +67,7 @@ def _state(run: Run) -> RunState:
     newest = {column: values[-1].as_py() for column, values in measured.items() if len(values)}
     summary = {} if run.end is None else run.end["summary"]
     reason = run.verdict.sentence() if run.verdict is not None else summary.get("error") or summary.get("reason") or ""
-    step = int(newest.get("step", 0))
+    step = int(newest.get("step", run.begins_after))
     return RunState(
         name,
         fmt,
@@ -78,7 +78,7 @@ def _state(run: Run) -> RunState:
         reason,
         is_baseline=settings_of(run).is_baseline,
         is_silent=run.end is None and run.life == "silent",
-        eta=seconds_left(run.status, step, max_steps, newest.get("elapsed_seconds")),
+        eta=seconds_left(run.status, step - run.begins_after, max_steps - step, newest.get("elapsed_seconds")),
         warning=next(
             (str(event.detail.get("sentence", "")) for event in happened if event.kind == "collapse_warning"), ""
         ),
@@ -86,14 +86,14 @@ def _state(run: Run) -> RunState:
     )
 
 
-def seconds_left(status: str, step: int, max_steps: int, seconds: float | None) -> float | None:
+def seconds_left(status: str, done: int, to_come: int, seconds: float | None) -> float | None:
     """Seconds until the last step at the run's average pace; None if it does not train or the pace is unknown.
 
-    `seconds`: of training until `step`.
+    `seconds`: of the training of the `done` steps.
     """
-    if status != "running" or seconds is None or not step:
+    if status != "running" or seconds is None or done <= 0:
         return None
-    return (max_steps - step) * seconds / step
+    return to_come * seconds / done
 
 
 def _waiting(plan: Mapping[str, Any], broken: str | None) -> RunState:

@@ -1,4 +1,4 @@
-"""Means of losses, and evaluation on held-out batches: the model's mode, and one transfer from the device at the end."""
+"""Means of losses, and evaluation on held-out batches: the model's mode, one transfer from the device at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An evaluation between a forward pass and its backward pass changes no number of the step, whatever mode it runs in."""
+"""An evaluation between a forward pass and its backward pass changes no number of the step, whatever its mode."""
 
 from __future__ import annotations
 
@@ -61,8 +61,10 @@ def test_an_evaluation_before_backward_changes_no_gradient(
 
 
 @MODES
-@pytest.mark.parametrize("recipe", [STOCHASTIC, Recipe(format="E4M3", scaling="delayed"),
-    Recipe(format="E4M3", master_weights=False, update_rounding="kahan")], ids=["stochastic", "delayed", "stored"])  # fmt: skip
+@pytest.mark.parametrize("recipe", [
+    STOCHASTIC, Recipe(format="E4M3", scaling="delayed"),
+    Recipe(format="E4M3", master_weights=False, update_rounding="kahan"),
+], ids=["stochastic", "delayed", "stored"])  # fmt: skip
 def test_a_model_made_or_evaluated_in_any_mode_trains_as_one_that_was_not(
     mode: Callable[[], AbstractContextManager[object]], recipe: Recipe
 ) -> None:

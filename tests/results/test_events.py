@@ -115,6 +115,8 @@ def test_of_steps_that_were_trained_again_the_events_of_the_later_attempt_count(
         writer.flush()
     found = [(event.step, event.detail["attempt"]) for event in read_events(read_run(folder))]
     assert found == [(3, 0), (6, 1), (13, 2)]
+    (newest,) = newest_events([read_run(folder)], 5)
+    assert (newest["Times"], newest["Last step"]) == (3, 13)
 
 
 @pytest.mark.parametrize("kind", ["clip", "format_shift", "verdict"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +14,9 @@ from altgrad.compare import Shown, write_comparison
 from altgrad.config.train_config import TrainConfig
 from altgrad.experiment.attempts import earlier_attempts
 from altgrad.experiment.outcome import Report
-from altgrad.results import RunWriter, Status, read_run
-from altgrad.show.sweep_progress import compute_sentence
+from altgrad.results import RunWriter, Status, list_runs, read_run
+from altgrad.show.sweep_progress import compute_sentence, progress
+from altgrad.show.sweep_status import sweep_state
 from altgrad.storage.folder import Folder
 from altgrad.training import FormatExperimentRunner
 from tests.support.results.written_runs import rows_of
@@ -43,6 +46,66 @@ def sweep(tmp_path: Path) -> Folder:
     write_run(sweep, "stopped", 50, 1440.0, "stopped", quarter)  # 0.1, and as much again spared
     write_run(sweep, "running", 10, 1440.0, None, quarter)  # 0.1, nothing spared yet
     return sweep
+
+
+@pytest.mark.parametrize("beginning", [
+    {"branch": {"parent": "p", "run": "p", "step": 1000, "changes": {}}},
+    {"config": {"start_from": "p@1000", "start_keeps": ["step"]}},
+])  # fmt: skip
+def test_the_steps_of_a_checkpoint_cost_a_run_that_goes_on_from_it_nothing(
+    beginning: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two runs of 2,000 steps go on after step 1,000: one collapsed after 40 steps of 1 s, one trains and is at 10."""
+    sweep, now = Folder.at(tmp_path), time.time()
+    config = TrainConfig(max_steps=2000, **beginning.get("config", {})).model_dump(mode="json")
+    for name, steps, status in (("collapsed", 40, "collapsed"), ("running", 10, None)):
+        writer = RunWriter(sweep / name, flush_seconds=1e9)
+        held = {"config": config, "intervention": "none", "resources": {"cpus": 1.0, "gpus": 0.0}}
+        writer.start({"run": name, **held, "branch": None, **beginning, "config": config, "started": now - steps})
+        writer.step({"step": 1000 + steps, "elapsed_seconds": float(steps)})
+        if status is None:
+            writer.flush()
+        else:
+            writer.end("collapsed", None, {})
+    rows = rows_of(sweep)
+    assert rows["collapsed"].seconds_saved == pytest.approx(2000 - 1040)
+    assert (rows["running"].step, rows["running"].own_steps) == (1010, 10)
+    (sweep).write_json("sweep.json", {"schema": 1, "runs": [
+        {"run": name, "config": {"format": "E4M3", "max_steps": 2000}} for name in rows]})  # fmt: skip
+    etas = {state.run: state.eta for state in sweep_state(sweep)}
+    assert etas == {"collapsed": None, "running": pytest.approx(2000 - 1010)}
+    state = progress(list(rows.values()), list_runs(sweep)[0], 2, now)
+    assert (state.steps, state.planned_steps) == (50, 50 + 990)
+
+
+def test_time_left_counts_neither_a_long_pause_nor_the_steps_of_earlier_attempts(tmp_path: Path) -> None:
+    """A sweep ended its first run in 100 s, was interrupted in the second, and resumed five days later.
+
+    That run trained 60 of its 100 steps before, and 20 in the 20 s since.
+    """
+    sweep, now = Folder.at(tmp_path), time.time()
+    before = now - 5 * 86_400
+    config = TrainConfig(max_steps=100).model_dump(mode="json")
+    whole = RunWriter(sweep / "whole", flush_seconds=1e9)
+    whole.start({"run": "whole", "config": config, "started": before})
+    whole.step({"step": 100, "elapsed_seconds": 100.0})
+    whole.end("completed", None, {})
+    end = sweep / "whole"
+    end.write_json("end.json", {**end.read_json("end.json"), "ended": before + 100})
+    for attempt, steps in ((0, range(1, 61)), (1, range(61, 81))):
+        resumed = RunWriter(sweep / "resumed", attempt, flush_seconds=1e9)
+        earlier = [{"attempt": 0, "seconds": 60.0}] if attempt else []
+        started = now - 20 if attempt else before + 100
+        resumed.start({"run": "resumed", "config": config, "started": started, "earlier": earlier})
+        for step in steps:
+            resumed.step({"step": step, "elapsed_seconds": float(step)})
+        resumed.flush()
+    rows = list(rows_of(sweep).values())
+    state = progress(rows, list_runs(sweep)[0], 2, now)
+    assert state.steps == 180
+    assert state.seconds_left == pytest.approx(20, rel=0.01)  # a step takes a second
+    jumped = progress(rows, list_runs(sweep)[0], 2, before - 1000).seconds_left
+    assert jumped is None or jumped >= 0, "the clock went backwards"
 
 
 def test_hours_are_time_times_devices_and_savings_the_steps_not_trained(sweep: Folder) -> None:

@@ -80,6 +80,6 @@ def _status(trial: BoardRun) -> Html:
         return join([first, *reason])
     share = min(row.step / row.max_steps, 1.0) if row.max_steps else 0.0
     bar = element("div", element("div", style=f"width:{share:.1%}"), class_="progress")
-    left = seconds_left(row.status, row.step, row.max_steps, row.seconds)
+    left = seconds_left(row.status, row.own_steps, row.max_steps - row.step, row.seconds)
     eta = "time left unknown" if left is None else f"{duration(round(left))} left"
     return join([first, bar, element("div", f"step {row.step:,} of {row.max_steps:,}, {eta}", class_="small")])

@@ -24,12 +24,19 @@ def read_events(run: Run, steps: pa.Table | None = None) -> list[Event]:
 
     `steps`: the run's steps table (any columns), if the caller has read it already.
     """
-    table = run.table("events", ["kind", "detail"])
+    return [
+        Event(row["step"], row["kind"], particulars_of(row["kind"], row["detail"])) for row in event_rows(run, steps)
+    ]
+
+
+def event_rows(run: Run, steps: pa.Table | None = None) -> list[dict[str, Any]]:
+    """The rows of the events that `read_events` returns, with `time`; `detail` is JSON."""
+    table = run.table("events", ["time", "kind", "detail"])
     if not table.num_rows:
         return []
     superseded = _superseded(run.table("steps", []) if steps is None else steps) if run.info.get("attempt") else {}
     return [
-        Event(row["step"], row["kind"], particulars_of(row["kind"], row["detail"]))
+        row
         for row in table.to_pylist()
         if all(row["attempt"] >= attempt or row["step"] < first for attempt, first in superseded.items())
     ]

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from altgrad.config.train_config import kept_step
 from altgrad.results.lease import Life, life_of, read_lease
 from altgrad.results.parts import read_rows
 from altgrad.results.records import END, RecordError, read_end, read_start
@@ -95,6 +96,13 @@ class Run:
         """Step and run whose checkpoint the run started from; None for other runs."""
         found = self.info.get("branch")
         return (int(found["step"]), str(found["run"])) if isinstance(found, dict) else None
+
+    @property
+    def begins_after(self) -> int:
+        """The step of the checkpoint from which the run goes on; 0 for a run that begins with step 1."""
+        start, keeps = self.config.get("start_from"), self.config.get("start_keeps")
+        kept = kept_step(start, keeps) if isinstance(start, str) and isinstance(keeps, list) else 0
+        return kept if self.branch is None else self.branch[0]
 
     @property
     def loss_unit(self) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adamax, Optimizer, RMSprop
 
 from altgrad import torch_private
 from altgrad.diagnostics.protocol import LayerStep
 from altgrad.formats import NumberFormat
 from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
+
+_COUPLED = (ASGD, Adadelta, Adagrad, Adamax, RMSprop)  # Adam and its kin say it in their groups
 
 
 class WeightWatch:
@@ -22,6 +25,7 @@ class WeightWatch:
 
     def __init__(self, layers: Mapping[str, RoundedGemm], optimizer: Optimizer) -> None:
         self._layers = layers
+        self._optimizer = optimizer
         self._groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         self._before: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
         self._intended: dict[str, Tensor] = {}
@@ -47,12 +51,23 @@ class WeightWatch:
             assert gradient is not None
             after, intended = layer.rounded_weight(), self._intended[name]
             group = self._groups.get(id(layer.weight), {})
-            decay = group.get("lr", 0.0) * group.get("weight_decay", 0.0)
+            decay = decoupled_decay(self._optimizer, group)
             found.append(
                 LayerStep(name, layer, gradient.float(), weight, stored, intended, after, scale, inverse, decay)
             )
         self._before, self._intended = {}, {}
         return found
+
+
+def decoupled_decay(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
+    """Share of a weight by which its decay alone shrinks it in a step: learning rate x weight decay.
+
+    0 where the decay is part of the gradient and passes through moments: by Adam it is divided by the gradient's size.
+    """
+    coupled = isinstance(optimizer, _COUPLED) or (isinstance(optimizer, SGD) and group.get("momentum", 0.0) != 0)
+    if not group.get("decoupled_weight_decay", not coupled):
+        return 0.0
+    return float(group.get("lr", 0.0)) * float(group.get("weight_decay", 0.0))
 
 
 class ForeignChanges:

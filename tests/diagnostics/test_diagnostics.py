@@ -17,6 +17,7 @@ from altgrad.diagnostics.protocol import LayerStep
 from altgrad.formats import find_format
 from altgrad.quantization.kernel.round import round_to_format
 from altgrad.training.trainer import Trainer
+from altgrad.training.weight_watch import decoupled_decay
 from tests.references import slow_diagnostics as slow
 from tests.references.stepped_layers import Bench, rows_of
 from tests.support.runs.small_runs import SMALL
@@ -252,6 +253,28 @@ def test_decay_is_lost_where_nearest_rounding_takes_it_back(decay, lost):
     found = DecayLost().measure([step])
     assert float(found.step["decay_lost"]) == pytest.approx(lost) == float(found.layers["0"]["decay_lost"])
     assert not DecayLost().measure([dataclasses.replace(step, decay=0.0)]).step
+
+
+@pytest.mark.parametrize(("name", "settings"), [
+    ("AdamW", {}), ("SGD", {}), ("Adam", {"decoupled_weight_decay": True}), ("Adafactor", {}), ("Adam", {}),
+    ("NAdam", {}), ("RAdam", {"decoupled_weight_decay": True}), ("RMSprop", {}), ("Adagrad", {}), ("Adadelta", {}),
+    ("Adamax", {}), ("SGD", {"momentum": 0.9}),
+])  # fmt: skip
+def test_the_share_that_decay_takes_is_what_the_optimizer_takes_without_a_gradient(name, settings):
+    """Four steps, of which only the first has a gradient: what decay alone then does is all that happens."""
+    weight = torch.tensor([[1.0, -2.0], [3.0, 0.5]])
+    parameter = nn.Parameter(weight.clone())
+    optimizer = getattr(torch.optim, name)([parameter], lr=0.01, weight_decay=0.1, **settings)
+    for step in range(4):
+        before = parameter.detach().clone()
+        parameter.grad = torch.full_like(weight, 0.0 if step else 1e-12)
+        optimizer.step()
+    taken = 1 - parameter.detach() / before
+    found = decoupled_decay(optimizer, optimizer.param_groups[0])
+    if bool((taken - taken.mean()).abs().max() < 1e-6) and taken.mean().item() == pytest.approx(0.001, rel=1e-2):
+        assert found == pytest.approx(0.001)
+    else:
+        assert found == 0.0, taken
 
 
 @pytest.mark.parametrize("master_weights", [True, False])

@@ -186,6 +186,9 @@ def _say_what_cannot_be_read(current: WatchedSweep) -> None:
         for name, parts in damaged.items()
         if parts
     ]
+    for one in current.runs:
+        if lost := one.tables.missing_steps(one.begins_after):
+            sentences.append(f"{as_code(one.name)}: no part has {'; '.join(lost[:3])}")
     if sentences:
         with st.sidebar.expander(f"{len(sentences)} not fully readable"):
             for sentence in sentences:

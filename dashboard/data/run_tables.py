@@ -14,6 +14,7 @@ import pyarrow as pa
 from altgrad.results import TableName
 from altgrad.results.part_file import read_part
 from altgrad.results.parts import insist, joined, latest_rows, list_parts, wanted_columns
+from altgrad.results.reading.run import missing_steps
 from altgrad.results.schema import SCHEMAS
 from altgrad.storage.folder import Folder
 
@@ -62,6 +63,11 @@ class RunTables:
         """Part -> reason, for the parts read so far that cannot be read."""
         held = [(name, part, rows) for name, table in self._held.items() for part, rows in table.parts.items()]
         return {f"{name}/{part}": rows for name, part, rows in held if isinstance(rows, str)}
+
+    def missing_steps(self, begins_after: int) -> list[str]:
+        """See `missing_steps`; none as long as the steps table was not read."""
+        rows = self._held["steps"].rows
+        return [] if rows is None or self.broken_parts() else missing_steps(rows, begins_after)
 
     def _catch_up(self, held: _Held, name: TableName, missing: list[str]) -> None:
         """Read all held columns of new parts, and the missing columns of known parts."""

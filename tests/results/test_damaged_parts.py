@@ -14,8 +14,9 @@ import pytest
 from altgrad.__main__ import main
 from altgrad.compare import comparison
 from altgrad.html import write_html_report
-from altgrad.results import SCHEMAS, TableName, list_runs, read_rows
+from altgrad.results import SCHEMAS, RunWriter, TableName, list_runs, read_rows, write_end
 from altgrad.results.part_file import encoded, read_part
+from altgrad.results.reading.run import missing_steps
 from altgrad.storage.folder import Folder
 from dashboard.data.run_tables import RunTables
 from dashboard.data.watched_sweep import WatchedSweep
@@ -140,6 +141,45 @@ def test_a_later_part_that_is_wrong_is_named_on_every_screen_and_the_rest_is_sho
     runs, _ = list_runs(sweep)
     comparison(runs)
     assert [len(one.damage_sentences()) for one in runs] == [0, 1] and run.name in runs[1].damage_sentences()[0]
+
+
+def test_a_part_that_is_gone_is_named_by_its_steps_on_every_screen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = generated.new_sweep(tmp_path, "s")
+    for name in ("BF16", "E4M3"):
+        run = generated.InventedRun(name, seed=1, steps=40, eval_interval=10)
+        folder = sweep / run.name
+        writer = RunWriter(folder, flush_seconds=1e9)
+        writer.start(run.info("s"))
+        for first in (1, 11, 21, 31):
+            for row in run.rows(first, first + 9):
+                writer.step(row)
+            writer.flush()
+        write_end(folder, "completed", None, {})
+    (lost,) = (info for info in (folder / "steps").list() if info.base_name.endswith("000002.parquet"))
+    (folder / "steps").delete(lost.base_name)
+    for _ in range(2):
+        runs, _ = list_runs(sweep)
+        comparison(runs)
+        assert [one.damage_sentences() for one in runs] == [
+            [], [f"{folder.name}: no part has steps 21 to 30"]
+        ]  # fmt: skip
+    assert main(["report", str(sweep)]) == 0
+    assert "steps 21 to 30" in capsys.readouterr().out
+    watched = WatchedSweep(sweep)
+    watched.refresh()
+    comparison(watched.runs)
+    assert [one.tables.missing_steps(one.begins_after) for one in watched.runs] == [[], ["steps 21 to 30"]]
+
+
+def test_gaps_are_steps_of_a_run_that_records_every_step() -> None:
+    def found(steps: list[int], begins_after: int = 0) -> list[str]:
+        return missing_steps(pa.table({"step": steps}), begins_after)
+
+    assert found([1, 2, 3, 4]) == found([100, 200, 300]) == found([]) == found([7]) == []
+    assert found([3, 4, 5, 6]) == ["steps 1 to 2"] and found([3, 4, 5, 6], 2) == []
+    assert found([1, 2, 3, 5, 6, 7, 20, 21]) == ["step 4", "steps 8 to 19"]
 
 
 @pytest.mark.parametrize("what", SAME)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import fs as pafs
 
@@ -43,7 +44,7 @@ class Run:
     - `bytes_per_parameter`: what a weight of a rounded layer and its optimizer state would take on hardware, see
       `sizes.memory`; absent in folders of older versions.
     `end` is end.json, or None if there is none.  Both were checked when they were read, see `records`.
-    `damage`: part -> reason, for the parts that could not be read so far.
+    `damage`: part -> reason, for the parts that could not be read so far; steps that no part has -> "".
     """
 
     folder: Folder
@@ -137,15 +138,35 @@ class Run:
     def table(self, name: TableName, columns: Sequence[str] | None = None) -> pa.Table:
         """One table in order of step with the latest attempt of each row: the key columns and `columns` (None: all).
 
-        A part that cannot be read is left out and noted in `damage`.
+        A part that cannot be read is left out and noted in `damage`, and so are steps that no part has.
         """
         table, broken = read_rows(self.folder, name, columns)
         self.damage.update({f"{name}/{part}": reason for part, reason in broken.items()})
+        if name == "steps" and not broken:
+            self.damage.update({steps: "" for steps in missing_steps(table, self.begins_after)})
         return table
 
     def damage_sentences(self) -> list[str]:
-        """A sentence for each part that was left out of the tables read so far."""
-        return [f"{self.name}: {part} is left out: {reason}" for part, reason in sorted(self.damage.items())]
+        """A sentence for each part that was left out of the tables read so far, and for steps that no part has."""
+        return [
+            f"{self.name}: {what} is left out: {reason}" if reason else f"{self.name}: no part has {what}"
+            for what, reason in sorted(self.damage.items())
+        ]
+
+
+def missing_steps(table: pa.Table, begins_after: int) -> list[str]:
+    """`steps 101 to 160` for each gap in a steps table: training writes a row for every step, so a part was lost.
+
+    Rows that somebody wrote at every tenth step, as by hand, are no gaps.
+    """
+    steps = np.concatenate([[begins_after], table["step"].to_numpy()])
+    apart = np.diff(steps)
+    if len(apart) < 3 or np.median(apart) != 1:
+        return []
+    return [
+        f"steps {steps[at] + 1} to {steps[at + 1] - 1}" if apart[at] > 2 else f"step {steps[at] + 1}"
+        for at in np.flatnonzero(apart > 1)
+    ]
 
 
 def read_run(folder: Folder) -> Run:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from altgrad.collapse.detector import gap_to_baseline
 from altgrad.config.train_config import TrainConfig
 from altgrad.results.parts import read_rows, replace_rows
-from altgrad.results.reading.ancestors import losses_before, losses_by_step
+from altgrad.results.reading.ancestors import losses_before, losses_by_step, lost_ancestor
 from altgrad.results.reading.common_start import other_beginning
 from altgrad.results.records import read_start
 from altgrad.storage.folder import Folder
@@ -31,6 +31,9 @@ def store_gap(config: TrainConfig, run: Folder, baseline: Folder) -> str | None:
     difference = other_beginning(read_start(baseline), start)
     if difference is not None:
         return f"{run.name}: no gap to {baseline.name}, since it began with {difference}"
+    for one in (run, baseline):
+        if lost := lost_ancestor(one):
+            return f"{run.name}: no gap to {baseline.name}, since {lost}, from which {one.name} branched, is not there"
     rows, broken = read_rows(run, "steps")
     if broken:
         return f"{run.name}: no gap to {baseline.name}, since {len(broken)} of its parts cannot be read"

@@ -47,7 +47,7 @@ class LossLog:
     `records`: `step` and `loss` each, and `validation_loss` at the first training loss from its measurement on; a step
     at which no training loss stands is not among them.  `step_name` is None if the log has no steps: its rows were
     counted, from 1.  `repeated`: number of rows whose step is not later than an earlier one (a restart trains such
-    steps again).
+    steps again).  `without_step`: number of rows with a loss that are left out because they have no step.
     """
 
     records: tuple[LogRow, ...]
@@ -55,6 +55,7 @@ class LossLog:
     step_name: str | None
     held_out_name: str | None
     repeated: int
+    without_step: int = 0
 
 
 def read_loss_log(file: Path, loss: str | None = None, step: str | None = None) -> LossLog:
@@ -76,7 +77,7 @@ def read_loss_log(file: Path, loss: str | None = None, step: str | None = None) 
         raise ValueError(f"{file}: {error}") from error
 
 
-def _log(rows: Iterable[LogRow], loss_name: str, step_name: str | None, held_out_name: str | None) -> LossLog:
+def _log(rows: Sequence[LogRow], loss_name: str, step_name: str | None, held_out_name: str | None) -> LossLog:
     found: dict[int, dict[str, float]] = {}
     held_out: dict[int, float] = {}
     repeated, last = 0, -1
@@ -95,7 +96,8 @@ def _log(rows: Iterable[LogRow], loss_name: str, step_name: str | None, held_out
     steps = list(found)
     for step, value in held_out.items():  # many trainers write it in a row of its own: the next training loss takes it
         found[steps[min(bisect_left(steps, step), len(steps) - 1)]]["validation_loss"] = value
-    return LossLog(tuple(found.values()), loss_name, step_name, held_out_name, repeated)
+    without_step = sum(loss_name in row for row in rows) - len(found) - repeated
+    return LossLog(tuple(found.values()), loss_name, step_name, held_out_name, repeated, without_step)
 
 
 def _with_steps(rows: Iterable[LogRow], step_name: str | None) -> Iterator[tuple[int, LogRow]]:

@@ -110,6 +110,7 @@ def _source(file: str, log: LossLog) -> str:
     steps = f"column {log.step_name!r}" if log.step_name else "no column has steps, so rows are counted"
     held_out = f", held-out loss from {log.held_out_name!r}" if log.held_out_name else ""
     repeated = f"; {log.repeated} rows repeat earlier steps and are left out" if log.repeated else ""
+    repeated += f"; {log.without_step} rows have a loss and no step and are left out" if log.without_step else ""
     first, last = log.records[0]["step"], log.records[-1]["step"]
     return (
         f"{file}: {len(log.records)} losses from {log.loss_name!r}, steps {first:.0f} to {last:.0f} ({steps})"

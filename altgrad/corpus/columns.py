@@ -14,7 +14,9 @@ _BETWEEN = b"\n"  # two rows
 
 
 def read_column(file: Path, column: str, where: str) -> bytes:
-    """The texts of a column, joined by line feeds, as UTF-8.  `where`: begins an error.
+    """The texts of a column, joined by line feeds, as UTF-8; half of a surrogate pair, as JSON may have it, is a `?`.
+
+    `where`: begins an error.
 
     Raises ConfigError if the file cannot be read, or has no such column of texts.
     """
@@ -22,7 +24,7 @@ def read_column(file: Path, column: str, where: str) -> bytes:
         rows = _parquet(file, column, where) if file.suffix.lower() == ".parquet" else _lines(file, column, where)
     except OSError as error:
         raise ConfigError(f"{where}: {file}: cannot be read: {error.strerror or error}") from error
-    return _BETWEEN.join(text.encode() for text in rows)
+    return _BETWEEN.join(text.encode(errors="replace") for text in rows)
 
 
 def _lines(file: Path, column: str, where: str) -> list[str]:

@@ -133,6 +133,14 @@ def test_a_large_loss_is_read_and_a_decimal_comma_is_not_taken_for_thousands(tmp
             read_loss_log(tmp_path / name)
 
 
+def test_losses_without_a_step_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "log.csv").write_text("step,loss\n1,3.0\n,2.9\nn/a,2.8\n2,2.7\n2,2.6\n3,\n4,2.5\n")
+    found = read_loss_log(tmp_path / "log.csv")
+    assert ([row["step"] for row in found.records], found.repeated, found.without_step) == ([1, 2, 4], 1, 2)
+    main(["judge", str(tmp_path / "log.csv")])
+    assert "2 rows have a loss and no step" in " ".join(capsys.readouterr().out.split())
+
+
 def test_judge_says_which_rule_and_from_which_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # `non_finite_patience` is 5 steps: NaN from step 60 on is judged at step 64, four NaN in the middle are not.
     fall = {step: 2 + 3.0 * 0.97**step for step in range(1, 201)}

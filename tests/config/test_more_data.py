@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from altgrad.config.train_config import ConfigError
+from altgrad.corpus import columns
 from altgrad.corpus.joined_ids import JoinedIds
 from altgrad.training import TrainConfig
 from altgrad.training.data import Corpus, TextBatches, load_corpus
@@ -56,6 +57,11 @@ def test_the_texts_of_a_column_are_read_in_order(tmp_path: Path, name: str, writ
     assert whole(folder) == expected + b"\nand more" and folder.source.skipped == ("1 .png",)
     said = refusal(tmp_path / name, text_column="bodi")
     assert "text 'bodi'" in said and "there: id, body" in said and "did you mean 'body'?" in said
+
+
+def test_half_of_a_surrogate_pair_in_a_text_ends_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one \\ud83d"}\n{"text": "two \\ud83d\\ude00"}\n')
+    assert columns.read_column(tmp_path / "a.jsonl", "text", "data") == "one ?\ntwo \U0001f600".encode()
 
 
 def test_a_table_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from altgrad.config.train_config import ConfigError
 from altgrad.training.held_out import HeldOutMean, mean_of
+from altgrad.training.task.batch import count
 from altgrad.training.task.task_batches import TaskBatches
 from tests.support.runs.small_runs import SMALL
 
@@ -123,3 +124,16 @@ def test_a_metric_of_some_held_out_batches_is_their_mean() -> None:
     found = mean.read()
     assert found is not None
     assert found[1] == pytest.approx({"validation_hits": 0.375, "validation_all": 1.4})
+
+
+def test_pixels_and_complex_numbers_are_examples_and_whole_numbers_are_tokens() -> None:
+    labels = torch.zeros(4, dtype=torch.int64)
+    for first, wanted in (
+        (torch.zeros(4, 3, 8, 8, dtype=torch.uint8), 4),
+        (torch.zeros(4, 3, 8, 8), 4),
+        (torch.zeros(4, 8, dtype=torch.complex64), 4),
+        (torch.zeros(4, 10, dtype=torch.int64), 40),
+        (torch.zeros(4, 10, dtype=torch.uint8), 40),  # bytes of a text
+        (torch.zeros(4, 2, 10, dtype=torch.int32), 80),  # several choices each
+    ):
+        assert count((first, labels)) == wanted, first.dtype

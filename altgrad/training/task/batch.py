@@ -72,9 +72,10 @@ def rows(batch: Batch) -> int:
 
 
 def count(batch: Batch) -> int:
-    """Number of examples, or of tokens if the first tensor holds whole numbers (token ids)."""
+    """Number of examples, or of tokens if the first tensor holds whole numbers (token ids, but no pixels of uint8)."""
     first = next(tensors(batch))
-    return rows(batch) if first.is_floating_point() else first.numel()
+    are_pixels = first.dtype == torch.uint8 and first.ndim > 2
+    return rows(batch) if first.is_floating_point() or first.is_complex() or are_pixels else first.numel()
 
 
 def part(batch: Batch, number: int, parts: int) -> Batch:

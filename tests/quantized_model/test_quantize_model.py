@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from altgrad.config.recipe import GEMM_SITES, Recipe
-from altgrad.quantization.quantize import quantize_model
+from altgrad.quantization.quantize import quantize_, quantize_model
 from tests.references.layer_reference import IN, OUT, draw, layer_of, run
 from tests.references.oracles import same_bits
 
@@ -193,3 +193,28 @@ def test_a_copied_and_a_checkpointed_model_compute_the_same():
     model.zero_grad()
     torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False).backward(torch.ones(4, 5))
     assert torch.equal(x.grad, expected[1])
+
+
+@pytest.mark.parametrize("name", ["E4M3", "FP32", "mxfp8"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+def test_an_input_of_whole_or_complex_numbers_is_refused_as_by_the_plain_layer(name, dtype):
+    """The output has the input's dtype: products of int64 were cut off to whole numbers, without a word."""
+    for layer, shape in ((nn.Linear(4, 4), (2, 4)), (nn.Conv1d(2, 4, 1), (1, 2, 4)), (nn.LSTM(4, 4), (3, 1, 4))):
+        x = torch.ones(shape).to(dtype)
+        with pytest.raises((RuntimeError, ValueError)):
+            layer(x)
+        quantize_(layer, name)
+        with pytest.raises((TypeError, ValueError), match="dtype") as caught:
+            layer(x)
+        assert "\n" not in str(caught.value)
+        layer(torch.ones(shape))
+
+
+def test_a_layer_of_complex_numbers_stays_plain_and_says_why():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4, dtype=torch.complex64), nn.Linear(4, 4))
+    x = torch.randn(2, 4, dtype=torch.complex64)
+    y = model[0](x)
+    quantized = quantize_(model, "E4M3")
+    assert quantized.left_out == {"0": "its weights are complex numbers"} and list(quantized.layers) == ["1"]
+    assert torch.equal(model[0](x), y)

@@ -37,6 +37,7 @@ class RoundedConvolution(RoundedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, in, ...) or (in, ...) -> (batch, out, ...) or (out, ...)"""
+        self.check_input(x)
         kind = x.device.type
         if not torch.is_autocast_enabled(kind):
             return self._convolution(x.float()).to(x.dtype)

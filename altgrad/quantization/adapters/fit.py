@@ -76,7 +76,9 @@ def _chosen(
         if adapter is None:
             continue
         reason = adapter if isinstance(adapter, str) else None
-        if module in swallowed:
+        if any(parameter.is_complex() for parameter in module.parameters()):
+            reason = "its weights are complex numbers"
+        elif module in swallowed:
             reason = "nn.MultiheadAttention, which is left plain, multiplies by its weight itself"
         elif filter_fn is not None and not filter_fn(module, name):
             reason = "filter_fn"

@@ -42,7 +42,9 @@ class RoundedGemm(LayerRoundings):
         """x W^T + b with rounded operands, in the dtype that the plain product would have.
 
         x (..., in), weight (out, in), bias (out,); batched: x (b, rows, in), weight (b, out, in), without bias.
+        Raises TypeError if x is not floating.
         """
+        self.check_input(x)
         kind = x.device.type
         bias = None if bias is None else bias.float()
         if not torch.is_autocast_enabled(kind):  # checked first: torch caches no graph that enters autocast
@@ -50,6 +52,14 @@ class RoundedGemm(LayerRoundings):
         dtype = autocast_dtype(x)
         with torch.autocast(kind, enabled=False):
             return self.compute(x, weight.float(), bias, batched, dtype=dtype)
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise TypeError for whole or complex numbers, which the plain layer refuses, too.
+
+        The output has the dtype of the input: whole numbers would cut products off, and a cast drops imaginary parts.
+        """
+        if not x.is_floating_point():
+            raise TypeError(f"layer {self.name}: its input has dtype {x.dtype}; it multiplies floating numbers")
 
     def compute(
         self,

@@ -22,6 +22,7 @@ from altgrad.compare.pairing import Settings, config_difference, settings_of
 from altgrad.compare.parity.pairs import GroupDifference, all_pairs, difference_curve, group_difference, paired_runs
 from altgrad.compare.parity.parity_table import (
     ParityLine,
+    pairs_note,
     parity_lines,
     parity_markdown,
     parity_note,
@@ -66,6 +67,7 @@ __all__ = [
     "pair",
     "paired_gap",
     "paired_runs",
+    "pairs_note",
     "parity_lines",
     "parity_markdown",
     "parity_note",

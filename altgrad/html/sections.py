@@ -17,6 +17,7 @@ from altgrad.compare import (
     comparison_csv,
     loss_unit,
     matrix_axes,
+    pairs_note,
     parity_lines,
     parity_note,
     rate_lines,
@@ -156,7 +157,7 @@ def _parity(rows: Sequence[Row]) -> Html:
     if not lines:
         return element("p", "There is nothing to compare with BF16 yet.")
     body = [list(line.cells) for line in lines]
-    said = f"{parity_note(rows)} Both runs of a pair saw the same batches from the same initial weights."
+    said = f"{parity_note(rows)} {pairs_note(rows)}".strip()
     return join([table(list(HEADS), body, "Parity of each group with BF16", "lrlll"), element("p", said)])
 
 

@@ -18,6 +18,7 @@ from altgrad.compare import (
     group_difference,
     loss_unit,
     paired_runs,
+    pairs_note,
     parity_lines,
     parity_note,
     rate_lines,
@@ -219,4 +220,4 @@ def _parity(rows: Sequence[Row]) -> None:
         st.info("There is nothing to compare with BF16 yet.")
         return
     show_texts(HEADS, [line.cells for line in lines], "The gap of each group to BF16, and the verdict on it")
-    st.caption(f"{parity_note(rows)} Both runs of a pair saw the same batches from the same initial weights.")
+    st.caption(f"{parity_note(rows)} {pairs_note(rows)}")

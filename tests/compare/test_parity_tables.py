@@ -22,6 +22,7 @@ from altgrad.compare import (
     difference_curve,
     group_difference,
     paired_gap,
+    pairs_note,
     parity_lines,
     parity_markdown,
     planned_terms,
@@ -185,6 +186,8 @@ def test_what_differs_besides_the_format_is_named(
     row = pair_of(sweep, config, info)
     assert row.confounds == named
     assert (", ".join(named) or "only the format") in parity_markdown([row]).replace("\\", "")
+    same = "saw the same batches from the same initial weights"
+    assert (same in pairs_note([row])) == (same in html_report(sweep, 0.0)) == ("hashes not recorded" not in named)
 
 
 def test_two_rates_are_named_and_other_weights_are_not_compared(sweep: Folder) -> None:

@@ -201,6 +201,8 @@ def test_options_accumulate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ),
         ({"roundin": "nearest"}, "roundin: unknown field; did you mean 'rounding'?"),
         ({"format": HUGE}, "known: E0M7"),
+        ({"format": "nope"}, "format='nope'; known: E0M7"),
+        ({"weight_format": "FP8"}, "weight_format='FP8' is not one format"),
         ({"seed": True}, "seed=True: expected a whole number"),
         ({"seed": 10**5000}, "a number of 16610 bits"),
         ({"amax_factor": True}, "amax_factor=True: expected a number"),
@@ -214,6 +216,7 @@ def test_python_gets_the_same_line(kind: type[Recipe], fields: dict[str, object]
         kind(**fields)
     message = str(caught.value)
     assert said in message and "\n" not in message and len(message) < 500
+    assert message.count("format=") <= 1 or "layer_formats" in fields, "the value is said once"
 
 
 def test_an_empty_webhook_in_the_environment_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,13 @@ def parity_note(rows: Iterable[Row]) -> str:
     ).replace("%", " %")
 
 
+def pairs_note(rows: Iterable[Row]) -> str:
+    """What the hashes of the runs that were compared say, in a sentence; "" where one has not recorded them."""
+    compared = [row for row in rows if row.gap is not None and not row.is_baseline]
+    vouched = compared and not any(row.pairing for row in compared)
+    return "Both runs of a pair saw the same batches from the same initial weights." if vouched else ""
+
+
 def parity_markdown(rows: Sequence[Row]) -> str:
     """The table of verdicts as markdown, with its note; a sentence if no group can be compared."""
     lines = parity_lines(rows)

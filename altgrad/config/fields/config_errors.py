@@ -54,4 +54,8 @@ def problem(detail: Any, known: Sequence[str]) -> tuple[str, str]:
         message = f"expected {detail['ctx']['pattern'].strip('^$()').replace('|', ', ')}"
     elif kind in _KINDS:
         message = f"expected {_KINDS[kind]}"
-    return name, f"{name}={shown(value)}: {message}" if name else message
+    if not name:
+        return name, message
+    told = f"format={shown(value)}"  # a message about a format begins with it, whatever the name of the field
+    rest = message.removeprefix(told)
+    return name, f"{name}={shown(value)}{rest}" if rest != message else f"{name}={shown(value)}: {message}"

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-# Before anything imports torch: two processes with two threads each on two cores take many times as long
+# Before anything imports torch: three processes with two threads each on two cores take many times as long
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -69,7 +69,7 @@ def _groups_are_in_ids(config: pytest.Config) -> bool:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Without their groups tests would be handed out one by one, and both processes would make all fixtures."""
+    """Without their groups tests would be handed out one by one, and all processes would make all fixtures."""
     if _groups_are_in_ids(session.config) and not all("@" in item.nodeid for item in session.items):
         raise pytest.UsageError("tests are not grouped: this pytest-xdist does not fit this pytest")
 

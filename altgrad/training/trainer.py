@@ -113,6 +113,7 @@ class Trainer:
         self._loss = StepLoss(
             model, self.layers, config, self.device, runs_alike, compiled_before, self.ranks, self.task, self._own.add
         )
+        self.quantized.compile_stored(self._loss.compiles_stored(self.quantized.values_stored()))
         corrections = None if self._write_back is None else self._write_back.corrections
         self._diagnostics = Diagnostics(config, model, self.layers, corrections)
         self._changes = ForeignChanges(parameters, self.layers)
@@ -253,7 +254,6 @@ class Trainer:
         self.optimizer.step()
         if measuring:
             self._watch.after_optimizer()
-        self.quantized.compile_stored(self._loss.compiles_stored(self.quantized.values_stored()))
         self.quantized.after_optimizer(self.optimizer, self._counts.of_all_ranks)
         self._changes.accept()
         if measuring:

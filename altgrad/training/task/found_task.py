@@ -181,6 +181,11 @@ def _imported(module: str, where: str) -> ModuleType:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
             raise ConfigError(f"{where}: no module {error.name!r} here; give package.module:name") from error
         raise ConfigError(f"{where}: importing {module} failed: {error}") from error
+    except SystemExit as error:  # a script that parses the command line, say
+        raise ConfigError(
+            f"{where}: importing {module} ended the process (exit code {error.code}); put what it does as a script "
+            "under `if __name__ == '__main__':`"
+        ) from error
     except Exception as error:  # of somebody else's code
         raise ConfigError(f"{where}: importing {module} failed: {type(error).__name__}: {cut(str(error))}") from error
 
@@ -205,7 +210,12 @@ def _called(factory: Any, arguments: Mapping[str, Any], where: str) -> Any:
         raise ConfigError(f"{where}: --task-arg: {error}; it takes {takes}") from error
     except ValueError:  # no signature to read
         pass
-    return factory(**arguments)
+    try:
+        return factory(**arguments)
+    except ConfigError:
+        raise
+    except Exception as error:  # of somebody else's code
+        raise ConfigError(f"{where}: making the task failed: {type(error).__name__}: {cut(str(error))}") from error
 
 
 def _check_members(task: Any, where: str) -> None:

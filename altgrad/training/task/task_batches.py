@@ -148,11 +148,12 @@ class _Items:
 class _Stream:
     """Batches of a loader over an iterable dataset: the n-th one from its beginning, which is sought where needed.
 
-    Training data begin anew at their end; held-out data end there, since a batch must not count twice.
+    Training data begin anew at their end; held-out data end there, since a batch must not count twice.  `empty`: the
+    error of a loader without any batch.
     """
 
-    def __init__(self, loader: DataLoader[Any], seed: int, split: Split) -> None:
-        self._loader, self._seed, self._split = loader, seed, split
+    def __init__(self, loader: DataLoader[Any], seed: int, split: Split, empty: str) -> None:
+        self._loader, self._seed, self._split, self._empty = loader, seed, split, empty
         self._random = StepRandom(torch.device("cpu"))
         self._iterator: Iterator[Any] = iter(())
         self._next, self._epoch = 0, -1
@@ -169,7 +170,7 @@ class _Stream:
                     self._epoch = -1
                     return None
                 if self._next == self._first:
-                    raise ConfigError(f"the DataLoader of {self._split!r} yields no batch; is drop_last set?")
+                    raise ConfigError(self._empty)
                 self._begin()
                 continue
             self._next += 1
@@ -191,7 +192,7 @@ class _Stream:
 def _by_step(data: Any, config: TrainConfig, split: Split, whose: str) -> Callable[[int], Any]:
     """The data of a split as a function of a batch's number.  Raises ConfigError for an object of another kind."""
     if isinstance(data, DataLoader):
-        return _of_loader(data, config, split)
+        return _of_loader(data, config, split, whose)
     if callable(data) and not hasattr(data, "__getitem__"):
         return data
     if isinstance(data, IterableDataset):
@@ -244,9 +245,10 @@ def _spread(length: int, config: TrainConfig) -> Callable[[int], Sequence[int] |
     return lambda number: chosen[(number - 1) * size : number * size] or None
 
 
-def _of_loader(loader: DataLoader[Any], config: TrainConfig, split: Split) -> Callable[[int], Any]:
+def _of_loader(loader: DataLoader[Any], config: TrainConfig, split: Split, whose: str) -> Callable[[int], Any]:
+    empty = f"{whose}: the DataLoader of {split!r} yields no batch; is drop_last set?"
     if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
-        return _Stream(loader, config.seed, split)
+        return _Stream(loader, config.seed, split, empty)
     epochs: dict[int, list[Sequence[int]]] = {}
     ends: list[
         int
@@ -258,7 +260,7 @@ def _of_loader(loader: DataLoader[Any], config: TrainConfig, split: Split) -> Ca
             with _seeded(loader, config.seed, number):
                 epochs[number] = [list(places) for places in loader.batch_sampler or ()]
             if not epochs[number]:
-                raise ConfigError(f"the DataLoader of {split!r} yields no batch; is drop_last set?")
+                raise ConfigError(empty)
         return epochs[number]
 
     def places(number: int) -> Sequence[int] | None:

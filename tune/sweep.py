@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -249,7 +249,7 @@ def _show_results(sweep: PlannedSweep, options: SweepOptions, console: Console) 
     write_comparison(folder, shown, compute)
     ends = {run.name: run.end for run in runs if run.end is not None}
     failed = {name: end["summary"].get("error") or "unknown" for name, end in ends.items() if end["status"] == "failed"}
-    lines = [f"failed: {name}: {reason}" for name, reason in failed.items()]
+    lines = [f"failed: {sentence}" for sentence in _failures(failed)]
     lines += [f"cannot be read: {name}: {reason}" for name, reason in broken.items()]
     lines += [f"damaged: {sentence}" for run in runs for sentence in run.damage_sentences()]
     unfinished = [trial.run for trial in sweep.unfinished()]
@@ -267,6 +267,18 @@ def _show_results(sweep: PlannedSweep, options: SweepOptions, console: Console) 
     reports = {run.name: str(run.folder / REPORT) for run in runs if run.folder.has(REPORT)}
     Ending(sweep.name, shown, compute, reports, lines, places).show(console)
     return 1 if unfinished or broken or lost else 0
+
+
+def _failures(reasons: Mapping[str, str]) -> list[str]:
+    """A sentence per reason why runs failed, with the first run of each and the number of others.
+
+    reasons: run -> reason.
+    """
+    alike: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        alike.setdefault(reason, []).append(name)
+    more = {reason: f" and {len(names) - 1} more" if len(names) > 1 else "" for reason, names in alike.items()}
+    return [f"{names[0]}{more[reason]}: {reason}" for reason, names in alike.items()]
 
 
 if __name__ == "__main__":

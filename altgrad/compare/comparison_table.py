@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from altgrad.metrics import METRICS
 from altgrad.storage.folder import Folder
 from altgrad.text.fitted_table import FittedColumn, FittedTable
 from altgrad.text.foreign_text import as_markdown
-from altgrad.text.number_text import ABSENT, duration, number, table
+from altgrad.text.number_text import ABSENT, difference, duration, number, table
 
 _OFTEN_EQUAL = frozenset({"intervention", "seed", "learning_rate", "parity", "branched_from"})
 CellValue = str | int | float | None
@@ -62,7 +61,7 @@ def gap_text(row: Row) -> str:
         return "baseline"
     if row.gap is None:
         return (row.baseline is None and row.pairing) or ABSENT
-    return f"{row.gap:+.4f}" if math.isfinite(row.gap) else number(row.gap)
+    return difference(row.gap, row.loss_unit)
 
 
 def gap_and_step(row: Row) -> str:

@@ -19,7 +19,7 @@ from altgrad.compare.parity.verdict import hidden_words
 from altgrad.compare.row import Row, loss_unit
 from altgrad.compare.statistics import interval
 from altgrad.text.foreign_text import as_markdown
-from altgrad.text.number_text import ABSENT, table
+from altgrad.text.number_text import ABSENT, difference, interval_text, table
 
 USABLE = 0.1  # nats above a format's own best
 _USABLE_SHARE = 0.05  # of the loss, if its unit is unknown
@@ -46,6 +46,7 @@ class RateLine:
     shared: tuple[float | None, float | None, float | None]
     tuned: tuple[float | None, float | None, float | None]
     hidden: int = 0
+    unit: str = "nats"  # of the losses
 
     @property
     def width(self) -> float:
@@ -59,7 +60,11 @@ class RateLine:
             return self.name, ABSENT, f"no claim: {hidden_words(self.hidden)}", ABSENT, ABSENT, ABSENT
         low, high = self.usable
         width = f"{low:.3g} to {high:.3g} (x{self.width:.3g})" if high > low else f"{low:.3g} alone"
-        return self.name, f"{self.best:.3g}", self.where, width, _figure(self.shared), _figure(self.tuned)
+        return self.name, f"{self.best:.3g}", self.where, width, self._figure(self.shared), self._figure(self.tuned)
+
+    def _figure(self, gap: tuple[float | None, float | None, float | None]) -> str:
+        middle, low, high = gap
+        return ABSENT if middle is None else difference(middle, self.unit) + interval_text(low, high, self.unit)
 
 
 def rate_lines(rows: Iterable[Row], hidden: Collection[str] = ()) -> list[RateLine]:
@@ -96,6 +101,7 @@ def rate_lines(rows: Iterable[Row], hidden: Collection[str] = ()) -> list[RateLi
                 shared=_gap(whole[name].get(shared), theirs),
                 tuned=_gap(whole[name][best], theirs),
                 hidden=left_out,
+                unit=loss_unit(members),
             )
         )
     return sorted(lines, key=lambda line: (line.name not in baselines, line.tuned[0] is None, line.tuned[0] or 0.0))
@@ -104,7 +110,7 @@ def rate_lines(rows: Iterable[Row], hidden: Collection[str] = ()) -> list[RateLi
 def rates_note(rows: Iterable[Row]) -> str:
     """What the columns mean, in a sentence or two."""
     unit = loss_unit(rows)
-    near = f"{USABLE:g} {unit}" if unit else f"{100 * _USABLE_SHARE:g} % of the loss"
+    near = f"{USABLE:g} {unit}" if unit == "nats" else f"{100 * _USABLE_SHARE:g} % of the loss"
     return (
         f"Usable: all runs are alive and end within {near} of the format's own best rate. Gaps are paired by seed, "
         "with 95 % t intervals. An optimum at the edge may lie beyond the rates that were tried."
@@ -172,10 +178,3 @@ def _usable(best: float, rates: Sequence[float], whole: Mapping[float, Sequence[
 
 def _gap(own: Sequence[Row] | None, theirs: Sequence[Row] | None) -> tuple[float | None, float | None, float | None]:
     return interval(list(differences_by_seed(own, theirs).values())) if own and theirs else (None, None, None)
-
-
-def _figure(gap: tuple[float | None, float | None, float | None]) -> str:
-    middle, low, high = gap
-    if middle is None:
-        return ABSENT
-    return f"{middle:+.4f}" + ("" if low is None else f" [{low:+.4f}, {high:+.4f}]")

@@ -16,6 +16,7 @@ from altgrad.compare.groups import by_group
 from altgrad.compare.parity.student_t import t_quantile
 from altgrad.compare.parity.verdict import Parity, Terms, default_margin, judged
 from altgrad.compare.row import Row, loss_unit
+from altgrad.text.number_text import ABSENT, difference, interval_text
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,26 @@ class PairedGap:
         """Mean, interval and step: `+0.050 [+0.041, +0.060] at step 500`; None if there is no mean."""
         if self.mean is None:
             return None
-        interval = "" if self.low is None else f" [{self.low:+.3f}, {self.high:+.3f}]"
-        return f"{self.mean:+.3f}{interval}" + ("" if self.step is None else f" at step {self.step}")
+        return f"{self._mean}{self._interval}" + ("" if self.step is None else f" at step {self.step}")
+
+    @property
+    def _mean(self) -> str:
+        return ABSENT if self.mean is None else difference(self.mean, self.unit, 3)
+
+    @property
+    def _interval(self) -> str:
+        return interval_text(self.low, self.high, self.unit, 3)
 
     @property
     def sentence(self) -> str:
         """The mean with interval, step, n and collapses, and the claim that these data support."""
         if self.mean is None:
             return f"No finite gap to a baseline was measured; {self.count}."
-        interval = "" if self.low is None else f" [{self.low:+.3f}, {self.high:+.3f}]"
         at = "" if self.step is None else f" at step {self.step}"
         further = f"{self.lost} further run{'s have' if self.lost > 1 else ' has'}"
         lost = f" {further} no finite gap{at}." if self.lost else ""
         unit = f" {self.unit}" if self.unit else ""
-        said = f"{self.mean:+.3f}{unit}{interval}{at}, n = {self.n}"
+        said = f"{self._mean}{unit}{self._interval}{at}, n = {self.n}"
         if self.parity is None:
             return f"{said}, {self.count}.{lost}"
         count = "" if self.parity.verdict == "collapsed" else f", {self.count}"  # the verdict says it

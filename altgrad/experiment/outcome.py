@@ -24,6 +24,7 @@ class Report:
     status: Status
     verdict: Verdict | None
     warning: str | None = None
+    loss_unit: str = "nats"
 
 
 @dataclass(frozen=True)

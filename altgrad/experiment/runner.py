@@ -103,6 +103,7 @@ class FormatExperimentRunner:
         self._lease: Lease | None = None
         self._rows: list[Mapping[str, float]] = []
         self._stop: Mapping[str, Any] | None = None
+        self._trained = 0  # the last step whose rows were given to the writer
 
     def run(self) -> ExperimentResult:
         """Train to the end, to a collapse, or to an exception, which is recorded (status `failed`) and raised.
@@ -139,6 +140,7 @@ class FormatExperimentRunner:
             run = RunInTraining(trainer, detector, gap, CollapseForecast(self.config))
             checkpoints = Checkpointing(self.folder / "checkpoints", run, writer)
             checkpoints.resume()
+            self._trained = run.step
             self._stop = self._stop_request()
             usage = ProcessUsage(trainer.device)
             while not self._over(run):
@@ -156,8 +158,8 @@ class FormatExperimentRunner:
             if not self._ranks.alone and lost_another_rank(error):
                 raise  # not recorded: the run itself has not failed, and the launcher knows why the rank is gone
             reason = " ".join(str(error).split()) or type(error).__name__
-            summary = {"error": f"{type(error).__name__}: {reason}", "traceback": traceback.format_exc()}
-            self._record_failure(writer, summary)
+            said = {"error": f"{type(error).__name__}: {reason}", "traceback": traceback.format_exc()}
+            self._record_failure(writer, {**said, "steps": self._trained})
             raise
 
     def _record_failure(self, writer: RunWriter, summary: Mapping[str, Any]) -> None:
@@ -180,6 +182,7 @@ class FormatExperimentRunner:
         known = run.detector.verdict
         verdict = run.detector.update(record)
         self._write(outcome, writer)
+        self._trained = step
         if verdict is not None and known is None:
             writer.event(step, "verdict", rule=verdict.rule, sentence=verdict.sentence())
         warned = run.forecast.update(record)
@@ -245,7 +248,8 @@ class FormatExperimentRunner:
         if self._ranks.first:
             warned = run.forecast.warned
             warning = None if warned is None else warned.sentence()
-            report(Report(run.step, self.config.max_steps, rows, status, run.detector.verdict, warning))
+            unit = run.trainer.loss_unit
+            report(Report(run.step, self.config.max_steps, rows, status, run.detector.verdict, warning, unit))
 
     def _over(self, run: RunInTraining) -> bool:
         last = self.config.max_steps if self._until is None else min(self._until, self.config.max_steps)

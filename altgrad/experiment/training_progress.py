@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from altgrad.text.number_text import number
 
 if TYPE_CHECKING:
     from altgrad.experiment.outcome import ExperimentResult, Report
@@ -49,7 +52,7 @@ class TrainingProgress:
 
     def report(self, report: Report) -> None:
         """Show a report of the runner."""
-        loss = f"{report.rows[-1]['loss']:.4f}" if report.rows else "-"
+        loss = _loss(report.rows[-1]["loss"], report.loss_unit) if report.rows else "-"
         self._bar.update(self._task, completed=report.step, loss=loss)
         if not self._console.is_terminal and report.step % max(1, report.max_steps // 10) == 0:
             self._console.print(f"step {report.step}/{report.max_steps}  loss {loss}")
@@ -62,8 +65,13 @@ class TrainingProgress:
     def summary(result: ExperimentResult) -> str:
         """A text about how the run ended and where its results are."""
         value, unit = result.final_validation_loss, result.loss_unit
-        loss = "no validation loss" if value is None else f"validation loss {value:.4f}{unit and f' {unit}'}"
+        loss = "no validation loss" if value is None else f"validation loss {_loss(value, unit)}{unit and f' {unit}'}"
         line = f"{result.run}: {result.status} after {result.steps} steps, {loss}, {result.seconds:.0f} s"
         if result.verdict is not None:
             line += f"\n{result.verdict.sentence()}\nreport: {result.folder / 'failure_report.md'}"
         return line + f"\nresults: {result.folder}"
+
+
+def _loss(value: float, unit: str) -> str:
+    """A loss in nats with four decimals; in a unit whose size says nothing with five significant digits."""
+    return f"{value:.4f}" if unit == "nats" and math.isfinite(value) else number(value, 5)

@@ -6,7 +6,6 @@ and reasons are folded; run, step, loss and status with its reason are always th
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from altgrad.metrics import METRICS
-from altgrad.text.number_text import ABSENT, duration, number
+from altgrad.text.number_text import ABSENT, difference, duration, number
 from altgrad.text.terminal_output import cell, one_line
 
 LIVE_METRICS = ("loss", "gap_to_baseline", "stall_rate", "overflow_rate")  # of the step table, one column each
@@ -55,6 +54,7 @@ class LiveRow:
     is_silent: bool = False
     eta: float | None = None
     warning: str = ""
+    loss_unit: str = "nats"
 
     @property
     def status_text(self) -> str:
@@ -77,7 +77,7 @@ def _gap(row: LiveRow) -> str:
     if row.is_baseline:
         return "baseline"
     gap = row.newest.get("gap_to_baseline")
-    return number(gap) if gap is None or not math.isfinite(gap) else f"{gap:+.3f}"
+    return ABSENT if gap is None else difference(gap, row.loss_unit, 3)
 
 
 def _percent(name: str) -> Callable[[LiveRow], str]:

@@ -82,6 +82,7 @@ def _state(run: Run) -> RunState:
         warning=next(
             (str(event.detail.get("sentence", "")) for event in happened if event.kind == "collapse_warning"), ""
         ),
+        loss_unit=run.loss_unit,
         damage=tuple(f"{name}: steps/{part} is left out: {why}" for part, why in broken.items()),
     )
 

@@ -26,6 +26,12 @@ def shown(value: Any) -> str:
     return cut(repr(value) if isinstance(value, str) and len(value) < LONGEST else _REPR.repr(value))
 
 
+def kind(value: Any) -> str:
+    """The type of a value with its article: `an int`."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
 def cut(text: str, longest: int = LONGEST) -> str:
     """The text on one line of at most `longest` characters; an ellipsis marks what was cut off."""
     line = " ".join(text[: 20 * longest].split())

@@ -25,6 +25,20 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
+def difference(value: float, unit: str, decimals: int = 4) -> str:
+    """A difference of losses with its sign: `+0.1265` in nats, `-1.27e-9` in a unit whose size says nothing."""
+    if not math.isfinite(value) or unit == "nats":
+        return f"{value:+.{decimals}f}" if math.isfinite(value) else number(value)
+    return f"{'-' if value < 0 else '+'}{number(abs(value), 3)}"
+
+
+def interval_text(low: float | None, high: float | None, unit: str, decimals: int = 4) -> str:
+    """` [+0.0412, +0.0601]`, to follow a difference; "" without an interval."""
+    if low is None or high is None:
+        return ""
+    return f" [{difference(low, unit, decimals)}, {difference(high, unit, decimals)}]"
+
+
 def binary(value: float | None) -> str:
     """A value of a format: `448`, or with a power of two, `2^64`, `1.5 x 2^32`, where digits would be many."""
     if not value or not math.isfinite(value):

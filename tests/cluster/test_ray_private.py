@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ PIECES: dict[str, tuple[Callable[[], object], str]] = {
     "token_headers": (ray_private.token_headers, "the check of a cluster before a job is sent cannot show Ray's token"),
     "use_token": (ray_private.use_token, "Ray's token is not sent"),
     "unhealthy_worker": (ray_private.unhealthy_worker, "a worker that hangs cannot be told from one that failed"),
+    "silent_progress": (ray_private.silent_progress, "Tune says of a trial that failed early that it completed"),
     "send_no_keys_of_the_cloud": (ray_private.send_no_keys_of_the_cloud, "Tune writes AWS keys to Ray's logs"),
 }
 
@@ -47,3 +49,20 @@ def test_no_other_file_takes_anything_from_inside_ray() -> None:
             if inside or attribute:
                 found.append(f"{file.relative_to(ROOT)}:{node.lineno}")
     assert found == []
+
+
+def test_tune_prints_nothing_of_a_trial_that_failed_before_its_first_report(capsys: pytest.CaptureFixture[str]) -> None:
+    """Tune's own callback calls such a trial completed; it is left out only beside one of its class."""
+    from ray.tune.progress_reporter import TrialProgressCallback
+    from ray.tune.utils.callback import _create_default_callbacks
+
+    class Failed:
+        last_result: Mapping[str, Any] = {}
+
+    def said(callbacks: list[Any]) -> str:
+        (one,) = (found for found in _create_default_callbacks(callbacks) if isinstance(found, TrialProgressCallback))
+        one.on_trial_complete(0, [], Failed())
+        return capsys.readouterr().out
+
+    assert "completed" in said([])
+    assert said([ray_private.silent_progress()]) == ""

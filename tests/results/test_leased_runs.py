@@ -23,7 +23,7 @@ from tune.plan.sweep_record import create_sweep, open_sweep, write_never_started
 from tune.plan.trial import SweepPlan, Trial
 from tune.run.end_records import EndRecords
 from tune.run.stopper import CollapseStopper
-from tune.sweep import _show_results
+from tune.sweep import _failures, _show_results
 from tune.sweep import main as sweep_main
 
 SMALL = TrainConfig(
@@ -155,3 +155,10 @@ def test_a_sweep_whose_folder_was_removed_does_not_end_well(tmp_path: Path, caps
     assert _show_results(sweep, SweepOptions(results=str(tmp_path)), Console(width=200)) == 1
     shown = capsys.readouterr().out
     assert "lost: a: its run.json is gone" in shown and "its sweep.json is gone" in shown
+
+
+def test_a_reason_that_several_runs_share_is_said_once() -> None:
+    assert _failures({"a": "no card", "b": "out of memory", "c": "no card", "d": "no card"}) == [
+        "a and 2 more: no card",
+        "b: out of memory",
+    ]

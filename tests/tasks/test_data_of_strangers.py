@@ -73,6 +73,13 @@ def test_a_held_out_stream_is_read_once_and_a_training_stream_again() -> None:
     assert [both.training(step).tolist() for step in range(1, 8)] == [*held_out, *held_out, [0, 1]]
 
 
+def test_a_third_entry_of_a_batch_is_not_taken_for_the_classes() -> None:
+    found = torch.zeros(4, 2), torch.tensor([0, 1, 1, 0]), torch.tensor([9, 7, 3, 1])  # inputs, classes, lengths
+    assert TaskBatches(CONFIG, lambda step: found, None, 2, "task mine").training(1) == found
+    with pytest.raises(ConfigError, match="the data have the class 9, but classes=2"):
+        TaskBatches(CONFIG, lambda step: (found[0], found[2]), None, 2, "task mine").training(1)
+
+
 @pytest.mark.parametrize("empty", [Stream(0), TensorDataset(torch.zeros(0))], ids=["stream", "items"])
 def test_a_loader_without_a_batch_is_refused_by_the_task_s_name(empty: Any) -> None:
     loader: DataLoader[Any] = DataLoader(empty, batch_size=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +142,17 @@ class Output:
         self.loss, self.logits = loss, torch.zeros(2, 3)
 
 
+class MappingOutput(OrderedDict[str, Any]):
+    """As older models return it: a dict that is empty, with the loss as an attribute."""
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__()
+        self.loss = loss
+
+
 @pytest.mark.parametrize(
     "found",
-    [LOSS, (torch.zeros(2, 3), LOSS), Output(LOSS), {"loss": LOSS}],
+    [LOSS, (torch.zeros(2, 3), LOSS), Output(LOSS), {"loss": LOSS}, MappingOutput(LOSS)],
 )
 def test_a_loss_is_taken_from_whatever_models_return(found: Any):
     assert read_loss(found)[0] is LOSS
@@ -158,7 +167,7 @@ def test_a_loss_is_taken_from_whatever_models_return(found: Any):
         ({"task": OWN("products_")}, "did you mean 'products'?"),
         ({"task": OWN("products"), "task_args": {"a": 1}}, "is an object and takes no arguments (a)"),
         ({"task": OWN("Quadrants"), "task_args": {"wdth": 1}}, "it takes width, count"),
-        ({"task": OWN("CLASSES")}, "is a int; give a task"),
+        ({"task": OWN("CLASSES")}, "is an int; give a task"),
         ({"task": "regresion"}, "did you mean 'regression'?"),
         ({"task_args": {"a": 1}}, "task=gpt: takes no arguments (a)"),
         (
@@ -179,12 +188,12 @@ def test_a_task_that_cannot_be_used_is_refused_in_one_line(fields: dict[str, Any
         ({"classes": lambda self, config: 3}, "the data have the class 3, but classes=3"),
         (
             {"data": lambda self, config, split: lambda step: (1, {"x": object()})},
-            "a batch has a object at [1]['x']; give",
+            "a batch has an object at [1]['x']; give",
         ),
         ({"data": lambda self, config, split: lambda step: None}, "a batch has no tensor (found NoneType)"),
         ({"data": lambda self, config, split: None}, "data(config, 'training') gave None"),
-        ({"data": lambda self, config, split: 7}, "gave a int; give a function of the step"),
-        ({"model": lambda self, config: 7}, "model(config) gave a int; give a torch.nn.Module"),
+        ({"data": lambda self, config, split: 7}, "gave an int; give a function of the step"),
+        ({"model": lambda self, config: 7}, "model(config) gave an int; give a torch.nn.Module"),
         ({"loss": lambda self, model, batch: model(batch[0])}, "the loss has the shape (12, 4)"),
         ({"loss": lambda self, model, batch: (torch.zeros(2), torch.zeros(3))}, "2 values with 0 losses"),
         ({"loss": lambda self, model, batch: (model(batch[0]).sum(), {"loss": 1})}, "the metric 'loss'"),

@@ -200,6 +200,15 @@ def test_trials_that_ended_before_a_resume_are_shown_as_they_ended(sweep: Folder
     assert "completed" in text.getvalue() and "100/100" in text.getvalue()
 
 
+def test_a_trial_that_is_tried_again_after_a_failure_ends_without_the_old_reason(sweep: Folder) -> None:
+    RunWriter(sweep / "e4m3").end("failed", None, {"error": "ConfigError: no loss", "steps": 0})
+    shown, text = progress(sweep)
+    shown.on_trial_start(1, [], tune_trial(OTHER))
+    RunWriter(sweep / "e4m3").end("completed", None, {"steps": 100})
+    shown.on_trial_complete(1, [], tune_trial(OTHER, 100))
+    assert "e4m3  completed at step 100\n" in text.getvalue() and "no loss" not in text.getvalue()
+
+
 def test_a_thousand_trials_fit_a_terminal_with_the_running_ones_in_sight(sweep: Folder) -> None:
     trials = [Trial(f"run{number:04}", OTHER.config) for number in range(1000)]
     text = io.StringIO()

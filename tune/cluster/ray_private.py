@@ -25,6 +25,22 @@ def keep_quiet() -> None:
     _worker().print_to_stdstream = lambda *arguments, **options: None
 
 
+def silent_progress() -> Any:
+    """A callback of Tune in place of its own, which calls a trial that failed before its first report `completed`.
+
+    Tune leaves out its own only if it is given one of that class, whatever `verbose` says.
+    """
+    from ray.tune.progress_reporter import TrialProgressCallback
+
+    class Silent(TrialProgressCallback):
+        def _silent(self, *arguments: Any, **words: Any) -> None:
+            pass
+
+        on_trial_result = on_trial_error = on_trial_complete = _silent
+
+    return Silent()
+
+
 def send_no_keys_of_the_cloud() -> None:
     """Let Tune not copy AWS keys from this process's environment into what it tells Ray, which writes it to its logs.
 

@@ -21,6 +21,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from rich.console import Console
 
+from tune.cluster.ray_private import silent_progress
 from tune.cluster.ray_trial import plan_of, run_of
 from tune.plan.options import SweepOptions, WandbMode
 from tune.plan.resources.machine import Resources, Shares
@@ -67,7 +68,7 @@ def run_trials(
     folder = sweep.folder.patient()
     stopper = CollapseStopper(sweep.trials, folder)
     ends = EndRecords(stopper, folder, options.scheduler, tell)
-    callbacks: list[tune.Callback] = [ends]
+    callbacks: list[tune.Callback] = [ends, silent_progress()]
     if options.stall_timeout is not None:
         callbacks.append(StallWatch(options.stall_timeout, console))
     alike = (sweep.shares or Shares.of(resources, sweep.trials)).runs_alike

@@ -16,6 +16,7 @@ from ray import tune
 from altgrad.experiment.allocator import keep_freed_memory
 from altgrad.experiment.outcome import Report
 from altgrad.experiment.runner import FormatExperimentRunner
+from altgrad.metrics import METRICS
 from altgrad.quantization.kernel.ranks import Ranks
 from altgrad.results import ended_as, read_start, write_end
 from altgrad.results.reading.ancestors import losses_by_step
@@ -128,8 +129,11 @@ def _train(parameters: dict[str, Any], send: Reporter) -> None:
 
 
 def _result(trial: Trial, news: Report) -> dict[str, Any]:
-    """A report in the form of a Tune result: the records, for the stopper, and the newest value of each metric."""
-    newest = {name: value for row in news.rows for name, value in row.items()}
+    """A report in the form of a Tune result: the records, for the stopper, and the newest value of each metric.
+
+    Metrics of the task are in the records alone: under a name such as `done` Tune would take one for its own.
+    """
+    newest = {name: value for row in news.rows for name, value in row.items() if name in METRICS}
     reason = {} if news.verdict is None else {"reason": news.verdict.sentence()}
     warning = {} if news.warning is None else {"warning": news.warning}
     return {
@@ -140,6 +144,7 @@ def _result(trial: Trial, news: Report) -> dict[str, Any]:
         "step": news.step,
         "max_steps": news.max_steps,
         "status": news.status,
+        "loss_unit": news.loss_unit,
         "rows": news.rows,
     }
 

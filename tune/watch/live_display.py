@@ -36,6 +36,7 @@ class TrialState:
     reason: str = ""
     note: str = ""  # a further message of the trial's process
     warning: str = ""  # that a collapse is likely
+    loss_unit: str = "nats"
     started: tuple[float, int] | None = None  # monotonic time and step of the first report of this attempt
     updated: float = 0.0
 
@@ -47,6 +48,7 @@ class TrialState:
         self.updated = now
         self.step, self.status = int(result["step"]), result["status"]
         self.newest |= {name: result[name] for name in LIVE_METRICS if result.get(name) is not None}
+        self.loss_unit = result.get("loss_unit", self.loss_unit)
         self.reason = result.get("reason", self.reason)
         self.warning = result.get("warning", self.warning)
 
@@ -80,6 +82,7 @@ class TrialState:
             is_baseline=self._is_baseline,
             eta=self.eta,
             warning=self.warning,
+            loss_unit=self.loss_unit,
         )
 
 
@@ -128,7 +131,7 @@ class LiveDisplay(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         state = self._state(trial)
-        state.status, state.started = "running", None
+        state.status, state.started, state.reason = "running", None, ""  # of an attempt that failed before
         self._say(state, "starts")
 
     def on_trial_result(

@@ -23,6 +23,7 @@ from altgrad.compare.parity.verdict import Parity, Terms, judged
 from altgrad.compare.row import Row
 from altgrad.compare.statistics import interval, not_judged
 from altgrad.results.reading.curves import Curve
+from altgrad.text.number_text import difference, interval_text
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class GroupDifference:
         """`E4M3 against E3M4: +0.012 nats [+0.008, +0.016] at step 500, n = 3: worse than E3M4 by more than ...`."""
         if self.mean is None:
             return f"{self.one} against {self.other}: {self.obstacle or self.parity.sentence}."
-        interval = "" if self.low is None else f" [{self.low:+.4f}, {self.high:+.4f}]"
+        interval = interval_text(self.low, self.high, self.parity.unit)
         unit = f" {self.parity.unit}" if self.parity.unit else ""
-        figure = f"{self.mean:+.4f}{unit}{interval} at step {self.step}, n = {len(self.seeds)}"
+        figure = f"{difference(self.mean, self.parity.unit)}{unit}{interval} at step {self.step}, n = {len(self.seeds)}"
         note = f" {self.obstacle}." if self.obstacle else ""
         return f"{self.one} against {self.other}: {figure}: {self.parity.sentence}. Differs in: {self.differs}.{note}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -11,7 +10,7 @@ from altgrad.compare import PairedGap, Row
 from altgrad.html.markup import Html, element, join
 from altgrad.show.glossary import meaning
 from altgrad.show.palette import ALARM, NEUTRAL, format_colour
-from altgrad.text.number_text import ABSENT, number
+from altgrad.text.number_text import ABSENT, difference
 
 BOARD_STYLE = resources.files("altgrad.html.board").joinpath("board.css").read_text()
 
@@ -92,6 +91,6 @@ def figure(members: Sequence[Row], gap: PairedGap) -> Html:
 
 def _last_gap(row: Row) -> str:
     """A gap that is no final one: its run ended before the common step, or its BF16 run did."""
-    gap = f"{row.gap:+.3f}" if row.gap is not None and math.isfinite(row.gap) else number(row.gap)
+    gap = ABSENT if row.gap is None else difference(row.gap, row.loss_unit, 3)
     why = "before it died" if is_dead(row) else "the last of both" if row.alive else "before it was stopped"
     return f"{gap} at step {row.gap_step}, {why}"

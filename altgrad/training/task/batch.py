@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from altgrad.config.train_config import ConfigError
-from altgrad.text.error_hints import cut
+from altgrad.text.error_hints import cut, kind
 from altgrad.training.task.protocol import Batch
 
 _PASSED_ON = (int, float, bool, str, bytes, type(None))
@@ -42,7 +42,7 @@ def _taken(found: Any, whose: str, where: str) -> Batch:
         return tuple(_taken(value, whose, f"{where}[{number}]") for number, value in enumerate(found))
     at = f" at {cut(where)}" if where else ""
     raise ConfigError(
-        f"{whose}: a batch has a {type(found).__name__}{at}; give tensors, numpy arrays or numbers, in tuples or dicts"
+        f"{whose}: a batch has {kind(found)}{at}; give tensors, numpy arrays or numbers, in tuples or dicts"
     )
 
 

@@ -24,7 +24,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from altgrad.config.train_config import BUILT_IN_TASK, SHIPPED_TASKS, ConfigError, TrainConfig
-from altgrad.text.error_hints import cut, did_you_mean, shown
+from altgrad.text.error_hints import cut, did_you_mean, kind, shown
 from altgrad.training.data import Batches
 from altgrad.training.optim import build_optimizer
 from altgrad.training.step_random import StepRandom
@@ -72,7 +72,7 @@ class FoundTask:
             torch.manual_seed(config.seed)
             model = self.task.model(config)
         if not isinstance(model, nn.Module):
-            raise ConfigError(f"{self.said}: model(config) gave a {type(model).__name__}; give a torch.nn.Module")
+            raise ConfigError(f"{self.said}: model(config) gave {kind(model)}; give a torch.nn.Module")
         lazy = [name for name, parameter in model.named_parameters() if isinstance(parameter, UninitializedParameter)]
         if lazy:
             raise ConfigError(
@@ -102,7 +102,7 @@ class FoundTask:
         found = build_optimizer(model, config) if own is None else own(model, config)
         if not isinstance(found, Optimizer):
             raise ConfigError(
-                f"{self.said}: optimizer(model, config) gave a {type(found).__name__}; give one torch.optim.Optimizer, "
+                f"{self.said}: optimizer(model, config) gave {kind(found)}; give one torch.optim.Optimizer, "
                 "or train with several in a loop of your own with quantize_"
             )
         try:
@@ -112,7 +112,22 @@ class FoundTask:
                 f"{self.said}: {type(found).__name__}.step() needs a closure, which is not given here; use an "
                 "optimizer that steps with the gradients of one backward pass"
             ) from None
+        if own is not None:
+            self._check_follows_rate(found, own(model, config.altered(learning_rate=2 * config.learning_rate)))
         return found
+
+    def _check_follows_rate(self, found: Optimizer, doubled: Optimizer) -> None:
+        """Raise ConfigError if the rates of the task's optimizer are the same at twice the config's rate.
+
+        `--lr`, half the rate as a control, and every table would speak of a rate that nothing trains with.
+        """
+        rates = [float(group["lr"]) for group in found.param_groups]
+        if rates == [float(group["lr"]) for group in doubled.param_groups]:
+            largest = max(rates)
+            raise ConfigError(
+                f"{self.said}: optimizer(model, config) has the rate {largest:g} whatever the config's learning_rate "
+                f"is; use lr=config.learning_rate, or a multiple of it, and --set learning_rate={largest:g}"
+            )
 
     @property
     def is_from_here(self) -> bool:
@@ -202,7 +217,7 @@ def _member(module: ModuleType, name: str, where: str) -> Any:
 
 def _called(factory: Any, arguments: Mapping[str, Any], where: str) -> Any:
     if not callable(factory):
-        raise ConfigError(f"{where}: is a {type(factory).__name__}; give a task, or a class or function that makes one")
+        raise ConfigError(f"{where}: is {kind(factory)}; give a task, or a class or function that makes one")
     try:
         inspect.signature(factory).bind(**arguments)
     except TypeError as error:

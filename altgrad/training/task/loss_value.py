@@ -12,8 +12,9 @@ from torch import Tensor
 
 from altgrad.config.train_config import ConfigError
 from altgrad.metrics import METRICS
-from altgrad.text.error_hints import shown
+from altgrad.text.error_hints import kind, shown
 
+_OURS = METRICS.keys() | {"step"}  # names in a step's record
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}", re.ASCII)
 
 
@@ -35,11 +36,11 @@ def read_loss(found: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
             f"the model returned {len(found)} values with {len(scalars)} losses (0-d) among them; return the loss, "
             "(logits, loss), (loss, metrics), or an object with `loss`"
         )
-    loss = found.get("loss") if isinstance(found, Mapping) else getattr(found, "loss", None)
-    if isinstance(loss, Tensor):
-        return _scalar(loss), {}
+    for loss in (found.get("loss") if isinstance(found, Mapping) else None, getattr(found, "loss", None)):
+        if isinstance(loss, Tensor):
+            return _scalar(loss), {}
     raise ConfigError(
-        f"the model returned a {type(found).__name__} without a loss; return the loss (0-d), (logits, loss), or an "
+        f"the model returned {kind(found)} without a loss; return the loss (0-d), (logits, loss), or an "
         "object with `loss` (a model of transformers needs labels in the batch)"
     )
 
@@ -58,7 +59,7 @@ def _scalar(loss: Tensor) -> Tensor:
 
 def _metric(name: Any, value: Any, loss: Tensor) -> Tensor:
     """A metric as a 0-d tensor on the loss's device."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in METRICS or name.startswith("validation_"):
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _OURS or name.startswith("validation_"):
         raise ConfigError(
             f"the metric {shown(name)}: give a name of letters, digits and _ that is none of ours (see docs/method.md) "
             "and does not begin with validation_"
@@ -66,6 +67,6 @@ def _metric(name: Any, value: Any, loss: Tensor) -> Tensor:
     if isinstance(value, bool | int | float | np.number):
         return torch.tensor(float(value), device=loss.device)
     if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
-        what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else kind(value)
         raise ConfigError(f"the metric {name} is {what}; give one real number, or a tensor that holds one")
     return value.detach().reshape(()).to(loss.device)

@@ -59,7 +59,10 @@ class Task(Protocol):
         ...
 
     def optimizer(self, model: nn.Module, config: TrainConfig) -> Optimizer:
-        """The optimizer; the learning rate of the config is set at every step.  Default: AdamW by the config."""
+        """The optimizer, whose rates are `config.learning_rate` or multiples of it.  Default: AdamW by the config.
+
+        At every step they are set to that of the config's schedule, in the proportions that they have here.
+        """
         ...
 
     @property

@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from altgrad.config.train_config import ConfigError, TrainConfig
-from altgrad.text.error_hints import cut
+from altgrad.text.error_hints import cut, kind
 from altgrad.training.data import Source
 from altgrad.training.step_random import StepRandom
 from altgrad.training.task.batch import as_batch, update_digest
@@ -117,7 +117,7 @@ def _targets(batch: Batch) -> torch.Tensor | None:
     if isinstance(batch, dict):
         found = next((batch[name] for name in ("labels", "targets", "target", "label") if name in batch), None)
     else:
-        found = batch[-1] if isinstance(batch, tuple) and len(batch) > 1 else None
+        found = batch[1] if isinstance(batch, tuple) and len(batch) == 2 else None  # a third may be lengths, weights
     return found if isinstance(found, torch.Tensor) else None
 
 
@@ -203,7 +203,7 @@ def _by_step(data: Any, config: TrainConfig, split: Split, whose: str) -> Callab
         places = _shuffled(len(data), config) if split == "training" else _spread(len(data), config)
         return _Items(data, places, functools.partial(_stacked, f"{whose}: data(config, {split!r})"))
     raise ConfigError(
-        f"{whose}: data(config, {split!r}) gave a {type(data).__name__}; give a function of the step, a map-style "
+        f"{whose}: data(config, {split!r}) gave {kind(data)}; give a function of the step, a map-style "
         "Dataset or a DataLoader"
     )
 

@@ -1,0 +1,104 @@
+"""A loss in a unit whose size says nothing is shown with the digits that it has, on every way to the screen."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from altgrad.compare import comparison, paired_gap, rate_lines, rates_markdown
+from altgrad.compare.comparison_table import gap_text
+from altgrad.compare.parity.pairs import group_difference
+from altgrad.compare.rates import rates_note
+from altgrad.results import list_runs
+from altgrad.show.live_table import LiveRow, LiveTable
+from altgrad.show.sweep_status import sweep_state
+from altgrad.storage.folder import Folder
+from altgrad.text.number_text import difference, interval_text
+from tests.support.commands import altgrad
+from tests.support.results.written_runs import row, write_run
+
+GAP = 3.25e-9  # 0.7 % of a loss of 4.7e-7
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "said"),
+    [
+        (0.12654, "nats", "+0.1265"),
+        (-1e-9, "nats", "-0.0000"),
+        (GAP, "mse", "+3.25e-9"),
+        (-GAP, "", "-3.25e-9"),
+        (1234.5678, "mse", "+1235"),
+        (-4e11, "mse", "-4e11"),
+        (0.0, "mse", "+0"),
+        (float("nan"), "mse", "NaN"),
+        (float("-inf"), "nats", "-inf"),
+    ],
+)
+def test_a_difference_has_decimals_in_nats_and_digits_elsewhere(value: float, unit: str, said: str) -> None:
+    assert difference(value, unit) == said
+
+
+def test_every_text_of_a_gap_has_its_digits() -> None:
+    rows = [row(seed, GAP, loss_unit="mse") for seed in range(3)]
+    assert gap_text(rows[0]) == "+3.25e-9"
+    found = paired_gap(rows)
+    assert (found.figure or "").startswith("+3.25e-9 [") and found.sentence.startswith("+3.25e-9 mse [")
+    assert interval_text(-GAP, 2 * GAP, "mse") == " [-3.25e-9, +6.5e-9]"
+    assert "0.000" not in (found.figure or "") + found.sentence
+
+
+def test_rates_and_pairs_of_groups_too(tmp_path: Path) -> None:
+    for place, fmt in enumerate(("BF16", "E4M3")):
+        for rate in (1e-3, 2e-3):
+            write_run(
+                Folder.at(tmp_path), f"{fmt}-{rate:g}", {100: 4.7e-7 + place * GAP + rate * 1e-9},
+                config={"format": fmt, "learning_rate": rate}, info={"unit": "squared error"},
+            )  # fmt: skip
+    rows = comparison(list_runs(Folder.at(tmp_path))[0])
+    assert {line.cells[-1] for line in rate_lines(rows)} == {"–", "+3.25e-9"}
+    assert "5 % of the loss" in rates_note(rows) and "0.1 squared" not in (rates_markdown(rows) or "0.1 squared")
+    one, other = ([one for one in rows if one.format == fmt and one.learning_rate == 1e-3] for fmt in ("E4M3", "BF16"))
+    assert "+3.25e-9 squared error at step 100" in group_difference(one, other).sentence
+
+
+def test_the_live_table_too(tmp_path: Path) -> None:
+    sweep = Folder.at(tmp_path / "s")
+    sweep.write_json("sweep.json", {"schema": 1, "runs": [{"run": "a", "config": {"format": "E4M3", "max_steps": 9}}]})
+    write_run(
+        sweep,
+        "a",
+        {9: 1.0},
+        config={"format": "E4M3"},
+        info={"unit": "mse"},
+        gap_to_baseline={9: GAP},
+        loss={9: 4.7e-7},
+    )
+    [state] = sweep_state(sweep)
+    assert state.loss_unit == "mse"
+    for found in (state, LiveRow("a", "E4M3", "running", 9, 9, {"gap_to_baseline": GAP}, loss_unit="mse")):
+        assert "+3.25e-9" in _text(LiveTable([found], None))
+
+
+def _text(table: Any) -> str:
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(table)
+    return console.export_text()
+
+
+def test_altgrad_train_too(tmp_path: Path) -> None:
+    (tmp_path / "tiny_loss.py").write_text(
+        "import torch\n"
+        "class task:\n"
+        "    unit = 'mse'\n"
+        "    def model(self, config): return torch.nn.Linear(4, 1)\n"
+        "    def loss(self, model, batch): return 1e-9 * model(batch).square().mean(), {'done': 1.0, 'status': 2.0}\n"
+        "    def data(self, config, split): return lambda step: torch.ones(3, 4) * step\n"
+    )
+    words = ["--task", "tiny_loss:task", "--out", "out", "--set", "max_steps=4", "eval_batches=1", "compile=false"]
+    done = altgrad("train", "bf16_baseline", *words, cwd=tmp_path)
+    assert done.returncode == 0 and "e-" in done.stdout.split("validation loss")[1], done.stdout + done.stderr
+    assert "0.0000" not in done.stdout

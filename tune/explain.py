@@ -160,7 +160,8 @@ def _announce(replayed: Replayed, options: ExplainOptions, slots: int, console: 
     say(console, f"{run.name}: {verdict.sentence()}{moved}")
     for note in replayed.notes:
         say(console, f"  {note}")
-    at_most = f"at most {options.budget} replays of steps {case.start + 1} to {case.until}, {slots} at a time"
+    count = f"{options.budget} replay{'s' * (options.budget > 1)}"
+    at_most = f"at most {count} of steps {case.start + 1} to {case.until}, {slots} at a time"
     if replayed.step_seconds is not None:
         each = _START_SECONDS + replayed.arm_steps * replayed.step_seconds
         at_most += f", about {duration(each * -(-options.budget // slots))}"

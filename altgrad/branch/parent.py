@@ -75,7 +75,7 @@ def parent_config(run: Folder) -> TrainConfig:
 def with_parent(config: TrainConfig) -> TrainConfig:
     """A config with `branch_from`, completed by its parent's fields; a config without it is returned unchanged.
 
-    Raises ConfigError if a field differs from the parent's that a branch cannot change.
+    Raises ConfigError if a field differs from the parent's that a branch cannot change, or if no step is left to train.
     """
     if config.branch_from is None:
         return config
@@ -88,6 +88,12 @@ def with_parent(config: TrainConfig) -> TrainConfig:
             raise ConfigError(
                 f"{name}={shown(value)}: a branch of {run} keeps {shown(theirs[name])}{_INSTEAD.get(name, '')}"
             )
+    step = config.branch_from["step"]
+    if whole.max_steps <= step:
+        raise ConfigError(
+            f"max_steps={whole.max_steps} and a branch from step {step} of {run}: no step is left; branch at an "
+            "earlier step, or give more steps"
+        )
     return whole
 
 

@@ -186,6 +186,7 @@ def test_the_comparison_pairs_branches_with_the_branch_of_the_baseline(tmp_path,
 
 WRONG = {
     "step": (lambda parent: Branch(parent, 7), "no checkpoint of step 7; there: 4, 8, 12; 0 starts"),
+    "no step": (lambda parent: Branch(parent, 12), "max_steps=12 and a branch from step 12 of"),
     "seed": (lambda parent: Branch(parent, 8, seed=1), "rounding_seed changes the random numbers of rounding"),
     "model": (lambda parent: Branch(parent, 8, n_embd=16), "n_embd=16: a branch of"),
     "field": (lambda parent: Branch(parent, 8, formt="E4M3"), "formt"),

@@ -35,7 +35,7 @@ def branched(
     if options.at is None and not steps:
         raise SweepError(f"--branch-from {run}: no checkpoint in it; --at 0 starts where the run did")
     step = steps[-1] if options.at is None else options.at
-    origin = Branch(location, step).config().branch_from
+    origin = Branch(location, step, max_steps=overrides.get("max_steps", parent.max_steps)).config().branch_from
     for name, config in sources:
         numeric = config.model_dump(include=set(NUMERICS))
         fields = {**parent.model_dump(), **numeric, **overrides, "branch_from": origin}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from altgrad.config.sizes.memory import bytes_per_parameter
-from altgrad.config.train_config import BUILT_IN_TASK
+from altgrad.config.train_config import BUILT_IN_TASK, TrainConfig
 from altgrad.metrics import METRICS
 from altgrad.text.fitted_table import FittedColumn, FittedTable
 from altgrad.text.number_text import duration
@@ -37,6 +37,7 @@ def show_plan(console: Console, plan: SweepPlan, resources: Resources, elsewhere
         ],
         "Intervention": [trial.intervention for trial in plan.trials],
         "Scaling": [config.scaling for config in configs],
+        "Starts from": [_start(config) for config in configs],
         "Model": [config.model if config.task == BUILT_IN_TASK else config.task for config in configs],
     }
     numbers: dict[str, list[str]] = {
@@ -44,7 +45,7 @@ def show_plan(console: Console, plan: SweepPlan, resources: Resources, elsewhere
         METRICS["learning_rate"].label: [f"{config.learning_rate:g}" for config in configs],
         "Bytes per parameter": [f"{bytes_per_parameter(config):.3g}" for config in configs],
     }
-    same = [f"{head.lower()} {texts[0]}" for head, texts in (facts | numbers).items() if len(set(texts)) == 1]
+    same = [f"{head.lower()} {texts[0]}" for head, texts in (facts | numbers).items() if {*texts} == {texts[0]} != {""}]
     columns = [
         FittedColumn("Trial", [trial.run for trial in plan.trials]),
         FittedColumn("Wave", [str(one.wave + 1) for one in placed], is_number=True),
@@ -71,6 +72,13 @@ def show_plan(console: Console, plan: SweepPlan, resources: Resources, elsewhere
         outlook = f"{waves}; how long they take was not measured here: --dry-run --probe does, for this and later plans"
     for note in (*plan.notes, resources.sentence(), outlook):
         tell(console, note)
+
+
+def _start(config: TrainConfig) -> str:
+    """Where a trial begins that does not begin with weights of its own: `step 300 of results/trunk`; else ""."""
+    if config.branch_from is not None:
+        return f"step {config.branch_from['step']} of {config.branch_from['run']}"
+    return config.start_from or ""
 
 
 def _numbers(gpus: range) -> str:

@@ -60,6 +60,7 @@ HEADS: Mapping[str, str] = {
     "tokens_per_second": METRICS["tokens_per_second"].heading,
     "seconds": "Time",
 }
+_LOSSES, _GAPS = ("loss", "validation_loss", "best_validation_loss"), ("gap", "gap_low", "gap_high")
 _OF_A_GROUP = "of a group the mean over its runs alive with the latest validation step"
 _HELP: Mapping[str, str] = {
     "run": meaning("run"),
@@ -106,9 +107,9 @@ _KINDS: Mapping[str, Any] = {
     "learning_rate": _NUMBER(format="%.2g"),
     "progress": st.column_config.ProgressColumn(format="%.0f %%", min_value=0, max_value=100),
     "loss_curve": st.column_config.LineChartColumn(width="small"),
-    **dict.fromkeys(("loss", "validation_loss", "best_validation_loss"), _NUMBER(format="%.4f")),
+    **dict.fromkeys(_LOSSES, _NUMBER(format="%.4f")),
     "best_step": _NUMBER(format="%d"),
-    **dict.fromkeys(("gap", "gap_low", "gap_high"), _NUMBER(format="%+.4f")),
+    **dict.fromkeys(_GAPS, _NUMBER(format="%+.4f")),
     **dict.fromkeys(("stall_rate", "overflow_rate", "rounded_share"), _NUMBER(format="percent")),
     "ulps_moved_mean": _NUMBER(format="%.3g"),
     "tokens_per_second": _NUMBER(format="localized"),
@@ -119,6 +120,17 @@ COLUMNS: Mapping[str, Any] = {
     name: {**_KINDS.get(name, st.column_config.Column()), "help": f"{said[0].upper()}{said[1:]}."}
     for name, said in _HELP.items()
 }
+
+
+def columns_in(unit: str) -> Mapping[str, Any]:
+    """`COLUMNS` for losses of a unit: one whose size says nothing has significant digits instead of decimals."""
+    if unit == "nats":
+        return COLUMNS
+    digits = dict.fromkeys(_LOSSES, "%.5g") | dict.fromkeys(_GAPS, "%+.3g")
+    return {
+        **COLUMNS,
+        **{name: {**_NUMBER(format=shape), "help": COLUMNS[name]["help"]} for name, shape in digits.items()},
+    }
 
 
 def run_frame(rows: Sequence[Row], sweep: WatchedSweep, sparklines: bool = True) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from altgrad.compare.comparison_table import coverage_note
 from altgrad.html.board import BOARD_STYLE, group_board
 from altgrad.text.foreign_text import as_markdown
 from dashboard.data.board_lines import board_lines
-from dashboard.data.sweep_frame import CELL_COLUMNS, COLUMNS, HEADS, csv_of, group_frame, group_name, run_frame
+from dashboard.data.sweep_frame import CELL_COLUMNS, HEADS, columns_in, csv_of, group_frame, group_name, run_frame
 from dashboard.page_context import PageContext
 from dashboard.trial_board import show_runs
 from dashboard.widgets import choose_kept, choose_many, choose_named, choose_one, show_table, switch
@@ -130,18 +130,19 @@ def filtered(context: PageContext) -> list[Row]:
 def _table(context: PageContext, frame: pd.DataFrame, members: Sequence[list[Row]], per_group: bool) -> None:
     """Show the frame and open the row that the viewer selects; its index is the position of a row in `members`."""
     what = "group of seeds" if per_group else "run"
+    unit = loss_unit(row for rows in members for row in rows)
+    shown = columns_in(unit)
     picked = show_table(
         frame.rename(columns=HEADS),
         alt=f"One row per {what}: settings, status, losses, gap to the BF16 run of the same seed, collapse, speed.",
         widest=_WIDEST,
-        column_config={HEADS[name]: COLUMNS[name] for name in frame.columns},
+        column_config={HEADS[name]: shown[name] for name in frame.columns},
         on_select="rerun",
         selection_mode="single-row",
         key=f"table by {what}",
     )
     chosen = picked.selection.rows if picked else []
     if not chosen:
-        unit = loss_unit(row for rows in members for row in rows)
         said = f" Losses and gaps are in {unit}." if unit else ""
         steps = {row.gap_step for rows in members for row in rows if row.final_gap is not None}
         said += f" Gaps are those of step {steps.pop()}." if len(steps) == 1 else ""

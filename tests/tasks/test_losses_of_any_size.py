@@ -18,6 +18,7 @@ from altgrad.show.live_table import LiveRow, LiveTable
 from altgrad.show.sweep_status import sweep_state
 from altgrad.storage.folder import Folder
 from altgrad.text.number_text import difference, interval_text
+from dashboard.data.sweep_frame import COLUMNS, columns_in
 from tests.support.commands import altgrad
 from tests.support.results.written_runs import row, write_run
 
@@ -87,6 +88,18 @@ def _text(table: Any) -> str:
     console = Console(width=200, file=io.StringIO(), record=True)
     console.print(table)
     return console.export_text()
+
+
+def test_the_table_of_the_dashboard_too() -> None:
+    def shapes(unit: str) -> list[str]:
+        found = columns_in(unit)
+        assert found.keys() == COLUMNS.keys() and all(found[name]["help"] == COLUMNS[name]["help"] for name in found)
+        return [
+            found[name]["type_config"]["format"] % GAP for name in ("loss", "best_validation_loss", "gap", "gap_low")
+        ]
+
+    assert shapes("mse") == ["3.25e-09", "3.25e-09", "+3.25e-09", "+3.25e-09"]
+    assert shapes("nats") == ["0.0000", "0.0000", "+0.0000", "+0.0000"]
 
 
 def test_altgrad_train_too(tmp_path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import io
+import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from altgrad.storage.folder import Folder
 from altgrad.training import run_format_experiment
 from altgrad.training.branch_state import adapted
 from altgrad.training.trainer import Trainer
+from tests.support.runs import own_tasks
 from tests.support.runs.restored_runs import EVERYTHING, KAHAN, STEPS, Data, Net
 from tests.support.runs.small_runs import SMALL, TIMED, losses
 
@@ -220,6 +225,23 @@ def test_a_branch_with_other_data_or_of_another_version_is_refused(parent, tmp_p
     monkeypatch.setattr(checkpointing, "load_checkpoint", lambda *_: (state, []))
     with pytest.raises(ValueError, match="another version's"):
         run_format_experiment(None, tmp_path / "third", branch=Branch(parent, 8))
+
+
+def test_a_branch_after_the_task_was_changed_is_refused(tmp_path, monkeypatch):
+    """Weights and batches are the same, but the model is another."""
+    source = inspect.getsource(own_tasks)
+    assert "nn.ReLU()" in source
+    monkeypatch.syspath_prepend(tmp_path)
+    for text, changed in ((source, False), (f"# a word\n{source}", False), (source.replace("nn.ReLU", "nn.ELU"), True)):
+        (tmp_path / "task_of_ours.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "task_of_ours", raising=False)
+        importlib.invalidate_caches()
+        if not (tmp_path / "parent").exists():
+            config = SMALL.altered(task="task_of_ours:Quadrants", task_args={"width": 4}, batch_size=12)
+            run_format_experiment(config, tmp_path / "parent")
+        branch = Branch(tmp_path / "parent", 10, format="E4M3")
+        with pytest.raises(ValueError, match="other source of the task") if changed else nullcontext():
+            run_format_experiment(None, tmp_path / f"branch{changed}{len(text)}", branch=branch)
 
 
 def test_the_command_and_the_config_file_branch_alike(parent, tmp_path, capsys):

@@ -164,12 +164,16 @@ class Checkpointing:
             )
 
     def _check_beginning(self, parent: Folder) -> None:
-        """Raise CheckpointError if the initial weights or the batches are not the parent's."""
+        """Raise CheckpointError if the task, the initial weights or the batches are not the parent's."""
         trainer = self._run.trainer
-        own = {"initial_weights_hash": trainer.initial_weights_hash, "batches_hash": trainer.batches.digest()}
+        own = {
+            "task_hash": trainer.task.digest,
+            "initial_weights_hash": trainer.initial_weights_hash,
+            "batches_hash": trainer.batches.digest(),
+        }
         difference = self._ranks.from_first(lambda: other_beginning(read_start(parent), own))
         if difference is not None:
-            raise CheckpointError(f"branch_from: {parent}: its run began with {difference}; restore them")
+            raise CheckpointError(f"branch_from: {parent}: its run began with {difference}; restore it")
 
     def _take_over(self, state: Mapping[str, Any], source: Folder | None = None) -> None:
         try:

@@ -244,6 +244,16 @@ def test_a_branch_after_the_task_was_changed_is_refused(tmp_path, monkeypatch):
             run_format_experiment(None, tmp_path / f"branch{changed}{len(text)}", branch=branch)
 
 
+def test_a_branch_that_was_refused_begins_once_its_data_are_back(parent, tmp_path):
+    for _ in range(2):
+        with pytest.raises(ValueError, match="its run began with other"):
+            run_format_experiment(None, tmp_path / "run", branch=Branch(parent, 8), batches=Data(), model=Net())
+    found = run_format_experiment(None, tmp_path / "run", branch=Branch(parent, 8, format="E4M3"))
+    assert found.status == "completed" and read_run(found.folder).info["attempt"] == 2
+    with pytest.raises(ConfigError, match="holds a run that has ended"):
+        run_format_experiment(None, tmp_path / "run", branch=Branch(parent, 8))
+
+
 def test_the_command_and_the_config_file_branch_alike(parent, tmp_path, capsys):
     words = ["branch", str(parent), "--at", "8", "--set", "format=E5M2", "--out", str(tmp_path / "typed")]
     assert main(words) == 0

@@ -22,6 +22,7 @@ PAGES = ("Sweep", "Curves", "Compare", "Failures", "Layers", "Formats", "Run")  
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 ARGUMENTS += ["--disable-component-update", "--disable-sync"]
+_SIZE: Any = {"width": 1400, "height": 1000}
 
 
 @contextmanager
@@ -54,16 +55,28 @@ def _answers(address: str) -> bool:
 class Visit:
     """A browser page that notes console errors and requests to other hosts."""
 
-    def __init__(self, browser: Any, server: str, scheme: str = "light") -> None:
+    def __init__(self, browser: Any, server: str) -> None:
         self.server = server
         self.errors: list[str] = []
         self.outside: list[str] = []
-        context = browser.new_context(viewport={"width": 1400, "height": 1000}, color_scheme=scheme)
+        context = browser.new_context(viewport=_SIZE, color_scheme="light")
         context.set_default_timeout(PATIENCE * 1000)
         self.page = context.new_page()
         self.page.on("console", self._note)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", self._request)
+
+    def begin(self) -> None:
+        """As a new tab: its size, the light scheme, nothing noted yet."""
+        self.page.set_viewport_size(_SIZE)
+        self.page.emulate_media(color_scheme="light")
+        self.errors.clear()
+        self.outside.clear()
+
+    def leave(self) -> None:
+        """Close the page, so that it no longer asks the server for news."""
+        self.page.goto("about:blank")
+        self.page.context.clear_permissions()
 
     def _note(self, message: Any) -> None:
         # Opened below its root, Streamlit's own front end first asks for its server under the page's path.
@@ -95,11 +108,11 @@ class Visit:
         """The whole page, however long."""
         self.page.wait_for_timeout(200)
         height = self.page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
-        self.page.set_viewport_size({"width": 1400, "height": max(1000, min(height + 40, 5000))})
+        self.page.set_viewport_size({**_SIZE, "height": max(1000, min(height + 40, 5000))})
         self.page.wait_for_timeout(250)
         PICTURES.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=str(PICTURES / f"{name}.png"))
-        self.page.set_viewport_size({"width": 1400, "height": 1000})
+        self.page.set_viewport_size(_SIZE)
 
     def assert_clean(self) -> None:
         assert not self.outside, f"requests to other hosts: {self.outside}"

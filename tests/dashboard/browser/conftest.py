@@ -1,4 +1,7 @@
-"""One server and one browser for all tests that visit the dashboard; without Chromium or Playwright they skip."""
+"""One server, one browser and two tabs for all tests that visit the dashboard; without Chromium they skip.
+
+A tab that has been there before has the front end's scripts in its cache: it opens a page in a part of the time.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.recorded import recorded_sweeps
 from tests.servers.browser_visit import ARGUMENTS, CHROMIUM, Visit, dashboard_server
 from tests.support.results import generated_results as generated
 
@@ -26,7 +30,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="package")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("results")
+    """A results folder with the sweep `mixed`, which is invented, and the recorded ones."""
+    root = recorded_sweeps(tmp_path_factory.mktemp("results"))
     generated.mixed_sweep(root)
     return root
 
@@ -37,8 +42,27 @@ def server(browser: Any, results: Path, tmp_path_factory: pytest.TempPathFactory
         yield address
 
 
-@pytest.fixture
-def visit(browser: Any, server: str) -> Iterator[Visit]:
-    opened = Visit(browser, server)
+@pytest.fixture(scope="package")
+def tabs(browser: Any, server: str) -> Iterator[tuple[Visit, Visit]]:
+    opened = Visit(browser, server), Visit(browser, server)
     yield opened
-    opened.close()
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture
+def visit(tabs: tuple[Visit, Visit]) -> Iterator[Visit]:
+    """The tab as a viewer opens it: wide, light, and with nothing noted about what it showed before."""
+    yield from _visited(tabs[0])
+
+
+@pytest.fixture
+def somebody_else(tabs: tuple[Visit, Visit]) -> Iterator[Visit]:
+    """As `visit`, in a browser profile of its own."""
+    yield from _visited(tabs[1])
+
+
+def _visited(tab: Visit) -> Iterator[Visit]:
+    tab.begin()
+    yield tab
+    tab.leave()

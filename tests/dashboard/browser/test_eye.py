@@ -17,8 +17,7 @@ import pytest
 
 from altgrad.html import html_report
 from altgrad.storage.folder import Folder
-from tests.recorded import recorded_sweeps
-from tests.servers.browser_visit import ROOT, Visit, dashboard_server
+from tests.servers.browser_visit import ROOT, Visit
 from tests.servers.page_checks import faults, serious, unmarked, wide_tables
 
 pytestmark = pytest.mark.browser
@@ -48,18 +47,10 @@ _READY = """
 """
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return recorded_sweeps(tmp_path_factory.mktemp("recorded"))
-
-
-@pytest.fixture(scope="module")
-def eye(browser: Any, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit]:
+@pytest.fixture
+def eye(visit: Visit) -> Visit:
     PICTURES.mkdir(parents=True, exist_ok=True)
-    with dashboard_server(root, tmp_path_factory.mktemp("server")) as address:
-        visit = Visit(browser, address)
-        yield visit
-        visit.close()
+    return visit
 
 
 def look(visit: Visit, width: int, scheme: str = "light") -> None:
@@ -83,7 +74,7 @@ def said(found: Mapping[Any, Sequence[str]]) -> str:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_whole_at_every_width_and_has_no_serious_finding_in_either_theme(
-    eye: Visit, root: Path, page: str
+    eye: Visit, results: Path, page: str
 ) -> None:
     look(eye, WIDTHS[0])
     eye.open(f"{'' if page == 'overview' else page}?sweep=default")
@@ -99,7 +90,7 @@ def test_a_page_is_whole_at_every_width_and_has_no_serious_finding_in_either_the
     picture(eye, f"{page}-dark")
     if page in README:
         look(eye, 1400, README[page])
-        eye.page.evaluate(_RENAMED, str(root))
+        eye.page.evaluate(_RENAMED, str(results))
         eye.page.screenshot(path=str(PICTURES / f"readme-{page}-{README[page]}.png"))
     assert not said(found)
     eye.assert_clean()
@@ -145,9 +136,9 @@ def test_the_exported_data_of_a_chart_are_what_the_browser_draws(eye: Visit) -> 
 
 
 @pytest.fixture(scope="module")
-def report(browser: Any, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def report(browser: Any, results: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     file = tmp_path_factory.mktemp("report") / "report.html"
-    file.write_text(html_report(Folder.at(str(root / "default")), NOW))
+    file.write_text(html_report(Folder.at(str(results / "default")), NOW))
     page = browser.new_page()
     page.goto(file.as_uri())
     yield page

@@ -58,16 +58,15 @@ def test_hostile_names_texts_and_reports_load_nothing_and_are_shown_as_written(v
     visit.open(f"?sweep={quote(hostile)}")
     visit.take_picture("hostile-overview")
     for name in PAGES:
-        visit.go_to(name)
-        visit.page.wait_for_timeout(300)
+        if name in ("Failures", "Layers", "Run"):
+            visit.open(f"{name.lower()}?sweep={quote(hostile)}&run={quote(f'E7M0 2 {HOSTILE}')}")
+            visit.page.wait_for_timeout(300)
+            assert "![i](http://evil.test/a.png)" in visit.text() or name == "Layers"
+        else:
+            visit.go_to(name)
+            visit.page.wait_for_timeout(300)
         visit.take_picture(f"hostile-{name.lower()}")
-        assert not visit.page.locator(FOREIGN_IMAGES).count(), name
-        assert not disguised_links(visit), name
-    for path in ("failures", "run", "layers"):
-        visit.open(f"{path}?sweep={quote(hostile)}&run={quote(f'E7M0 2 {HOSTILE}')}")
-        visit.page.wait_for_timeout(300)
-        assert "![i](http://evil.test/a.png)" in visit.text() or path == "layers"
-        assert not visit.page.locator(FOREIGN_IMAGES).count() and not disguised_links(visit), path
+        assert not visit.page.locator(FOREIGN_IMAGES).count() and not disguised_links(visit), name
     visit.open("overview?sweep=![x](http://evil.test/d.png)")
     visit.open(f"curves?sweep={quote(hostile)}&run={quote(HOSTILE)}&group={quote(HOSTILE)}")
     assert not visit.outside, visit.outside

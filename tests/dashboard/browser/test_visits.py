@@ -6,7 +6,6 @@ import csv
 import socket
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,40 +18,60 @@ from tests.support.results import generated_results as generated
 pytestmark = pytest.mark.browser
 
 VIEWS = ("curves?layout=multiples", "formats?view=precision")
+_IS_SHOWN = """
+scheme => {
+    const {backgroundColor} = getComputedStyle(document.querySelector('[data-testid=stApp]'));
+    const [red, green, blue] = backgroundColor.match(/[0-9.]+/g).map(Number);
+    return (red + green + blue > 600) === (scheme === "light");
+}
+"""
 # nothing has changed in a page for longer than it takes to look again
 AT_REST = "performance.now() - window.changed > 5500"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_page_is_drawn_without_errors_or_outside_requests(browser: Any, server: str, scheme: str) -> None:
-    visit = Visit(browser, server, scheme)
+def test_every_page_is_drawn_without_errors_or_outside_requests_in_both_schemes_with_words_for_who_does_not_see_it(
+    visit: Visit,
+) -> None:
     visit.open("?sweep=mixed")
-    visit.take_picture(f"overview-{scheme}")
-    for name in PAGES:
-        visit.go_to(name)
-        visit.take_picture(f"{name.lower()}-{scheme}")
-    for path in VIEWS if scheme == "light" else ():
+    schemes = ["light", "dark"]
+    for page in ("Overview", *PAGES):
+        if page != "Overview":
+            visit.go_to(page)
+        for scheme in schemes:
+            visit.page.emulate_media(color_scheme=scheme)
+            visit.page.wait_for_function(_IS_SHOWN, arg=scheme)
+            visit.take_picture(f"{page.lower()}-{scheme}")
+        schemes.reverse()  # the next page is entered in the other scheme
+        _have_words(visit, page)
+    visit.page.emulate_media(color_scheme="light")
+    for path in VIEWS:
         visit.open(f"{path}&sweep=mixed")
         visit.take_picture(path.translate(str.maketrans("?=&+", "----")))
-    background = visit.page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
-    brightness = sum(int(part) for part in background.removeprefix("rgb(").removesuffix(")").split(",")[:3])
-    assert (brightness > 600) == (scheme == "light"), background
+        _have_words(visit, path)
     visit.assert_clean()
-    visit.close()
 
 
-def test_link_shows_the_same_view_to_somebody_else(browser: Any, visit: Visit) -> None:
+def _have_words(visit: Visit, where: str) -> None:
+    """Every chart and table on the page says what it shows."""
+    for chart in visit.page.get_by_test_id("stPlotlyChart").all():
+        assert chart.get_attribute("role") == "figure" and len(chart.get_attribute("aria-label")) > 20, where
+    visit.page.evaluate("document.querySelectorAll('details:not([open]) > summary').forEach(one => one.click())")
+    for table in visit.page.get_by_test_id("stDataFrame").all():
+        table.locator("[role=grid]").wait_for(state="attached")
+        said = table.get_by_test_id("stDataFrameResizable").get_attribute("aria-label")
+        assert len(said) > 10 and table.locator("[role=grid] th").count(), where
+
+
+def test_link_shows_the_same_view_to_somebody_else(visit: Visit, somebody_else: Visit) -> None:
     visit.open("curves?sweep=mixed")
     visit.page.get_by_text("Half-life").wait_for()
     visit.page.get_by_text("seed bands", exact=True).click()
     visit.page.get_by_text("Band: 95 % t interval of the mean").wait_for()
     visit.page.wait_for_url("**layout=bands**")
-    other = Visit(browser, visit.server)
-    other.page.goto(visit.page.url)
-    other.settle()
-    assert "Band: 95 % t interval of the mean" in other.text()
-    assert "sweep=mixed" in other.page.url
-    other.close()
+    somebody_else.page.goto(visit.page.url)
+    somebody_else.settle()
+    assert "Band: 95 % t interval of the mean" in somebody_else.text()
+    assert "sweep=mixed" in somebody_else.page.url
 
 
 def test_click_on_a_matrix_cell_opens_its_runs(visit: Visit) -> None:
@@ -110,19 +129,6 @@ def _write_slowly(writer: RunWriter, run: generated.InventedRun, done: threading
         if done.wait(0.1):
             return
     done.wait(PATIENCE)
-
-
-def test_charts_and_tables_have_words_for_those_who_do_not_see_them(visit: Visit) -> None:
-    for path in ("curves?layout=multiples&", "compare?", "failures?", "run?"):
-        visit.open(f"{path}sweep=mixed")
-        visit.page.locator(".js-plotly-plot").first.wait_for()
-        for chart in visit.page.get_by_test_id("stPlotlyChart").all():
-            assert chart.get_attribute("role") == "figure" and len(chart.get_attribute("aria-label")) > 20, path
-        visit.page.evaluate("document.querySelectorAll('details:not([open]) > summary').forEach(one => one.click())")
-        for table in visit.page.get_by_test_id("stDataFrame").all():
-            table.locator("[role=grid]").wait_for(state="attached")
-            said = table.get_by_test_id("stDataFrameResizable").get_attribute("aria-label")
-            assert len(said) > 10 and table.locator("[role=grid] th").count(), path
 
 
 def test_every_control_of_the_matrix_is_reached_by_keyboard_and_opens_its_runs(visit: Visit) -> None:

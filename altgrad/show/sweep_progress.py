@@ -135,9 +135,10 @@ def best_sentence(rows: Sequence[Row]) -> str:
             "Compare, part Two groups."
         )
     if not ranked:
+        yet = " yet" if any(row.status == "running" for row in rows) else ""
         return (
-            "No gap can be computed yet: it needs a BF16 run and another run with the same seed, both alive and with a "
-            "validation loss of the same step."
+            f"No gap can be computed{yet}: it needs a BF16 run and another run with the same seed, both alive and with "
+            "a validation loss of the same step."
         )
     members, gap = ranked[0]
     said = f"**{as_markdown(members[0].group_label)}**: {as_markdown(gap.sentence)}"

@@ -13,8 +13,10 @@ from altgrad.compare import comparison, paired_gap, rate_lines, rates_markdown
 from altgrad.compare.comparison_table import gap_text
 from altgrad.compare.parity.pairs import group_difference
 from altgrad.compare.rates import rates_note
+from altgrad.html.board import BoardRun, group_board, run_board
 from altgrad.results import list_runs
 from altgrad.show.live_table import LiveRow, LiveTable
+from altgrad.show.sweep_progress import best_sentence
 from altgrad.show.sweep_status import sweep_state
 from altgrad.storage.folder import Folder
 from altgrad.text.number_text import difference, interval_text
@@ -100,6 +102,17 @@ def test_the_table_of_the_dashboard_too() -> None:
 
     assert shapes("mse") == ["3.25e-09", "3.25e-09", "+3.25e-09", "+3.25e-09"]
     assert shapes("nats") == ["0.0000", "0.0000", "+0.0000", "+0.0000"]
+
+
+def test_a_page_without_a_gap_speaks_of_no_scale_of_gaps(tmp_path: Path) -> None:
+    sweep = Folder.at(tmp_path)
+    for fmt in ("BF16", "E4M3"):
+        write_run(sweep, fmt, {9: 4.7e-7}, config={"format": fmt}, info={"unit": "mse"}, status="collapsed")
+    rows = comparison(list_runs(sweep)[0])
+    assert "Bars:" not in group_board(rows, {}, lambda row: None)
+    assert "Gaps on one" not in run_board([BoardRun(row) for row in rows], {})
+    assert best_sentence(rows).startswith("No gap can be computed: ")
+    assert "Bars: 95 %" in group_board([row(0, GAP, loss_unit="mse")], {}, lambda row: None)
 
 
 def test_altgrad_train_too(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def loops(granularity: str, last: bool) -> list[str]:
     arguments = torch.randn(2048, 2048), spec_of(find_format("E4M3")), torch.zeros(2, dtype=torch.int32)
     found, (code, *_) = run_and_get_code(compiled, *arguments)
     assert torch.equal(found.view(torch.int32), rounded(*arguments).view(torch.int32))
-    return re.split(r"\n {4}\{\n", code)[1:]
+    return re.split(r"(?=for\(int64_t x0=)", code)[1:]  # x0 is the variable of an outermost loop
 
 
 def numbers(loop: str) -> tuple[list[int], dict[str, int]]:

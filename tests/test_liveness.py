@@ -30,7 +30,14 @@ def tables(tmp_path_factory):
     fifth = run_format_experiment(
         config.altered(format="E4M3", master_weights=False, learning_rate=0.03, weight_decay=2.0), folder / "decays"
     )
-    runs = [read_run(result.folder) for result in (first, second, third, fourth, fifth)]
+    sixth = run_format_experiment(  # a loss of NaN is shifted by STAB-06 and by the ladder, at last in the same step
+        config.altered(
+            format="E4M3", learning_rate=1e30, gradient_clip=0.0, stop_on_collapse=False, warmup_steps=0,
+            enable_emergency_shift=True, enable_rescue_ladder=True, rescue_rungs=["rate"], rescue_window=1,
+        ),
+        folder / "rescued",
+    )  # fmt: skip
+    runs = [read_run(result.folder) for result in (first, second, third, fourth, fifth, sixth)]
     return {name: [run.table(name).to_pandas() for run in runs] for name in ("steps", "layers")}
 
 

@@ -15,8 +15,10 @@ from altgrad.collapse.rule import Observation, Rule
 from altgrad.collapse.smoothing import pace_of
 from altgrad.collapse.weight_rules import RankCollapse, Stalled
 from altgrad.config.train_config import TrainConfig
+from altgrad.metrics import RESCUE_ACTS
 from altgrad.results import Verdict
 
+RESCUES = 8  # acts of a run after which the rules count anew, as many as the ladder has by default
 LATER_RULES = ("degraded",)  # which the states of earlier versions lack
 
 
@@ -26,11 +28,17 @@ class CollapseDetector:
     `vocabulary`: number of classes of the loss; its logarithm is the loss of a uniform model, in nats.  None if the
     unit of the loss is unknown: then a loss that is multiplied by a constant leads to the same verdicts.  The
     thresholds are the fields of the config of kind "judging".
+
+    An act that makes the run another one (metric `rescue_acts`) restarts what the rules count: the step of the act,
+    whose loss is from before it, and all earlier ones count no more.  Only the first `RESCUES` acts of a run do so, so
+    that one that is rescued for ever is judged.  Example: a gap of 0.4 nats from step 41 on would be judged at step
+    100.  A shift at step 61 gives the run until step 121.
     """
 
     def __init__(self, config: TrainConfig, vocabulary: int | None) -> None:
         self.verdict: Verdict | None = None
         self._step: int | None = None
+        self._rescues = 0
         self._course = LossCourse(pace_of(config.max_steps), _cap(vocabulary))
         # If several rules fire at the same step, the first in this order counts: specific explanations come first.
         self._rules: list[Rule] = [
@@ -56,9 +64,20 @@ class CollapseDetector:
         ticks = self._course.ticks(step)
         self._course.update(step, float(record["loss"]))
         seen = Observation(step, record, self._course, ticks)
+        if self._begins_anew(record):
+            for rule in self._rules:
+                rule.judge(seen)  # what it remembers besides its count goes on
+                rule.begin_anew(step)
+            return None
         verdicts = (rule.judge(seen) for rule in self._rules)
         self.verdict = next((verdict for verdict in verdicts if verdict is not None), None)
         return self.verdict
+
+    def _begins_anew(self, record: Mapping[str, float]) -> bool:
+        """Whether an act at this step restarts the counts; it is counted."""
+        before = self._rescues
+        self._rescues += int(record.get(RESCUE_ACTS, 0))
+        return before < min(self._rescues, RESCUES)
 
     def state_dict(self) -> dict[str, Any]:
         """The state on which later verdicts depend, as strict JSON without NaN and inf."""
@@ -68,6 +87,7 @@ class CollapseDetector:
         return {
             "step": self._step,
             "verdict": verdict,
+            "rescues": self._rescues,
             "course": self._course.state_dict(),
             "rules": {rule.name: asdict(rule.memory) for rule in self._rules},
         }
@@ -78,7 +98,7 @@ class CollapseDetector:
         if verdict is not None:
             verdict = Verdict(**(verdict | {name: float(verdict[name]) for name in ("value", "limit")}))
         self.verdict = verdict
-        self._step = state["step"]
+        self._step, self._rescues = state["step"], state.get("rescues", 0)  # earlier versions lack it
         self._course.load_state_dict(state["course"])
         for rule in self._rules:
             if rule.name in state["rules"] or rule.name not in LATER_RULES:

@@ -66,13 +66,17 @@ class Degraded:
             excursion.since = None
             return None
         steps = excursion.steps_beyond(seen.step, loss, limit, origin=memory.best, recovery=_RECOVERY)
-        if steps < self._patience or excursion.since == seen.step:
+        if steps < max(self._patience, 2):  # the first measurement above the limit counts as one step
             return None
         detail = (
             f"held-out loss above {limit:.4g} since step {excursion.since}, no recovery for {steps} steps; its best "
             f"was {memory.best:.4g} at step {memory.best_step}"
         )
         return Verdict(seen.step, self.name, "validation_loss", loss, limit, detail)
+
+    def begin_anew(self, step: int) -> None:
+        """See `Rule`."""
+        self.memory.excursion.begin_anew()
 
     def _memorises(self, seen: Observation) -> bool:
         """Whether the training loss is near its best, so that only the held-out loss has risen."""

@@ -69,6 +69,10 @@ class NonFinite:
         detail = f"{metric} {value:.4g}; loss or gradients not finite {detail}"
         return Verdict(seen.step, self.name, metric, float(value), limit, detail)
 
+    def begin_anew(self, step: int) -> None:
+        """See `Rule`."""
+        self.memory = BadSteps()
+
 
 def _not_finite(seen: Observation) -> tuple[str, float, float] | None:
     """(metric, value, limit) of the first non-finite quantity; None if the loss and the gradients are finite.
@@ -122,6 +126,10 @@ class Diverged:
             detail += f"; a uniform model has {seen.cap:.3f}"
         return Verdict(seen.step, self.name, "loss", smoothed, limit, detail)
 
+    def begin_anew(self, step: int) -> None:
+        """See `Rule`."""
+        self.memory.begin_anew()
+
 
 def rise_limit(course: LossCourse, best: float, margin: float, learned: float) -> float:
     """The loss above which a run that had the loss `best` has diverged, see `Diverged`; margins in nats."""
@@ -134,8 +142,10 @@ def rise_limit(course: LossCourse, best: float, margin: float, learned: float) -
 
 
 @dataclass
-class NoMemory:
-    """The empty memory of a rule that depends on the current observation alone."""
+class Enabled:
+    """The step at whose end an act may have enabled the run to learn; None without one."""
+
+    since: int | None = None
 
 
 class NeverLearned:
@@ -145,7 +155,8 @@ class NeverLearned:
     learning.  A run that starts below half of ln(vocabulary) is not judged: it starts from a trained model, which may
     have little left to learn.  A run that starts from given weights (`start_from`) is judged only if it starts at the
     loss of a uniform model; in a loss of unknown unit it is not judged.  If it goes on after the step of those weights
-    (`start_keeps: [step]`), the share counts from there.
+    (`start_keeps: [step]`), the share counts from there.  After a rescue a run has as many steps to learn as after
+    warm-up.
     Example, 256 classes, 500 steps: the best is 5.48 at step 200, which is not 0.15 nats below 5.545: verdict.
 
     If the unit is unknown, the run is judged if its loss has at no time fallen by more than chance explains (see
@@ -160,14 +171,17 @@ class NeverLearned:
         self._trained = config.start_from is not None
         begin = config.start_step
         fraction = begin + math.ceil(config.never_learned_fraction * (config.max_steps - begin))
-        self._deadline = max(fraction, max(begin, config.warmup_steps) + LEARNING_STEPS * pace_of(config.max_steps))
-        self.memory = NoMemory()
+        self._learning = LEARNING_STEPS * pace_of(config.max_steps)
+        self._deadline = max(fraction, max(begin, config.warmup_steps) + self._learning)
+        self.memory = Enabled()
 
     def judge(self, seen: Observation) -> Verdict | None:
         """The verdict at the deadline and later, as long as the run has not learned."""
         course = seen.course
         start, best = course.initial, course.best
-        if start is None or best is None or seen.step < self._deadline:
+        since = self.memory.since
+        deadline = self._deadline if since is None else max(self._deadline, since + self._learning)
+        if start is None or best is None or seen.step < deadline:
             return None
         if course.cap is None:
             return None if self._trained else self._never_fell(seen)
@@ -184,6 +198,10 @@ class NeverLearned:
             f"start, {start:.3f}, after {seen.step} steps"
         )
         return Verdict(seen.step, self.name, "loss", best, limit, detail)
+
+    def begin_anew(self, step: int) -> None:
+        """See `Rule`: as after warm-up, the run has `LEARNING_STEPS` to learn."""
+        self.memory.since = step
 
     def _never_fell(self, seen: Observation) -> Verdict | None:
         trend = seen.course.trend
@@ -236,6 +254,10 @@ class GapToBaseline:
             f"catching up for {steps} steps"
         )
         return Verdict(seen.step, self.name, "gap_to_baseline", gap, limit, detail)
+
+    def begin_anew(self, step: int) -> None:
+        """See `Rule`."""
+        self.memory.begin_anew()
 
     def _allowed(self, course: LossCourse, gap: float) -> float | None:
         if course.cap is not None:

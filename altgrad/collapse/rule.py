@@ -8,6 +8,9 @@ The patience fields of the config apply to runs of up to 500 steps (`max_steps`)
 proportion: 80 steps become 8,000 in a run of 50,000 steps.  In a run shorter than 500 steps it does not shrink, because
 the time constants of the optimizer do not shrink either.
 
+An act of an intervention that makes the run another one (metric `rescue_acts`) restarts every count: steps from before
+it say nothing about the run that it may have saved.  The detector tells the rules, see `CollapseDetector`.
+
 These rules avoid three criteria that fail: a ratio of losses never fires, since a model that falls back to uniform
 stops at ln(vocabulary); a z-score fires on every heavy tail; a plateau alone would stop runs that have converged.
 """
@@ -59,6 +62,12 @@ class Rule(Protocol):
     def judge(self, seen: Observation) -> Verdict | None:
         """The verdict if the run has collapsed by this rule, else None; called once per record, in order."""
 
+    def begin_anew(self, step: int) -> None:
+        """Count from the step after this one, at whose end an intervention has made the run another one.
+
+        What the rule compares with stays: the best loss, the reference of the rank, the baseline.
+        """
+
 
 @dataclass
 class Excursion:
@@ -74,7 +83,7 @@ class Excursion:
     since: int | None = None
     peak: float = 0.0
     floor: float = 0.0
-    clock: int = 0  # the step before the first one that counts
+    clock: int | None = None  # the step before the first one that counts; None: the next one beyond is the first
 
     def steps_beyond(self, step: int, value: float, limit: float, origin: float, recovery: float = RECOVERY) -> int:
         """Steps in a row beyond the limit without recovery, including this one; `origin` is the healthy value.
@@ -85,9 +94,15 @@ class Excursion:
             self.since = None
             return 0
         if self.since is None:
-            self.since, self.peak, self.floor, self.clock = step, value, value, step - 1
+            self.since, self.clock = step, None
+        if self.clock is None:
+            self.peak, self.floor, self.clock = value, value, step - 1
         elif value > self.peak + recovery * (self.peak - origin):
             self.peak = self.floor = value
         elif value < self.floor - recovery * (self.floor - origin):
             self.floor, self.clock = value, step
         return step - self.clock
+
+    def begin_anew(self) -> None:
+        """Forget which steps count; `since` stays, as the value may have been beyond the limit all the time."""
+        self.clock = None

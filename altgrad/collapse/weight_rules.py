@@ -21,11 +21,12 @@ class FrozenWindows:
     """Memory of `Stalled`.  `previous`: (step, smoothed loss) of the last measurement, where the next window begins.
 
     `starts`: the same for the beginning of each window in the current series of frozen windows, without windows that
-    are not needed any more.
+    are not needed any more.  `anew`: the step of the last rescue; a window that begins before it does not count.
     """
 
     previous: tuple[int, float] | None = None
     starts: list[tuple[int, float]] = field(default_factory=list)
+    anew: int = 0
 
 
 class Stalled:
@@ -69,7 +70,7 @@ class Stalled:
         if displacement is None:
             return None
         begin, self.memory.previous = self.memory.previous, (seen.step, smoothed)
-        if displacement >= self._displacement:
+        if displacement >= self._displacement or begin[0] < self.memory.anew:
             self.memory.starts = []
             return None
         starts = self.memory.starts = [*self.memory.starts, begin]
@@ -91,6 +92,10 @@ class Stalled:
             f"{seen.course.unit_word} less would have counted as progress"
         )
         return Verdict(seen.step, self.name, "realised_displacement", displacement, self._displacement, detail)
+
+    def begin_anew(self, step: int) -> None:
+        """See `Rule`: the window in which the act lies does not count."""
+        self.memory.starts, self.memory.anew = [], step
 
 
 @dataclass
@@ -157,3 +162,7 @@ class RankCollapse:
             f"smoothed loss was {memory.loss:.4g}, now {smoothed:.4g}"
         )
         return Verdict(seen.step, self.name, "stable_rank", rank, limit, detail)
+
+    def begin_anew(self, step: int) -> None:
+        """See `Rule`."""
+        self.memory.low, self.memory.low_since = 0, None

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from altgrad.config.phases import phases_text
 from altgrad.config.train_config import LITTLE_COVERAGE
 from altgrad.events import Event, kind_of
-from altgrad.metrics import METRICS, columns
+from altgrad.metrics import METRICS, RESCUE_ACTS, columns
 from altgrad.report.advising.advice import advise, measure_more
 from altgrad.report.evidence import Evidence
 from altgrad.report.layer_tables import gradient_sparsity, rates_by_layer, zero_update_regions
@@ -210,7 +210,7 @@ def _trend(evidence: Evidence) -> str:
     absent: dict[str, list[str]] = {}
     rows = []
     for name, curve in curves.items():
-        if name in ("tokens", "elapsed_seconds"):
+        if name in ("tokens", "elapsed_seconds", RESCUE_ACTS):  # acts are among the events
             continue
         values = dict(zip(curve.steps.tolist(), curve.values.tolist(), strict=True))
         if any(step in values for step in steps):

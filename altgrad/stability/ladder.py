@@ -177,6 +177,7 @@ class RescueLadder:
                 self._cut = state.step
                 steps, back = _WARM_WINDOWS * self._config.rescue_window, self._ceiling
                 state.event("rate_cut", factor=_CUT * back, back_to=back, steps=steps, trigger=trouble)
+                state.rescued()
             case "rollback":
                 self._roll_back(state, trouble)
             case "shift":
@@ -196,6 +197,7 @@ class RescueLadder:
         state.skip = True
         source = "memory" if older is None else "checkpoint"
         state.event("rollback", to_step=self._back, source=source, trigger=trouble)
+        state.rescued()
 
     def _skip(self, state: StepState, trouble: str) -> None:
         if not state.skip:
@@ -226,7 +228,9 @@ class RescueLadder:
         for name, sites in shifted.items():
             detail = {"from": name, "to": wanted.name, "step": state.step, "trigger": trouble, "sites": sites}
             state.event("format_shift", **detail, **chosen)
-        if not shifted:
+        if shifted:
+            state.rescued()
+        else:
             state.event("shift_unavailable", trigger=trouble)
 
     def _to_shift(self) -> list[tuple[RoundedGemm, str]]:

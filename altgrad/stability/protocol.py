@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.events import Event
+from altgrad.metrics import RESCUE_ACTS
 
 
 @dataclass
@@ -44,6 +45,14 @@ class StepState:
     def event(self, kind: str, **detail: Any) -> None:
         """Add an event of a registered kind at this step."""
         self.events.append(Event(self.step, kind, detail))
+
+    def rescued(self) -> None:
+        """Note an act after which the run is another one, at most once per act: the collapse rules count anew.
+
+        So does who changes weights, rate or formats a bounded number of times, not who leaves out or clips a step, and
+        not the guard, which may restore its snapshot for ever: a run that only repeats its steps must be judged.
+        """
+        self.measured[RESCUE_ACTS] = self.measured.get(RESCUE_ACTS, 0.0) + 1.0
 
     def limit_norm(self, limit: float) -> None:
         """Scale all gradients down to a norm of `limit` if theirs is larger; both norms are updated.

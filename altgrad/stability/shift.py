@@ -70,7 +70,9 @@ class EmergencyMantissaShift:
             state.event(
                 "format_shift", **{"from": old, "to": new, "step": state.step, "trigger": trigger, "sites": sites}
             )
-        if not shifted and not self._exhausted:
+        if shifted:
+            state.rescued()
+        elif not self._exhausted:
             self._exhausted = True
             state.event("shift_unavailable", trigger=trigger)
 

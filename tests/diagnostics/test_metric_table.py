@@ -28,7 +28,8 @@ def steps_measured(folder: Path, **fields: Any) -> dict[str, set[int]]:
     off = dict.fromkeys(SWITCHES, False)
     config = SMALL.altered(
         format="E4M3", master_weights=False, learning_rate=3e-2, max_steps=STEPS, eval_interval=EVAL,
-        diagnostic_interval=DIAGNOSE, **(off | fields),
+        diagnostic_interval=DIAGNOSE, enable_rescue_ladder=True, rescue_rungs=["rate"], rescue_margin=1e-3,
+        **(off | fields),
     )  # fmt: skip
     curve = dict.fromkeys(range(1, STEPS + 1), 2.0)
     run_format_experiment(config, folder, report_interval=REPORT, baseline=curve)

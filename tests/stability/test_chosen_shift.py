@@ -65,6 +65,26 @@ def test_a_custom_format_is_rounded_to_from_then_on():
     assert len(values.unique()) <= 32 and float(values.max()) <= grid.max < 2 * float(values.max())
 
 
+@pytest.mark.parametrize(
+    ("old", "rule", "wanted", "expected"),
+    [
+        ("E4M3", "format", "BF16", "saturate"),  # E4M3 saturates, and BF16 alone would give infinity
+        ("E5M2", "saturate", "BF16", "saturate"),
+        ("E5M2", "inf", "BF16", "inf"),
+        ("E5M2", "inf", "E4M3", "saturate"),  # which has no infinity
+        ("E5M2", "saturate", "E4M3", "saturate"),
+        ("E4M3", "format", "E5M2", "saturate"),
+    ],
+)
+def test_what_overflowed_to_infinity_still_does_if_the_new_format_has_one(old, rule, wanted, expected):
+    trainer = Trainer(shifting(CALM.altered(format=old, overflow=rule), rescue_shift_format=wanted))
+    multiply_loss(trainer, {BAD: 10.0})
+    for _ in range(BAD):
+        trainer.step()
+    found = {(s.format.name, s.format.overflow) for layer in trainer.layers.values() for s in layer.sites.values()}
+    assert found == {(wanted, expected)}
+
+
 def test_an_operand_that_shares_its_rounding_is_refused_in_one_line_with_the_way_out():
     with pytest.raises(
         ValueError, match=r"dgrad.gradient of h.0.attn.qkv shares its rounding with wgrad.gradient"

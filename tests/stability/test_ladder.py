@@ -148,6 +148,54 @@ def test_a_nan_is_trouble_too_and_every_rung_acts_before_the_verdict_of_five_suc
     assert [(e.step, e.kind) for e in patient if e.kind != "skip"] == [(8, "rate_cut"), (12, "rollback")]
 
 
+@pytest.mark.parametrize(
+    ("patience", "rungs", "window", "steps"),
+    [
+        (5, 1, 4, 4),
+        (5, 2, 4, 2),  # two rungs before the fifth step of NaN
+        (6, 2, 4, 2),
+        (7, 2, 4, 3),
+        (9, 2, 4, 4),
+        (20, 2, 4, 4),  # a window, if there is as much time
+        (20, 2, 1, 1),
+        (5, 3, 4, 1),
+        (3, 3, 4, 1),  # no time for all: one step each
+        (1, 2, 4, 1),
+    ],
+)
+def test_the_time_to_help_of_a_nan_lets_all_rungs_act_before_the_verdict(patience, rungs, window, steps):
+    config = armed(*["rate", "rollback", "shift"][:rungs], non_finite_patience=patience).altered(rescue_window=window)
+    found = events(config, BAD + 5, factor=math.nan)
+    acts = sorted({event.step for event in found if event.kind != "skip" and event.step >= BAD})
+    assert acts == list(range(BAD, BAD + 6, steps))
+    finite = sorted({event.step for event in events(config, BAD + 5) if event.kind != "skip"})
+    assert finite == list(range(BAD, BAD + 6, window))
+
+
+def rescues(trainer: Trainer, steps: int) -> dict[int, float]:
+    """Step -> the metric `rescue_acts`, where the record has it."""
+    records = [trainer.step().record for _ in range(steps)]
+    return {int(record["step"]): record["rescue_acts"] for record in records if "rescue_acts" in record}
+
+
+def test_a_cut_a_rollback_and_a_shift_make_the_run_another_one_but_no_skip_no_clip_and_nothing_of_the_guard():
+    every = armed("skip", "rate", "rollback", "shift")
+    assert rescues(spiked(every, 0), 20) == {12: 1.0, 16: 1.0, 20: 1.0}  # the first rung, at step 8, was a skip
+    assert rescues(spiked(armed("shift"), 0), 12) == {8: 1.0}  # the shift of step 12 finds nothing to shift
+    assert rescues(spiked(CALM, 0, factor=math.nan), 12) == {}
+    poisoned = Trainer(CALM)
+    for _ in range(5):
+        poisoned.step()
+    poisoned.model.ln_f.weight.data[0] = math.nan
+    assert rescues(poisoned, 3) == {}  # the guard has gone back
+    shift = CALM.altered(enable_emergency_shift=True)
+    assert rescues(spiked(shift, 0, factor=math.nan), 10) == {10: 1.0}
+    assert rescues(spiked(shift.altered(format="E5M2"), 0, factor=math.nan), 12) == {}  # there is no safer format
+    clipping = CALM.altered(enable_partition_clipping=True, partition_clip_base=0.01, amax_factor=0.05)
+    clipped = Trainer(clipping).step()
+    assert [event.kind for event in clipped.events] == ["clip"] and "rescue_acts" not in clipped.record
+
+
 def test_a_restored_run_climbs_on_bit_for_bit():
     config = armed("skip", "rate", "rollback", "shift", scaling="delayed", master_weights=False)
     straight, states, seen = spiked(config, 0), [], []

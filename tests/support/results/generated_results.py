@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from altgrad.config.interventions import intervention_fields
 from altgrad.config.train_config import TrainConfig
-from altgrad.metrics import columns
+from altgrad.metrics import RESCUE_ACTS, columns
 from altgrad.results import SCHEMA, SCHEMAS, RunWriter, Verdict, write_end
 from altgrad.results.part_file import encoded
 from altgrad.storage.folder import Folder
@@ -262,7 +262,8 @@ def large_sweep(root: Path, runs: int, steps: int, parts: int = 1, name: str = "
     rng = np.random.default_rng(0)
     formats = tuple(LAG)
     index = np.arange(1, steps + 1)
-    measured = [c for c in columns("step") if c not in ("tokens", "elapsed_seconds", "validation_loss")][:23]
+    rare = ("tokens", "elapsed_seconds", "validation_loss", RESCUE_ACTS)
+    measured = [c for c in columns("step") if c not in rare][:23]
     for number in range(runs):
         run = InventedRun(formats[number % len(formats)], seed=number // len(formats), steps=steps)
         folder = sweep / run.name

@@ -31,6 +31,10 @@ class Feedback:
         for group in optimizer.param_groups:
             _check(optimizer, group)
 
+    def takes(self, parameter: Tensor) -> bool:
+        """Whether the parameter is one of this optimizer's."""
+        return parameter in self._groups
+
     def add(self, parameter: Tensor, error: Tensor) -> None:
         """Add the error (shaped like the parameter) to its momentum; nothing, if it has not been updated yet.
 

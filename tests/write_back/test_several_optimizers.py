@@ -39,3 +39,29 @@ def test_of_several_optimizers_each_gets_the_errors_of_its_weights_whenever_the_
 
     for found, wanted in zip(trained(True), trained(False), strict=True):
         assert torch.equal(found, wanted)
+
+
+def test_moments_of_two_optimizers_draw_independent_numbers() -> None:
+    """Equal moments at the same place of two optimizers: their rounding errors are not the same."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
+    moment = {"format": "E4M3", "rounding": "stochastic"}
+    quantized = quantize_model(model, Recipe(format="E4M3", first_moment=moment))
+    gradient = torch.randn(64, 64)
+
+    def errors(step: int) -> list[Tensor]:
+        found = []
+        quantized.begin_step(5, step)
+        for layer in model:
+            optimizer = torch.optim.SGD(layer.parameters(), lr=0.0, momentum=0.9)
+            layer.weight.grad = gradient.clone()
+            optimizer.step()
+            quantized.after_optimizer(optimizer)
+            found.append(optimizer.state[layer.weight]["momentum_buffer"] - gradient)
+        return found
+
+    first, second = errors(1)
+    alike = (first == second).double().mean().item()  # p^2 + (1 - p)^2 for a value a share p of a ULP above the grid
+    assert alike == pytest.approx(2 / 3, abs=0.05)
+    again, other = errors(1), errors(2)
+    assert torch.equal(again[0], first) and torch.equal(again[1], second) and not torch.equal(other[0], first)

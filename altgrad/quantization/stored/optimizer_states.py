@@ -44,6 +44,7 @@ class OptimizerStates:
 
     def __init__(self, casts: Mapping[Moment, MomentCast]) -> None:
         self._casts = casts
+        self._step, self._done = (0, 0), 0
         self._words = (0, 0)
         self._keys: dict[torch.device, Tensor] = {}
         self._specs: dict[tuple[Moment, torch.device], Tensor] = {}
@@ -55,8 +56,8 @@ class OptimizerStates:
         return any(moment.cast.rounding == "stochastic" for moment in self._casts.values())
 
     def begin_step(self, seed: int, step: int) -> None:
-        """Draw the random numbers of this step from now on."""
-        self._words = derived_words(seed, step, _ORIGIN)
+        """Draw the random numbers of this step from now on; the step's next optimizer draws others."""
+        self._step, self._done = (seed, step), 0
 
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer) -> None:
@@ -64,6 +65,8 @@ class OptimizerStates:
 
         Raises ValueError if the optimizer has no such moment, or has it divided among processes.
         """
+        again = (self._done,) if self._done else ()
+        self._words, self._done = derived_words(*self._step, _ORIGIN, *again), self._done + 1
         matrices = [p for group in optimizer.param_groups for p in group["params"] if p.ndim >= 2]
         filled: set[torch.device] = set()
         for moment, how in self._casts.items():

@@ -20,6 +20,7 @@ from pyarrow import fs as pafs
 
 from altgrad.results import RecordError, Run, Status, TableName, read_run
 from altgrad.results.annotations import ANNOTATIONS, Annotations, read_annotations
+from altgrad.results.reading.run import copies
 from altgrad.show.sweep_progress import planned_runs
 from altgrad.storage.folder import Folder
 from dashboard.data.run_tables import RunTables
@@ -55,7 +56,7 @@ class WatchedSweep:
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
         self.version = 0
-        self.broken: dict[str, str] = {}
+        self._unreadable: dict[str, str] = {}
         self.annotations = Annotations({})
         self._annotations_seen: object = None
         self.wrote = False
@@ -70,8 +71,14 @@ class WatchedSweep:
 
     @property
     def runs(self) -> list[WatchedRun]:
-        """All runs that can be read, by name."""
-        return list(self._runs.values())
+        """All runs that can be read, by name, without copies of others (see `broken`)."""
+        left_out = copies(self._runs.values())
+        return [run for name, run in self._runs.items() if name not in left_out]
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """Folder name -> why it is left out: it cannot be read, or is a copy of another one."""
+        return self._unreadable | copies(self._runs.values())
 
     @property
     def planned(self) -> int | None:
@@ -80,7 +87,7 @@ class WatchedSweep:
 
     def run(self, name: str) -> WatchedRun | None:
         """The run with that name; None if there is none."""
-        return next((run for run in self._runs.values() if run.name == name), None)
+        return next((run for run in self.runs if run.name == name), None)
 
     def refresh(self) -> int:
         """Read new and changed runs; returns the version.  Raises OSError if storage refuses."""
@@ -191,14 +198,14 @@ class WatchedSweep:
             if isinstance(run, WatchedRun):
                 self._runs[name] = run
             elif run is not None:
-                self.broken[name] = run
+                self._unreadable[name] = run
         self._runs = dict(sorted(self._runs.items()))
         return bool(names)
 
     def _drop(self, names: Iterable[str]) -> None:
         for name in names:
             self._runs.pop(name, None)
-            self.broken.pop(name, None)
+            self._unreadable.pop(name, None)
 
     def _status_changed(self) -> bool:
         """Whether a run that counted as running has been killed or has ended since the last check."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -184,7 +184,25 @@ def list_runs(sweep: Folder) -> tuple[list[Run], dict[str, str]]:
     with ThreadPoolExecutor(_READERS) as pool:
         found = list(pool.map(_run_or_reason, folders))
     broken = {folder.name: one for folder, one in zip(folders, found, strict=True) if isinstance(one, str)}
-    return [one for one in found if isinstance(one, Run)], broken
+    runs = [one for one in found if isinstance(one, Run)]
+    others = copies(runs)
+    return [run for run in runs if run.folder.name not in others], broken | others
+
+
+def copies(runs: Iterable[Run]) -> dict[str, str]:
+    """Folder name -> reason, for each folder that holds a copy of a run that lies in another one of these folders.
+
+    A run that counted twice would be a seed of its own in every number of runs, and all readers find runs by name.
+    """
+    by_name: dict[str, list[Run]] = {}
+    for run in runs:
+        by_name.setdefault(run.name, []).append(run)
+    found: dict[str, str] = {}
+    for name, alike in by_name.items():
+        own = next((run for run in alike if run.folder.name == name), alike[0])
+        reason = f"a copy of run {name}, which is in {own.folder.name}; move it out of the sweep's folder"
+        found |= {run.folder.name: reason for run in alike if run is not own}
+    return found
 
 
 def _run_or_reason(folder: Folder) -> Run | str | None:

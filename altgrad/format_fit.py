@@ -99,12 +99,22 @@ def _nearest(magnitude: Floats, fmt: NumberFormat) -> Floats:
 
 
 def power_of_two_scale(amax: float, fmt: NumberFormat) -> float:
-    """The power of two s with amax / s in (max / 2, max]; 1 for an amax of 0 and for formats that are never scaled."""
+    """The power of two s with amax / s in (max / 2, max]; 1 for an amax of 0 and for formats that are never scaled.
+
+    As in training it is from 2^-126 to 2^126, and so small that the largest scaled value is a float32.
+    """
     if not amax > 0 or not fmt.scaled:
         return 1.0
     fraction, exponent = np.frexp(amax)
     top_fraction, top_exponent = np.frexp(fmt.max)
-    return float(2.0 ** (int(exponent) - int(top_exponent) + int(fraction > top_fraction)))
+    least, largest = scale_exponents(fmt)
+    wanted = int(exponent) - int(top_exponent) + int(fraction > top_fraction)
+    return float(2.0 ** max(least, min(wanted, largest)))
+
+
+def scale_exponents(fmt: NumberFormat) -> tuple[int, int]:
+    """The smallest and the largest exponent of a power-of-two scale in training."""
+    return -126, min(126, 128 - int(np.frexp(-fmt.lowest)[1]))
 
 
 def from_distribution(name: str) -> Weighted:

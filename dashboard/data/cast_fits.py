@@ -17,7 +17,16 @@ from altgrad.config.cast import Cast
 from altgrad.config.operands import Operand
 from altgrad.config.published import published_names
 from altgrad.config.recipe import Recipe
-from altgrad.format_fit import PER_BINADE, Floats, Weighted, from_distribution, from_histogram, grid, rounded
+from altgrad.format_fit import (
+    PER_BINADE,
+    Floats,
+    Weighted,
+    from_distribution,
+    from_histogram,
+    grid,
+    rounded,
+    scale_exponents,
+)
 from altgrad.formats import FORMATS, NumberFormat
 
 OPERANDS: Mapping[str, Operand] = {"weight": Operand("fprop", "weight"), "gradient": Operand("dgrad", "gradient")}
@@ -132,7 +141,7 @@ def _scales(
 def _scales_of(amaxes: Floats, cast: Cast, fmt: NumberFormat) -> Floats:
     """The scale for each amax, by the rules of `altgrad.quantization.kernel.scale`; the last is that of the tensor."""
     if cast.scale_format == "FP32":
-        return amaxes / fmt.max
+        return np.clip(amaxes / fmt.max, 2.0**-126, 2.0**126)
     if cast.scale_format == "E4M3":
         e4m3 = FORMATS["E4M3"]
         whole = amaxes[-1] / (e4m3.max * fmt.max)
@@ -144,7 +153,7 @@ def _scales_of(amaxes: Floats, cast: Cast, fmt: NumberFormat) -> Floats:
         "even": fraction * 2 >= 2 - 2.0 ** -(fmt.mantissa_bits + 1),
         "ceil_amax": fraction > 0.5,
     }
-    return np.ldexp(1.0, exponent - int(top_exponent) + carries[cast.scale_rule])
+    return np.ldexp(1.0, np.clip(exponent - int(top_exponent) + carries[cast.scale_rule], *scale_exponents(fmt)))
 
 
 def _squared_errors(x: Floats, fmt: NumberFormat, rounding: str) -> tuple[Floats, Floats]:

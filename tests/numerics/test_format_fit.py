@@ -24,6 +24,7 @@ from altgrad.format_fit import (
 )
 from altgrad.formats import FORMATS, SPLITS, find_format
 from altgrad.quantization.kernel.round import round_to_format
+from tests.references import oracles
 
 ROUNDED = [*FORMATS.values(), *map(find_format, ("E1M0", "E2M0", "E3M3", "E4M3b11", "E5M9"))]
 TO_INFINITY = [replace(fmt, overflow="inf") for fmt in FORMATS.values() if fmt.has_inf]
@@ -76,12 +77,20 @@ def test_integers_reach_one_step_further_below_zero() -> None:
 
 def test_scale_puts_the_largest_value_into_the_top_half() -> None:
     for fmt in SPLITS:
-        for amax in (1e-20, 0.3, 1.0, fmt.max, 1.0001 * fmt.max, 7e9):
+        for amax in (1e-18, 0.3, 1.0, fmt.max, 1.0001 * fmt.max, 7e9):
             scale = power_of_two_scale(amax, fmt)
             assert fmt.max / 2 < amax / scale <= fmt.max
         assert power_of_two_scale(0.0, fmt) == 1.0
     unscaled = [fmt for fmt in FORMATS.values() if not fmt.scaled]
     assert unscaled and {power_of_two_scale(1e6, fmt) for fmt in unscaled} == {1.0}
+
+
+@pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS.values() if fmt.bits <= 16], ids=str)
+def test_scale_at_the_ends_of_float32_is_that_of_training(fmt: Any) -> None:
+    for exponent in (*range(-149, -100), *range(100, 128)):
+        for fraction in (1.0, 1.5, 1.9999999):
+            amax = float(np.float32(fraction * 2.0**exponent))
+            assert power_of_two_scale(amax, fmt) == oracles.power_of_two_scale(amax, fmt), amax
 
 
 def test_uniform_values_have_the_textbook_sqnr_in_fixed_point() -> None:

@@ -70,7 +70,7 @@ def _seconds_trained(rows: Sequence[Row], runs: Sequence[Run], now: float) -> fl
     A longer pause is that of a sweep which was interrupted and resumed later.
     """
     trains = {row.run for row in rows if row.status == "running"}
-    spans = [(float(run.info["started"]), now if run.name in trains else _last_change([run])) for run in runs]
+    spans = [(float(run.info["started"]), now if run.name in trains else min(_last_change([run]), now)) for run in runs]
     total, reached = 0.0, min((begin for begin, _ in spans), default=now)
     for begin, end in (*sorted(spans), (now, now)):
         pause = begin - reached

@@ -87,7 +87,7 @@ COLUMNS: Sequence[Column] = (
     _number("best_validation_loss", "Best", lambda row: row.best_validation_loss),
     Column("gap", "Gap to BF16", lambda row: row.gap, gap_text),
     _number("gap_step", "at step", lambda row: row.gap_step),
-    _text("parity", "Parity", lambda row: None if row.parity is None else row.parity.verdict),
+    _text("parity", "Parity", lambda row: None if row.parity is None else row.parity.word),
     _text("confounds", "Differs besides the format", lambda row: ", ".join(row.confounds)),
     _text("pairing", "Pairing", lambda row: row.pairing),
     _number("collapse_step", "Collapse step", lambda row: row.collapse_step),

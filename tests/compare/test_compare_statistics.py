@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from altgrad.compare import Terms, furthest, loss_unit, paired_gap, ranking, rescue_matrix, survival
+from altgrad.compare import Terms, comparison_csv, furthest, loss_unit, paired_gap, ranking, rescue_matrix, survival
 from altgrad.compare.gap import gap_at, last_common_step, loss_at
 from altgrad.compare.statistics import with_parity
 from altgrad.results.reading.curves import Curve
@@ -54,6 +54,15 @@ def test_too_few_seeds_support_no_claim_and_lost_runs_are_counted() -> None:
     assert (
         paired_gap([row(1, NAN), row(2, NAN)]).sentence == "No finite gap to a baseline was measured; 0 of 2 collapsed."
     )
+
+
+def test_a_group_in_which_a_run_reached_nan_and_none_collapsed_is_not_said_to_have_collapsed() -> None:
+    nan = row(3, NAN, validation_loss=NAN)
+    for third, word in ((nan, "reached NaN"), (row(3, 0.1, status="collapsed", collapse_step=9), "collapsed")):
+        rows = with_parity([row(1, 0.1), row(2, 0.2), third], Terms())
+        assert {one.parity.word for one in rows if one.parity is not None} == {word}
+        parity = [line.split(",")[13] for line in comparison_csv(rows).splitlines()]
+        assert parity == ["parity", word, word, word]
 
 
 def test_runs_of_one_seed_count_once() -> None:

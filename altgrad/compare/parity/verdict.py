@@ -94,6 +94,11 @@ class Parity:
         return f"{said}, {self.non_finite} reached NaN or inf" if self.non_finite else said
 
     @property
+    def word(self) -> str:
+        """The verdict as a table shows it: `reached NaN` for a group that is judged as collapsed though no run did."""
+        return "reached NaN" if self.verdict == "collapsed" and not self.collapsed else self.verdict
+
+    @property
     def within(self) -> str:
         """The margin with its unit: `0.01 nats`; of a loss of unknown unit the number alone."""
         return "" if self.margin is None else f"{number(self.margin, 2)} {self.unit}".strip()

@@ -99,11 +99,16 @@ def _summary(evidence: Evidence) -> str:
         [as_code(verdict.metric), f"{number(verdict.value)} (limit {number(verdict.limit)})"],
         [METRICS["loss"].label, _final_and_best(evidence, "loss")],
         [METRICS["validation_loss"].label, _final_and_best(evidence, "validation_loss")],
-        ["Steps", f"{steps[-1] if steps else 0} of {config.max_steps}"],
+        ["Steps", f"{steps[-1] if steps else 0} of {config.max_steps}{_beyond(steps, verdict.step)}"],
         ["Duration", duration(float(elapsed[-1])) if len(elapsed) else ABSENT],
         ["Seed, learning rate", f"{config.seed}, {config.learning_rate:g}"],
     ]
     return table(["Run", as_code(run.name)], rows, "ll")
+
+
+def _beyond(steps: Sequence[int], verdict: int) -> str:
+    """That the numbers of the summary end before the run did, where another process judged it after that step."""
+    return f"; losses and duration are those up to the verdict, step {verdict}" if steps and steps[-1] > verdict else ""
 
 
 def _rounded(run: Run) -> str:

@@ -77,6 +77,7 @@ def test_the_report_is_written_into_the_folder_and_says_the_facts(folder: Folder
     assert "| Training loss | final 3.017 (step 120), best 3.017 (step 120) |" in summary
     assert "| Validation loss | not measured |" in summary  # what came after the verdict is no evidence
     assert "| Duration | 1 min 0 s |" in summary
+    assert "| Steps | 121 of 500; losses and duration are those up to the verdict, step 120 |" in summary
     events = section(text, "Events")
     assert "| clip | 20 | first | 70 | norm 72, limit 1 |" in events
     assert "| last | 89 |" in events

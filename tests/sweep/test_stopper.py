@@ -6,6 +6,7 @@ import math
 import pickle
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,25 @@ def test_a_baseline_that_is_a_branch_has_its_parent_s_losses_up_to_there_and_no_
     writer.end("completed", None, {})
     branch = Trial("bf16", BASELINE.config.altered(branch_from={"run": str(parent), "step": 50}))
     assert CollapseStopper([branch], sweep)._curves == {"bf16": {step: falling(step) for step in range(1, 51)}}
+
+
+def test_a_branch_ahead_of_its_baseline_shows_no_gap_of_a_step_before_it(sweep: Folder) -> None:
+    writer = RunWriter(sweep / "trunk")
+    writer.start({"run": "trunk", "config": CONFIG.model_dump(), "vocabulary": 256})
+    for step in range(1, 51):
+        writer.step({"step": step, "loss": falling(step)})
+    writer.flush()
+    origin = {"run": str(sweep / "trunk"), "step": 50}
+    first, other = (replace(one, config=one.config.altered(branch_from=origin)) for one in (BASELINE, LAGGARD))
+    for trial in (first, other):
+        (sweep / trial.run).write_json(
+            "run.json", {"schema": 1, "started": 0, "vocabulary": 256, "config": trial.config.model_dump(),
+                         "branch": {"parent": origin["run"], "run": "trunk", "step": 50, "changes": {}}},
+        )  # fmt: skip
+    stopper = CollapseStopper([first, other], sweep)
+    ahead, theirs, then = report(other, lagging, 51, 60), report(first, falling, 51, 60), report(other, lagging, 61, 62)
+    feed(stopper, [ahead, theirs, then])
+    assert "gap_to_baseline" not in ahead and 0.3 < then["gap_to_baseline"] < 1.0
 
 
 def test_a_baseline_that_ends_early_does_not_hold_back_the_other_rules(sweep: Folder) -> None:

@@ -110,7 +110,8 @@ class _Watch:
     def __init__(self, trial: Trial, vocabulary: int | None, curves: dict[str, dict[int, float]]) -> None:
         self.trial = trial
         self.detector = CollapseDetector(trial.config, vocabulary)
-        self.gap: float | None = None
+        self.gap: float | None = None  # the newest one of a step of this run: before a branch it is the parent's
+        self._begin = 0 if trial.config.branch_from is None else int(trial.config.branch_from["step"])
         self._own = curves.get(trial.run)
         self._baseline = None if trial.baseline is None else curves[trial.baseline]
         self._gaps = None if self._baseline is None else gap_to_baseline(trial.config, vocabulary, self._baseline)
@@ -135,6 +136,6 @@ class _Watch:
         if self._gaps is not None:
             gap = self._gaps.update(int(record["step"]), record["loss"])
             if gap is not None:
-                self.gap = gap
+                self.gap = gap if record["step"] > self._begin else None
                 record = {**record, "gap_to_baseline": gap}
         self.detector.update(record)

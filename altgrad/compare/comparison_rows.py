@@ -84,6 +84,7 @@ def read_row(run: Run) -> Unpaired:
         bytes_per_parameter=run.bytes_per_parameter,
         loss_unit=run.loss_unit,
         branched_from=run.branch_words,
+        started_from=run.start_words,
         begins_after=run.begins_after,
     )
     return Unpaired(row, settings, Origin.of(run.info), loss)

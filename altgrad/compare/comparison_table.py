@@ -18,7 +18,7 @@ from altgrad.text.fitted_table import FittedColumn, FittedTable
 from altgrad.text.foreign_text import as_markdown
 from altgrad.text.number_text import ABSENT, difference, duration, number, table
 
-_OFTEN_EQUAL = frozenset({"intervention", "seed", "learning_rate", "parity", "branched_from"})
+_OFTEN_EQUAL = frozenset({"intervention", "seed", "learning_rate", "parity", "branched_from", "started_from"})
 CellValue = str | int | float | None
 _ALIKE = 0.005  # shares of rounded FLOPs that differ by less are the same model, measured on another batch
 _STYLE = {"completed": "green", "collapsed": "red", "failed": "bold red", "running": "cyan"}
@@ -101,6 +101,7 @@ COLUMNS: Sequence[Column] = (
     _number("max_steps", "of", lambda row: row.max_steps),
     Column("seconds", "Time", lambda row: row.seconds, lambda row: duration(row.seconds)),
     _text("branched_from", "Branched from", lambda row: row.branched_from),
+    _text("started_from", "Started from", lambda row: row.started_from),
     _text("device", "Device", lambda row: row.device),
     _number("device_hours", "Device-hours", lambda row: row.device_hours, 3),
     _number("device_hours_saved", "saved", lambda row: row.device_hours_saved, 3),
@@ -126,6 +127,7 @@ _TERMINAL: Sequence[Column] = (
     _NAMED["seed"],
     _NAMED["learning_rate"],
     _NAMED["branched_from"],
+    _NAMED["started_from"],
     _NAMED["tokens_per_second"],
     _NAMED["stall_rate"],
     _NAMED["overflow_rate"],

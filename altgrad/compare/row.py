@@ -47,8 +47,9 @@ class Row:
     the FLOPs of the model's matrix products that is rounded.  `bytes_per_parameter`: see `Run`.  `loss_unit`: `nats`,
     or "" if it is unknown.  `seconds`: training time.  `step_loss`: validation loss at `gap_step`, of a baseline at
     `common_step`.  `confounds`: what else than the format differs from the baseline.  `parity`: the verdict on the
-    row's group, None for a baseline.  `branched_from`: `NAME at step 300` of a branch, else "".  `hidden_mates`: number
-    of runs of the group that people have hidden (see `shown_rows`).  `begins_after`: see `Run`; `step` counts from 0.
+    row's group, None for a baseline.  `branched_from`: `NAME at step 300` of a branch, else "".  `started_from`: the
+    given weights, `NAME@300` or a file, else "".  `hidden_mates`: number of runs of the group that people have hidden
+    (see `shown_rows`).  `begins_after`: see `Run`; `step` counts from 0.
     """
 
     run: str
@@ -91,6 +92,7 @@ class Row:
     confounds: tuple[str, ...] = ()
     parity: Parity | None = None
     branched_from: str = ""
+    started_from: str = ""
     hidden_mates: int = 0
     begins_after: int = 0
     settings: Settings | None = None

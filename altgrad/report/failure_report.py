@@ -94,6 +94,7 @@ def _summary(evidence: Evidence) -> str:
         ["Rounded share of the GEMM FLOPs", _rounded(run)],
         ["Scaling", f"{config.scaling}" + ("" if config.scaling == "none" else f", per {config.scale_granularity}")],
         *([["Branched from", as_markdown(run.branch_words)]] if run.branch_words else []),
+        *([["Started from", as_markdown(run.start_words)]] if run.start_words else []),
         ["Intervention", as_markdown(str(run.info.get("intervention") or "none"))],
         ["Rule", f"{as_code(verdict.rule)}, step {verdict.step}"],
         [as_code(verdict.metric), f"{number(verdict.value)} (limit {number(verdict.limit)})"],

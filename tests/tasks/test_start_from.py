@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from pathlib import Path
@@ -9,16 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from altgrad.collapse import CollapseDetector
+from altgrad.compare import comparison, comparison_csv, comparison_markdown, comparison_table
 from altgrad.config.train_config import ConfigError
 from altgrad.experiment.checkpoints.stored_weights import stored_weights
-from altgrad.results import read_run
+from altgrad.html.board import group_board
+from altgrad.report import failure_report
+from altgrad.results import Verdict, list_runs, read_run
+from altgrad.storage.folder import Folder
 from altgrad.training import TrainConfig, run_format_experiment
 from altgrad.training.model import build_gpt
 from altgrad.training.starting_point import Start, hash_weights, load_weights
 from altgrad.training.trainer import Trainer
+from tests.support.results.written_runs import write_run
 from tests.support.runs.small_runs import SMALL
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64", torch.bool: "BOOL"}
@@ -146,3 +153,20 @@ def test_a_fine_tune_is_not_judged_for_the_little_that_it_can_still_learn() -> N
         assert verdict(tuned, 3.4, fall, 256) is None and verdict(tuned, 40.0, fall, None) is None
     assert verdict(tuned, 5.545, 0.0, 256) == "never_learned"  # what it started from does not help: chance level
     assert verdict(tuned, 5.545, 2.0, 256) is None
+
+
+def test_every_screen_says_which_weights_runs_started_from(tmp_path: Path) -> None:
+    sweep = Folder.at(tmp_path / "s")
+    for fmt in ("BF16", "E4M3"):
+        verdict = Verdict(9, "stalled", "realised_displacement", 0.02, 0.1) if fmt == "E4M3" else None
+        config = {"format": fmt, "start_from": "/far/away/trunk@300"}
+        write_run(sweep, fmt, {9: 2.5}, config=config, status="collapsed" if verdict else "completed", verdict=verdict)
+    runs, _ = list_runs(sweep)
+    rows = comparison(runs)
+    assert {row.started_from for row in rows} == {"trunk@300"} == {run.start_words for run in runs}
+    assert "Started from" in comparison_markdown(rows) and "trunk@300" in comparison_csv(rows)
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(comparison_table(rows))
+    assert "started from trunk@300" in console.export_text()
+    assert "started from trunk@300" in group_board(rows, {}, lambda row: None)
+    assert "| Started from | trunk@300 |" in failure_report(next(run for run in runs if run.name == "E4M3"))

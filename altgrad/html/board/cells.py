@@ -45,7 +45,7 @@ def named(title: str, row: Row, where: str | None, notes: Iterable[str | Html]) 
 
 
 def facts_of(members: Sequence[Row]) -> list[str | Html]:
-    """What a reader must know about the runs of one group: coverage, where they branched from."""
+    """What a reader must know about the runs of one group: coverage, where they branched or started from."""
     shares = {round(row.rounded_share, 3) for row in members if row.rounded_share is not None}
     said: list[str | Html] = []
     if shares:
@@ -54,6 +54,8 @@ def facts_of(members: Sequence[Row]) -> list[str | Html]:
         said.append(element("abbr", covered, title=meaning("coverage")))
     branches = dict.fromkeys(row.branched_from for row in members if row.branched_from)
     said += [f"branched from {name}" for name in branches]
+    starts = dict.fromkeys(row.started_from for row in members if row.started_from)
+    said += [f"started from {name}" for name in starts]
     return said
 
 

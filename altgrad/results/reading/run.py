@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,12 @@ class Run:
     def branch_words(self) -> str:
         """`NAME at step 300` for a run that started from a checkpoint of run NAME; "" for other runs."""
         return "" if self.branch is None else f"{self.branch[1]} at step {self.branch[0]}"
+
+    @property
+    def start_words(self) -> str:
+        """`NAME@300`, or the name of a file or folder, whose weights the run started from; "" for its own weights."""
+        start = self.config.get("start_from")
+        return PurePath(start).name if isinstance(start, str) else ""
 
     @property
     def branch(self) -> tuple[int, str] | None:

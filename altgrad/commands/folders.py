@@ -181,7 +181,8 @@ def expect(folder: Folder, *records: str) -> str:
             return record
     wanted = " or ".join(f"a {record.removesuffix('.json')} folder" for record in records)
     if folder.has("run.json"):
-        raise FileNotFoundError(f"{folder}: the folder of a run; give {wanted}, such as {folder.parent}")
+        around = f", such as {folder.parent}" if folder.parent.has("sweep.json") else "; this run is of no sweep"
+        raise FileNotFoundError(f"{folder}: the folder of a run; give {wanted}{around}")
     sweeps = [info.base_name for info in folder.list() if (folder / info.base_name).has("sweep.json")]
     there = f", such as {folder / sweeps[0]}" if sweeps else ""
     missing = " nor ".join(records) if len(records) > 1 else f"no {records[0]}"

@@ -18,6 +18,8 @@ from altgrad.text.number_text import number
 if TYPE_CHECKING:
     from altgrad.experiment.outcome import ExperimentResult, Report
 
+_TINY = 0.01  # nats
+
 
 @contextmanager
 def without_hangups() -> Iterator[None]:
@@ -73,5 +75,5 @@ class TrainingProgress:
 
 
 def _loss(value: float, unit: str) -> str:
-    """A loss in nats with four decimals; in a unit whose size says nothing with five significant digits."""
-    return f"{value:.4f}" if unit == "nats" and math.isfinite(value) else number(value, 5)
+    """A loss in nats with four decimals; a tiny one, and one in another unit, with five significant digits."""
+    return f"{value:.4f}" if unit == "nats" and math.isfinite(value) and abs(value) >= _TINY else number(value, 5)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from altgrad.commands.folders import expect
 from altgrad.compare import comparison, paired_gap, rate_lines, rates_markdown
 from altgrad.compare.comparison_table import gap_text
 from altgrad.compare.parity.pairs import group_difference
 from altgrad.compare.rates import rates_note
+from altgrad.experiment.training_progress import _loss
 from altgrad.html.board import BoardRun, group_board, run_board
 from altgrad.results import list_runs
 from altgrad.show.live_table import LiveRow, LiveTable
@@ -24,6 +27,7 @@ from dashboard.data.sweep_frame import COLUMNS, columns_in
 from tests.support.commands import altgrad
 from tests.support.results.written_runs import row, write_run
 
+NAN = float("nan")
 GAP = 3.25e-9  # 0.7 % of a loss of 4.7e-7
 
 
@@ -113,6 +117,24 @@ def test_a_page_without_a_gap_speaks_of_no_scale_of_gaps(tmp_path: Path) -> None
     assert "Gaps on one" not in run_board([BoardRun(row) for row in rows], {})
     assert best_sentence(rows).startswith("No gap can be computed: ")
     assert "Bars: 95 %" in group_board([row(0, GAP, loss_unit="mse")], {}, lambda row: None)
+
+
+def test_a_sweep_folder_is_suggested_only_where_there_is_one(tmp_path: Path) -> None:
+    run = Folder.at(tmp_path / "s" / "run")
+    run.write_json("run.json", {})
+    with pytest.raises(FileNotFoundError, match=r"give a sweep folder; this run is of no sweep$"):
+        expect(run, "sweep.json")
+    run.parent.write_json("sweep.json", {})
+    with pytest.raises(FileNotFoundError, match=f"give a sweep folder, such as {re.escape(str(run.parent))}$"):
+        expect(run, "sweep.json")
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "said"),
+    [(2.41516, "nats", "2.4152"), (8e-6, "nats", "8e-6"), (NAN, "nats", "NaN"), (410343.5, "mse", "410344")],
+)
+def test_the_loss_of_a_training_run_is_never_shown_as_zero(value: float, unit: str, said: str) -> None:
+    assert _loss(value, unit) == said
 
 
 def test_altgrad_train_too(tmp_path: Path) -> None:

@@ -142,9 +142,8 @@ def comparison_markdown(rows: Sequence[Row]) -> str:
     """The comparison as a markdown table."""
     align = "".join("r" if column.is_number else "l" for column in COLUMNS)
     cells = ([as_markdown(column.shown(row)) for column in COLUMNS] for row in rows)
-    note = coverage_note(rows)
     found = table([column.head for column in COLUMNS], cells, align)
-    return found if note is None else f"{found}\n\n{as_markdown(note)}"
+    return "\n\n".join([found, *map(as_markdown, notes_of(rows))])
 
 
 def comparison_csv(rows: Sequence[Row], hidden: Collection[str] = ()) -> str:
@@ -182,9 +181,25 @@ def comparison_table(rows: Sequence[Row]) -> FittedTable:
         )
         for column in shown
     ]
-    notes = [text for text in (", ".join(same), coverage_note(rows)) if text]
+    notes = [text for text in (", ".join(same), *notes_of(rows)) if text]
     title = "Comparison, by validation loss; runs that collapsed or ended early come last"
     return FittedTable(columns, title, notes, elsewhere="they are in comparison.md")
+
+
+def notes_of(rows: Sequence[Row]) -> list[str]:
+    """What a reader of the table must know about its gaps, a sentence each; the same below every form of it."""
+    return [note for note in (coverage_note(rows), held_out_note(rows)) if note is not None]
+
+
+def held_out_note(rows: Sequence[Row]) -> str | None:
+    """Why there is no gap, where runs have ended and none has a validation loss; None otherwise."""
+    ended = any(row.status in ("completed", "collapsed") for row in rows)
+    if not ended or any(row.validation_loss is not None for row in rows):
+        return None
+    return (
+        "No run has a validation loss, so there is no gap to compare: the task holds no data out, or every run ended "
+        "before its first evaluation. The training losses are in the curves."
+    )
 
 
 def coverage_note(rows: Sequence[Row]) -> str | None:

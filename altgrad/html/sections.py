@@ -24,7 +24,7 @@ from altgrad.compare import (
     rates_note,
     rescue_matrix,
 )
-from altgrad.compare.comparison_table import COLUMNS, Column, coverage_note
+from altgrad.compare.comparison_table import COLUMNS, Column, notes_of
 from altgrad.compare.parity.parity_table import HEADS
 from altgrad.compare.parity.verdict import ENOUGH_SEEDS
 from altgrad.html.drawing.charts import Curves, legend, overlay, panel
@@ -102,8 +102,7 @@ def comparison_section(contents: Contents, curves: Curves | None, links: Links) 
     )
     empty = [column.head for column in COLUMNS if column not in filled]
     said += f" Columns without a value for any run are left out: {', '.join(empty)}." if empty else ""
-    note = coverage_note(rows)
-    below = [] if note is None else [element("p", note)]
+    below = [element("p", note) for note in notes_of(rows)]
     drawn = table(head, body, "Comparison of the runs", align)
     return join([element("p", said), drawn, *below, element("p", download)])
 

@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from altgrad.compare import STEP_COLUMNS, Row, by_group, loss_unit, parity_note
-from altgrad.compare.comparison_table import coverage_note
+from altgrad.compare.comparison_table import notes_of
 from altgrad.html.board import BOARD_STYLE, group_board
 from altgrad.text.foreign_text import as_markdown
 from dashboard.data.board_lines import board_lines
@@ -42,8 +42,7 @@ def show(context: PageContext) -> None:
         _groups(context, rows)
     else:
         show_runs(context, rows)
-    note = coverage_note(rows)
-    if note is not None:
+    for note in notes_of(rows):
         st.caption(as_markdown(note))
     _numbers(context, rows, per_group)
 

@@ -11,11 +11,12 @@ import pytest
 from rich.console import Console
 
 from altgrad.commands.folders import expect
-from altgrad.compare import comparison, paired_gap, rate_lines, rates_markdown
-from altgrad.compare.comparison_table import gap_text
+from altgrad.compare import comparison, comparison_markdown, comparison_table, paired_gap, rate_lines, rates_markdown
+from altgrad.compare.comparison_table import gap_text, notes_of
 from altgrad.compare.parity.pairs import group_difference
 from altgrad.compare.rates import rates_note
 from altgrad.experiment.training_progress import _loss
+from altgrad.html import html_report
 from altgrad.html.board import BoardRun, group_board, run_board
 from altgrad.results import list_runs
 from altgrad.show.live_table import LiveRow, LiveTable
@@ -117,6 +118,20 @@ def test_a_page_without_a_gap_speaks_of_no_scale_of_gaps(tmp_path: Path) -> None
     assert "Gaps on one" not in run_board([BoardRun(row) for row in rows], {})
     assert best_sentence(rows).startswith("No gap can be computed: ")
     assert "Bars: 95 %" in group_board([row(0, GAP, loss_unit="mse")], {}, lambda row: None)
+
+
+def test_a_comparison_without_held_out_data_says_why_there_is_no_gap(tmp_path: Path) -> None:
+    sweep = Folder.at(tmp_path / "s")
+    for fmt in ("BF16", "E4M3"):
+        write_run(sweep, fmt, {}, config={"format": fmt}, info={"unit": "mse"}, loss={9: 0.5})
+    rows = comparison(list_runs(sweep)[0])
+    said = "No run has a validation loss, so there is no gap to compare"
+    assert (
+        said in comparison_markdown(rows) and said in _text(comparison_table(rows)) and said in html_report(sweep, 0.0)
+    )
+    write_run(sweep, "E5M2", {9: 0.5}, config={"format": "E5M2"}, info={"unit": "mse"})
+    assert notes_of(comparison(list_runs(sweep)[0])) == []
+    assert notes_of([row(0, None, status="running")]) == []
 
 
 def test_a_sweep_folder_is_suggested_only_where_there_is_one(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.config.recipe import Recipe
+from altgrad.diagnostics.measures.gradient_norm import LayerGradientNorm
 from altgrad.diagnostics.measures.realised_displacement import Displacement
 from altgrad.diagnostics.measures.stall import Stall
 from altgrad.diagnostics.measures.ulps_moved import UlpsMoved
-from altgrad.diagnostics.protocol import LayerStep
+from altgrad.diagnostics.measures.update_size import UpdateSize
+from altgrad.diagnostics.protocol import LayerStep, MeasuredStep
 from altgrad.quantization.quantize import quantize_model
 
 NOTHING = torch.zeros(0)
@@ -120,3 +123,24 @@ def test_moves_are_counted_in_positions_of_the_grid() -> None:
     assert tuple(of_all[name] for name in names) == (21 / 6, 1, 12, 2 / 6)
     by_layer = {name: tuple(float(row[metric]) for metric in names) for name, row in found.layers.items()}
     assert by_layer == {"a": (9 / 4, 1, 5, 1 / 4), "b": (6, 0, 12, 1 / 2)}
+
+
+@pytest.mark.parametrize("size", [1e-37, 3e-25, 1.0, 3e37])
+def test_the_size_of_an_update_is_found_however_small_the_weights(size: float) -> None:
+    (layer,) = layers_of(a=[0.0] * 2).values()
+    step = stepped(layer, "a", [3 * size, 4 * size], [0.0] * 2, before=[2 * size, 2 * size])
+    found = UpdateSize().measure([step])
+    assert float(found.step["update_to_weight_ratio"]) == pytest.approx(math.hypot(1, 2) / math.hypot(2, 2), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-38, 3e-25, 1.0, 3e37])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_norm_neither_vanishes_nor_overflows_before_its_values_do(size: float, dtype: torch.dtype) -> None:
+    (layer,) = layers_of(a=[0.0] * 3).values()
+    layer.weight.data = layer.weight.data.to(dtype)
+    layer.weight.grad = torch.tensor([[3 * size, 0.0, -4 * size]]).to(dtype)
+    measure = LayerGradientNorm()
+    measure.before_step(MeasuredStep(1, {"a": layer}, lambda: NOTHING))
+    found = measure.measure([stepped(layer, "a", [0.0] * 3, [0.0] * 3)])
+    wanted = math.hypot(*layer.weight.grad.double().flatten().tolist())
+    assert float(found.layers["a"]["gradient_norm"]) == pytest.approx(wanted, rel=1e-12)

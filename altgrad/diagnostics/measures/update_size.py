@@ -16,8 +16,7 @@ class UpdateSize(Diagnostic):
 
     def measure(self, steps: Sequence[LayerStep]) -> Measured:
         squares = {
-            step.name: torch.stack([total(step.update * step.update), total(step.weight_before * step.weight_before)])
-            for step in steps
+            step.name: torch.stack([_norm(step.update).square(), _norm(step.weight_before).square()]) for step in steps
         }
         found = Measured()
         whole = torch.stack(list(squares.values())).sum(0)
@@ -25,6 +24,11 @@ class UpdateSize(Diagnostic):
             "update_to_weight_ratio", {name: _rms_ratio(pair) for name, pair in squares.items()}, _rms_ratio(whole)
         )
         return found
+
+
+def _norm(x: Tensor) -> Tensor:
+    """In float64, in which squares of float32 values neither vanish nor overflow."""
+    return torch.linalg.vector_norm(x, dtype=torch.float64)
 
 
 def _rms_ratio(squares: Tensor) -> Tensor:

@@ -63,6 +63,8 @@ class StepNumbers:
         more = [] if means is None else [means]
         loss_value, numbers = self._counts.read(loss, torch.cat([norm.reshape(1), *there, *more]))
         norm_value, *on_ranks = numbers[: len(numbers) - len(names)]
+        if norm_value == 0.0:  # torch's norm squares in float32, where the square of 1e-25 is 0
+            norm_value = _norm_in_float64(self._parameters)
         own.values = dict(zip(names, numbers[len(numbers) - len(names) :], strict=True))
         for parameter, count in zip(self._parameters, on_ranks, strict=False):
             if not count:  # no rank's rows reached this parameter: as in one process the optimizer must skip it
@@ -85,6 +87,11 @@ class StepNumbers:
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         return [there]
+
+
+def _norm_in_float64(parameters: Sequence[Tensor]) -> float:
+    squares = [torch.linalg.vector_norm(p.grad, dtype=torch.float64) ** 2 for p in parameters if p.grad is not None]
+    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
 
 def _non_finite_share(parameters: Sequence[Tensor]) -> float:

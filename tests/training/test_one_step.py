@@ -153,6 +153,17 @@ def test_the_share_of_bad_gradients_is_counted_among_all_of_them(bad: list[float
     assert "stall_rate" not in outcome.record
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-25, 1e-10])
+def test_the_norm_of_gradients_that_have_vanished_is_not_zero(size: float) -> None:
+    trainer, net, _ = trainer_of(format="FP32")
+    for parameter in net.parameters():
+        parameter.register_hook(lambda gradient: gradient.sign() * size)
+    record = trainer.step().record
+    squares = sum(float((p.grad.double() ** 2).sum()) for p in net.parameters() if p.grad is not None)
+    assert record["gradient_norm"] == pytest.approx(math.sqrt(squares), rel=1e-6)
+    assert (record["gradient_norm"] == 0.0) == (size == 0.0) and record["non_finite_gradients"] == 0.0
+
+
 def test_a_finite_step_has_no_bad_gradients_and_counts_its_rows_as_tokens() -> None:
     trainer, _, _ = trainer_of()
     records = [trainer.step().record for _ in range(2)]

@@ -66,3 +66,17 @@ def test_models_given_to_the_runner_under_one_config_are_groups_of_their_own(swe
     write_run(sweep, "died-before-it-said", {}, config={"seed": 3}, status="failed")
     groups = [sorted(row.run for row in members) for members in by_group(comparison(list_runs(sweep)[0])).values()]
     assert sorted(groups) == [["died-before-it-said", "r1-1000", "r2-1000"], ["r1-2000"]]
+
+
+@pytest.mark.parametrize(("name", "values"), [
+    ("learning_rate", [3e-4, 3.0001e-4, 6e-4]), ("weight_decay", [0.1, 0.1001]), ("beta2", [0.95, 0.950001]),
+    ("max_steps", [10_000, 10_001]), ("data", ["/data/a", "/data/b"]),
+])  # fmt: skip
+def test_groups_whose_values_differ_by_a_hair_have_names_of_their_own(
+    sweep: Folder, name: str, values: list[Any]
+) -> None:
+    for number, value in enumerate(values):
+        write_run(sweep, f"r{number}", {1: 2.0}, config={name: value})
+    rows = comparison(list_runs(sweep)[0])
+    assert len({row.group for row in rows}) == len({row.group_label for row in rows}) == len(values)
+    assert all(row.differs for row in rows)

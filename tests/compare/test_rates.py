@@ -8,12 +8,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from altgrad.compare import comparison, comparison_csv, rate_lines, rates_markdown
+from altgrad.compare import (
+    by_group,
+    comparison,
+    comparison_csv,
+    group_difference,
+    paired_runs,
+    rate_lines,
+    rates_markdown,
+)
 from altgrad.html import html_report
 from altgrad.results import list_runs
 from altgrad.storage.folder import Folder
 from tests.support.html_tree import parse
-from tests.support.results.written_runs import write_run
+from tests.support.results.written_runs import HASHES, write_run
 from tests.support.runs.sweep_plans import planned
 
 RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)
@@ -127,3 +135,19 @@ def test_lr_auto_is_a_grid_around_each_configs_own_rate_with_baselines_at_each(t
     assert all(trial.baseline in trials for trial in trials.values() if trial.config.format == "E4M3")
     with pytest.raises(SystemExit):
         planned("--formats", "E4M3", "--lr", "auto", "3e-4")
+
+
+def test_groups_that_are_compared_at_other_steps_have_no_difference(tmp_path: Path) -> None:
+    """Runs of 200 and of 500 steps have common steps of their own: losses of step 200 and 500 are not subtracted."""
+    folder = Folder.at(tmp_path)
+    for steps in (200, 500):
+        for fmt, loss in (("BF16", 3.0 - steps / 1000), ("E4M3", 3.1 - steps / 1000)):
+            for seed in range(3):
+                config = {"format": fmt, "seed": seed, "max_steps": steps}
+                write_run(folder, f"{fmt}-{steps}-{seed}", {100: 4.0, steps: loss}, config=config, info=HASHES)
+    groups = {members[0].group_label: members for members in by_group(comparison(list_runs(folder)[0])).values()}
+    one, other = (groups[f"E4M3, steps {steps}"] for steps in (200, 500))
+    found = group_difference(one, other)
+    assert found.mean is None and "measured at other steps (200 vs 500)" in found.obstacle
+    assert found.sentence.endswith("not compared: measured at other steps (200 vs 500).")
+    assert paired_runs(one, other) == [] and len(paired_runs(one, groups["BF16, steps 200"])) == 3

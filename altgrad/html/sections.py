@@ -110,7 +110,7 @@ def comparison_section(contents: Contents, curves: Curves | None, links: Links) 
 def curves_section(curves: Curves | None) -> Html:
     """A chart of all loss curves on one scale, then a chart per format."""
     if curves is None:
-        return element("p", f"{METRICS[METRIC].label} has not been measured in any run yet.")
+        return element("p", f"{METRICS[METRIC].label} has not been measured in any run.")
     formats = sorted({one.row.format for one in curves.lines})
     said = "The scale is that of the healthy runs; triangles mark where a line leaves it, diamonds a collapse."
     broken = non_finite_count(curves.lines)
@@ -154,7 +154,7 @@ def _in_unit(rows: Sequence[Row]) -> str:
 def _parity(rows: Sequence[Row]) -> Html:
     lines = parity_lines(rows)
     if not lines:
-        return element("p", "There is nothing to compare with BF16 yet.")
+        return element("p", "There is nothing to compare with BF16.")
     body = [list(line.cells) for line in lines]
     said = f"{parity_note(rows)} {pairs_note(rows)}".strip()
     return join([table(list(HEADS), body, "Parity of each group with BF16", "lrlll"), element("p", said)])

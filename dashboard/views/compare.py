@@ -95,7 +95,7 @@ def _matrix(context: PageContext, rows: Sequence[Row]) -> None:
 
 def _pareto(rows: Sequence[Row]) -> None:
     if not pareto(rows):
-        st.info("No group has a gap to a BF16 run of the same seed yet.")
+        st.info("No group has a gap to a BF16 run of the same seed.")
         return
     show_chart(
         pareto_figure(rows),
@@ -111,7 +111,7 @@ def _pareto(rows: Sequence[Row]) -> None:
 def _learning_rate(shown: Shown) -> None:
     rows = shown.rows
     if not any(row.validation_loss is not None for row in rows):
-        st.info("No validation loss has been measured yet.")
+        st.info("No validation loss has been measured.")
         return
     rates = {row.learning_rate for row in rows}
     if lines := rate_lines(shown.all_rows, shown.hidden):
@@ -217,7 +217,7 @@ def _validation(run: WatchedRun) -> Curve:
 def _parity(rows: Sequence[Row]) -> None:
     lines = parity_lines(rows)
     if not lines:
-        st.info("There is nothing to compare with BF16 yet.")
+        st.info("There is nothing to compare with BF16.")
         return
     show_texts(HEADS, [line.cells for line in lines], "The gap of each group to BF16, and the verdict on it")
     st.caption(f"{parity_note(rows)} {pairs_note(rows)}")

@@ -123,10 +123,14 @@ def _named(formats: Sequence[NumberFormat], name: str) -> NumberFormat:
 
 
 def _tensors(context: PageContext, formats: Sequence[NumberFormat]) -> None:
-    run = choose_run(sorted(context.sweep.runs, key=lambda run: run.name))
+    run = choose_run(sorted(context.sweep.runs, key=lambda run: run.name), default=context.of_interest)
     table = run.table("tensors").to_pylist()
     if not table:
-        st.info("This run has stored no tensors yet: they are written at each diagnostic step.")
+        interval = as_markdown(str(run.config.get("diagnostic_interval", "not set")))
+        st.info(
+            f"This run has stored no tensors: they are written every `diagnostic_interval` steps ({interval} here), "
+            f"and it has reached step {context.row[run.name].step}."
+        )
         return
     cells = st.columns(3)
     with cells[0]:

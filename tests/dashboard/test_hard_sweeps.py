@@ -76,3 +76,7 @@ def test_a_hidden_collapse_is_no_sweep_without_one(root: Path, page: str) -> Non
 
 def test_nobody_is_told_to_wait_for_a_sweep_that_is_over(root: Path) -> None:
     assert "Training loss has not been measured." in words(show(root, "overview", sweep="failed"))
+    app = show(root, "formats", sweep="failed", view="tensors")
+    assert "This run has stored no tensors: they are written every" in words(app) and " yet" not in words(app)
+    for part in ("bits", "learning_rate", "parity"):
+        assert " yet" not in words(show(root, "compare", sweep="failed", part=part))

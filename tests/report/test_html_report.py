@@ -186,7 +186,7 @@ def test_runs_without_a_finite_value_are_shown(tmp_path: Path) -> None:
     sweep = generated.new_sweep(tmp_path, "s")
     write_losses(sweep, "nothing", {})
     page = parse(html_report(sweep, NOW))
-    assert "Training loss has not been measured in any run yet." in section(page, "curves").text
+    assert "Training loss has not been measured in any run." in section(page, "curves").text
     write_losses(sweep, "broken", {step: math.nan for step in range(1, 9)})
     drawn = overlay(parse(html_report(sweep, NOW)))
     assert [mark.attributes["data-count"] for mark in drawn.all("rect", class_="non-finite")] == ["8"]

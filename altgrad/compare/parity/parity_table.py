@@ -74,7 +74,7 @@ def parity_markdown(rows: Sequence[Row]) -> str:
     """The table of verdicts as markdown, with its note; a sentence if no group can be compared."""
     lines = parity_lines(rows)
     if not lines:
-        return "There is nothing to compare with BF16 yet."
+        return "There is nothing to compare with BF16."
     unit = loss_unit(rows)
     heads = [f"{head} ({unit})" if unit and head == HEADS[2] else head for head in HEADS]
     cells = ([as_markdown(text) for text in line.cells] for line in lines)

@@ -27,5 +27,5 @@ def _moved(case: str) -> int:
     if obstacle is not None:
         raise NotMeasured(obstacle)
     with tempfile.TemporaryDirectory() as folder:
-        found: dict[str, int] = json.loads(run("block_bytes", Path(folder), case))
-    return found[case]
+        moved, _ = json.loads(run("block_bytes", Path(folder), case))[case]
+    return int(moved)

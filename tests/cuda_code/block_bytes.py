@@ -1,8 +1,8 @@
-"""`python -m tests.cuda_code.block_bytes FOLDER NAME ...`: bytes that a GPU moves for one transformer block.
+"""`python -m tests.cuda_code.block_bytes FOLDER NAME ...`: bytes and launches of one transformer block on a GPU.
 
 It is a block of `medium` (width 512) with 16 x 512 tokens, forward and backward, in bfloat16 autocast.  The bytes are
-Inductor's count of the buffers that each kernel, GEMM and attention reads and writes.  Prints one line of JSON:
-case -> bytes.
+Inductor's count of the buffers that each kernel, GEMM and attention reads and writes; launches are those of generated
+kernels.  Prints one line of JSON: case -> [bytes, launches].
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from altgrad.quantization.kernel.compiled import inductor_options
 from altgrad.quantization.kernel.round import SPEC_LENGTH
 from altgrad.quantization.quantize import quantize_model
 from altgrad.training.model import Block
-from tests.cuda_code.pretended_gpu import Generated, pretend
+from tests.cuda_code.pretended_gpu import Found, Generated, pretend
 
 # Fields of a config, and whether every rounding is counted; without fields the plain block in BF16 autocast.
 CASES: dict[str, tuple[dict[str, Any], bool]] = {
@@ -34,12 +34,13 @@ CASES: dict[str, tuple[dict[str, Any], bool]] = {
     "tensor, counts": ({"format": "E4M3"}, True),
     "delayed": ({"format": "E4M3", "scaling": "delayed"}, True),
     "mxfp8": ({"recipe": "mxfp8"}, False),
+    "te_current": ({"recipe": "te_current"}, False),  # real scales
 }
 _BATCH, _TOKENS, _WIDTH = 16, 512, 512
 
 
-def block_bytes(found: list[tuple[str, int]], fields: dict[str, Any], counting: bool) -> int:
-    """Bytes of the forward and the backward graph; `found`: see `pretend`."""
+def block_bytes(found: list[Found], fields: dict[str, Any], counting: bool) -> tuple[int, int]:
+    """Bytes and launches of the forward and the backward graph; `found`: see `pretend`."""
     found.clear()
     torch._dynamo.reset()
     settings = TrainConfig(model="medium", **fields)
@@ -56,7 +57,7 @@ def block_bytes(found: list[tuple[str, int]], fields: dict[str, Any], counting: 
         with torch.autocast("cuda", torch.bfloat16), suppress(Generated):
             compiled(x)
     assert len(found) == 2
-    return sum(moved for _, moved in found)
+    return sum(graph.moved for graph in found), sum(graph.launches for graph in found)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:

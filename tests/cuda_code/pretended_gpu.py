@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import os
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch._inductor.fx_passes.joint_graph as joint_graph
 import triton
 from torch._dynamo import device_interface
 from torch._inductor import config
+from torch._inductor.codecache import PyCodeCache
 from torch._inductor.fx_passes import fuse_attention, pad_mm
 from torch._inductor.graph import GraphLowering
 from torch._inductor.runtime import triton_helpers
+from torch._inductor.scheduler import ExternKernelSchedulerNode, NopKernelSchedulerNode
 from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
 
 H100 = types.SimpleNamespace(
     name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132, regs_per_multiprocessor=65536,
@@ -30,10 +33,19 @@ H100 = types.SimpleNamespace(
     memory_bus_width=5120,
 )  # fmt: skip
 TARGET = GPUTarget("cuda", 90, 32)
+_NO_KERNELS = (ExternKernelSchedulerNode, NopKernelSchedulerNode)  # GEMMs, attention, and views
 
 
 class Generated(Exception):
     """Raised instead of running generated code."""
+
+
+class Found(NamedTuple):
+    """A graph that was compiled."""
+
+    code: str  # source of its wrapper and kernels
+    moved: int  # bytes read and written, by Inductor's count
+    launches: int  # of generated kernels
 
 
 class FakeDriver:
@@ -68,11 +80,11 @@ class _OnTheCpu(TorchDispatchMode):
         return operator(*arguments, **keywords)
 
 
-def pretend(with_code: bool = True) -> list[tuple[str, int]]:
+def pretend(with_code: bool = True) -> list[Found]:
     """Make this process, into which `guard.so` was preloaded (see `process`), believe in one H100.
 
-    Returns the list to which each compiled graph appends (source of its wrapper and kernels, bytes read and written by
-    Inductor's count), instead of running.  `with_code`: else the source stays empty, in less time.
+    Returns the list to which each compiled graph is appended, instead of running.  `with_code`: else the source stays
+    empty, in less time.
     """
     torch.set_num_threads(1)
     believed: dict[str, Any] = {
@@ -101,7 +113,9 @@ def pretend(with_code: bool = True) -> list[tuple[str, int]]:
     triton.runtime.driver.set_active(FakeDriver())
     triton_helpers.set_driver_to_gpu = lambda: None
     config.use_static_cuda_launcher = False  # it drops the PTX
-    found: list[tuple[str, int]] = []
+    triton.knobs.compilation.disable_line_info = True
+    CUDABackend.make_cubin = lambda *arguments: b""  # ptxas is slow to start: see `generate`
+    found: list[Found] = []
 
     def captured(graph: GraphLowering) -> Any:
         if with_code:
@@ -110,7 +124,8 @@ def pretend(with_code: bool = True) -> list[tuple[str, int]]:
             graph.init_wrapper_code()
             graph._update_scheduler()
             code = ""
-        found.append((code, graph.count_bytes()[0]))
+        kernels = [node for node in graph.scheduler.nodes if not isinstance(node, _NO_KERNELS)]
+        found.append(Found(code, graph.count_bytes()[0], len(kernels)))
         module = types.ModuleType("generated")
         module.call = _not_run  # type: ignore[attr-defined]
         module.__file__ = os.devnull
@@ -118,6 +133,13 @@ def pretend(with_code: bool = True) -> list[tuple[str, int]]:
 
     GraphLowering.compile_to_module = captured  # type: ignore[method-assign]
     return found
+
+
+def assembly(name: str, source: str) -> str:
+    """The PTX of a generated kernel, for the first of the sizes among which a GPU would choose."""
+    tuner = getattr(PyCodeCache.load(source), name)
+    ptx: str = tuner._precompile_config(tuner.configs[0]).kernel.asm["ptx"]
+    return ptx
 
 
 def _not_run(arguments: Any) -> Any:

@@ -34,6 +34,8 @@ GEMMS: Mapping[Gemm, Mapping[GemmSite, Dimension]] = {
 _TILE = re.compile(r"(\d+)x(\d+)", re.ASCII)
 _LEAST_SCALE, _LARGEST_FLOAT32 = 2.0**-126, 2.0**128 * (1 - 2.0**-24)  # as `kernel.scale` keeps scales, 2^-126 to 2^126
 _LARGEST_HADAMARD = 1024
+_BFLOAT16_MANTISSA = 7
+_LARGEST_CODE = 2.0**48  # a sum of 2^24 products of two codes stays in the range of float32
 
 
 def _normal_block(value: Any) -> Any:
@@ -148,19 +150,42 @@ class Cast(BaseModel):
         return self.hadamard > 0 and self.hadamard_signs == "redrawn"
 
     def bfloat16_obstacle(self, fmt: NumberFormat | None = None) -> str | None:
-        """Why a cast to bfloat16 would change values rounded to `fmt` (by default the cast's own format), in few words.
+        """Why bfloat16 cannot hold operands rounded to `fmt` (by default the cast's own format), in few words.
 
-        None if it changes none of them.  A format of at most 7 mantissa bits under a power-of-two scale has at most 8
-        significant bits, and bfloat16 has 8.  The range is no obstacle: a normal float32 value is rounded to zero or to
-        another normal value, and bfloat16 has the exponents of float32.  Only values below 2^-126, float32's
-        subnormals, lose their bits below 2^-133.
+        None if it can.  A format of at most 7 mantissa bits under a power-of-two scale has at most 8 significant bits,
+        and bfloat16 has 8.  The range is no obstacle: a normal float32 value is rounded to zero or to another normal
+        value, and bfloat16 has the exponents of float32.  Only values below 2^-126, float32's subnormals, lose their
+        bits below 2^-133.
+
+        Of values under real scales it holds the codes, if the scales can be applied after the sum.
         """
         fmt = self.number_format if fmt is None else fmt
-        if fmt.mantissa_bits > 7:
-            return f"{fmt} has {fmt.mantissa_bits} mantissa bits, bfloat16 has 7"
-        if fmt.scaled and self.scaling != "none" and self.scale_format != "E8M0":
-            return f"{fmt} under {self.scale_format} scales needs more than bfloat16's 7 mantissa bits"
+        if fmt.mantissa_bits > _BFLOAT16_MANTISSA:
+            return f"{fmt} has {fmt.mantissa_bits} mantissa bits, bfloat16 has {_BFLOAT16_MANTISSA}"
+        if not fmt.scaled or self.scaling == "none" or self.scales_are_powers_of_two:
+            return None
+        if not self._scale_leaves_the_sum(fmt):
+            return f"{fmt} under {self.scale_format} scales of {self.block} needs more than {_BFLOAT16_MANTISSA} mantissa bits"
+        if fmt.max > _LARGEST_CODE or fmt.min_subnormal < 1 / _LARGEST_CODE:
+            return f"{fmt} has codes from {fmt.min_subnormal:g} to {fmt.max:g}, whose products without scales overflow"
         return None
+
+    def _scale_leaves_the_sum(self, fmt: NumberFormat) -> bool:
+        """Whether a GEMM may multiply codes and apply real scales to the sums, as FP8 hardware does.
+
+        It may where a scale is the same for all that one sum contracts: one per tensor, or per row along that.  Of a
+        two-level scale that is the tensor's; a code is then multiplied by its tile's E4M3 scale, of 4 significant bits.
+        """
+        if self.scale_format == "E4M3":
+            return fmt.mantissa_bits + 4 <= _BFLOAT16_MANTISSA
+        return self.block == "tensor" or (self.block == "row" and self.axis == "contraction")
+
+    @property
+    def scales_are_powers_of_two(self) -> bool:
+        """Whether all scales are powers of two; a fixed one need not be."""
+        if self.scaling == "static":
+            return math.frexp(self.static_scale)[0] == 0.5
+        return self.scale_format == "E8M0"
 
     def __str__(self) -> str:
         """The cast in the words of a table: `E4M3 1x32 floor`."""

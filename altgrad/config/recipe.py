@@ -65,7 +65,7 @@ class Recipe(Declared):
     second_moment: dict[str, Any] | None = field(None, "numeric", "rounding of Adam's second moment of every matrix after each step: fields of a cast and range_expansion, as for first_moment; None: FP32")
     # products
     attention_gemms: bool = field(False, "numeric", "also round the operands of attention's two products: query and probabilities as activation, key and value as weight", in_graph=True)
-    gemm_dtype: Literal["auto", "float32", "bfloat16"] = field("auto", "numeric", "dtype of the operands that the GEMMs multiply; sums are float32; auto: bfloat16 on CUDA in layers whose rounded values bfloat16 holds exactly, else float32", in_graph=True, moves_baseline=False)
+    gemm_dtype: Literal["auto", "float32", "bfloat16"] = field("auto", "numeric", "dtype of the operands that the GEMMs multiply; sums are float32; auto: bfloat16 on CUDA in layers whose rounded values, or codes under real scales that can be applied to the sums, bfloat16 holds exactly, else float32", in_graph=True, moves_baseline=False)
     native_fp8: bool = field(False, "numeric", "multiply E4M3 and E5M2 codes on FP8 tensor cores; with scale_granularity=row, rows then run along the contraction dimension of each GEMM", in_graph=True)
     seed: int = field(42, "seed", "seed of initial weights, batches and stochastic rounding", ge=0)
     rounding_seed: int | None = field(None, "numeric", "seed of the random numbers of rounding (stochastic, redrawn rotations) alone; None: seed", timed=False, moves_baseline=False, ge=0)

@@ -22,6 +22,7 @@ from altgrad.config.phases import first_steps
 from altgrad.config.published import check_shorthand, merged_gemms, own_fields, published_fields
 from altgrad.config.recipe import Fraction, Positive, Recipe, recipe_defaults
 from altgrad.config.sizes.gpt_sizes import PRESETS, GPTShape
+from altgrad.format_relations import FALLBACKS
 from altgrad.formats import find_format
 from altgrad.text.error_hints import did_you_mean, shown, shown_path
 from altgrad.text.path_text import check_path
@@ -223,6 +224,14 @@ class TrainConfig(Recipe):
                 "native_fp8=True with enable_emergency_shift=True: a shift leads to E5M2 at every site, which no FP8 GEMM "
                 "multiplies; switch one of them off"
             )
+        if self.gemm_dtype == "bfloat16" and self.enable_emergency_shift:
+            for cast in self.casts_at().values():
+                fallback = FALLBACKS.get(cast.number_format.name)
+                obstacle = fallback and cast.bfloat16_obstacle(find_format(fallback))
+                if obstacle:
+                    raise ValueError(
+                        f"gemm_dtype='bfloat16' with enable_emergency_shift=True: {obstacle}; use gemm_dtype='auto'"
+                    )
         if (
             self.enable_rescue_ladder
             and "shift" in self.rescue_rungs

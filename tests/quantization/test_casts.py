@@ -118,9 +118,11 @@ def test_two_level_scales_at_their_ends():
     """The tensor's scale is 1; a tile's is amax / 6 in E4M3, to nearest, at least its smallest normal value, 2^-6."""
     fmt, scale_format = (FormatTensors.of(find_format(name)) for name in ("E2M1", "E4M3"))
     amax = torch.tensor([2688.0, 6.0, 6.42, 0.006, 0.0])
-    scale, inverse = two_level_scale(amax, amax.max(), fmt, scale_format)
+    whole, of_tile, inverse = two_level_scale(amax, amax.max(), fmt, scale_format)
+    scale = whole * of_tile
     assert scale.tolist() == [448, 1, 1.125, 2**-6, 2**-6] and torch.equal(inverse, 1 / scale)
-    scale, inverse = two_level_scale(torch.zeros(1), torch.tensor(0.0), fmt, scale_format)
+    whole, of_tile, inverse = two_level_scale(torch.zeros(1), torch.tensor(0.0), fmt, scale_format)
+    scale = whole * of_tile
     assert (scale.item(), inverse.item()) == (2**-6, 64)
 
 

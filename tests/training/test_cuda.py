@@ -81,8 +81,9 @@ def test_training_is_close_to_that_of_the_cpu(fields):
 
 
 @pytest.mark.parametrize("compile_step", [False, True])
-def test_training_in_bfloat16_products_is_that_in_float32_up_to_the_order_of_sums(compile_step):
-    fields = MIXED | {"device": "cuda", "compile": compile_step}
+@pytest.mark.parametrize("power_of_two", [True, False])
+def test_training_in_bfloat16_products_is_that_in_float32_up_to_the_order_of_sums(compile_step, power_of_two):
+    fields = MIXED | {"device": "cuda", "compile": compile_step, "scale_power_of_two": power_of_two}
     assert losses(**fields, gemm_dtype="bfloat16") == pytest.approx(losses(**fields, gemm_dtype="float32"), rel=2e-3)
 
 
@@ -104,8 +105,15 @@ def test_products_of_bfloat16_are_those_of_float32_where_sums_are_exact():
         assert torch.equal(ours, reference)
 
 
+def test_scaled_sums_of_codes_are_products_of_values_up_to_roundings_of_float32():
+    ours, values = (results(gemm_dtype=dtype, scale_power_of_two=False) for dtype in ("bfloat16", "float32"))
+    for found, reference in zip(ours, values, strict=True):
+        torch.testing.assert_close(found, reference, rtol=1e-5, atol=1e-6 * reference.abs().max().item())
+
+
 def test_auto_takes_bfloat16_where_tensor_cores_have_it():
-    assert layer_of(Recipe(format="E4M3")).multiplies_bfloat16 == (capability() >= (8, 0))
+    for recipe in (Recipe(format="E4M3"), Recipe(recipe="te_current"), Recipe(recipe="nvfp4")):
+        assert layer_of(recipe).multiplies_bfloat16 == (capability() >= (8, 0))
     assert not layer_of(Recipe(format="FP16")).multiplies_bfloat16
 
 

@@ -21,9 +21,16 @@ from altgrad.quantization.gemms import products
 from altgrad.quantization.gemms.straight_through import differentiable_once
 from altgrad.quantization.kernel.batch import round_batched
 from altgrad.quantization.kernel.counting.slots import counted_in_backward
-from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
+from altgrad.quantization.kernel.scaled_rounding import Mode, code_site, round_site
 from altgrad.quantization.kernel.site import Reads, Site
 from altgrad.quantization.kernel.tiles import split, tile_of
+
+
+class Rounding(NamedTuple):
+    """A rounded tensor as a GEMM reads it, and the scale that its products get after they are summed (None: none)."""
+
+    values: Tensor
+    scale: Tensor | None = None
 
 
 class GemmStructure(NamedTuple):
@@ -39,7 +46,7 @@ class GemmStructure(NamedTuple):
     dgrad: tuple[int, int]  # of gradient and weight
     wgrad: tuple[int, int]  # of gradient and activation
     wanted: tuple[Gemm, ...]  # the GEMMs that will be computed
-    narrow: bool  # multiply bfloat16
+    narrow: bool  # multiply bfloat16: values, or under real scales codes (see `Cast.bfloat16_obstacle`)
     counting: bool  # count the effects of the rounding of dy
     batched: bool = False  # one product for each matrix of a batch: x (b, rows, in), W (b, out, in)
     convolution: products.Convolution | None = None  # of x and W as they are, instead of matrices
@@ -114,23 +121,21 @@ class _OperandGemms(torch.autograd.Function):
         slots = len(structure.gradient)
         states = _pairs(tensors[slots:])
         counts: list[Tensor] = []
-        rounding = round_batched if structure.batched else round_site
 
-        def made(values: Tensor, places: list[int], modes: tuple[Mode, ...], first: int) -> dict[int, Tensor]:
+        def made(values: Tensor, places: list[int], modes: tuple[Mode, ...], first: int) -> dict[int, Rounding]:
             rounded = {}
             for place in places:
                 spec, history = states[first + place]
-                found, counted = rounding(values, spec, history, key, modes[place])
-                rounded[place] = found.bfloat16() if structure.narrow else found
+                rounded[place], counted = _rounded(values, spec, history, key, modes[place], structure)
                 counts.append(counted)
             return rounded
 
         of_x = made(x, structure.of_x, structure.activation, 0)
         of_weight = made(weight, structure.of_weight, structure.weight, len(structure.activation))
         y = _product(of_x[structure.fprop[0]], of_weight[structure.fprop[1]], bias, structure)
-        kept_weight = of_weight[structure.dgrad[1]] if "dgrad" in structure.wanted else None
-        kept_x = of_x[structure.wgrad[1]] if "wgrad" in structure.wanted else None
-        ctx.save_for_backward(kept_weight, kept_x, key, *tensors[-2 * slots :])
+        kept_weight = of_weight[structure.dgrad[1]] if "dgrad" in structure.wanted else (None, None)
+        kept_x = of_x[structure.wgrad[1]] if "wgrad" in structure.wanted else (None, None)
+        ctx.save_for_backward(*kept_weight, *kept_x, key, *tensors[-2 * slots :])
         ctx.structure, ctx.counters, ctx.shape, ctx.inputs = structure, counters, x.shape, len(tensors)
         ctx.weight_shape, ctx.dtype = weight.shape, x.dtype
         ctx.mark_non_differentiable(*counts)
@@ -140,29 +145,38 @@ class _OperandGemms(torch.autograd.Function):
     @differentiable_once
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         dy, structure = gradients[0].contiguous(), ctx.structure
-        weight, x, key, *tensors = ctx.saved_tensors
+        weight, weight_scale, x, x_scale, key, *tensors = ctx.saved_tensors
         states = _pairs(tensors)
-        rounded: dict[int, Tensor] = {}
+        rounded: dict[int, Rounding] = {}
         in_slots: list[Tensor | None] = [None] * len(structure.gradient)
-        rounding = round_batched if structure.batched else round_site
         beside = ctx.needs_input_grad[2] and dy.device.type != "cpu"
         for place in structure.of_dy:
-            spec, history = states[place]
             mode = structure.gradient[place]._replace(by_columns=beside)
-            found, counts = rounding(dy, spec, history, key, mode)
-            rounded[place] = found.bfloat16() if structure.narrow else found
+            spec, history = states[place]
+            rounded[place], counts = _rounded(dy, spec, history, key, mode, structure)
             if ctx.counters is not None:
                 ctx.counters[place].add_counts(counts)
             elif structure.counting:
                 in_slots[place] = counts
         dx = dw = None
         if "dgrad" in structure.wanted:
-            dx = _dgrad(rounded[structure.dgrad[0]], weight, ctx.shape, structure, ctx.dtype)
+            dx = _dgrad(rounded[structure.dgrad[0]], Rounding(weight, weight_scale), ctx.shape, structure, ctx.dtype)
         if "wgrad" in structure.wanted:
-            dw = _wgrad(rounded[structure.wgrad[0]], x, ctx.weight_shape, structure)
+            dw = _wgrad(rounded[structure.wgrad[0]], Rounding(x, x_scale), ctx.weight_shape, structure)
         bias = _bias_gradient(dy, structure) if ctx.needs_input_grad[2] else None
         rest = (None,) * (ctx.inputs - len(in_slots))
         return dx, dw, bias, None, None, None, *in_slots, *rest
+
+
+def _rounded(
+    x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode, structure: GemmStructure
+) -> tuple[Rounding, Tensor]:
+    """The rounding of x as the GEMMs of the structure read it, and its counts."""
+    if structure.narrow and mode.scale_leaves_the_sum:
+        codes, scale, counts = code_site(x, spec, history, key, mode)
+        return Rounding(codes.bfloat16(), scale), counts
+    values, counts = (round_batched if structure.batched else round_site)(x, spec, history, key, mode)
+    return Rounding(values.bfloat16() if structure.narrow else values), counts
 
 
 def _bias_gradient(dy: Tensor, structure: GemmStructure) -> Tensor:
@@ -184,27 +198,39 @@ def summed_by_tiles(rows: Tensor, granularity: str) -> Tensor:
     return split(rows, granularity, last=False).sum(dim=(1, 3)).sum(dim=0)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, structure: GemmStructure) -> Tensor:
+def _product(x: Rounding, weight: Rounding, bias: Tensor | None, structure: GemmStructure) -> Tensor:
     dtype = structure.dtype
     if structure.convolution is not None:
-        return structure.convolution.product(x, weight, bias).to(dtype)
+        return structure.convolution.product(x.values, weight.values, bias).to(dtype)
     if structure.batched:
-        return products.batched(x, weight.transpose(-1, -2)).to(dtype)
-    return products.product(x, weight, bias, dtype)
+        return products.batched(x.values, weight.values.transpose(-1, -2)).to(dtype)
+    if x.scale is None and weight.scale is None:
+        return products.product(x.values, weight.values, bias, dtype)
+    y = products.scaled(products.product(x.values, weight.values, None), x.scale, _across(weight.scale))
+    return (y if bias is None else y + bias).to(dtype)
 
 
-def _dgrad(dy: Tensor, weight: Tensor, shape: torch.Size, structure: GemmStructure, dtype: torch.dtype) -> Tensor:
+def _dgrad(dy: Rounding, weight: Rounding, shape: torch.Size, structure: GemmStructure, dtype: torch.dtype) -> Tensor:
     if structure.convolution is not None:
-        return structure.convolution.dgrad(dy, weight, shape).to(dtype)
+        return structure.convolution.dgrad(dy.values, weight.values, shape).to(dtype)
     if structure.batched:
-        return products.batched(dy, weight).to(dtype)
-    return products.dgrad(dy, weight, shape, dtype)
+        return products.batched(dy.values, weight.values).to(dtype)
+    if dy.scale is None and weight.scale is None:
+        return products.dgrad(dy.values, weight.values, shape, dtype)
+    return products.scaled(products.dgrad(dy.values, weight.values, shape), dy.scale, weight.scale).to(dtype)
 
 
-def _wgrad(dy: Tensor, x: Tensor, shape: torch.Size, structure: GemmStructure) -> Tensor:
+def _wgrad(dy: Rounding, x: Rounding, shape: torch.Size, structure: GemmStructure) -> Tensor:
     if structure.convolution is not None:
-        return structure.convolution.wgrad(dy, x, shape)
-    return products.batched(dy.transpose(-1, -2), x) if structure.batched else products.wgrad(dy, x)
+        return structure.convolution.wgrad(dy.values, x.values, shape)
+    if structure.batched:
+        return products.batched(dy.values.transpose(-1, -2), x.values)
+    return products.scaled(products.wgrad(dy.values, x.values), _across(dy.scale), x.scale)
+
+
+def _across(scale: Tensor | None) -> Tensor | None:
+    """The scale of an operand that the GEMM reads transposed."""
+    return None if scale is None else scale.t()
 
 
 def _pairs(states: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -5,6 +5,10 @@ Rounded operands may be multiplied in bfloat16: fast on a GPU's tensor cores, an
 A value of at most 8 significant bits is the same number in bfloat16 and in float32, so that the cast of such an operand
 is exact (`Cast.bfloat16_obstacle` tells when it is not).  Products of two of them are exact in float32, in which they
 are summed and returned.  The operands are saved for the backward pass in bfloat16.
+
+Under a real scale a value has more bits, its code does not.  Where the scale is the same for all that a sum contracts,
+codes are multiplied, and the scales are applied to the sum, as FP8 tensor cores do.  Against products of values the
+result differs by a few roundings of float32, but no operand is ever rounded to bfloat16.
 """
 
 from __future__ import annotations
@@ -76,7 +80,14 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None, dtype: torch.dtype = torc
     return (y if bias is None else y + bias).to(dtype)
 
 
-def dgrad(dy: Tensor, weight: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def scaled(sums: Tensor, *scales: Tensor | None) -> Tensor:
+    """Sums of products of codes, float32, times the scales of both operands, one after the other (None: no scale)."""
+    for scale in scales:
+        sums = sums if scale is None else sums * scale
+    return sums
+
+
+def dgrad(dy: Tensor, weight: Tensor, shape: torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
     """dy W, summed in float32 and rounded once to `dtype`, in the shape of x; dy (..., out), weight (out, in)."""
     rows = dy.reshape(-1, dy.shape[-1])
     return _mm(rows, weight, dtype).view(shape)

@@ -37,13 +37,13 @@ def scale_for(amax: Tensor, fmt: FormatTensors, power_of_two: bool) -> tuple[Ten
 
 def two_level_scale(
     amax: Tensor, tensor_amax: Tensor, fmt: FormatTensors, scale_format: FormatTensors
-) -> tuple[Tensor, Tensor]:
-    """Two-level (scale, inverse scale) of tiles, whose scales are rounded to an 8-bit format (NVFP4: E4M3).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(FP32 scale of the tensor, scales of its tiles, inverse of their product): two-level scales, as NVFP4 has them.
 
-    The FP32 scale of the tensor is tensor_amax / (448 x 6) for E2M1, so that the tile with the largest amax gets the
-    E4M3 scale 448.  A tile's E4M3 scale is amax / 6 / FP32 scale, rounded to nearest and clamped to the normal values
-    of E4M3, 2^-6 to 448.  Tensor amax 12, tile amax 3: FP32 scale 12 / 2688, E4M3 scale 0.5 x 2688 / 12 = 112, and
-    their product is 0.5 = 3 / 6.
+    The scale of a tile is rounded to an 8-bit format (E4M3).  The FP32 scale of the tensor is tensor_amax / (448 x 6)
+    for E2M1, so that the tile with the largest amax gets the E4M3 scale 448.  A tile's E4M3 scale is amax / 6 / FP32
+    scale, rounded to nearest and clamped to the normal values of E4M3, 2^-6 to 448.  Tensor amax 12, tile amax 3: FP32
+    scale 12 / 2688, E4M3 scale 0.5 x 2688 / 12 = 112, and their product is 0.5 = 3 / 6.
     amax: of each tile; tensor_amax: 0-d.  The FP32 scale of a tensor of zeros is 1, and never below 2^-120: otherwise
     the inverse scale of a tile of zeros would overflow beside values below 5e-34, and 0 x inf is NaN.  Near float32's
     largest value the tensor's amax counts as so much less that max x scale stays finite: those values saturate.
@@ -53,7 +53,7 @@ def two_level_scale(
     least = scale_format.min_normal_bits.view(torch.float32)
     wanted = (amax / fmt.max / whole).clamp(min=least)
     rounded = torch.minimum(round_magnitude(wanted, scale_format, "nearest"), scale_format.max)
-    return whole * rounded, (1.0 / whole) / rounded
+    return whole, rounded, (1.0 / whole) / rounded
 
 
 def settled_amax(amax: Tensor, fmt: FormatTensors) -> Tensor:

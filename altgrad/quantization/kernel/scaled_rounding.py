@@ -82,6 +82,18 @@ class Mode(NamedTuple):
         return tile is not None and tile[0] == 1 and self.last
 
     @property
+    def scale_leaves_the_sum(self) -> bool:
+        """Whether a real scale is the same for a whole tensor or row, so that a GEMM can apply it to its sums."""
+        alike = self.two_level or tile_of(self.granularity) is None
+        return self.scaling != "none" and not self.power_of_two and alike
+
+    @property
+    def counts_amax_alone(self) -> bool:
+        """Whether the amax of the tensor is for the counts alone, so that a GPU may reduce it with these."""
+        known = self.scaling == "none" or (self.scaling == "delayed" and self.filled)
+        return known and self.granularity == "tensor" and not (self.shares_amax or self.at_rest)
+
+    @property
     def shares_amax(self) -> bool:
         """Whether a scale covers values of several ranks, which must agree on its amax.
 
@@ -91,6 +103,15 @@ class Mode(NamedTuple):
         return self.shared and not self.own_scales and whole and self.scaling not in ("none", "static")
 
 
+class Scales(NamedTuple):
+    """By what codes are multiplied, in the shape of the amax."""
+
+    scale: Tensor
+    inverse: Tensor
+    of_sum: Tensor  # the scale, or of a two-level one that of the tensor (0-d)
+    of_tile: Tensor | None = None  # of a two-level scale the part that a sum of many tiles cannot leave out
+
+
 @functools.cache
 def mode_of(cast: Cast, dimension: Dimension | None) -> Mode:
     """The mode of a cast whose rows and tiles run along `dimension` (None: the last)."""
@@ -98,7 +119,7 @@ def mode_of(cast: Cast, dimension: Dimension | None) -> Mode:
         cast.rounding,
         cast.scaling,
         cast.block,
-        cast.scale_format == "E8M0",
+        cast.scales_are_powers_of_two,
         cast.amax_factor,
         last=dimension != "first",
         two_level=cast.scale_format == "E4M3",
@@ -136,13 +157,29 @@ def round_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode
 
 
 def code_site(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode) -> tuple[Tensor, Tensor, Tensor]:
-    """(Q(x) / scale, scale, counts): `round_site` before its multiplication by the scale; for tensor and row scales.
+    """(Q(x) / scale, scale, counts): `round_site` before its multiplication by the scale.
 
-    scale: 0-d for "tensor", (..., 1) for "row".
+    scale: 0-d for "tensor"; for "row" (..., 1), or (1, columns) for rows along the first dimension.  Of two-level
+    scales it is that of the tensor: the codes are multiplied by those of their tiles.
     """
-    assert tile_of(mode.granularity) is None and mode.last and not mode.hadamard
-    (codes,), (scale, _), counts = _code(x, spec, history, key, mode, in_bits=torch.compiler.is_compiling())
-    return codes, scale, torch.stack(counts)
+    assert mode.two_level or tile_of(mode.granularity) is None
+    if x.numel() == 0:
+        values, counts = round_site(x, spec, history, key, mode)
+        return values, torch.ones((), dtype=torch.float32, device=x.device), counts
+    if torch.compiler.is_dynamo_compiling():
+        return torch.ops.altgrad.code_site(x, spec, history, key, *mode, _SOURCE)
+    return _codes(x, spec, history, key, mode, in_bits=torch.compiler.is_compiling())
+
+
+def _codes(
+    x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode, in_bits: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    if mode.hadamard:
+        x = rotated(x.float(), mode.hadamard, mode.last, key if mode.redrawn else None)
+    codes, scales, counts = _code(x, spec, history, key, mode, in_bits)
+    if scales.of_tile is not None:
+        codes = [part * scales.of_tile for part in codes]
+    return join(deinterleaved(codes), x, mode.granularity, mode.last), scales.of_sum, torch.stack(counts)
 
 
 def rounded_with_counts(
@@ -154,8 +191,8 @@ def rounded_with_counts(
     """
     if mode.hadamard:
         x = rotated(x.float(), mode.hadamard, mode.last, key if mode.redrawn else None)
-    codes, (scale, _), counts = _code(x, spec, history, key, mode, in_bits)
-    return join(_unscaled(codes, scale, mode), x, mode.granularity, mode.last), counts
+    codes, scales, counts = _code(x, spec, history, key, mode, in_bits)
+    return join(_unscaled(codes, scales.scale, mode), x, mode.granularity, mode.last), counts
 
 
 def _unscaled(codes: list[Tensor], scale: Tensor, mode: Mode) -> Tensor:
@@ -172,8 +209,8 @@ def _code(
     in_bits: bool,
     counting: bool = True,
     salts: Tensor | None = None,
-) -> tuple[list[Tensor], tuple[Tensor, Tensor], list[Tensor]]:
-    """(parts of Q(x) / scale, (scale, inverse scale), counts), shaped as `split` or `in_groups` returns them.
+) -> tuple[list[Tensor], Scales, list[Tensor]]:
+    """(parts of Q(x) / scale, scales, counts), shaped as `split` or `in_groups` returns them.
 
     It is one part, but for columns in compiled code on a CPU (see `rows_at_once`).
     salts: x is a stack of tensors that share nothing, with these salts (see `rounded_each`).
@@ -190,7 +227,8 @@ def _code(
     compared, together = 1, 1
     if in_bits and x.device.type == "cpu":
         compared, together = rows_at_once(values, mode.granularity, mode.last)
-    amax = finite_amax(values, mode.granularity, mode.last, fmt.infinity, compared, mode.by_columns, of_tile)
+    of_rows = in_bits and mode.counts_amax_alone
+    amax = finite_amax(values, mode.granularity, mode.last, fmt.infinity, compared, mode.by_columns, of_tile, of_rows)
     if mode.shares_amax:
         amax = largest_over_ranks(amax, mode.group)
     if mode.at_rest and mode.scaling not in ("none", "static"):
@@ -202,16 +240,16 @@ def _code(
         noise = _noise(x, values, fmt, key, mode)
     else:
         noise = uniform(key, values, salts, each=True)
-    scale, inverse = _scale(amax, fmt, spec, history, mode, each=salts is not None)
-    applied = None if mode.scaling == "none" else scale
+    scales = _scales(amax, fmt, spec, history, mode, each=salts is not None)
+    applied = None if mode.scaling == "none" else scales.scale
     codes, counts = [], []
     for part, of_part in zip(interleaved(values, together), _parts(noise, together), strict=True):
-        scaled = part if mode.scaling == "none" else part * inverse
+        scaled = part if mode.scaling == "none" else part * scales.inverse
         magnitude = round_magnitude(scaled, fmt, mode.rounding, of_part)
         codes.append(saturate(magnitude, scaled, fmt))
         if counting:
             counts.append(count(part, scaled, magnitude, fmt, amax, applied, in_bits))
-    return codes, (scale, inverse), of_parts(counts)
+    return codes, scales, of_parts(counts)
 
 
 def _parts(noise: Tensor | None, rows: int) -> Sequence[Tensor | None]:
@@ -235,9 +273,9 @@ def rounded_and_scale(
     """(Q(x), scale, inverse scale), each in the shape of x, without counts and without the rotation of the mode."""
     if x.numel() == 0:
         return x, torch.ones_like(x), torch.ones_like(x)
-    codes, (scale, inverse), _ = _code(x, spec, history, key, mode, in_bits=False, counting=False)
-    rounded = _unscaled(codes, scale, mode)
-    parts = (rounded, scale.expand(rounded.shape), inverse.expand(rounded.shape))
+    codes, scales, _ = _code(x, spec, history, key, mode, in_bits=False, counting=False)
+    rounded = _unscaled(codes, scales.scale, mode)
+    parts = (rounded, scales.scale.expand(rounded.shape), scales.inverse.expand(rounded.shape))
     values, scale, inverse = (join(part, x, mode.granularity, mode.last) for part in parts)
     return values, scale, inverse
 
@@ -250,19 +288,17 @@ def rounded_each(x: Tensor, spec: Tensor, salts: Tensor, key: Tensor, mode: Mode
     """
     assert mode.granularity == "row" or mode.in_blocks
     history = x.new_zeros(0)
-    codes, (scale, _), _ = _code(x, spec, history, key, mode, in_bits=False, counting=False, salts=salts)
-    return join(_unscaled(codes, scale, mode), x, mode.granularity, mode.last)
+    codes, scales, _ = _code(x, spec, history, key, mode, in_bits=False, counting=False, salts=salts)
+    return join(_unscaled(codes, scales.scale, mode), x, mode.granularity, mode.last)
 
 
-def _scale(
-    amax: Tensor, fmt: FormatTensors, spec: Tensor, history: Tensor, mode: Mode, each: bool = False
-) -> tuple[Tensor, Tensor]:
+def _scales(amax: Tensor, fmt: FormatTensors, spec: Tensor, history: Tensor, mode: Mode, each: bool = False) -> Scales:
     if mode.scaling == "none":
         one = torch.ones_like(amax)
-        return one, one
+        return Scales(one, one, one)
     if mode.scaling == "static":
         scale = history[0].expand(amax.shape)
-        return scale, 1.0 / scale
+        return Scales(scale, 1.0 / scale, scale)
     if mode.scaling == "delayed":
         remembered = history.max()
         amax = remembered if mode.filled else torch.where(remembered > 0, remembered, amax)
@@ -272,25 +308,31 @@ def _scale(
         tensor_amax = amax.amax(dim=tuple(range(1, amax.ndim)), keepdim=True) if each else amax.amax()
         if mode.shared and not mode.own_scales:
             tensor_amax = largest_over_ranks(tensor_amax, mode.group)
-        scale, inverse = two_level_scale(amax, tensor_amax, fmt, scale_format)
-    else:
-        scale, inverse = scale_for(amax, fmt, mode.power_of_two)
-    return materialised(scale), materialised(inverse)
+        whole, of_tile, inverse = two_level_scale(amax, tensor_amax, fmt, scale_format)
+        return Scales(materialised(whole * of_tile), materialised(inverse), whole, of_tile)
+    scale, inverse = (materialised(part) for part in scale_for(amax, fmt, mode.power_of_two))
+    return Scales(scale, inverse, scale)
 
 
 # While Dynamo traces a model, a rounding is one operator: traces stay short, and a graph without the body of an
 # autograd function can be cached on disk.  AOTAutograd decomposes the operator, so that Inductor fuses its arithmetic.
-torch.library.define(
-    "altgrad::round_site",
+_ARGUMENTS = (
     "(Tensor x, Tensor spec, Tensor history, Tensor key, str rounding, str scaling, str granularity, "
     "bool power_of_two, float amax_factor, bool last, bool two_level, int hadamard, bool redrawn, bool at_rest, "
-    "bool shared, str group, bool columns, bool own_scales, int use, bool by_columns, bool filled, str source) "
-    "-> (Tensor, Tensor)",
+    "bool shared, str group, bool columns, bool own_scales, int use, bool by_columns, bool filled, str source)"
 )
+torch.library.define("altgrad::round_site", f"{_ARGUMENTS} -> (Tensor, Tensor)")
+torch.library.define("altgrad::code_site", f"{_ARGUMENTS} -> (Tensor, Tensor, Tensor)")
 
 
 @torch.library.impl("altgrad::round_site", "CompositeImplicitAutograd")
-def _operator(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _round_operator(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     *mode, _ = rest
     values, counts = rounded_with_counts(x, spec, history, key, Mode(*mode), in_bits=True)
     return values, torch.stack(counts)
+
+
+@torch.library.impl("altgrad::code_site", "CompositeImplicitAutograd")
+def _code_operator(x: Tensor, spec: Tensor, history: Tensor, key: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *mode, _ = rest
+    return _codes(x, spec, history, key, Mode(*mode), in_bits=True)

@@ -115,6 +115,7 @@ def finite_amax(
     rows: int = 1,
     by_columns: bool = False,
     of_tile: tuple[int, int] = (1, 1),
+    of_rows: bool = False,
 ) -> Tensor:
     """Largest finite magnitude of each scale's values; 0 if none is finite.
 
@@ -122,6 +123,7 @@ def finite_amax(
     `of_tile`: what `pieces` returns; each piece of a tile then gets the amax of the tile.
     `infinity`: a tensor that `in_groups` made, or the number.  `rows`: so many rows of a tile are compared first, in
     one pass along them.  `by_columns`: on a GPU, of "tensor": the amax of each column first, instead of each row.
+    `of_rows`: on a GPU, of "tensor": the amax of each row, (..., 1), to be reduced with the counts.
     """
     tile = tile_of(granularity)
     if tile is not None and tile[0] == 1 and last:  # a short row of integers is slow to reduce
@@ -136,6 +138,8 @@ def finite_amax(
     if granularity == "tensor":
         if bits.device.type == "cpu":
             largest = bits.amax()
+        elif of_rows:
+            largest = bits.amax(dim=-1, keepdim=True)
         else:  # in two stages, of which the first may be part of the kernel that computes the values
             largest = (
                 bits.flatten(0, -2).amax(dim=0).amax() if by_columns and bits.ndim > 1 else bits.amax(dim=-1).amax()

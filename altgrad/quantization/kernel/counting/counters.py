@@ -20,7 +20,9 @@ SUMS = 5
 
 _MAGNITUDE = 0x7FFFFFFF
 _QUARTER, _HALF = 15, 31  # bits of each of the four, or two, numbers that a GPU adds in one int64
-_AT_ONCE = 4096  # numbers that one program of a GPU adds
+_AT_ONCE = 8192  # numbers that one program of a GPU reduces
+_GROUP = 4096  # of more numbers, so many at a time first
+_ONE = 127 << 23  # bits of the scale 1.0
 _ROW = 256  # values of a row from which reading one more number for it costs next to nothing
 
 
@@ -29,8 +31,9 @@ def count(
 ) -> list[Tensor]:
     """The values of `COUNTERS` for one rounding, each 0-d.
 
-    scale: None if nothing is scaled.  scaled: x / scale.  magnitude: |scaled| rounded, before the overflow rule.
-    `in_bits`: compute on the bits of float32, which compiles to fewer instructions.
+    amax: of all values, or of each row or tile.  scale: None if nothing is scaled.  scaled: x / scale.  magnitude:
+    |scaled| rounded, before the overflow rule.  `in_bits`: compute on the bits of float32, which compiles to fewer
+    instructions.
     """
     if in_bits and x.device.type != "cpu":
         return _packed(x, scaled, magnitude, fmt, amax, scale)
@@ -62,7 +65,8 @@ def _packed(
     """As `count`, in few kernels of a GPU: the four numbers of a row or tile are added as fields of one int64.
 
     A row of 4096 values of which 4000 are not zero and 3 are saturated gives 4000 + 3 * 2^45.  The kernel that rounds
-    also adds the fields of each row or tile and keeps its amax and scale in another int64; few programs reduce these.
+    also adds the fields of each row or tile and keeps its amax and scale in another int64; one kernel reduces those of
+    up to 8192 rows or tiles, two those of more.
     """
     indicators = (_is_set(x), (scaled + fmt.centre).abs() > fmt.reach, _is_set(magnitude), magnitude >= fmt.max)
     along = (1, 3) if x.ndim == 4 else (x.ndim - 1,)
@@ -70,23 +74,23 @@ def _packed(
     bits = _QUARTER if values < 1 << _QUARTER else _HALF
     packs = [indicators] if bits == _QUARTER else [indicators[:2], indicators[2:]]
     parts = [_packed_sum(pack, bits, along) for pack in packs]
-    fields: list[Tensor] = []
-    for pack, part in zip(packs, parts, strict=True):
-        fields += _unpacked_sums(part, len(pack), bits, values)
-    nonzero, overflow, kept, saturated = [field.to(torch.float32) for field in fields]
-    if scale is None:
-        largest, largest_scale = amax.max(), _one_beside(amax.max())
-    else:
-        pairs = _pair(amax.view(torch.int32), scale.view(torch.int32)).flatten()
-        if pairs.numel() == parts[0].numel() and values >= _ROW:
-            # Adds 0, so that the kernel that rounds also computes the scales, and no other one before it.
-            pairs = pairs + (parts[0] < 0)
-        if pairs.numel() > _AT_ONCE:
-            groups = pairs.view(-1, largest_divisor(pairs.numel(), _AT_ONCE))
-            pairs = _pair((groups >> 32).amax(dim=1), (groups & 0xFFFFFFFF).amax(dim=1))
-        largest, largest_scale = (
-            part.max().to(torch.int32).view(torch.float32) for part in (pairs >> 32, pairs & 0xFFFFFFFF)
-        )
+    pairs = _pair(amax.view(torch.int32), _ONE if scale is None else scale.view(torch.int32).to(torch.int64)).flatten()
+    alike = pairs.numel() == parts[0].numel()
+    if alike and values >= _ROW:
+        # So that the kernel that rounds also computes the scales, and no other one before it.
+        pairs = _beside(pairs, parts[0])
+    limit = min(_GROUP, ((1 << _HALF) - 1) // values)  # of rows or tiles whose numbers fit into a field together
+    if pairs.numel() > _AT_ONCE:
+        pairs = _grouped_pairs(_beside(pairs, parts[0]), limit) if alike else _grouped_pairs(pairs, _GROUP)
+    if parts[0].numel() > _AT_ONCE:
+        parts, bits = _grouped_parts(parts, bits, limit), _HALF
+    nonzero, overflow, kept, saturated = [
+        _field(part, place, bits).sum().to(torch.float32) for part in parts for place in range(4 // len(parts))
+    ]
+    pairs = _beside(pairs, parts[0]) if alike else pairs
+    largest, largest_scale = (
+        part.max().to(torch.int32).view(torch.float32) for part in (pairs >> 32, pairs & 0xFFFFFFFF)
+    )
     return [nonzero, overflow, nonzero - kept, saturated, _one_beside(nonzero), largest, largest_scale]
 
 
@@ -96,17 +100,32 @@ def _packed_sum(indicators: Sequence[Tensor], bits: int, along: tuple[int, ...])
     return functools.reduce(torch.add, fields).sum(dim=along).flatten()
 
 
-def _unpacked_sums(parts: Tensor, number: int, bits: int, values: int) -> list[Tensor]:
-    """The sums of the fields of a `_packed_sum`; `values`: of each row or tile."""
-    if parts.numel() > _AT_ONCE:
-        together = min(((1 << bits) - 1) // values, _AT_ONCE)
-        parts = parts.view(-1, largest_divisor(parts.numel(), together)).sum(dim=1)
-    return [((parts >> (bits * place)) & ((1 << bits) - 1)).sum() for place in range(number)]
+def _grouped_parts(parts: Sequence[Tensor], bits: int, limit: int) -> list[Tensor]:
+    """Packed sums of groups of up to `limit` rows or tiles, as two fields of `_HALF` bits in each of two int64."""
+    size = largest_divisor(parts[0].numel(), limit)
+    groups = [part.view(-1, size) for part in parts]
+    fields = [_field(group, place, bits).sum(dim=1) for group in groups for place in range(4 // len(groups))]
+    return [fields[0] | (fields[1] << _HALF), fields[2] | (fields[3] << _HALF)]
 
 
-def _pair(high: Tensor, low: Tensor) -> Tensor:
-    """Two numbers of 31 bits in one int64, so that one kernel reduces both."""
-    return (high.to(torch.int64) << 32) | low.to(torch.int64)
+def _grouped_pairs(pairs: Tensor, limit: int) -> Tensor:
+    """The largest of each half of the pairs of groups of up to `limit` rows or tiles."""
+    groups = pairs.view(-1, largest_divisor(pairs.numel(), limit))
+    return _pair((groups >> 32).amax(dim=1), (groups & 0xFFFFFFFF).amax(dim=1))
+
+
+def _field(packed: Tensor, place: int, bits: int) -> Tensor:
+    return (packed >> (bits * place)) & ((1 << bits) - 1)
+
+
+def _pair(high: Tensor, low: Tensor | int) -> Tensor:
+    """Two numbers of 31 bits in one int64, so that one kernel reduces both; low: int64."""
+    return (high.to(torch.int64) << 32) | low
+
+
+def _beside(pairs: Tensor, parts: Tensor) -> Tensor:
+    """The pairs; Inductor computes them in the kernel of `parts`, which are never negative, since they read these."""
+    return pairs + (parts < 0)
 
 
 def _one_beside(number: Tensor) -> Tensor:

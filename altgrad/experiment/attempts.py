@@ -20,7 +20,8 @@ class AnotherRunError(ConfigError):
 def next_attempt(folder: Folder, config: TrainConfig) -> tuple[int, How | None]:
     """(number of the attempt that starts now, how the attempt before it was compiled); (0, None) for the first.
 
-    Raises ConfigError if the run in the folder has ended or has another config, or if its `run.json` is unusable.
+    Raises ConfigError if the run in the folder has ended or has trained with another config, or if its `run.json` is
+    unusable.
     """
     try:
         info = read_start(folder)
@@ -33,7 +34,7 @@ def next_attempt(folder: Folder, config: TrainConfig) -> tuple[int, How | None]:
     here, usual = config.model_dump(mode="json"), TrainConfig().model_dump(mode="json")
     theirs = usual | info["config"]  # a field that an older version did not know has its default
     changed = sorted(key for key, value in here.items() if theirs[key] != value)
-    if changed:
+    if changed and _has_trained(folder):
         raise ConfigError(f"{folder}: holds a run with another config ({', '.join(changed)}); choose another folder")
     compiled = info.get("compiled")
     return info.get("attempt", 0) + 1, compiled if compiled in get_args(How) else None
@@ -62,11 +63,19 @@ def earlier_attempts(folder: Folder) -> list[dict[str, Any]]:
 def another_start(folder: Folder, started: Mapping[str, Any]) -> str | None:
     """One line that names the difference if the folder's run began with other weights or data, else None.
 
-    started: the contents of `run.json` for the present start.  Continuing would join two runs into one curve.
+    started: the contents of `run.json` for the present start.  Continuing would join two runs into one curve; one that
+    failed before its first step, as a branch does whose parent's data are gone, has no curve.
     """
+    if not _has_trained(folder):
+        return None
     difference = other_beginning(read_start(folder), started)
     if difference is None:
         return None
     return (
         f"{folder}: holds a run that started with {difference}; restore its weights and data, or choose another folder"
     )
+
+
+def _has_trained(folder: Folder) -> bool:
+    """Whether a step of the folder's run was recorded."""
+    return bool((folder / "steps").list())

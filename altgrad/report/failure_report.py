@@ -8,7 +8,8 @@ any time and on any machine.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from altgrad.config.phases import phases_text
 from altgrad.config.train_config import LITTLE_COVERAGE
@@ -18,7 +19,7 @@ from altgrad.report.advising.advice import advise, measure_more
 from altgrad.report.evidence import Evidence
 from altgrad.report.layer_tables import gradient_sparsity, rates_by_layer, zero_update_regions
 from altgrad.report.signals import Departure, what_moved
-from altgrad.report.tested_cause import Tried, explanation_of, tested_cause, tried_and_worked
+from altgrad.report.tested_cause import explanation_of, tested_cause, tried_and_worked, tried_in_vain
 from altgrad.report.text_plot import plot
 from altgrad.results import Run, format_shifts, read_run
 from altgrad.results.reading.curves import measured
@@ -51,7 +52,7 @@ def failure_report(run: Run) -> str:
         "Loss": _loss(evidence),
         "What moved first": _moved(evidence),
         **tested,
-        "What to try": _advice(evidence, [] if explanation is None else tried_and_worked(explanation)),
+        "What to try": _advice(evidence, explanation),
         "Overflow by layer": rates_by_layer(evidence, "overflow_rate"),
         "Underflow by layer": rates_by_layer(evidence, "underflow_rate"),
         "Stall by layer": rates_by_layer(evidence, "stall_rate"),
@@ -195,14 +196,18 @@ def _departure_cells(moved: Departure, loss_unit: str) -> list[str]:
     ]
 
 
-def _advice(evidence: Evidence, worked: Sequence[Tried]) -> str:
-    """worked: what was tried; advice that says the same is left out."""
+def _advice(evidence: Evidence, explanation: Mapping[str, Any] | None) -> str:
+    """explanation: what was tried; what worked comes first, and advice that was tried in vain is named below."""
+    worked = [] if explanation is None else tried_and_worked(explanation)
     untried = [advice for advice in advise(evidence) if all(advice.changes != one.changes for one in worked)]
-    found, more = [*worked, *untried], measure_more(evidence)
+    vain = [one for one in untried if explanation is not None and tried_in_vain(explanation, one.changes)]
+    found, more = [*worked, *(one for one in untried if one not in vain)], measure_more(evidence)
     if found:
         text = "\n".join(f"{place}. {advice}" for place, advice in enumerate(found, start=1))
     else:
         text = "Nothing that was measured points to a cause that a config change would remove."
+    if vain:
+        text += f"\n\nTried, and it did not help: {', '.join(one.what for one in vain)}."
     if more:
         text += "\n\nTo see more next time:\n\n" + "\n".join(f"- {advice}" for advice in more)
     return text

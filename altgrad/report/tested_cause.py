@@ -18,6 +18,8 @@ from altgrad.text.foreign_text import as_code, as_markdown
 from altgrad.text.number_text import number, table
 
 _TRIED = 3  # arms that are listed as tried and worked
+# config fields that choose another format, now or when the run is in trouble
+_OF_FORMATS = {"format", "weight_format", "activation_format", "gradient_format", "enable_emergency_shift"}
 _ARMS_OF_RULE = {"weights_at_rest": (MASTER,), "setting": (SCALING, HISTORY), "rate": (RATE,)}
 
 
@@ -107,6 +109,19 @@ def tried_and_worked(record: Mapping[str, Any]) -> list[Tried]:
     rest = [arm for arm in arms if arm not in guilty]
     arms = [*guilty, *sorted(rest, key=lambda arm: arm["name"] == ALL)]
     return [Tried(_tried(arm), _fields(arm)) for arm in arms[:_TRIED]]
+
+
+def tried_in_vain(record: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
+    """Whether a replay with these config changes, on the run's own batches, collapsed like the run.
+
+    If one with all operands in BF16 did, no other format would have prevented it either.
+    """
+    in_vain = [
+        arm for arm in record["arms"] if arm["status"] == "collapsed" and not arm["replay"] and arm["kind"] != "control"
+    ]
+    if any(arm["name"] == ALL for arm in in_vain) and changes.keys() <= _OF_FORMATS:
+        return True
+    return any(all(arm["changes"].get(name) == value for name, value in changes.items()) for arm in in_vain)
 
 
 def _fields(arm: Mapping[str, Any]) -> dict[str, Any]:

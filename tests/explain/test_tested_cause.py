@@ -99,6 +99,27 @@ def test_the_report_has_the_cause_and_first_advises_what_was_tried(results):
     assert "Cause, tested" not in write_failure_report(explained)
 
 
+def test_what_a_replay_showed_in_vain_is_advised_no_more(results):
+    explained, _ = runs_of(results)
+    facts = {"step": 50, "rule": "stalled", "loss": 5.25, "loss_step": 50}
+    control = arm("control", "unchanged replay", "control", "collapsed", repeats=True, **facts)
+    wider = arm("wider", "wider weights", "setting", "collapsed", changes={"weight_format": "E2M5"}, **facts)
+    healed = arm("all_operands", "all in BF16", "heal", "collapsed", cells=[CELL], **facts)
+    undecided = {**RECORD["conclusion"], "rule": "nothing", "cells": []}
+    for arms, in_vain in (
+        ([control], False),
+        ([control, wider], True),
+        ([control, healed], True),
+        ([control, {**wider, "replay": 1}], False),
+        ([control, {**wider, "changes": {"weight_format": "E3M4"}}], False),
+    ):
+        explained.write_json("explanation.json", {**RECORD, "arms": arms, "conclusion": undecided})
+        text = write_failure_report(explained).partition("## What to try")[2].partition("## Overflow")[0]
+        advised, _, vain = text.partition("Tried, and it did not help:")
+        assert ("`weight_format: E2M5`" in vain) == in_vain
+        assert (". `weight_format: E2M5`: " in advised) == (not in_vain)
+
+
 def test_the_static_page_and_the_dashboard_show_it(results):
     explained, other = runs_of(results)
     for run in (explained, other):

@@ -36,8 +36,13 @@ class Advice:
     site: SiteName | None = None
     layer: str | None = None
 
+    @property
+    def what(self) -> str:
+        """The fields to set, as code."""
+        return ", ".join(as_code(f"{name}: {_yaml(value)}") for name, value in self.changes.items())
+
     def __str__(self) -> str:
-        return f"{', '.join(as_code(f'{name}: {_yaml(value)}') for name, value in self.changes.items())}: {self.reason}"
+        return f"{self.what}: {self.reason}"
 
 
 def frozen(evidence: Evidence) -> Iterator[Advice]:

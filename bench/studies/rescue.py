@@ -3,8 +3,8 @@
     python -m bench.studies.rescue [--seeds 5] [--steps 120] [--out docs/results]
 
 Every run trains `micro` with one block from the weights and on the batches of its seed, is judged by the collapse rules
-against the BF16 run of that seed, and ends with the verdict.  A run is saved if it has none at its end.  Two controls
-tell whether the act or its timing saves it:
+against the BF16 run of that seed, and ends with the verdict.  A run is saved if it has none at its end, and is not
+further behind than the rules allow.  Two controls tell whether the act or its timing saves it:
 
 - the same acts at random steps: as many skips, cuts, rollbacks, shifts and clips, each at a step drawn from those that
   the rescued run trained, whatever the loss is there;
@@ -23,7 +23,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,11 @@ from altgrad.stability.protocol import StepState
 from altgrad.training.optim import learning_rate
 from altgrad.training.trainer import Trainer
 from bench.record import machine
-from bench.studies.rescue_page import RUNGS, acts_per_kind, page
+from bench.studies.rescue_page import RUNGS, SAVED_GAP, acts_per_kind, page
 
 BASE = TrainConfig(
     model="micro", n_layer=1, format="E4M3", batch_size=8, learning_rate=3e-3, warmup_steps=10, eval_batches=1,
-    diagnostic_interval=10, checkpoint_interval=20, compile=False, threads=1, gap_limit=0.3, gap_patience=40,
+    diagnostic_interval=10, checkpoint_interval=20, compile=False, threads=1, gap_limit=SAVED_GAP, gap_patience=40,
     diverged_patience=40, rescue_window=5, device="cpu",
 )  # fmt: skip
 _SLOW = {"learning_rate": 6e-4}  # at which updates are small beside the steps of 8 bits
@@ -52,6 +52,7 @@ _OF_EVENT: Mapping[str, Rung] = {"skip": "skip", "rate_cut": "rate", "rollback":
 # (Not where the loss is NaN: the guard, which every run has, skips such a step before the ladder does.)
 _TRIGGER = {"rate": "skip", "rollback": "skip"}
 _FLIPPED, _BURST = 60, range(60, 64)  # step of the flipped bit, steps with NaN batches
+_STEEP = 40  # step from which on the rate is steep
 Plant = Callable[[Trainer], None]
 
 
@@ -68,6 +69,12 @@ def nan_batches(trainer: Trainer) -> None:
         trainer.model.register_forward_hook(
             lambda _, __, loss: loss * math.nan if trainer.step_number in _BURST and torch.is_grad_enabled() else loss
         )
+
+
+def steep_rate(trainer: Trainer) -> None:
+    """Multiply the learning rate by 1000 from step 40 on, for good, whatever the schedule and the ladder make of it."""
+    if trainer.step_number == _STEEP - 1:
+        trainer._rates = [1000 * rate for rate in trainer._rates]
 
 
 def nothing(trainer: Trainer) -> None:
@@ -97,6 +104,7 @@ FAULTS: Mapping[str, Fault] = {
     "E4M3 stored": Fault({"master_weights": False}, usual=_SLOW),
     "E0M7 unscaled": Fault({"format": "E0M7", "scaling": "none"}),
     "explosion (rate x 32)": Fault({"learning_rate": 32 * 1e-2, "gradient_clip": 0.0}, usual={"learning_rate": 1e-2}),
+    "rate x 1000 from step 40": Fault({"gradient_clip": 0.0}, steep_rate, {"learning_rate": 1e-2}),
     "NaN burst (4 batches)": Fault({}, nan_batches),
     "NaN burst (flipped bit)": Fault({}, flip_a_bit),
 }
@@ -129,6 +137,12 @@ class Outcome:
     gap: float | None
     acts: tuple[Act, ...] = ()
     share: float = 1.0
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Outcome:
+        """The outcome of a recorded run."""
+        found = {one.name: row[one.name] for one in fields(cls)}
+        return cls(**{**found, "acts": tuple(Act(**act) for act in row["acts"])})
 
 
 class AtSteps:
@@ -183,18 +197,29 @@ def trained(
     return Outcome(verdict, trainer.step_number, behind, tuple(done), sum(rates) / len(rates))
 
 
-def arms(fault: str, seed: int, steps: int) -> Iterator[tuple[str, str, Outcome]]:
-    """(rung, `acts`, `random` or `rate`, outcome) of all runs of a fault and a seed."""
+Arm = tuple[str, str]  # rung, and `acts`, `random` or `rate`
+
+
+def arms(fault: str, seed: int, steps: int, known: Mapping[Arm, Outcome]) -> Iterator[tuple[Arm, Outcome]]:
+    """All runs of a fault and a seed.  Those that are known are not trained again, unless their acts may be others."""
     config, plant = FAULTS[fault].config(seed, steps), FAULTS[fault].plant
-    baseline = FAULTS[fault].baseline(seed, steps)
-    plain = trained(config, plant, baseline)
-    yield "none", "acts", plain
+    baseline: dict[int, float] = {}
+
+    def outcome_of(arm: Arm, config: TrainConfig, acts: Mapping[int, Sequence[Act]] | None = None) -> Outcome:
+        if arm in known and (arm[0], "acts") in known:
+            return known[arm]
+        if not baseline:
+            baseline.update(FAULTS[fault].baseline(seed, steps))
+        return trained(config, plant, baseline, acts)
+
+    plain = outcome_of(("none", "acts"), config)
+    yield ("none", "acts"), plain
     idle: set[str] = set()
     for rung in RUNGS:
         rescued = config.altered(**intervention_fields(rung))
         repeated = plant is nothing and _TRIGGER.get(rung) in idle
-        outcome = plain if repeated else trained(rescued, plant, baseline)
-        yield rung, "acts", outcome
+        outcome = plain if repeated else outcome_of((rung, "acts"), rescued)
+        yield (rung, "acts"), outcome
         if not outcome.acts:
             idle.add(rung)
         if not outcome.acts or plain.verdict is None:  # without a rescue that is due there is nothing to tell apart
@@ -205,14 +230,14 @@ def arms(fault: str, seed: int, steps: int) -> Iterator[tuple[str, str, Outcome]
             at.setdefault(step, []).append(act)
         to = next((act.format for act in outcome.acts if act.format is not None), "BF16")
         at_random = config.altered(enable_rescue_ladder=True, rescue_shift_format=to)
-        yield rung, "random", trained(at_random, plant, baseline, at)
+        yield (rung, "random"), outcome_of((rung, "random"), at_random, at)
         if outcome.share < 1:
             slower = config.altered(learning_rate=config.learning_rate * outcome.share)
-            yield rung, "rate", trained(slower, plant, baseline)
+            yield (rung, "rate"), outcome_of((rung, "rate"), slower)
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the study and write its table as markdown and JSON; a fault and seed that is recorded is not run again."""
+    """Run the study and write its table as markdown and JSON; a run that is recorded is not trained again."""
     parser = argparse.ArgumentParser(prog="python -m bench.studies.rescue", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="paired seeds (default: 5)")
     parser.add_argument("--steps", type=int, default=120, help="steps of every run (default: 120)")
@@ -220,23 +245,41 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser.parse_args(words)
     torch.set_num_threads(1)
     command = f"python -m bench.studies.rescue --seeds {options.seeds} --steps {options.steps}"
-    head = {"command": command, "steps": options.steps, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
+    head: dict[str, Any] = {
+        "command": command,
+        "steps": options.steps,
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+    }
+    processor = head["machine"]["processor"]
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "study_rescue.json"
     before = json.loads(file.read_text()) if file.exists() else {}
-    known = before["runs"] if before.get("steps") == options.steps else []
-    rows: list[dict[str, Any]] = [row for row in known if row["seed"] <= options.seeds]
+    recorded = before.get("runs", []) if before.get("steps") == options.steps else []
+    left = {_key(row): row for row in recorded if row["seed"] <= options.seeds and row["fault"] in FAULTS}
+    rows: list[dict[str, Any]] = []
     for seed in range(1, options.seeds + 1):
-        missing = [fault for fault in FAULTS if not any((r["fault"], r["seed"]) == (fault, seed) for r in rows)]
-        for fault in missing:
-            for rung, what, outcome in arms(fault, seed, options.steps):
-                rows.append({"fault": fault, "seed": seed, "rung": rung, "what": what, **asdict(outcome)})
-                print(f"seed {seed}  {fault:24} {rung:8} {what:6} {_said(rows[-1])}", flush=True)
-            _write(file, head, rows)
+        for fault in FAULTS:
+            known = {(r, what): Outcome.of(row) for (f, s, r, what), row in left.items() if (f, s) == (fault, seed)}
+            for (rung, what), outcome in arms(fault, seed, options.steps, known):
+                row = {"fault": fault, "seed": seed, "rung": rung, "what": what, **asdict(outcome)}
+                earlier = left.pop(_key(row), None)
+                if earlier is not None and outcome == known[rung, what]:
+                    rows.append(earlier)
+                    continue
+                rows.append(row | {"processor": processor})
+                print(f"seed {seed}  {fault:24} {rung:8} {what:6} {_said(row)}", flush=True)
+                _write(file, head, [*rows, *left.values()])
+            left = {key: row for key, row in left.items() if key[:2] != (fault, seed)}
     _write(file, head, rows)
 
 
+def _key(row: Mapping[str, Any]) -> tuple[str, int, str, str]:
+    return row["fault"], row["seed"], row["rung"], row["what"]
+
+
 def _write(file: Path, head: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    rows = sorted(rows, key=lambda row: (row["seed"], list(FAULTS).index(row["fault"])))
     file.write_text(json.dumps({**head, "runs": rows}, indent=1) + "\n")
     file.with_suffix(".md").write_text(page(head, rows))
 
@@ -244,7 +287,7 @@ def _write(file: Path, head: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
 def _said(row: Mapping[str, Any]) -> str:
     acts = ", ".join(f"{n} x {rung}" for rung, n in acts_per_kind(row).items())
     gap = "" if row["gap"] is None else f"gap {row['gap']:+.3f}"
-    return f"{row['verdict'] or 'saved':16} step {row['step']:4} {gap:12} {acts}"
+    return f"{row['verdict'] or 'no verdict':16} step {row['step']:4} {gap:12} {acts}"
 
 
 if __name__ == "__main__":

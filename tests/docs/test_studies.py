@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,39 @@ def test_an_act_is_done_again_at_the_step_that_was_drawn() -> None:
     cut = rescue.trained(armed, rescue.nothing, baseline, {3: [rescue.Act("rate")], 4: [rescue.Act("skip")]})
     # 1, 1, a tenth, left out, then back over 25 steps
     assert cut.share == pytest.approx((2 + 0.1 + 0 + sum(0.1 + 0.9 * k / 25 for k in (2, 3, 4, 5))) / 8)
+
+
+def test_a_run_without_a_verdict_that_is_far_behind_is_open_and_not_saved() -> None:
+    usual = {"fault": "f", "rung": "none", "what": "acts", "acts": [], "share": 1.0, "step": 9, "processor": "p"}
+    ends = ((None, 0.1), (None, 0.3), (None, 0.31), (None, 0.5), (None, None), ("diverged", 0.1))
+    rows = [usual | {"seed": n, "verdict": verdict, "gap": gap} for n, (verdict, gap) in enumerate(ends)]
+    head = {"command": "c", "date": "d", "machine": {"torch": "t"}}
+    said = rescue.page(head, rows)
+    assert "| f | 2 of 6 (+0.20, -1.07 to +1.47), 3 open (+0.31 to +0.50) |" in said  # 0.2 +- 12.7 x 0.1
+    assert "| f | 0 of 1, 1 open (no gap) |" in rescue.page(head, rows[4:5]) and "`c`, d, p, torch t." in said
+    assert "p (5 runs) and q (1 runs)" in rescue.page(head, [*rows[:5], rows[5] | {"processor": "q"}])
+
+
+def test_only_runs_that_are_not_known_are_trained_and_the_controls_of_one_that_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Any] = []
+
+    def trained(config: Any, plant: Any, baseline: Any, acts: Any = None) -> rescue.Outcome:
+        made.append(acts)
+        return rescue.Outcome("diverged", 5, 1.0, (rescue.Act("rate"), rescue.Act("rollback")), 0.5)
+
+    monkeypatch.setattr(rescue, "trained", trained)
+    monkeypatch.setattr(rescue.Fault, "baseline", lambda *_: {1: 1.0})
+    fault = "explosion (rate x 32)"
+    every = dict(rescue.arms(fault, 1, 8, {}))
+    assert len(made) == len(every) == 1 + 3 * len(rescue.RUNGS)
+    made.clear()
+    assert dict(rescue.arms(fault, 1, 8, every)) == every and not made
+    without = {arm: outcome for arm, outcome in every.items() if arm != ("rollback", "acts")}
+    assert dict(rescue.arms(fault, 1, 8, without)) == every and len(made) == 3
+    row = json.loads(json.dumps({"fault": fault, "seed": 1, **dataclasses.asdict(every["rate", "acts"])}))
+    assert rescue.Outcome.of(row) == every["rate", "acts"]
 
 
 def test_effects_and_interactions_are_those_that_were_put_in() -> None:

@@ -224,7 +224,8 @@ def _said(found: dict[str, Any]) -> str:
     loss = "" if found["loss"] is None else f", loss {found['loss']:.4g} at step {found['loss_step']}"
     if found["status"] == "prevented":
         return f"does not collapse until step {found['steps']}{loss}"
-    repeats = {True: ", bit for bit as in the run", False: ", other numbers than in the run", None: ""}
+    unlike = f", other numbers than in the run ({found.get('error')})"
+    repeats = {True: ", bit for bit as in the run", False: unlike, None: ""}
     return f"collapses at step {found['step']} ({found['rule']}){loss}{repeats[found.get('repeats')]}"
 
 

@@ -33,8 +33,9 @@ class Arm:
 class ArmResult:
     """What an arm showed.  `prevented`: no verdict up to the last step of the replay; None: the arm failed.
 
-    `repeats`: of a control without changes, whether it repeated its run bit for bit.  `error`: why it failed.
-    `loss`: its mean training loss of the ten steps up to `loss_step`; None if not measured.
+    `repeats`: of a control without changes, whether it repeated its run bit for bit.  `error`: why it failed, or in
+    which number a control first differs.  `loss`: its mean training loss of the ten steps up to `loss_step`; None if
+    not measured.
     """
 
     prevented: bool | None

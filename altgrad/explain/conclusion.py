@@ -85,7 +85,7 @@ def conclude(case: Case, results: Results) -> Conclusion:
     if control is None:
         return Conclusion("undecided", "The unchanged replay was not run.", "low")
     if not control.repeats:
-        said = control.error or "it failed" if control.prevented is None else "its numbers or its verdict differ"
+        said = control.error or ("it failed" if control.prevented is None else "its numbers or its verdict differ")
         sentence = f"The unchanged replay does not repeat the run bit for bit ({said}), so no arm shows a cause."
         return Conclusion("not_reproduced", sentence, "low")
     worked = tuple(arm.name for arm, result in results.items() if result.prevented and arm.name != CONTROL)

@@ -24,6 +24,8 @@ ARMS = "explain"  # folder below the run's, with one run folder per arm
 class ArmRecord(Record):
     """One arm.  status: `collapsed`, `prevented`, or `failed` with `error`.
 
+    error: also of an unchanged replay that differs from its run, where it names the first number that does.
+
     step, rule: of its verdict.  loss: mean training loss of the last ten steps up to `loss_step`, which it, the control
     and, if there is one, the BF16 run all reached; `loss_control`, `loss_baseline`: theirs, None on other
     batches.  harm_left: share of the harm that it leaves, see `explain.harm`; None if it collapsed, or where it is not

@@ -135,6 +135,10 @@ def test_a_replay_with_other_numbers_ends_the_explanation(tmp_path):
     run.write_json("run.json", info)
     explanation, names = explained(run)
     assert names == ["control"] and explanation.conclusion.rule == "not_reproduced"
+    assert "at step 1 is " in explanation.conclusion.sentence and " instead of " in explanation.conclusion.sentence
+    assert "another version" not in explanation.conclusion.sentence
+    run.write_json("run.json", {**info, "git_commit": "a" * 40})
+    assert "; another version trained the run)" in explained(run)[0].conclusion.sentence
     info["batches_hash"] = "0" * 16
     run.write_json("run.json", info)
     run.filesystem.delete_dir(f"{run.path}/explain")

@@ -76,17 +76,36 @@ def _outcome(job: Mapping[str, Any], arm: Run) -> dict[str, Any]:
     if not job["on_other_batches"]:  # on which neither the run nor its baseline was trained
         found |= {"loss_control": _mean(theirs, at), "loss_baseline": _mean(job["baseline"] or {}, at)}
     if job["unchanged"]:
-        same = repr(verdict) == repr(parent.verdict)  # as text NaN equals NaN
-        found["repeats"] = same and _rows(arm, parent, job) == _rows(parent, parent, job)
+        found["error"] = _difference(arm, parent, job)
+        found["repeats"] = found["error"] is None
     return found
 
 
-def _rows(run: Run, parent: Run, job: Mapping[str, Any]) -> str:
-    """The deterministic numbers of a run's steps from the start of the replay to the parent's verdict, as text."""
+def _difference(arm: Run, parent: Run, job: Mapping[str, Any]) -> str | None:
+    """In which number an unchanged replay first differs from its run, in words; None if it repeats it bit for bit."""
     names = [n for n in columns("step") if METRICS[n].every != "report" and n not in _NOT_REPEATED]
+    theirs, own = _rows(parent, parent, names, job), _rows(arm, parent, names, job)
+    for step in sorted(theirs.keys() | own.keys()):
+        for name in names:
+            before, now = (rows.get(step, {}).get(name) for rows in (theirs, own))
+            if repr(before) != repr(now):  # as text NaN equals NaN
+                return f"{name} at step {step} is {now!r} instead of {before!r}{_another_version(arm, parent)}"
+    if repr(arm.verdict) != repr(parent.verdict):
+        return f"its verdict differs{_another_version(arm, parent)}"
+    return None
+
+
+def _another_version(arm: Run, parent: Run) -> str:
+    """What may be the reason: code or libraries that are not those of the run; "" if they are."""
+    names = [name for name in ("git_commit", "versions") if arm.info.get(name) != parent.info.get(name)]
+    return "; another version trained the run" if names else ""
+
+
+def _rows(run: Run, parent: Run, names: list[str], job: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Step -> the deterministic numbers of a run from the start of the replay to the parent's verdict."""
     end = parent.verdict.step if parent.verdict is not None else job["until"]
     rows = run.table("steps", names).to_pylist()
-    return repr([[row[name] for name in names] for row in rows if job["start"] < row["step"] <= end])
+    return {int(row["step"]): row for row in rows if job["start"] < row["step"] <= end}
 
 
 def _mean(losses: Mapping[int, float], at: int) -> float | None:

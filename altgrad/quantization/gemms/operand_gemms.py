@@ -26,7 +26,7 @@ from altgrad.quantization.kernel.site import Reads, Site
 from altgrad.quantization.kernel.tiles import split, tile_of
 
 
-class Rounding(NamedTuple):
+class Factor(NamedTuple):
     """A rounded tensor as a GEMM reads it, and the scale that its products get after they are summed (None: none)."""
 
     values: Tensor
@@ -122,7 +122,7 @@ class _OperandGemms(torch.autograd.Function):
         states = _pairs(tensors[slots:])
         counts: list[Tensor] = []
 
-        def made(values: Tensor, places: list[int], modes: tuple[Mode, ...], first: int) -> dict[int, Rounding]:
+        def made(values: Tensor, places: list[int], modes: tuple[Mode, ...], first: int) -> dict[int, Factor]:
             rounded = {}
             for place in places:
                 spec, history = states[first + place]
@@ -147,7 +147,7 @@ class _OperandGemms(torch.autograd.Function):
         dy, structure = gradients[0].contiguous(), ctx.structure
         weight, weight_scale, x, x_scale, key, *tensors = ctx.saved_tensors
         states = _pairs(tensors)
-        rounded: dict[int, Rounding] = {}
+        rounded: dict[int, Factor] = {}
         in_slots: list[Tensor | None] = [None] * len(structure.gradient)
         beside = ctx.needs_input_grad[2] and dy.device.type != "cpu"
         for place in structure.of_dy:
@@ -160,9 +160,9 @@ class _OperandGemms(torch.autograd.Function):
                 in_slots[place] = counts
         dx = dw = None
         if "dgrad" in structure.wanted:
-            dx = _dgrad(rounded[structure.dgrad[0]], Rounding(weight, weight_scale), ctx.shape, structure, ctx.dtype)
+            dx = _dgrad(rounded[structure.dgrad[0]], Factor(weight, weight_scale), ctx.shape, structure, ctx.dtype)
         if "wgrad" in structure.wanted:
-            dw = _wgrad(rounded[structure.wgrad[0]], Rounding(x, x_scale), ctx.weight_shape, structure)
+            dw = _wgrad(rounded[structure.wgrad[0]], Factor(x, x_scale), ctx.weight_shape, structure)
         bias = _bias_gradient(dy, structure) if ctx.needs_input_grad[2] else None
         rest = (None,) * (ctx.inputs - len(in_slots))
         return dx, dw, bias, None, None, None, *in_slots, *rest
@@ -170,13 +170,13 @@ class _OperandGemms(torch.autograd.Function):
 
 def _rounded(
     x: Tensor, spec: Tensor, history: Tensor, key: Tensor, mode: Mode, structure: GemmStructure
-) -> tuple[Rounding, Tensor]:
+) -> tuple[Factor, Tensor]:
     """The rounding of x as the GEMMs of the structure read it, and its counts."""
     if structure.narrow and mode.scale_leaves_the_sum:
         codes, scale, counts = code_site(x, spec, history, key, mode)
-        return Rounding(codes.bfloat16(), scale), counts
+        return Factor(codes.bfloat16(), scale), counts
     values, counts = (round_batched if structure.batched else round_site)(x, spec, history, key, mode)
-    return Rounding(values.bfloat16() if structure.narrow else values), counts
+    return Factor(values.bfloat16() if structure.narrow else values), counts
 
 
 def _bias_gradient(dy: Tensor, structure: GemmStructure) -> Tensor:
@@ -198,7 +198,7 @@ def summed_by_tiles(rows: Tensor, granularity: str) -> Tensor:
     return split(rows, granularity, last=False).sum(dim=(1, 3)).sum(dim=0)
 
 
-def _product(x: Rounding, weight: Rounding, bias: Tensor | None, structure: GemmStructure) -> Tensor:
+def _product(x: Factor, weight: Factor, bias: Tensor | None, structure: GemmStructure) -> Tensor:
     dtype = structure.dtype
     if structure.convolution is not None:
         return structure.convolution.product(x.values, weight.values, bias).to(dtype)
@@ -210,7 +210,7 @@ def _product(x: Rounding, weight: Rounding, bias: Tensor | None, structure: Gemm
     return (y if bias is None else y + bias).to(dtype)
 
 
-def _dgrad(dy: Rounding, weight: Rounding, shape: torch.Size, structure: GemmStructure, dtype: torch.dtype) -> Tensor:
+def _dgrad(dy: Factor, weight: Factor, shape: torch.Size, structure: GemmStructure, dtype: torch.dtype) -> Tensor:
     if structure.convolution is not None:
         return structure.convolution.dgrad(dy.values, weight.values, shape).to(dtype)
     if structure.batched:
@@ -220,7 +220,7 @@ def _dgrad(dy: Rounding, weight: Rounding, shape: torch.Size, structure: GemmStr
     return products.scaled(products.dgrad(dy.values, weight.values, shape), dy.scale, weight.scale).to(dtype)
 
 
-def _wgrad(dy: Rounding, x: Rounding, shape: torch.Size, structure: GemmStructure) -> Tensor:
+def _wgrad(dy: Factor, x: Factor, shape: torch.Size, structure: GemmStructure) -> Tensor:
     if structure.convolution is not None:
         return structure.convolution.wgrad(dy.values, x.values, shape)
     if structure.batched:

@@ -28,7 +28,7 @@ from altgrad.quantization.kernel.round import Rounding, spec_of
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site, rounded_each, rounded_with_counts
 from altgrad.quantization.kernel.tiles import tile_of
 
-Result = TypeVar("Result")
+Made = TypeVar("Made")
 
 # For `torch.compile(..., options=INDUCTOR_OPTIONS)` of a rounding alone; of a step see `inductor_options`.
 INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
@@ -120,7 +120,7 @@ def round_stored_compiled(x: Tensor, spec: Tensor, history: Tensor, key: Tensor,
 _failed: set[Mode] = set()
 
 
-def _or_eagerly(mode: Mode, compiled: Callable[[], Result], eagerly: Callable[[], Result]) -> Result:
+def _or_eagerly(mode: Mode, compiled: Callable[[], Made], eagerly: Callable[[], Made]) -> Made:
     """What is compiled changes no value: where the compiler fails, training goes on without it, and says so once."""
     if mode in _failed:
         return eagerly()

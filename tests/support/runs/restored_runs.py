@@ -25,7 +25,7 @@ EVERYTHING = TrainConfig(
     master_weights=False, update_rounding="stochastic",
     enable_partition_clipping=True, enable_emergency_shift=True, emergency_shift_nan_patience=3,
     log_stiffness=True, log_grid_alignment=True, log_ulp=True, use_shadow=True,
-    stop_on_collapse=False, non_finite_patience=3,
+    stop_on_collapse=False, non_finite_patience=2,
 )  # fmt: skip
 
 MASTERS = EVERYTHING.altered(master_weights=True, update_rounding="nearest")

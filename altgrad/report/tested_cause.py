@@ -20,6 +20,7 @@ from altgrad.text.number_text import number, table
 _TRIED = 3  # arms that are listed as tried and worked
 # config fields that choose another format, now or when the run is in trouble
 _OF_FORMATS = {"format", "weight_format", "activation_format", "gradient_format", "enable_emergency_shift"}
+_LEAST_HARM = 0.2  # of the loss, where there is no BF16 run to measure it by
 _ARMS_OF_RULE = {"weights_at_rest": (MASTER,), "setting": (SCALING, HISTORY), "rate": (RATE,)}
 
 
@@ -112,16 +113,28 @@ def tried_and_worked(record: Mapping[str, Any]) -> list[Tried]:
 
 
 def tried_in_vain(record: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
-    """Whether a replay with these config changes, on the run's own batches, collapsed like the run.
+    """Whether a replay with these config changes, on the run's own batches, collapsed like the run, and no less.
 
-    If one with all operands in BF16 did, no other format would have prevented it either.
+    If one with all operands in BF16 did, no other format would have prevented it either.  A replay that begins with
+    what the run has lost by then may be judged although its loss is far better: that is not in vain.
     """
     in_vain = [
-        arm for arm in record["arms"] if arm["status"] == "collapsed" and not arm["replay"] and arm["kind"] != "control"
+        arm
+        for arm in record["arms"]
+        if arm["status"] == "collapsed" and not arm["replay"] and arm["kind"] != "control" and not _eased(arm)
     ]
     if any(arm["name"] == ALL for arm in in_vain) and changes.keys() <= _OF_FORMATS:
         return True
     return any(all(arm["changes"].get(name) == value for name, value in changes.items()) for arm in in_vain)
+
+
+def _eased(arm: Mapping[str, Any]) -> bool:
+    """Whether an arm's loss lies below the unchanged one by a quarter of what that lies above BF16's."""
+    loss, control, baseline = arm["loss"], arm["loss_control"], arm["loss_baseline"]
+    if loss is None or control is None:
+        return False
+    harm = _LEAST_HARM * abs(control) if baseline is None else max(control - baseline, 0.0)
+    return bool(control - loss > MOST_LEFT * harm)  # false where one is NaN
 
 
 def _fields(arm: Mapping[str, Any]) -> dict[str, Any]:

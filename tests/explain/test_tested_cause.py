@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,9 @@ def test_what_a_replay_showed_in_vain_is_advised_no_more(results):
         ([control, wider], True),
         ([control, healed], True),
         ([control, {**wider, "replay": 1}], False),
+        ([control, {**wider, "loss": 3.0, "loss_control": 5.25, "loss_baseline": 2.75}], False),
+        ([control, {**wider, "loss": 5.0, "loss_control": 5.25, "loss_baseline": 2.75}], True),
+        ([control, {**wider, "loss": math.nan, "loss_control": math.nan}], True),
         ([control, {**wider, "changes": {"weight_format": "E3M4"}}], False),
     ):
         explained.write_json("explanation.json", {**RECORD, "arms": arms, "conclusion": undecided})

@@ -44,7 +44,7 @@ class LayerRoundings:
     stochastic: bool  # whether the present sites draw random numbers
     key: Tensor  # (3,) int32: words of the step's random numbers, then the rank
     draws: int  # stochastic forward passes since the key was set
-    of_step: tuple[Tensor, int] | None  # key and draws of the step, while a held-out batch has a key of its own
+    of_step: tuple[Tensor, int] | None = None  # key and draws of the step, while a held-out batch has a key of its own
     own_scales: bool  # of a weight that is divided among processes, each chooses the scale of its part
     cuts_columns: Mapping[int, bool | None] = {0: False}  # see `sharded.cut_at_rest`
     watch: Any  # see `RoundedGemm`

@@ -165,3 +165,12 @@ def test_the_seeds_that_would_decide_are_the_fewest_with_the_power() -> None:
     (found,) = judged([group([0.0, 0.01, -0.01, 0.002])])
     assert found.verdict == "undecided" and found.seeds is not None
     assert f"about {found.seeds} seeds would decide it (80 % power)" in found.sentence
+
+
+@pytest.mark.parametrize("looks", [1, 2, 5])
+def test_the_level_of_the_next_test_is_shared_among_the_undecided_and_the_looks(looks: int) -> None:
+    clear, open_ = (0.5, 0.51, 0.49), (0.0, 0.02, -0.02)
+    table = [Parity("no claim", 0.01, differences=one, runs=3) for one in (clear, open_, open_)]
+    found = judged(table, looks)
+    assert [one.verdict for one in found] == ["worse", "undecided", "undecided"]
+    assert [one.level for one in found] == pytest.approx([LEVEL / (2 * looks)] * 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +152,27 @@ def test_groups_that_are_compared_at_other_steps_have_no_difference(tmp_path: Pa
     assert found.mean is None and "measured at other steps (200 vs 500)" in found.obstacle
     assert found.sentence.endswith("not compared: measured at other steps (200 vs 500).")
     assert paired_runs(one, other) == [] and len(paired_runs(one, groups["BF16, steps 200"])) == 3
+
+
+def test_a_rate_below_the_best_at_which_a_run_died_ends_the_usable_ones(tmp_path: Path) -> None:
+    """Best at 4e-4; dead at 2e-4; good again at 1e-4: usable is 4e-4 alone."""
+    folder = Folder.at(tmp_path)
+    for fmt, losses in (("BF16", (2.0, 2.0, 2.0)), ("E4M3", (2.05, None, 2.0))):
+        for rate, loss in zip(RATES, losses, strict=False):
+            config = {"format": fmt, "learning_rate": rate}
+            status = "collapsed" if loss is None else "completed"
+            write_run(folder, f"{fmt}-{rate:g}", {100: loss or 9.0}, config=config, status=status)  # type: ignore[arg-type]
+    line = {line.name: line for line in rate_lines(comparison(list_runs(folder)[0]))}["E4M3"]
+    assert (line.best, line.usable) == (RATES[2], (RATES[2], RATES[2]))
+
+
+def test_a_rate_at_which_a_run_has_reached_nan_since_the_common_step_is_not_best(tmp_path: Path) -> None:
+    """At step 100 the second rate is better; its run was NaN at step 150, where the others have no measurement yet."""
+    folder = Folder.at(tmp_path)
+    for fmt, losses in (("BF16", (2.0, 2.1)), ("E4M3", (2.2, 2.0))):
+        for number, (rate, loss) in enumerate(zip(RATES, losses, strict=False)):
+            later = {150: math.nan} if fmt == "E4M3" and number else {}
+            config = {"format": fmt, "learning_rate": rate, "max_steps": 200}
+            write_run(folder, f"{fmt}-{rate:g}", {100: loss, **later}, config=config, status=None)
+    line = {line.name: line for line in rate_lines(comparison(list_runs(folder)[0]))}["E4M3"]
+    assert line.best == RATES[0] and list(line.losses) == [RATES[0]]

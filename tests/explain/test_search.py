@@ -180,3 +180,18 @@ def test_healing_changes_the_casts_of_these_cells_and_no_other():
                         before = config.casts_at(layer)[operand]
                         assert cast.format == "BF16" if healed else cast == before
                     assert roundings(changed.casts_at(layer))
+
+
+@pytest.mark.parametrize(("fields", "tried"), [
+    ({"scaling": "delayed"}, True), ({"scaling": "none"}, True), ({"scaling": "dynamic"}, False),
+    ({"gemms": {"dgrad": {"gradient": {"scaling": "static", "static_scale": 0.5}}}}, True),
+])  # fmt: skip
+def test_scales_are_to_blame_wherever_they_do_not_follow_the_current_amax(fields: dict[str, Any], tried: bool) -> None:
+    settings = Case(TrainConfig(format="E4M3", model="micro", **fields), LAYERS, 100, 300).settings
+    assert (SCALING in [arm.name for arm in settings]) == tried
+
+
+def test_a_scaled_fp16_operand_is_no_narrower_than_bf16_and_is_not_searched() -> None:
+    fields = {"gemms": {"dgrad": {"gradient": {"format": "FP16", "scale_fp16": True}}}}
+    cells = Case(TrainConfig(format="E4M3", model="micro", **fields), LAYERS, 0, 10).cells
+    assert cells and not [cell for cell in cells if (cell.gemm, cell.site) == ("dgrad", "gradient")]

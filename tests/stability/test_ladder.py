@@ -11,6 +11,7 @@ import torch
 from altgrad.config.interventions import intervention_fields
 from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.events import Event
+from altgrad.stability.ladder import RescueLadder
 from altgrad.training.trainer import Trainer
 from tests.support.runs.small_runs import SMALL, multiply_loss, untimed, weights
 
@@ -215,3 +216,17 @@ def test_each_rung_is_an_intervention_by_name():
     for name, rungs in (("skip", ["skip"]), ("rate", ["rate"]), ("rollback", ["rollback"]), ("bf16", ["shift"])):
         assert intervention_fields(name) == {"enable_rescue_ladder": True, "rescue_rungs": rungs}
     assert TrainConfig(**intervention_fields("ladder")).rescue_rungs == ["skip", "rate", "rollback", "shift"]
+
+
+def test_a_rollback_to_disk_goes_back_to_before_the_trouble_whatever_snapshot_was_taken_since():
+    """Trouble from step 8 on; the snapshot of step 15 was taken in a calm of it, and goes back to nothing healthy."""
+    trainer = Trainer(armed("rollback").altered(rescue_window=10))
+    multiply_loss(trainer, dict.fromkeys((BAD, 10, 18, 24, 28), 10.0))
+    (ladder,) = (one for one in trainer.interventions if isinstance(one, RescueLadder))
+    asked: list[int] = []
+    ladder.rewind = asked.append  # type: ignore[assignment]  # None: there is no checkpoint
+    found = [event for _ in range(28) for event in trainer.step().events]
+    assert [(event.step, event.kind, event.detail["to_step"]) for event in found] == [
+        (8, "rollback", 6), (18, "rollback", 15), (28, "rollback", 27)
+    ]  # fmt: skip
+    assert asked == [6, 8]

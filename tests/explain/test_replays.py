@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from altgrad.config.train_config import TrainConfig
 from altgrad.experiment.checkpoints import checkpointing
 from altgrad.experiment.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from altgrad.explain import read_explanation
-from altgrad.results import RecordError, read_run
+from altgrad.report.evidence import Evidence
+from altgrad.results import RecordError, Verdict, read_run
 from altgrad.storage.folder import Folder
 from altgrad.training import run_format_experiment
+from tests.support.results.written_runs import write_ended_run
 from tests.support.runs.small_runs import SMALL
 from tune.plan.options import SweepError
 from tune.replay.arm_run import train_arm
-from tune.replay.case_of_run import replayed
+from tune.replay.case_of_run import _behind_since, replayed
 from tune.replay.explaining import Explanation
 
 pytestmark = pytest.mark.long
@@ -125,6 +128,22 @@ def test_a_replay_starts_at_the_last_checkpoint_before_the_first_sign_and_repeat
     explanation, names = explained(run)
     assert names == ["control"] and explanation.conclusion.rule == "not_reproduced"
     assert "the checkpoint is another version's" in explanation.conclusion.sentence
+
+
+@pytest.mark.parametrize(
+    ("rule", "gaps", "since"),
+    [
+        ("gap_to_baseline", {step: 0.01 if step < 9 else 0.3 for step in range(1, 39)}, 9),
+        ("gap_to_baseline", {step: 0.3 if step < 9 or step > 20 else 0.01 for step in range(1, 39)}, 21),
+        ("gap_to_baseline", {step: math.nan if step == 30 else 0.3 for step in range(1, 39)}, 31),
+        ("stalled", dict.fromkeys(range(1, 39), 0.3), 38),
+    ],
+)
+def test_a_replay_begins_before_the_gap_that_was_judged(rule, gaps, since, tmp_path):
+    """From within it the run would be judged before healing could have shown."""
+    steps = [{"step": step, "loss": 3.0, "gap_to_baseline": gap} for step, gap in gaps.items()]
+    run = write_ended_run(Folder.at(tmp_path / "run"), Verdict(38, rule, "gap_to_baseline", 0.3, 0.2), steps=steps)
+    assert _behind_since(Evidence.of(run)) == since
 
 
 def test_a_replay_with_other_numbers_ends_the_explanation(tmp_path):

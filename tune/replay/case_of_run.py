@@ -73,7 +73,8 @@ def replayed(run: Run, steps: int | None, replays: int) -> Replayed:
     evidence = Evidence.of(run)
     signals = what_moved(((name, evidence.curve(name)) for name in columns("step")), run.loss_unit)
     moved = signals.moved[0] if signals.moved else None
-    first = verdict.step if moved is None else min(moved.step, verdict.step)
+    behind = _behind_since(evidence)
+    first = min(behind, verdict.step if moved is None else min(moved.step, verdict.step))
     own = [step for step in checkpoint_steps(run.folder) if step < first]
     notes = []
     origin: dict[str, Any] = (
@@ -84,6 +85,7 @@ def replayed(run: Run, steps: int | None, replays: int) -> Replayed:
     start: int = origin["step"] or config.start_step
     if not own:
         sign = "the verdict" if moved is None else f"the first sign ({moved.metric}, step {moved.step})"
+        sign = f"the run fell behind (step {behind})" if first == behind < verdict.step else sign
         notes.append(f"there is no checkpoint from before {sign}, so every replay starts from step {start}")
     until = verdict.step + max(1, round(_FURTHER * (verdict.step - start)))
     if steps is not None:
@@ -107,6 +109,21 @@ def replayed(run: Run, steps: int | None, replays: int) -> Replayed:
         float(seconds[-1]) / max(1, evidence.steps.num_rows) if len(seconds) else None,
         tuple(notes),
     )
+
+
+def _behind_since(evidence: Evidence) -> int:
+    """The first step of the gap that a verdict `gap_to_baseline` judges; the step of any other verdict.
+
+    A replay from within it takes over how long the run was behind, and is judged before healing could have shown.
+    """
+    verdict, since = evidence.verdict, evidence.verdict.step
+    if verdict.rule == "gap_to_baseline":
+        gap = evidence.curve(verdict.metric)
+        for step, value in zip(reversed(gap.steps.tolist()), reversed(gap.values.tolist()), strict=True):
+            if not value > verdict.limit:
+                break
+            since = step
+    return since
 
 
 def _baseline(run: Run) -> tuple[dict[int, float] | None, Mapping[str, Any]]:

@@ -19,7 +19,7 @@ from altgrad.show.config_fields import as_yaml, fields_by_kind
 
 DOCS = Path(__file__).parent
 # Which fields are a rule's thresholds: those whose names begin so.
-_RULES = ("non_finite", "diverged", "never_learned", "stalled", "rank_collapse", "gap")
+_RULES = ("non_finite", "diverged", "never_learned", "no_context", "stalled", "rank_collapse", "gap")
 _EVERY = {"step": "every step", "report": "every report (10 steps in a sweep)"}
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from altgrad.collapse.baseline import BaselineGap
 from altgrad.collapse.course import LossCourse
-from altgrad.collapse.held_out_rule import Degraded
-from altgrad.collapse.loss_rules import Diverged, GapToBaseline, NeverLearned, NonFinite
+from altgrad.collapse.held_out_rules import Degraded, NeverLearned, NoContext
+from altgrad.collapse.loss_rules import Diverged, GapToBaseline, NonFinite
 from altgrad.collapse.rule import Observation, Rule
 from altgrad.collapse.smoothing import pace_of
 from altgrad.collapse.weight_rules import RankCollapse, Stalled
@@ -19,7 +19,7 @@ from altgrad.metrics import RESCUE_ACTS
 from altgrad.results import Verdict
 
 RESCUES = 8  # acts of a run after which the rules count anew, as many as the ladder has by default
-LATER_RULES = ("degraded",)  # which the states of earlier versions lack
+LATER_RULES = ("degraded", "no_context")  # which the states of earlier versions lack
 
 
 class CollapseDetector:
@@ -27,7 +27,8 @@ class CollapseDetector:
 
     `vocabulary`: number of classes of the loss; its logarithm is the loss of a uniform model, in nats.  None if the
     unit of the loss is unknown: then a loss that is multiplied by a constant leads to the same verdicts.  The
-    thresholds are the fields of the config of kind "judging".
+    thresholds are the fields of the config of kind "judging".  `unigram_entropy`: loss in nats of a model that knows
+    the frequencies of the tokens alone, see `altgrad.corpus.unigram`; None if unknown, or if the classes are no tokens.
 
     An act that makes the run another one (metric `rescue_acts`) restarts what the rules count: the step of the act,
     whose loss is from before it, and all earlier ones count no more.  Only the first `RESCUES` acts of a run do so, so
@@ -35,7 +36,7 @@ class CollapseDetector:
     100.  A shift at step 61 gives the run until step 121.
     """
 
-    def __init__(self, config: TrainConfig, vocabulary: int | None) -> None:
+    def __init__(self, config: TrainConfig, vocabulary: int | None, unigram_entropy: float | None = None) -> None:
         self.verdict: Verdict | None = None
         self._step: int | None = None
         self._rescues = 0
@@ -48,6 +49,7 @@ class CollapseDetector:
             Stalled(config),
             RankCollapse(config),
             NeverLearned(config),
+            NoContext(config, unigram_entropy),
             GapToBaseline(config),
         ]
 

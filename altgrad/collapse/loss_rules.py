@@ -1,4 +1,4 @@
-"""Rules that judge a run by its loss: it is not finite, rose far above its best, never fell, or trails the baseline."""
+"""Rules that judge a run by its training loss: it is not finite, rose far above its best, or trails the baseline."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from altgrad.collapse.smoothing import Smoothed, pace_of
 from altgrad.config.train_config import TrainConfig
 from altgrad.results import Verdict
 
-LEARNING_STEPS = 50  # steps at full learning rate before `never_learned` judges
-TRAINED_START = 0.5  # share of ln(vocabulary): a run that starts below it starts from a trained model
 MOSTLY = 0.55  # average share of bad steps that is judged: one half, and a reserve for its fluctuation
 _SKIPS_HALF_LIFE = 40  # ticks
 _BUMP = 1 / 12  # share of the initial loss by which a loss of unknown unit must rise at least to have diverged
@@ -139,81 +137,6 @@ def rise_limit(course: LossCourse, best: float, margin: float, learned: float) -
     if best < course.cap - course.margin(learned):
         limit = min(limit, (best + course.cap) / 2)
     return limit
-
-
-@dataclass
-class Enabled:
-    """The step at whose end an act may have enabled the run to learn; None without one."""
-
-    since: int | None = None
-
-
-class NeverLearned:
-    """After `never_learned_fraction` of the run, the best smoothed loss is not `never_learned_margin` below the start.
-
-    A start above ln(vocabulary) counts as ln(vocabulary), because falling to the loss of a uniform model is not
-    learning.  A run that starts below half of ln(vocabulary) is not judged: it starts from a trained model, which may
-    have little left to learn.  A run that starts from given weights (`start_from`) is judged only if it starts at the
-    loss of a uniform model; in a loss of unknown unit it is not judged.  If it goes on after the step of those weights
-    (`start_keeps: [step]`), the share counts from there.  After a rescue a run has as many steps to learn as after
-    warm-up.
-    Example, 256 classes, 500 steps: the best is 5.48 at step 200, which is not 0.15 nats below 5.545: verdict.
-
-    If the unit is unknown, the run is judged if its loss has at no time fallen by more than chance explains (see
-    `course.Trend`).  Example: the losses are 0.09 with a scatter of 0.01; a slow average that is still above 0.085 at
-    step 200 has not fallen, and the run is judged.  A regression that went from 0.09 to 0.004 has learned.
-    """
-
-    name: ClassVar[str] = "never_learned"
-
-    def __init__(self, config: TrainConfig) -> None:
-        self._margin = config.never_learned_margin
-        self._trained = config.start_from is not None
-        begin = config.start_step
-        fraction = begin + math.ceil(config.never_learned_fraction * (config.max_steps - begin))
-        self._learning = LEARNING_STEPS * pace_of(config.max_steps)
-        self._deadline = max(fraction, max(begin, config.warmup_steps) + self._learning)
-        self.memory = Enabled()
-
-    def judge(self, seen: Observation) -> Verdict | None:
-        """The verdict at the deadline and later, as long as the run has not learned."""
-        course = seen.course
-        start, best = course.initial, course.best
-        since = self.memory.since
-        deadline = self._deadline if since is None else max(self._deadline, since + self._learning)
-        if start is None or best is None or seen.step < deadline:
-            return None
-        if course.cap is None:
-            return None if self._trained else self._never_fell(seen)
-        if start < TRAINED_START * course.cap:
-            return None
-        if self._trained and start < course.cap - course.margin(self._margin):
-            return None
-        start, margin = min(start, course.cap), course.margin(self._margin)
-        limit = start - margin
-        if best <= limit:
-            return None
-        detail = (
-            f"best smoothed loss {best:.3f} (step {course.best_step}) is within {margin:.3g} nats of the "
-            f"start, {start:.3f}, after {seen.step} steps"
-        )
-        return Verdict(seen.step, self.name, "loss", best, limit, detail)
-
-    def begin_anew(self, step: int) -> None:
-        """See `Rule`: as after warm-up, the run has `LEARNING_STEPS` to learn."""
-        self.memory.since = step
-
-    def _never_fell(self, seen: Observation) -> Verdict | None:
-        trend = seen.course.trend
-        value, margin = trend.average.value, trend.margin
-        if trend.fell or trend.height is None or value is None or margin is None:
-            return None
-        limit = trend.height - margin
-        detail = (
-            f"the average loss, {value:.4g}, has in {seen.step} steps nowhere fallen by more than the scatter of the "
-            f"batches explains; below {limit:.4g} it would have"
-        )
-        return Verdict(seen.step, self.name, "loss", value, limit, detail)
 
 
 class GapToBaseline:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from altgrad.collapse import CollapseDetector, gap_to_baseline
 from altgrad.collapse.loss_log import LossLog, read_loss_log
-from altgrad.commands.option_parser import Commands, count, examples, path, word
+from altgrad.commands.option_parser import Commands, count, examples, path, positive, word
 from altgrad.commands.train import settings_of_words
 from altgrad.config.train_config import TrainConfig, make_config
 from altgrad.results import Verdict
@@ -47,6 +47,12 @@ def add(commands: Commands) -> None:
         help="the loss is a cross-entropy in nats over N classes (default: its unit is unknown)",
     )
     judge.add_argument(
+        "--unigram-entropy",
+        type=positive,
+        metavar="NATS",
+        help="entropy of the frequencies of the training tokens, asks rule no_context (default: it is unknown)",
+    )
+    judge.add_argument(
         "--max-steps", type=count, metavar="N", help="steps the run was planned for (default: the last of the log)"
     )
     judge.add_argument(
@@ -72,7 +78,7 @@ def _judge(options: argparse.Namespace) -> int:
     say(console, _source(options.log, log))
     if baseline is not None:
         say(console, _source(options.baseline, baseline))
-    verdict = judged(log, config, options.vocabulary, baseline)
+    verdict = judged(log, config, options.vocabulary, baseline, options.unigram_entropy)
     for sentence in _sentences(log, verdict, baseline):
         say(console, sentence)
     return 0 if verdict is None else COLLAPSED
@@ -88,10 +94,14 @@ def _baseline(options: argparse.Namespace, log: LossLog) -> LossLog | None:
 
 
 def judged(
-    log: LossLog, config: TrainConfig, vocabulary: int | None = None, baseline: LossLog | None = None
+    log: LossLog,
+    config: TrainConfig,
+    vocabulary: int | None = None,
+    baseline: LossLog | None = None,
+    unigram_entropy: float | None = None,
 ) -> Verdict | None:
-    """The first verdict of the collapse rules on a log, or None; `vocabulary` as for `CollapseDetector`."""
-    detector = CollapseDetector(config, vocabulary)
+    """The first verdict of the collapse rules on a log, or None; the numbers are those of `CollapseDetector`."""
+    detector = CollapseDetector(config, vocabulary, unigram_entropy)
     gap = gap_to_baseline(config, vocabulary, _by_step(baseline)) if baseline else None
     for row in log.records:
         record = dict(row)

@@ -115,6 +115,7 @@ class TrainConfig(Recipe):
     diverged_patience: int = field(80, "judging", "rules diverged and degraded: number of consecutive steps above the margin; longer in proportion for runs of more than 500 steps", ge=1)
     never_learned_fraction: Annotated[float, Field(gt=0, le=1)] = field(0.4, "judging", "rule never_learned: share of the run by which the loss must have fallen below its start")
     never_learned_margin: Positive = field(0.15, "judging", "rule never_learned: nats below the initial loss that count as learning; if the unit of the loss is unknown, a fall beyond the scatter of the batches counts")
+    no_context_fraction: Annotated[float, Field(gt=0, le=1)] = field(0.6, "judging", "rule no_context: share of the run by which a language model must predict better than the frequencies of the tokens, by never_learned_margin")
     stalled_displacement: Fraction = field(0.1, "judging", "rule stalled: realised displacement below which the weights count as frozen")
     stalled_slope: Positive = field(0.1, "judging", "rule stalled: fall of the smoothed loss, in nats per 100 steps, that counts as progress; in runs of more than 500 steps, per fifth of the run")
     stalled_windows: int = field(3, "judging", "rule stalled: number of consecutive diagnostic windows that must be frozen; they must also cover as many twentieths of the run", ge=1)

@@ -34,6 +34,7 @@ def provenance(trainer: Trainer) -> dict[str, Any]:
         "compile_reason": trainer.compile_reason,
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "vocabulary": trainer.batches.vocabulary,
+        "unigram_entropy": trainer.unigram_entropy,
         "layers": list(trainer.layers),
         "unit": trainer.loss_unit,
         "task_hash": trainer.task.digest,

@@ -136,7 +136,7 @@ class FormatExperimentRunner:
             if other is not None:
                 raise AnotherRunError(other)
             writer.start(info)
-            detector = CollapseDetector(self.config, trainer.batches.vocabulary)
+            detector = CollapseDetector(self.config, trainer.batches.vocabulary, trainer.unigram_entropy)
             run = RunInTraining(trainer, detector, gap, CollapseForecast(self.config))
             checkpoints = Checkpointing(self.folder / "checkpoints", run, writer)
             checkpoints.resume()

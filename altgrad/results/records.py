@@ -94,6 +94,7 @@ class StartRecord(Record):
     threads: Count | None = None
     parameters: Count | None = None
     vocabulary: Count | None = None
+    unigram_entropy: Finite | None = None
     layers: list[str] | None = None
     initial_weights_hash: str | None = None
     batches_hash: str | None = None

@@ -16,6 +16,7 @@ RULES: Mapping[str, str] = {
     "degraded": "The held-out loss rose above its best and did not come back, and the training loss had risen too.",
     "never_learned": "The loss was still where it started after a fair share of the run.",
     "stalled": "The optimizer's updates no longer reached the stored weights, and the loss stood still.",
+    "no_context": "The model predicted no better than the frequencies of the tokens alone, and its loss stood still.",
     "rank_collapse": "A weight matrix lost most of its stable rank.",
     "gap_to_baseline": "The loss stayed too far behind the baseline run of the same seed.",
 }
@@ -39,6 +40,7 @@ WORDS: Mapping[str, str] = {
     "margin": "largest gap that still counts as equivalent to BF16",
     "master weights": "weights kept in FP32 beside the rounded ones, so that small updates add up",
     "nat": "unit of a cross-entropy with natural logarithms: 1 nat = 1.44 bits",
+    "unigram entropy": "entropy of the frequencies of the tokens: the loss of a language model that knows nothing of the context",
     "non-finite": "NaN or infinite",
     "operand": "one tensor as one GEMM sees it; rounding belongs to the operand, because hardware scales blocks along what the GEMM contracts",
     "overflow": "a value beyond the largest finite value of the scaled format",

@@ -5,6 +5,7 @@ Because batches have no state, every format is trained on the same data, and a r
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from altgrad.corpus.joined_ids import JoinedIds
 from altgrad.corpus.text_files import read_text
 from altgrad.corpus.token_files import TokenFile, layout_of
 from altgrad.corpus.tokenised import tokens_of
+from altgrad.corpus.unigram import unigram_entropy
 from altgrad.text.error_hints import cut, shown, shown_path
 
 _HASHED_BATCHES = 64
@@ -28,7 +30,10 @@ Tokens = Any  # an array of ids, or `JoinedIds`
 
 
 class Batches(Protocol):
-    """Training data of a run; any object with these members will do."""
+    """Training data of a run; any object with these members will do.
+
+    Batches of tokens may have a member more, `unigram_entropy`: that of the training tokens, in nats.
+    """
 
     vocabulary: int | None  # number of token ids; None if the inputs are not token ids
 
@@ -110,6 +115,11 @@ class TextBatches:
         starts = np.unique(np.linspace(0, last, count).astype(np.int64))
         batches = -(-len(starts) // self._config.batch_size)
         return [self._cut(self._corpus.validation, part) for part in np.array_split(starts, batches)]
+
+    @functools.cached_property
+    def unigram_entropy(self) -> float:
+        """Entropy of the training tokens' frequencies in nats, of a sample of bounded size."""
+        return unigram_entropy(self._corpus.training)
 
     def digest(self) -> str:
         """Hash of all tokens and of the windows of the first steps, however many of them the run trains."""

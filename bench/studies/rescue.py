@@ -179,7 +179,10 @@ def trained(
     checkpoints: list[dict[str, Any]] = []
     trainer.earlier_states = lambda step: (one for one in reversed(checkpoints) if one["step"] < step)
     vocabulary = trainer.batches.vocabulary
-    detector, gap = CollapseDetector(config, vocabulary), gap_to_baseline(config, vocabulary, baseline)
+    detector, gap = (
+        CollapseDetector(config, vocabulary, trainer.unigram_entropy),
+        gap_to_baseline(config, vocabulary, baseline),
+    )
     behind, rates, done = None, [], []
     while trainer.step_number < config.max_steps and detector.verdict is None:
         plant(trainer)

@@ -154,6 +154,15 @@ def test_judge_says_which_rule_and_from_which_step(tmp_path: Path, capsys: pytes
     assert "non_finite at step 68" in capsys.readouterr().out
 
 
+def test_judge_is_told_the_entropy_of_the_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = log_of(tmp_path / "run.csv", {step: 3.2 + 2.3 * math.exp(-step / 5) for step in range(1, 401)})
+    told = ["judge", file, "--vocabulary", "256"]
+    assert main(told) == 0
+    assert main([*told, "--unigram-entropy", "3.2"]) == 1
+    assert "collapsed: no_context at step 240" in capsys.readouterr().out  # 0.6 of 400
+    assert main([*told, "--unigram-entropy", "3.5"]) == 0, "0.3 nats below the frequencies"
+
+
 def test_judge_compares_with_the_log_of_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     baseline = {step: 2 + 3.0 * 0.97**step for step in range(1, 401)}
     behind = {step: loss if step <= 50 else 4.5 for step, loss in baseline.items()}

@@ -63,7 +63,7 @@ def spiked(config: TrainConfig, folder: Folder) -> Any:
 
 
 def verdicts(config: TrainConfig, folder: Folder) -> Any:
-    """What the collapse rules say of some courses of training: broken, diverged, flat, frozen, shrunk, behind."""
+    """What the collapse rules say of some courses: broken, diverged, without context, flat, frozen, shrunk, behind."""
 
     def healthy(step: int) -> float:
         return 2.5 + 3.0 * math.exp(-step / 40)
@@ -71,6 +71,7 @@ def verdicts(config: TrainConfig, folder: Folder) -> Any:
     courses: dict[str, Callable[[int], Mapping[str, float]]] = {
         "broken": lambda step: {"loss": math.nan if 200 <= step < 212 else healthy(step)},
         "diverged": lambda step: {"loss": healthy(step) + (0.02 * (step - 200) if step > 200 else 0)},
+        "without context": lambda step: {"loss": 3.2 + 2.3 * math.exp(-step / 30)},
         "flat": lambda step: {"loss": 5.5 - 0.0005 * step},
         "frozen": lambda step: {"loss": 4.0 + math.exp(-step / 9), "realised_displacement": 0.05, "stall_rate": 0.99},
         "shrunk": lambda step: {"loss": healthy(step), "stable_rank": 20.0 if step < 100 else 1.5},
@@ -78,7 +79,7 @@ def verdicts(config: TrainConfig, folder: Folder) -> Any:
     }
     found = {}
     for name, course in courses.items():
-        detector = CollapseDetector(config, 256)
+        detector = CollapseDetector(config, 256, 3.2)
         for step in range(1, STEPS + 1):
             measured = {k: v for k, v in course(step).items() if step % 20 == 0 or k in ("loss", "gap_to_baseline")}
             detector.update({"step": step, **measured})
@@ -226,6 +227,7 @@ ALTERNATIVES: dict[str, tuple[Mapping[str, Any], Any, Seen]] = {
     "diverged_patience": (JUDGED, 10_000, verdicts),
     "never_learned_fraction": (JUDGED, 0.9, verdicts),
     "never_learned_margin": (JUDGED, 1e-3, verdicts),
+    "no_context_fraction": (JUDGED, 0.9, verdicts),
     "stalled_displacement": (JUDGED, 0.0, verdicts),
     "stalled_slope": (JUDGED, 1e-12, verdicts),
     "stalled_windows": (JUDGED, 15, verdicts),

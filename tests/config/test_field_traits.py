@@ -26,8 +26,8 @@ KINDS = {
     "emergency_shift_nan_patience emergency_shift_stall_threshold emergency_shift_stall_windows "
     "emergency_shift_displacement",
     "judging": "stop_on_collapse non_finite_patience diverged_margin diverged_patience never_learned_fraction "
-    "never_learned_margin stalled_displacement stalled_slope stalled_windows rank_collapse_ratio gap_limit "
-    "gap_patience",
+    "never_learned_margin no_context_fraction stalled_displacement stalled_slope stalled_windows "
+    "rank_collapse_ratio gap_limit gap_patience",
     "running": "device threads compile cuda_graphs checkpoint_interval",
     "planning": "default_sweep",
 }

@@ -13,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import entropy
 
 from altgrad.config.train_config import ConfigError
 from altgrad.corpus import columns
 from altgrad.corpus.joined_ids import JoinedIds
+from altgrad.corpus.unigram import SAMPLE, unigram_entropy
 from altgrad.training import TrainConfig
 from altgrad.training.data import Corpus, TextBatches, load_corpus
 
@@ -172,3 +174,37 @@ def test_a_tokenizer_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert "tokenizer='" in refusal(tmp_path / "a.txt", tokenizer=str(tmp_path / "nowhere.json"))
     tokens(tmp_path)
     assert "holds token ids; leave it out" in refusal(tmp_path, tokenizer="gpt2")
+
+
+def test_the_entropy_of_counted_frequencies_is_corrected_for_their_number() -> None:
+    """By hand: two ids of four, alike: ln 2, and (2 - 1) / (2 x 4); one id alone has no entropy."""
+    assert unigram_entropy(np.array([7, 7, 9, 9], np.uint16)) == pytest.approx(np.log(2) + 1 / 8)
+    assert unigram_entropy(np.full(10, 3, np.uint32)) == 0.0
+    corpus = load("opticks")
+    counts = np.bincount(corpus.training)
+    plain = entropy(counts[counts > 0])
+    assert unigram_entropy(corpus.training) == pytest.approx(plain + 92 / (2 * counts.sum()), abs=1e-12)
+    assert plain == pytest.approx(3.164, abs=1e-3)
+
+
+def test_a_million_ids_of_a_large_vocabulary_tell_its_entropy_and_no_more_are_read() -> None:
+    shares = 1.0 / np.arange(1, 50_001)
+    shares /= shares.sum()
+    ids = np.random.default_rng(0).choice(50_000, 3 * SAMPLE, p=shares).astype(np.uint16)
+    asked: list[np.ndarray] = []
+
+    class Watched:
+        def __len__(self) -> int:
+            return len(ids)
+
+        def __getitem__(self, places: np.ndarray) -> np.ndarray:
+            asked.append(places)
+            found: np.ndarray = ids[places]
+            return found
+
+    found = unigram_entropy(Watched())
+    assert found == pytest.approx(entropy(shares), abs=0.01)
+    assert found == unigram_entropy(ids) == unigram_entropy(JoinedIds([ids[:5], ids[5:]]))
+    (places,) = asked
+    assert places.size == np.unique(places).size == SAMPLE == 1 << 20
+    assert (places.min(), places.max()) == (0, len(ids) - 1)

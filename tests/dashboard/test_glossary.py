@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from altgrad.collapse import held_out_rule, loss_rules, weight_rules
+from altgrad.collapse import held_out_rules, loss_rules, weight_rules
 from altgrad.events import EVENTS
 from altgrad.metrics import METRICS
 from altgrad.show.glossary import RULES, WORDS, glossary
@@ -16,7 +16,7 @@ def test_every_metric_event_and_rule_and_every_word_of_the_field_is_explained() 
     found = glossary()
     assert {metric.label for metric in METRICS.values()} <= found.keys()
     assert all(f"{kind.label} (event)" in found for kind in EVENTS.values() if kind.name != "verdict")
-    modules = (loss_rules, held_out_rule, weight_rules)
+    modules = (loss_rules, held_out_rules, weight_rules)
     classes = [one for module in modules for one in vars(module).values() if isinstance(one, type)]
     assert {one.name for one in classes if isinstance(getattr(one, "name", None), str)} == RULES.keys()
     assert all(len(meaning) > 10 for meaning in found.values())

@@ -61,6 +61,17 @@ def both(last: int, size: int = 10) -> list[dict[str, Any]]:
     return [result for pair in pairs for result in pair]
 
 
+def test_the_driver_judges_by_the_entropy_of_the_tokens_that_a_run_has_stored(sweep: Folder) -> None:
+    """0.6 of 200 steps, and 100 after the last fall; the loss stays at the frequencies, 3.2 nats."""
+    for entropy, rule in ((3.2, "no_context"), (None, None)):
+        info = (sweep / "bf16").read_json("run.json")
+        (sweep / "bf16").write_json("run.json", info | {"unigram_entropy": entropy})
+        stopper = CollapseStopper([BASELINE], sweep)
+        feed(stopper, [report(BASELINE, lambda step: 3.2 + 2.3 * math.exp(-step / 5), 1, 190)])
+        verdict = stopper.verdict("bf16")
+        assert (verdict and verdict.rule) == rule
+
+
 def test_a_trial_that_falls_behind_its_baseline_is_stopped_and_says_so_in_its_row(sweep: Folder) -> None:
     stopper = CollapseStopper([BASELINE, LAGGARD], sweep)
     reports = both(100)

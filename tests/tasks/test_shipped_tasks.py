@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.config.train_config import SHIPPED_TASKS, ConfigError
+from altgrad.results import read_run
+from altgrad.storage.folder import Folder
 from altgrad.tasks import image_classifier
+from altgrad.training import run_format_experiment
 from altgrad.training.model import build_gpt
 from altgrad.training.task.found_task import find_task
 from altgrad.training.trainer import Trainer
@@ -40,6 +43,27 @@ def test_nanogpt_is_a_gpt_without_biases_and_with_a_tied_head() -> None:
     half = targets.clone()
     half[:, ::2] = -1  # targets that do not count
     assert model(tokens, half).item() != loss
+
+
+@pytest.mark.parametrize("task", ["gpt", "nanogpt", "hf_causal_lm", "regression"])
+def test_a_task_of_tokens_knows_the_entropy_of_their_frequencies(task: str) -> None:
+    if task == "hf_causal_lm":
+        pytest.importorskip("transformers")
+    config = SMALL.altered(task=task)
+    found = find_task(config).batches(config).unigram_entropy
+    assert found == (None if task == "regression" else pytest.approx(3.164, abs=1e-3))  # of the bytes of `opticks`
+
+
+def test_a_run_stores_the_entropy_and_is_judged_by_it(tmp_path: Path) -> None:
+    """Asked for 1.5 nats below the frequencies, and a fall of 10: from step 20, its first average, it has 100 steps."""
+    config = SMALL.altered(
+        max_steps=140, eval_interval=140, diagnostic_interval=140, no_context_fraction=0.1, never_learned_fraction=1.0,
+        never_learned_margin=1.5, stalled_slope=10.0,
+    )  # fmt: skip
+    result = run_format_experiment(config, tmp_path / "run")
+    assert result.verdict is not None and (result.verdict.rule, result.verdict.step) == ("no_context", 120)
+    stored = read_run(Folder.at(tmp_path / "run")).info["unigram_entropy"]
+    assert stored == pytest.approx(3.164, abs=1e-3) and result.verdict.limit == pytest.approx(stored - 1.5)
 
 
 def test_the_proxy_s_student_with_the_teacher_s_weights_is_wrong_by_the_noise() -> None:

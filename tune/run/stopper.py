@@ -97,7 +97,7 @@ class CollapseStopper(tune.Stopper):
         if run not in self._watches:
             trial = self._trials[run]
             folder = self._sweep / run
-            watch = _Watch(trial, read_start(folder).get("vocabulary"), self._curves)
+            watch = _Watch(trial, read_start(folder), self._curves)
             first = min((int(record["step"]) for record in records), default=0)
             watch.take(records_until(folder, first - 1), self._over)
             self._watches[run] = watch
@@ -107,9 +107,10 @@ class CollapseStopper(tune.Stopper):
 class _Watch:
     """One trial in the driver, with a detector that gets a record once its gap to the baseline is known."""
 
-    def __init__(self, trial: Trial, vocabulary: int | None, curves: dict[str, dict[int, float]]) -> None:
+    def __init__(self, trial: Trial, start: Mapping[str, Any], curves: dict[str, dict[int, float]]) -> None:
         self.trial = trial
-        self.detector = CollapseDetector(trial.config, vocabulary)
+        vocabulary = start.get("vocabulary")
+        self.detector = CollapseDetector(trial.config, vocabulary, start.get("unigram_entropy"))
         self.gap: float | None = None  # the newest one of a step of this run: before a branch it is the parent's
         self._begin = 0 if trial.config.branch_from is None else int(trial.config.branch_from["step"])
         self._own = curves.get(trial.run)

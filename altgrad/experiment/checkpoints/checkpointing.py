@@ -83,8 +83,8 @@ class RunInTraining:
 
     def judge_again(self, records: Iterable[Mapping[str, float]]) -> None:
         """Judge the steps before a branch, whose gap to the baseline the parent's process did not know."""
-        gap, vocabulary = self.gap, self.trainer.batches.vocabulary
-        detector = CollapseDetector(self.trainer.config, vocabulary)
+        gap, trainer = self.gap, self.trainer
+        detector = CollapseDetector(trainer.config, trainer.batches.vocabulary, trainer.unigram_entropy)
         for record in records:
             behind = None if gap is None else gap.update(int(record["step"]), record["loss"])
             detector.update(record if behind is None else {**record, "gap_to_baseline": behind})

@@ -34,6 +34,7 @@ CAUSES_BY_RULE: Mapping[str, tuple[Cause, ...]] = {
     "degraded": (overflow, noisy_gradient, smaller_steps, underflow, frozen),
     "stalled": (frozen, underflow, overflow, noisy_gradient),
     "never_learned": (underflow, frozen, overflow, noisy_gradient, never_moved),
+    "no_context": (overflow, noisy_gradient, smaller_steps, underflow, frozen),
     "rank_collapse": (rank, overflow, underflow, noisy_gradient),
     "gap_to_baseline": (overflow, underflow, frozen, noisy_gradient, non_finite),
 }

@@ -27,6 +27,7 @@ _HAPPENED: Mapping[str, str] = {
     "degraded": "had got worse on held-out data by step {}",
     "stalled": "froze at step {}",
     "never_learned": "had learned nothing by step {}",
+    "no_context": "had learned no more than how frequent each token is by step {}",
     "rank_collapse": "had lost the rank of its weights by step {}",
     "gap_to_baseline": "had fallen behind BF16 for good by step {}",
 }

@@ -32,6 +32,8 @@ class Run:
     `git_commit`, `host`, `device`, `workers` (processes that train it together), `parameters`, `layers`,
     `initial_weights_hash`, `batches_hash`, and
     - `vocabulary`: the number of classes of a cross-entropy; null for another loss, or if it is unknown;
+    - `unigram_entropy`: entropy of the frequencies of the training tokens in nats, of a sample; null if the data are
+      no tokens, absent in folders of older versions;
     - `unit`: that of the loss; `task_hash`: changes with the task's name, unit, identity and source;
     - `resources`: {"cpus": cores, "gpus": a number or a share of one} that a sweep gave the run; null outside a sweep;
     - `earlier`: of each attempt before this one {"attempt", "resources", "seconds" of training};

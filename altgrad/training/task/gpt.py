@@ -33,7 +33,7 @@ class NextToken:
         batches = self.batches(config)
         if split == "training":
             source = batches.source if isinstance(batches, TextBatches) else None
-            return ByStep(batches.training, batches.digest, source)
+            return ByStep(batches.training, batches.digest, source, getattr(batches, "unigram_entropy", None))
         held_out: list[Batch] = []
 
         def validation(number: int) -> Batch | None:

@@ -38,11 +38,13 @@ class ByStep:
     """Data as a function of the step that knows more about itself: a hash of all splits, and what was read.
 
     function: as in `Task.data`.  digest: computes a hash that covers the task's data of both splits.
+    unigram_entropy: of the training tokens, in nats; None if the data are no tokens.
     """
 
     function: Step
     digest: Callable[[], str]
     source: Source | None = None
+    unigram_entropy: float | None = None
 
     def __call__(self, step: int) -> Batch:
         return self.function(step)
@@ -57,6 +59,7 @@ class TaskBatches:
     def __init__(self, config: TrainConfig, training: Any, validation: Any, vocabulary: int | None, whose: str) -> None:
         self.vocabulary = vocabulary
         self.source: Source | None = getattr(training, "source", None)
+        self.unigram_entropy: float | None = getattr(training, "unigram_entropy", None)
         self._whose, self._seed = whose, config.seed
         self._own_digest: Callable[[], str] | None = getattr(training, "digest", None)
         if training is None:

@@ -35,8 +35,13 @@ def records(loss: Callable[[int], float], steps: int = STEPS, **metrics: Callabl
     return rows
 
 
-def judge(rows: Iterable[Record], config: TrainConfig = CONFIG, vocabulary: int | None = VOCABULARY) -> Verdict | None:
-    detector = CollapseDetector(config, vocabulary)
+def judge(
+    rows: Iterable[Record],
+    config: TrainConfig = CONFIG,
+    vocabulary: int | None = VOCABULARY,
+    unigram_entropy: float | None = None,
+) -> Verdict | None:
+    detector = CollapseDetector(config, vocabulary, unigram_entropy)
     for row in rows:
         detector.update(row)
     return detector.verdict

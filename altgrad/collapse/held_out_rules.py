@@ -16,7 +16,7 @@ from altgrad.results import Verdict
 LEARNING_STEPS = 50  # steps at full learning rate before `never_learned` and `no_context` judge
 TRAINED_START = 0.5  # share of ln(vocabulary): a run that starts below it starts from a trained model
 _IN_A_ROW = 2  # held-out losses that must be lower before they say that the run has learned
-_STILL_FALLING = 100  # ticks within which a fall by `stalled_slope` shows that a run is still learning
+STILL_FALLING = 100  # ticks within which a fall by `stalled_slope` shows that a run is still learning
 _RECOVERY = 0.15  # share of its height above the best that counts as recovering: the loss is seen rarely, not smoothed
 
 
@@ -232,7 +232,7 @@ class NoContext:
         self._entropy = None if config.start_from is not None else unigram_entropy
         self._margin, self._slope = config.never_learned_margin, config.stalled_slope
         self._deadline = _deadline(config, config.no_context_fraction)
-        self._falling = _STILL_FALLING * pace_of(config.max_steps)
+        self._falling = STILL_FALLING * pace_of(config.max_steps)
         self.memory = LastFall()
 
     def judge(self, seen: Observation) -> Verdict | None:

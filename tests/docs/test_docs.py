@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from altgrad.collapse import loss_rules, rule, smoothing
+from altgrad.collapse import held_out_rules, loss_rules, rule, smoothing
 from altgrad.commands.folders import MARGIN_HELP
 from altgrad.compare.parity import verdict
 from altgrad.compare.parity.student_t import CONFIDENCE
 from altgrad.config.train_config import TrainConfig
+from altgrad.corpus.unigram import SAMPLE
 from altgrad.events import EVENTS
 from altgrad.formats import FORMATS
 from altgrad.metrics import METRICS
@@ -70,11 +71,13 @@ def test_the_figures_in_the_prose_of_the_method_are_those_of_the_code() -> None:
         f"a run of up to {smoothing.USUAL_STEPS} steps",
         f"more than {loss_rules.MOSTLY:.0%} of the recent steps".replace("%", " %"),
         f"losing {rule.RECOVERY:.0%} of the height".replace("%", " %"),
-        f"at least {loss_rules.LEARNING_STEPS} steps of full learning rate",
+        f"at least {held_out_rules.LEARNING_STEPS} steps of full learning rate",
+        f"in the last {held_out_rules.STILL_FALLING} steps",
+        f"at most 2^{SAMPLE.bit_length() - 1} training tokens",
         f"{CONFIDENCE:.0%} Student t intervals".replace("%", " %"),
     ):
         assert sentence in prose, sentence
-    assert loss_rules.TRAINED_START == 0.5 and "starts below half of it" in prose
+    assert held_out_rules.TRAINED_START == 0.5 and "starts below half of it" in prose
     assert verdict.ENOUGH_SEEDS == 3 and "below three seeds no claim" in prose
     margins = f"{verdict.MARGIN:g} nats, or {verdict.RELATIVE_MARGIN:.1%} of".replace("%", " %")
     assert margins in prose and margins in MARGIN_HELP.replace("%%", "%")

@@ -197,3 +197,18 @@ def test_the_recorded_sweeps_keep_their_verdicts(tmp_path: Path) -> None:
         assert (found and (found.rule, found.step)) == (expected and (expected.rule, expected.step)), run.name
         told += expected is not None
     assert told == 4
+
+
+@pytest.mark.parametrize(("act", "step"), [(150, 300), (250, 350), (300, 400), (350, 300)])
+def test_after_a_rescue_a_run_without_context_has_a_hundred_steps(act: int, step: int) -> None:
+    rows = [row | ({"rescue_acts": 1.0} if row["step"] == act else {}) for row in records(at(3.1))]
+    verdict = judge(rows, unigram_entropy=ENTROPY)
+    assert verdict is not None and (verdict.rule, verdict.step) == ("no_context", step)
+
+
+def test_held_out_losses_from_before_a_rescue_are_not_in_a_row_with_later_ones() -> None:
+    """Low at step 120, and again at 140; the deadline is 200."""
+    rows = measured(noise, [0.062] * 5 + [0.055, 0.055, 0.062])
+    assert judge(rows, vocabulary=None) is None
+    rescued = [row | ({"rescue_acts": 1.0} if row["step"] == 130 else {}) for row in rows]
+    assert never_learned(judge(rescued, vocabulary=None))

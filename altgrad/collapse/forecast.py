@@ -1,7 +1,7 @@
 """A warning before a collapse: the updates do not reach the weights any more.
 
 It is no verdict: it stops nobody and changes nothing in the run.  In the benchmark (`python -m bench.detectors`,
-docs/results/detectors.md) it announces stalls, and few other collapses: about a third.  `gradient_below_stiffness` and
+docs/results/detectors.md) it announces stalls, and few other collapses: a fifth.  `gradient_below_stiffness` and
 `gradient_stiffness_ratio` announce more, but are measured only where `log_stiffness` asks for them.
 Unlike the share of stalled weights it is low neither with FP32 master weights nor under stochastic rounding.
 """

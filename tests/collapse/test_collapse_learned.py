@@ -14,9 +14,8 @@ from altgrad.collapse import CollapseDetector
 from altgrad.config.train_config import TrainConfig
 from altgrad.results import Verdict, read_run
 from altgrad.storage.folder import Folder
-from tests.collapse.test_collapse import HEALTHY_CURVES
 from tests.recorded import recorded_sweeps
-from tests.support.results.collapse_curves import CAP, CONFIG, VOCABULARY, Record, judge, records
+from tests.support.results.collapse_curves import CAP, CONFIG, HEALTHY_CURVES, VOCABULARY, Record, judge, records
 
 Curve = Callable[[int], float]
 ENTROPY = 3.2  # nats; the limit is 3.05

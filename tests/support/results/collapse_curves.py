@@ -78,3 +78,35 @@ def cosine_tail(step: int) -> float:
 
 def diverging(step: int) -> float:
     return healthy(step) if step < 200 else min(CAP, healthy(200) + 0.1 * (step - 200))
+
+
+def bumps(step: int) -> float:
+    """Warm restarts of the learning rate: every 120 steps 0.7 nats up, falling back over 30 steps."""
+    return healthy(step) + (0.7 * math.exp(-(step % 120) / 30) if step >= 120 else 0.0)
+
+
+def plateau_then_drop(step: int) -> float:
+    return 5.54 - 2.2 * min(step, 40) / 40 if step < 400 else 3.34 - 1.2 * (1 - math.exp(-(step - 400) / 20))
+
+
+def late_start(step: int) -> float:
+    """Stays at its start for 35 % of the run, then learns."""
+    return 5.545 if step < 175 else healthy(step - 174)
+
+
+HEALTHY_CURVES = {
+    "healthy": healthy,
+    "bumps": bumps,
+    "plateau_then_drop": plateau_then_drop,
+    "late_start": late_start,
+    "flat_tail": cosine_tail,
+    "spike_of_1": spiked(200, 1, 9.0),
+    "spike_of_1_without_bound": lambda step: 1e30 if step == 200 else healthy(step),
+    "spike_of_20": spiked(200, 20, CAP),
+    "spike_of_50": spiked(200, 50, CAP),
+    "spike_of_50_slow_to_heal": spiked(200, 50, CAP, heal=60.0),
+    "spike_at_the_start": spiked(30, 20, 8.0),
+    "two_spikes": lambda step: max(spiked(150, 30, CAP)(step), spiked(300, 40, CAP)(step)),
+    "slow_from_the_cap": lambda step: CAP - 0.004 * step,
+    "start_far_above_the_cap": lambda step: healthy(step) + 300 * math.exp(-step / 10),
+}

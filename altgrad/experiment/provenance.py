@@ -13,7 +13,7 @@ import torch
 
 from altgrad import __version__
 from altgrad.quantization.coverage import Coverage, measure_coverage
-from altgrad.training.data import Source
+from altgrad.training.data import Source, unigram_entropy_of
 from altgrad.training.task.batch import as_batch, changed
 from altgrad.training.task.loss_value import read_loss
 from altgrad.training.task.task_batches import TaskBatches
@@ -34,7 +34,7 @@ def provenance(trainer: Trainer) -> dict[str, Any]:
         "compile_reason": trainer.compile_reason,
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "vocabulary": trainer.batches.vocabulary,
-        "unigram_entropy": trainer.unigram_entropy,
+        "unigram_entropy": unigram_entropy_of(trainer.batches),
         "layers": list(trainer.layers),
         "unit": trainer.loss_unit,
         "task_hash": trainer.task.digest,

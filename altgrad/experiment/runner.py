@@ -39,7 +39,7 @@ from altgrad.report import write_failure_report
 from altgrad.results import Lease, LeaseHeld, NoWriter, RunWriter, Status
 from altgrad.results.stop_request import stop_request, stop_sentence
 from altgrad.storage.folder import Folder
-from altgrad.training.data import Batches
+from altgrad.training.data import Batches, unigram_entropy_of
 from altgrad.training.process_settings import threads
 from altgrad.training.starting_point import check_device
 from altgrad.training.trainer import StepOutcome, Trainer
@@ -136,7 +136,7 @@ class FormatExperimentRunner:
             if other is not None:
                 raise AnotherRunError(other)
             writer.start(info)
-            detector = CollapseDetector(self.config, trainer.batches.vocabulary, trainer.unigram_entropy)
+            detector = CollapseDetector(self.config, trainer.batches.vocabulary, unigram_entropy_of(trainer.batches))
             run = RunInTraining(trainer, detector, gap, CollapseForecast(self.config))
             checkpoints = Checkpointing(self.folder / "checkpoints", run, writer)
             checkpoints.resume()

@@ -50,6 +50,12 @@ class Batches(Protocol):
         ...
 
 
+def unigram_entropy_of(batches: Batches) -> float | None:
+    """Entropy of the frequencies of the training tokens, in nats; None if the data are no tokens."""
+    found: float | None = getattr(batches, "unigram_entropy", None)
+    return found
+
+
 @dataclass(frozen=True)
 class Source:
     """Description of the data that was read, for people and for run.json.

@@ -142,12 +142,6 @@ class Trainer:
         """The task's; "" for a model of the caller's whose batches have no vocabulary, so that its loss is unknown."""
         return "" if self.config.task == BUILT_IN_TASK and self.batches.vocabulary is None else self.task.unit
 
-    @property
-    def unigram_entropy(self) -> float | None:
-        """Entropy of the frequencies of the training tokens, in nats; None if the data are no tokens."""
-        found: float | None = getattr(self.batches, "unigram_entropy", None)
-        return found
-
     def step(self) -> StepOutcome:
         """Train one step and return its measurements.
 

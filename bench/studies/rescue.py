@@ -36,6 +36,7 @@ from altgrad.config.train_config import Rung, TrainConfig
 from altgrad.events import Event
 from altgrad.stability.ladder import RescueLadder
 from altgrad.stability.protocol import StepState
+from altgrad.training.data import unigram_entropy_of
 from altgrad.training.optim import learning_rate
 from altgrad.training.trainer import Trainer
 from bench.record import machine
@@ -180,7 +181,7 @@ def trained(
     trainer.earlier_states = lambda step: (one for one in reversed(checkpoints) if one["step"] < step)
     vocabulary = trainer.batches.vocabulary
     detector, gap = (
-        CollapseDetector(config, vocabulary, trainer.unigram_entropy),
+        CollapseDetector(config, vocabulary, unigram_entropy_of(trainer.batches)),
         gap_to_baseline(config, vocabulary, baseline),
     )
     behind, rates, done = None, [], []

@@ -31,6 +31,7 @@ from altgrad.storage.folder import Folder
 from altgrad.storage.patience import Outage
 from altgrad.text.error_hints import cut
 from altgrad.training.branch_state import adapted
+from altgrad.training.data import unigram_entropy_of
 from altgrad.training.trainer import Trainer
 
 
@@ -84,7 +85,7 @@ class RunInTraining:
     def judge_again(self, records: Iterable[Mapping[str, float]]) -> None:
         """Judge the steps before a branch, whose gap to the baseline the parent's process did not know."""
         gap, trainer = self.gap, self.trainer
-        detector = CollapseDetector(trainer.config, trainer.batches.vocabulary, trainer.unigram_entropy)
+        detector = CollapseDetector(trainer.config, trainer.batches.vocabulary, unigram_entropy_of(trainer.batches))
         for record in records:
             behind = None if gap is None else gap.update(int(record["step"]), record["loss"])
             detector.update(record if behind is None else {**record, "gap_to_baseline": behind})

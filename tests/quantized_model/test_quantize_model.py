@@ -210,6 +210,14 @@ def test_an_input_of_whole_or_complex_numbers_is_refused_as_by_the_plain_layer(n
         layer(torch.ones(shape))
 
 
+def test_a_layer_with_a_weight_without_values_stays_plain_and_says_why():
+    model = nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 4), nn.Linear(4, 4))
+    quantized = quantize_(model, "E4M3")
+    assert quantized.left_out == dict.fromkeys(("0", "1"), "a weight of it has no values")
+    model(torch.randn(2, 4)).sum().backward()
+    assert list(quantized.layers) == ["2"]
+
+
 def test_a_layer_of_complex_numbers_stays_plain_and_says_why():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4, dtype=torch.complex64), nn.Linear(4, 4))

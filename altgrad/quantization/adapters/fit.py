@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from altgrad.config.operands import high_precision_layers
 from altgrad.config.recipe import Recipe
@@ -78,6 +79,8 @@ def _chosen(
         reason = adapter if isinstance(adapter, str) else None
         if any(parameter.is_complex() for parameter in module.parameters()):
             reason = "its weights are complex numbers"
+        elif not isinstance(adapter, str) and any(_is_empty(module.get_parameter(at)) for at in _own_weights(module)):
+            reason = "a weight of it has no values"
         elif module in swallowed:
             reason = "nn.MultiheadAttention, which is left plain, multiplies by its weight itself"
         elif filter_fn is not None and not filter_fn(module, name):
@@ -91,6 +94,15 @@ def _chosen(
         if isinstance(module, nn.MultiheadAttention):
             swallowed.add(module.out_proj)
     return chosen, left_out
+
+
+def _own_weights(module: nn.Module) -> list[str]:
+    return [name for name, one in module.named_parameters(recurse=False) if not isinstance(one, UninitializedParameter)]
+
+
+def _is_empty(weight: nn.Parameter) -> bool:
+    """Whether a matrix has no rows or no columns; of a stack of matrices a process may have none."""
+    return weight.ndim >= 2 and 0 in weight.shape[-2:]
 
 
 def _within(module: nn.Module, adapter: Adapter, attention: bool) -> list[str]:

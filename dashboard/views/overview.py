@@ -90,7 +90,8 @@ def _trials(context: PageContext) -> None:
     show_runs(context, shown)
     left_out = len(context.rows) - len(shown)
     if left_out:
-        context.link("sweep", f"{left_out} more runs are on the page Sweep", rows="run")
+        more = "1 more run is" if left_out == 1 else f"{left_out} more runs are"
+        context.link("sweep", f"{more} on the page Sweep", rows="run")
 
 
 def _curves(context: PageContext, is_over: bool) -> None:

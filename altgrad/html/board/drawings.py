@@ -133,7 +133,7 @@ class Sparks:
             died = death(one)
             if died is not None:
                 parts.append(self._cross(died.step, died.value))
-            elif one.row.non_finite or one.spans:
+            elif one.row.non_finite:
                 finite = one.raw.finite()
                 parts += [self._cross(finite.steps[-1], finite.values[-1])] if len(finite.steps) else []
         ends = ", ".join(f"{one.row.run} {one.row.status}" for one in own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
@@ -86,7 +86,7 @@ def tensor_figure(data: Weighted, fmt: NumberFormat, scaled: bool) -> go.Figure:
                    "type": "log", "dtick": 1, "tickformat": "~g"},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         "shapes": [*_shaded(left, lost), *_shaded(beyond, right)],
-        "annotations": [*_named("rounded to zero", left, lost), *_named("overflow", beyond, right)],
+        "annotations": [*_named("rounded to zero", left, lost, "left"), *_named("overflow", beyond, right, "right")],
     }  # fmt: skip
     return go.Figure({"data": traces, "layout": layout})
 
@@ -127,10 +127,12 @@ def _shaded(start: float, end: float) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _named(text: str, start: float, end: float) -> list[dict[str, Any]]:
+def _named(text: str, start: float, end: float, side: Literal["left", "right"]) -> list[dict[str, Any]]:
+    """The name of a shaded end, from the border of the chart inwards, where a narrow chart has room for it."""
     if end - start < 1:
         return []
-    place = {"x": (start + end) / 2, "y": 1, "yref": "paper", "yanchor": "top", "showarrow": False}
+    border = start if side == "left" else end
+    place = {"x": border, "xanchor": side, "y": 1, "yref": "paper", "yanchor": "top", "showarrow": False}
     return [{"text": text, "font": {"size": 11}, **place}]
 
 

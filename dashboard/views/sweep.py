@@ -36,10 +36,11 @@ def show(context: PageContext) -> None:
     if not rows:
         st.info("No run matches the filters. Clear one of them." if context.rows else "All runs are hidden.")
         return
-    if len(rows) > _MANY:
-        st.caption(f"{len(rows)} runs: filter to at most {_MANY} to see them with their gaps and loss curves drawn.")
-    elif per_group:
+    if per_group and len(by_group(rows)) <= _MANY:
         _groups(context, rows)
+    elif len(rows) > _MANY:
+        what = f"{len(by_group(rows))} groups" if per_group else f"{len(rows)} runs"
+        st.caption(f"{what}: filter to at most {_MANY} to see them with their gaps drawn.")
     else:
         show_runs(context, rows)
     for note in notes_of(rows):
@@ -54,8 +55,10 @@ def _groups(context: PageContext, rows: Sequence[Row]) -> None:
         members = [one for one in rows if one.group == row.group]
         return context.address("curves", group=group_name(members))
 
-    lines = board_lines(context.sweep, rows)
+    lines = board_lines(context.sweep, rows) if len(rows) <= _MANY else {}
     st.html(f"<style>{BOARD_STYLE}</style>{group_board(rows, lines, link, images=True)}")
+    if not lines and len(rows) > _MANY:
+        st.caption(f"{len(rows)} runs: filter to at most {_MANY} to see the loss curves of the groups, too.")
     st.caption(as_markdown(parity_note(rows)))
 
 

@@ -144,7 +144,10 @@ def test_a_second_attempt_compiles_as_the_first_did(tmp_path: Path, monkeypatch:
 def test_a_run_of_an_older_version_goes_on_if_fields_that_it_lacks_have_their_default(tmp_path: Path) -> None:
     folder = Folder.at(tmp_path / "run")
     fields = {name: value for name, value in CONFIG.model_dump().items() if name not in ("task", "accumulate")}
-    RunWriter(folder).start({"config": fields, "compiled": "eager"})
+    writer = RunWriter(folder)
+    writer.start({"config": fields, "compiled": "eager"})
     assert next_attempt(folder, CONFIG) == (1, "eager")
+    writer.step({"step": 1, "loss": 2.0})
+    writer.flush()
     with pytest.raises(ConfigError, match=r"another config \(accumulate\)"):
         next_attempt(folder, CONFIG.altered(accumulate=2))

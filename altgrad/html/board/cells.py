@@ -59,17 +59,20 @@ def facts_of(members: Sequence[Row]) -> list[str | Html]:
     return said
 
 
+_MARKS = 12  # runs of a group that have a mark each: more do not fit into the column
+
+
 def is_dead(row: Row) -> bool:
     """Whether the run collapsed, failed or was killed."""
     return row.collapsed or row.status in ("failed", "killed")
 
 
 def statuses(members: Sequence[Row]) -> Html:
-    """`●●✕ 1 collapsed, 2 completed`: shape and word say what the colour says."""
+    """`●●✕ 1 collapsed, 2 completed`: shape and word say what the colour says; of many runs only the words."""
     marks = join(
         element("span", "✕" if is_dead(row) else "○" if row.status == "running" else "●",
                 title=f"{row.run}: {row.status}", style=f"color:{ALARM if is_dead(row) else NEUTRAL}")
-        for row in members
+        for row in (members if len(members) <= _MARKS else ())
     )  # fmt: skip
     counts = Counter("collapsed" if row.collapsed else str(row.status) for row in members)
     said = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))

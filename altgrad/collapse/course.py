@@ -22,8 +22,10 @@ START_STEPS = 5  # finite losses whose median is the initial loss
 USUAL_CAP = math.log(256)  # nats; the margins of a smaller vocabulary are smaller in proportion to its logarithm
 USUAL_PROGRESS = 3.0  # nats that a run of the usual vocabulary learns
 RESOLUTION = 1e-6  # share of the loss below which float32 losses can hardly be distinguished
+OUTLYING = 8.0  # multiple of the batches' scatter that a single batch exceeds only if something is wrong with it
 _SLOW = 25  # ticks, half-life of the slow average and of the scatter
 _SIGMA = 1.25  # standard deviation of a normal distribution divided by its mean absolute deviation
+_BUMP = 1 / 12  # share of the initial loss by which a loss of unknown unit must rise at least to have left its best
 _SURE = 3.5  # half the width of an average's confidence interval, in standard errors
 
 
@@ -145,6 +147,17 @@ class LossCourse:
         scatter = self.best_scatter if self.best is not None else self.trend.scatter.value or 0.0
         return max(nats / USUAL_PROGRESS * learned, scatters * scatter, RESOLUTION * abs(self.initial or 0.0))
 
+    def least_rise(self, nats: float, scatters: float) -> float:
+        """The rise above the best that is no fluctuation; `nats`, `scatters`: see `margin`.
+
+        Of an unknown unit it is at least a twelfth of the initial loss, and before the loss has fallen at all, that
+        loss itself.
+        """
+        least = self.margin(nats, scatters)
+        if self.cap is not None:
+            return least
+        return max(least, (_BUMP if self.trend.fell else 1.0) * abs(self.initial or 0.0))
+
     def _reach(self) -> float:
         """The amount above the average to which a single value is clipped before it is averaged."""
         if self.cap is not None:
@@ -152,7 +165,7 @@ class LossCourse:
         if self.initial is None:
             return math.inf
         learned = self.progress if self.trend.fell else abs(self.initial)
-        return max(learned, 8 * (self.trend.scatter.value or 0.0))
+        return max(learned, OUTLYING * (self.trend.scatter.value or 0.0))
 
     def state_dict(self) -> dict[str, Any]:
         """The state on which later answers depend, as JSON values."""
@@ -167,3 +180,8 @@ class LossCourse:
         self.first = list(state["first"])
         self.step, self.best_scatter = state["step"], state["best_scatter"]
         self.best, self.best_step = state["best"], state["best_step"]
+
+
+def cap_of(vocabulary: int | None) -> float | None:
+    """The loss of a uniform model, ln(vocabulary); None without a vocabulary or for a single class, where it is 0."""
+    return None if vocabulary is None or vocabulary < 2 else math.log(vocabulary)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from altgrad.collapse.baseline import BaselineGap
-from altgrad.collapse.course import LossCourse
+from altgrad.collapse.course import LossCourse, cap_of
 from altgrad.collapse.held_out_rules import Degraded, NeverLearned, NoContext
 from altgrad.collapse.loss_rules import Diverged, GapToBaseline, NonFinite
 from altgrad.collapse.rule import Observation, Rule
@@ -40,7 +39,7 @@ class CollapseDetector:
         self.verdict: Verdict | None = None
         self._step: int | None = None
         self._rescues = 0
-        self._course = LossCourse(pace_of(config.max_steps), _cap(vocabulary))
+        self._course = LossCourse(pace_of(config.max_steps), cap_of(vocabulary))
         # If several rules fire at the same step, the first in this order counts: specific explanations come first.
         self._rules: list[Rule] = [
             NonFinite(config),
@@ -109,9 +108,4 @@ class CollapseDetector:
 
 def gap_to_baseline(config: TrainConfig, vocabulary: int | None, baseline: Mapping[int, float]) -> BaselineGap:
     """A `BaselineGap` for a run with this config; `vocabulary` as for `CollapseDetector`."""
-    return BaselineGap(baseline, pace_of(config.max_steps), _cap(vocabulary))
-
-
-def _cap(vocabulary: int | None) -> float | None:
-    """The loss of a uniform model, ln(vocabulary); None without a vocabulary or for a single class, where it is 0."""
-    return None if vocabulary is None or vocabulary < 2 else math.log(vocabulary)
+    return BaselineGap(baseline, pace_of(config.max_steps), cap_of(vocabulary))

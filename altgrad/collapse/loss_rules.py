@@ -14,7 +14,6 @@ from altgrad.results import Verdict
 
 MOSTLY = 0.55  # average share of bad steps that is judged: one half, and a reserve for its fluctuation
 _SKIPS_HALF_LIFE = 40  # ticks
-_BUMP = 1 / 12  # share of the initial loss by which a loss of unknown unit must rise at least to have diverged
 _OBVIOUS = 3.0  # multiple of the batches' scatter that a rise or a gap must reach if the unit is unknown
 
 
@@ -131,10 +130,8 @@ class Diverged:
 
 def rise_limit(course: LossCourse, best: float, margin: float, learned: float) -> float:
     """The loss above which a run that had the loss `best` has diverged, see `Diverged`; margins in nats."""
-    limit = best + course.margin(margin, _OBVIOUS)
-    if course.cap is None:
-        return max(limit, best + (_BUMP if course.trend.fell else 1.0) * abs(course.initial or 0.0))
-    if best < course.cap - course.margin(learned):
+    limit = best + course.least_rise(margin, _OBVIOUS)
+    if course.cap is not None and best < course.cap - course.margin(learned):
         limit = min(limit, (best + course.cap) / 2)
     return limit
 

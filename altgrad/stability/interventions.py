@@ -25,9 +25,13 @@ def intervention_names(config: TrainConfig) -> list[str]:
 
 
 def chosen_interventions(
-    config: TrainConfig, model: torch.nn.Module, quantized: QuantizedModel, optimizer: torch.optim.Optimizer
+    config: TrainConfig,
+    model: torch.nn.Module,
+    quantized: QuantizedModel,
+    optimizer: torch.optim.Optimizer,
+    vocabulary: int | None,
 ) -> list[Intervention]:
-    """The guard, which every run has, then those that the config enables.
+    """The guard, which every run has, then those that the config enables; `vocabulary`: see `CollapseDetector`.
 
     The guard also keeps what depends on earlier weights: the model's buffers, amax histories, and compensations.
     """
@@ -38,7 +42,7 @@ def chosen_interventions(
     if config.enable_emergency_shift:
         chosen.append(EmergencyMantissaShift(config, quantized.layers, quantized.write_back))
     if config.enable_rescue_ladder:
-        chosen.append(RescueLadder(config, quantized.layers, optimizer, quantized.write_back, past))
+        chosen.append(RescueLadder(config, quantized.layers, optimizer, vocabulary, quantized.write_back, past))
     if config.enable_partition_clipping:
         chosen.append(PartitionRelativeClipper(config, quantized.layers))
     return chosen

@@ -6,10 +6,14 @@
     shift      replace the format of the scaled operands, or of chosen ones, by another one for good
 
 A step is in trouble if its loss or gradient is not finite, or its loss lies more than `rescue_margin` above the best
-smoothed loss so far.  The first act comes with the first such step.  If the run is still in trouble `rescue_window`
-steps after an act, the next rung acts, and after the last one the first that is no `skip`; after as many steps without
-trouble the ladder is back at its first rung.  A shift that would change nothing any more is left out, unless it is the
-only rung.  When the budget is spent, nothing acts any more, and the collapse rules decide.
+smoothed loss so far.  The margin is in nats.  Of a loss of unknown unit it is the rise that `diverged` asks for with
+such a margin (see `course.LossCourse`), but at least eight times the scatter of the batches, because a single batch
+counts here: a loss that is multiplied by a constant leads to the same acts.
+
+The first act comes with the first step in trouble.  If the run is still in trouble `rescue_window` steps after an act,
+the next rung acts, and after the last one the first that is no `skip`; after as many steps without trouble the ladder
+is back at its first rung.  A shift that would change nothing any more is left out, unless it is the only rung.  When
+the budget is spent, nothing acts any more, and the collapse rules decide.
 
 A loss that stays NaN ends a run after `non_finite_patience` steps; so a rung has fewer steps to help then, as many as
 let all rungs act before that.  A run can also be stuck without trouble: its weights are frozen, or its gradient rounds
@@ -27,6 +31,7 @@ each bad batch until step 109; at step 110 the rate is cut, at step 120 the run 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -34,6 +39,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from altgrad.collapse.course import OUTLYING, LossCourse, cap_of
 from altgrad.collapse.smoothing import Smoothed
 from altgrad.config.train_config import Rung, TrainConfig
 from altgrad.formats import NumberFormat, Overflow, find_format
@@ -53,7 +59,7 @@ _STALL, _DISPLACEMENT, _WINDOWS = 0.5, 0.25, 2
 
 
 class RescueLadder:
-    """Acts on a run in trouble, see the module.  `companions`: see `Snapshot`.
+    """Acts on a run in trouble, see the module.  `companions`: see `Snapshot`; `vocabulary`: see `CollapseDetector`.
 
     `rewind`: goes back to the newest healthy checkpoint on disk from before a step, and returns its step; None if there
     is none.  None: there are no checkpoints.
@@ -66,6 +72,7 @@ class RescueLadder:
         config: TrainConfig,
         layers: Mapping[str, RoundedGemm],
         optimizer: torch.optim.Optimizer,
+        vocabulary: int | None,
         write_back: WriteBack | None = None,
         companions: Sequence[Tensor] = (),
     ) -> None:
@@ -74,7 +81,7 @@ class RescueLadder:
         self._optimizer = optimizer
         self._write_back = write_back
         self._healthy = Snapshot(optimizer, companions)
-        self._smoothed = Smoothed()
+        self._course = LossCourse(cap=cap_of(vocabulary))  # of the losses without trouble
         self._seen = 0  # finite losses so far
         self._best: float | None = None
         self._rung: int | None = None  # the rung that acted last; None: at the foot
@@ -140,14 +147,22 @@ class RescueLadder:
         """What is wrong with a step, in words; None if nothing is.  A loss in trouble enters no average."""
         if not state.finite:
             return f"loss {number_or_name(state.loss)}, gradient norm {number_or_name(state.gradient_norm)}"
-        if self._best is not None and state.loss > self._best + self._config.rescue_margin:
+        if self._best is not None and state.loss > self._best + self._margin():
             return f"loss {state.loss:.4g}, best {self._best:.4g}"
-        self._smoothed.update(state.loss)
+        self._course.update(state.step, state.loss)
         self._seen += 1
-        value = self._smoothed.value
+        value = self._course.smoothed.value
         if self._seen >= _SETTLED and value is not None:
             self._best = value if self._best is None else min(self._best, value)
         return None
+
+    def _margin(self) -> float:
+        """The rise above the best that is trouble, in units of the loss; inf as long as that unit has no measure."""
+        if self._course.cap is not None:
+            return self._config.rescue_margin
+        if self._course.initial is None:
+            return math.inf
+        return self._course.least_rise(self._config.rescue_margin, OUTLYING)
 
     def _climb(self, state: StepState, trouble: str, rung: int | None = None) -> None:
         """Act with that rung, by default the next one."""
@@ -247,7 +262,8 @@ class RescueLadder:
     def state_dict(self) -> dict[str, Any]:
         """Averages, counters, and the healthy weights."""
         return {
-            "smoothed": [self._smoothed.total, self._smoothed.weight],
+            "smoothed": [self._course.smoothed.total, self._course.smoothed.weight],  # all that older versions know
+            "course": self._course.state_dict(),
             "seen": self._seen,
             "best": self._best,
             "rung": self._rung,
@@ -259,7 +275,10 @@ class RescueLadder:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
-        self._smoothed = Smoothed(*state["smoothed"])
+        if "course" in state:
+            self._course.load_state_dict(state["course"])
+        else:  # older checkpoints have the average alone
+            self._course = LossCourse(cap=self._course.cap, smoothed=Smoothed(*state["smoothed"]))
         self._seen, self._best, self._rung, self._acts = state["seen"], state["best"], state["rung"], state["acts"]
         self._acted, self._troubled, self._cut = state["steps"]
         self._began, self._back, self._frozen, *later = state.get("climb", [0, None, 0])  # older checkpoints lack it

@@ -117,7 +117,8 @@ class Trainer:
         corrections = None if self._write_back is None else self._write_back.corrections
         self._diagnostics = Diagnostics(config, model, self.layers, corrections)
         self._changes = ForeignChanges(parameters, self.layers)
-        self.interventions = chosen_interventions(config, model, self.quantized, self.optimizer)
+        classes = self.batches.vocabulary
+        self.interventions = chosen_interventions(config, model, self.quantized, self.optimizer, classes)
         self.earlier_states: Callable[[int], Iterable[Mapping[str, Any]]] | None = None
         for place, one in enumerate(self.interventions):
             if isinstance(one, RescueLadder):

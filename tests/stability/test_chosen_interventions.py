@@ -28,7 +28,7 @@ def test_a_run_has_the_guard_and_then_what_its_config_enables(on: tuple[bool, ..
     optimizer = torch.optim.AdamW(model.parameters())
     wanted = [("guard", "NonFiniteGuard"), *itertools.compress(SWITCHES.values(), on)]
     assert intervention_names(config) == [name for name, _ in wanted]
-    guard, *others = chosen_interventions(config, model, quantized, optimizer)
+    guard, *others = chosen_interventions(config, model, quantized, optimizer, 256)
     assert [type(one).__name__ for one in (guard, *others)] == [kind for _, kind in wanted]
     assert guard._interval == config.diagnostic_interval == 3 and guard._snapshot._optimizer is optimizer
     for one in others:
@@ -53,7 +53,8 @@ def test_guard_and_ladder_keep_what_depends_on_earlier_weights(
     model.register_buffer("empty", torch.zeros(0))
     quantized = quantize_model(model, config, total_steps=24)
     optimizer = torch.optim.AdamW(model.parameters())
-    guard, _, ladder, _ = chosen_interventions(config.altered(enable_rescue_ladder=True), model, quantized, optimizer)
+    config = config.altered(enable_rescue_ladder=True)
+    guard, _, ladder, _ = chosen_interventions(config, model, quantized, optimizer, 256)
     norm = model.body[1]
     assert isinstance(norm, nn.BatchNorm1d)
     kept = guard._companions

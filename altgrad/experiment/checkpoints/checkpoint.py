@@ -17,8 +17,15 @@ import torch
 from altgrad.branch.checkpoints import NAME, checkpoint_files, kept, step_of
 from altgrad.storage.folder import Folder
 
-_LATER = {"climb", "forecast", "ahead"}  # entries that older versions did not write
-_GROWING = {"optimizer", "moments", "detector", "forecast", "gap"}  # entries whose own entries come with the steps
+_LATER = {"climb", "forecast", "ahead", "course"}  # entries that older versions did not write
+_GROWING = {
+    "optimizer",
+    "moments",
+    "detector",
+    "forecast",
+    "gap",
+    "course",
+}  # entries whose own entries come with the steps
 
 
 def save_checkpoint(folder: Folder, step: int, state: dict[str, Any]) -> str:
@@ -47,8 +54,8 @@ class CheckpointError(ValueError):
 def check_content(found: Any, expected: Any, where: str = "checkpoint") -> None:
     """Raise CheckpointError where a state lacks an entry that this version needs, or has one that it does not know.
 
-    `expected`: the state of the same run before its first step.  Moments, which the optimizer makes later, and what the
-    detector has seen are not compared.
+    `expected`: the state of the same run before its first step.  Moments, which the optimizer makes later, and what
+    detector and ladder have seen of the loss are not compared.
     """
     if isinstance(expected, Mapping):
         if not isinstance(found, Mapping):

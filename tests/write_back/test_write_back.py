@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from altgrad.quantization.quantized_model import QuantizedModel
 from altgrad.quantization.stored.write_back import WriteBack, _on
 
 UNSCALED = {"format": "E4M3", "scaling": "none", "master_weights": False}  # steps of 1/8 from 1 to 2
+SCALED, LEAST = "scaled to a largest value of 1", f"torch.float16 to {np.finfo(np.float16).smallest_subnormal:.3g}"
 
 
 def stored(**fields: Any) -> tuple[QuantizedModel, WriteBack, Tensor]:
@@ -154,6 +156,18 @@ def test_each_layer_is_rounded_in_its_own_format_with_numbers_of_its_own(roundin
             {"format": "E7M0", "scaling": "none"},
             "without a scale E7M0 reaches 1.8447e+19, torch.float16 65504",
         ),
+        (torch.float16, {"format": "E5M2"}, f"{SCALED} E5M2 has values down to 4.66e-10, {LEAST}"),
+        (torch.float16, {"format": "E7M0"}, f"{SCALED} E7M0 has values down to 1.18e-38, {LEAST}"),
+        (
+            torch.float16,
+            {"format": "E6M1", "scaling": "none"},
+            "without a scale E6M1 reaches 6.4425e+09, torch.float16 65504",
+        ),
+        (
+            torch.float16,
+            {"format": "E5M3b23", "scaling": "none"},
+            f"without a scale E5M3b23 has values down to 2.98e-08, {LEAST}",
+        ),
         (torch.float8_e4m3fn, {}, "formats are simulated in float32"),
     ],
     ids=str,
@@ -176,8 +190,9 @@ def test_a_dtype_that_cannot_hold_the_grid_is_refused_with_the_reason(
         (torch.bfloat16, {"format": "BF16"}),
         (torch.bfloat16, {"format": "E7M0", "scaling": "none"}),
         (torch.float16, {"format": "E4M3", "scaling": "none"}),
-        (torch.float16, {"format": "E7M0"}),
         (torch.float16, {"format": "E4M10"}),
+        (torch.bfloat16, {"format": "E7M0"}),
+        (torch.float16, {"format": "E5M2", "scaling": "none"}),
     ],
     ids=str,
 )

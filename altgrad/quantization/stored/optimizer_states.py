@@ -20,6 +20,7 @@ from altgrad.quantization.kernel.compiled import round_each_compiled
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.scaled_rounding import mode_of, rounded_each, spec_for
 from altgrad.quantization.stored.expansion import expanded
+from altgrad.quantization.stored.stored_dtype import dtype_obstacle
 
 _ORIGIN = 0x4D  # separates the keys of moments from those of weights and operands
 # Names of the moments in the state of torch's optimizers: Adam and its variants, SGD with momentum.
@@ -63,7 +64,8 @@ class OptimizerStates:
     def __call__(self, optimizer: Optimizer) -> None:
         """Round the moments of all matrices in place; a parameter that has had no gradient yet has none.
 
-        Raises ValueError if the optimizer has no such moment, or has it divided among processes.
+        Raises ValueError if the optimizer has no such moment, has it divided among processes, or keeps it in a dtype
+        that cannot hold the grid.
         """
         again = (self._done,) if self._done else ()
         self._words, self._done = derived_words(*self._step, _ORIGIN, *again), self._done + 1
@@ -76,6 +78,7 @@ class OptimizerStates:
                     kept = _kept(state, moment, optimizer)
                     if is_sharded(kept):
                         raise ValueError(f"{moment}: moments of parameters that are divided among processes stay FP32")
+                    _check_dtype(moment, how, kept.dtype)
                     if kept.numel():
                         salt = place * len(MOMENTS) + MOMENTS.index(moment)
                         alike.setdefault((kept.numel(), kept.device, kept.dtype), []).append((salt, kept))
@@ -138,3 +141,17 @@ def _kept(state: Mapping[str, Tensor], moment: Moment, optimizer: Optimizer) -> 
     raise ValueError(
         f"{moment}: {type(optimizer).__name__} keeps no {' or '.join(_NAMES[moment])}; use AdamW, or leave {moment} out"
     )
+
+
+def _check_dtype(moment: Moment, how: MomentCast, dtype: torch.dtype) -> None:
+    """Raise ValueError if a moment's dtype would round its values a second time."""
+    if dtype in (torch.float32, torch.float64):
+        return
+    reason = dtype_obstacle(dtype, how.cast, None)
+    if reason is None and how.range_expansion:
+        reason = "its expanded values are no powers of two times those of a format"
+    if reason is not None:
+        raise ValueError(
+            f"{moment}: the optimizer keeps it in {dtype}, which cannot hold {how} exactly ({reason}); use a float32 "
+            f"model, or leave {moment} out"
+        )

@@ -22,7 +22,9 @@ from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.round import Rounding, round_to_format
 from altgrad.quantization.kernel.site import Site
 from altgrad.quantization.stored.error_feedback import Feedback
+from altgrad.quantization.stored.stored_dtype import dtype_obstacle
 
+_LARGEST = 1.0  # the magnitude of a usual layer's largest weights, in powers of two
 _ORIGIN = 0x57  # separates the keys of a step's further write-backs from other derived keys
 
 
@@ -125,7 +127,7 @@ def _check_stored(layer: RoundedGemm) -> None:
 
 def _check_dtype(layer: RoundedGemm, recipe: Recipe, site: Site) -> None:
     """Raise ValueError if the parameter's dtype cannot hold every value of a weight's grid exactly."""
-    fmt, dtype = site.format, layer.weight.dtype
+    dtype = layer.weight.dtype
     if dtype in (torch.float32, torch.float64):
         return
     if recipe.update_rounding not in ("nearest", "stochastic"):
@@ -133,16 +135,9 @@ def _check_dtype(layer: RoundedGemm, recipe: Recipe, site: Site) -> None:
             f"update_rounding={recipe.update_rounding!r}: layer {layer.name} has a weight of {dtype}, in which the "
             "error that is to be kept is lost before it is measured; use a float32 model"
         )
-    kept = {torch.bfloat16: 7, torch.float16: 10}.get(dtype)
-    if kept is None:
-        reason = "formats are simulated in float32"
-    elif fmt.mantissa_bits > kept:
-        reason = f"{fmt} has {fmt.mantissa_bits} mantissa bits, {dtype} has {kept}"
-    elif (site.mode.scaling == "none" or fmt.exponent_bits == 8) and fmt.max > torch.finfo(dtype).max:
-        reason = f"without a scale {fmt} reaches {fmt.max:.5g}, {dtype} {torch.finfo(dtype).max:.5g}"
-    else:
-        return
-    raise ValueError(
-        f"master_weights=False: layer {layer.name} has a weight of {dtype}, which cannot hold {fmt} exactly "
-        f"({reason}); use a float32 model, master_weights=True or a narrower weight_format"
-    )
+    reason = dtype_obstacle(dtype, site.rounded.cast, _LARGEST)
+    if reason is not None:
+        raise ValueError(
+            f"master_weights=False: layer {layer.name} has a weight of {dtype}, which cannot hold {site.format} "
+            f"exactly ({reason}); use a float32 model, master_weights=True or a narrower weight_format"
+        )

@@ -36,6 +36,7 @@ class RunTables:
         self._folder = folder
         self._held: dict[TableName, _Held] = {name: _Held() for name in SCHEMAS}
         self._lock = threading.Lock()
+        self._missing: tuple[pa.Table, int, list[str]] | None = None  # of which rows and start, and what was found
 
     def expect_more(self) -> None:
         """Let the next read look for new parts."""
@@ -67,7 +68,11 @@ class RunTables:
     def missing_steps(self, begins_after: int) -> list[str]:
         """See `missing_steps`; none as long as the steps table was not read."""
         rows = self._held["steps"].rows
-        return [] if rows is None or self.broken_parts() else missing_steps(rows, begins_after)
+        if rows is None or self.broken_parts():
+            return []
+        if self._missing is None or self._missing[0] is not rows or self._missing[1] != begins_after:
+            self._missing = (rows, begins_after, missing_steps(rows, begins_after))
+        return self._missing[2]
 
     def _catch_up(self, held: _Held, name: TableName, missing: list[str]) -> None:
         """Read all held columns of new parts, and the missing columns of known parts."""

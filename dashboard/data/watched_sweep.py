@@ -72,13 +72,16 @@ class WatchedSweep:
     @property
     def runs(self) -> list[WatchedRun]:
         """All runs that can be read, by name, without copies of others (see `broken`)."""
-        left_out = copies(self._runs.values())
+        left_out = self._copies()
         return [run for name, run in self._runs.items() if name not in left_out]
 
     @property
     def broken(self) -> dict[str, str]:
         """Folder name -> why it is left out: it cannot be read, or is a copy of another one."""
-        return self._unreadable | copies(self._runs.values())
+        return self._unreadable | self._copies()
+
+    def _copies(self) -> dict[str, str]:
+        return self.derived("copies", lambda: copies(self._runs.values()))
 
     @property
     def planned(self) -> int | None:

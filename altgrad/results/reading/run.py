@@ -208,6 +208,8 @@ def copies(runs: Iterable[Run]) -> dict[str, str]:
         by_name.setdefault(run.name, []).append(run)
     found: dict[str, str] = {}
     for name, alike in by_name.items():
+        if len(alike) == 1:
+            continue
         own = next((run for run in alike if run.folder.name == name), alike[0])
         reason = f"a copy of run {name}, which is in {own.folder.name}; move it out of the sweep's folder"
         found |= {run.folder.name: reason for run in alike if run is not own}

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 import streamlit as st
 
 from altgrad.compare import STEP_COLUMNS, Row, Shown, Terms, pair, planned_terms, read_row
+from altgrad.storage.folder import Folder
 from altgrad.text.foreign_text import as_markdown
 from dashboard.data.watched_sweep import WatchedRun, WatchedSweep
 
@@ -83,6 +84,12 @@ class PageContext:
     def link(self, page: str, label: str, **state: str | Sequence[str]) -> None:
         """Show a link to a page of the same sweep, with `state` in its URL."""
         st.page_link(self.pages[page], label=as_markdown(label), query_params=self.query(**state))
+
+
+@st.cache_resource(max_entries=8)
+def open_sweep(location: str) -> WatchedSweep:
+    """The sweep at a location, whose tables the server keeps for all viewers."""
+    return WatchedSweep(Folder.at(location))
 
 
 def _interest(row: Row) -> tuple[int, float, str]:

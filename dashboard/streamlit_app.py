@@ -21,7 +21,7 @@ from altgrad.show.glossary import glossary, meaning
 from altgrad.storage.folder import Folder, check_location
 from altgrad.text.foreign_text import as_code, as_markdown
 from dashboard.data.watched_sweep import WatchedSweep
-from dashboard.page_context import PageContext
+from dashboard.page_context import PageContext, open_sweep
 from dashboard.views import compare, curves, failures, formats, layers, overview, run, sweep
 from dashboard.widgets import choose_kept, number_kept, switch
 
@@ -49,7 +49,7 @@ def main() -> None:
     chosen = _choose_sweep(location)
     if chosen is None:
         return
-    current = _open(str(chosen))
+    current = open_sweep(str(chosen))
     version = current.version or _look(current)
     paused = _paused(current)
     if not paused or current.wrote:
@@ -123,11 +123,6 @@ def _why_no_writing(sweep: Folder) -> str:
     if sweep.is_local and not os.access(sweep.path, os.W_OK):
         return "The folder of the sweep can only be read here."
     return ""
-
-
-@st.cache_resource(max_entries=8)
-def _open(location: str) -> WatchedSweep:
-    return WatchedSweep(Folder.at(location))
 
 
 def _paused(current: WatchedSweep) -> bool:

@@ -41,15 +41,20 @@ def add(commands: Commands) -> None:
 
     compare = commands.add_parser(
         "compare",
-        help="the comparison of a sweep, or of two of its groups, from its folder",
+        help="the comparison of a sweep, of two of its groups, or with another sweep",
         description="Print how far each run is behind BF16, and which groups are as good; or the difference of any "
-        "two groups, paired by seed.",
-        epilog=examples("compare results/s1", "compare results/s1 --groups 'E4M3 stored' E4M3"),
+        "two groups, paired by seed; or for each group what became of it in another sweep.",
+        epilog=examples(
+            "compare results/s1",
+            "compare results/s1 --groups 'E4M3 stored' E4M3",
+            "compare results/s2 --against results/s1",
+        ),
     )
     compare.add_argument("folder", type=location, help="sweep folder (local path or URI)")
     compare.add_argument(
         "--groups", nargs=2, type=word, metavar="GROUP", help="two groups, by label, such as 'E4M3 stored', or by a run"
     )
+    compare.add_argument("--against", type=location, metavar="SWEEP_DIR", help="another sweep, group by group")
     _add_terms(compare)
     compare.set_defaults(command=_compare)
 
@@ -109,7 +114,19 @@ def _compare(options: argparse.Namespace) -> int:
     console = _console()
     for name, reason in broken.items():
         say(console, f"cannot be read: {name}: {reason}")
-    if options.groups is not None:
+    if options.groups is not None and options.against is not None:
+        raise ValueError("--groups compares two groups of one sweep, --against two sweeps; give one of them")
+    if options.against is not None:
+        from altgrad.compare import sweeps_lines, sweeps_table
+
+        against = Folder.at(options.against)
+        expect(against, "sweep.json")
+        theirs = shown_rows(against, comparison(list_runs(against)[0], terms), options.with_hidden)
+        lines = sweeps_lines(shown.rows, theirs.rows, terms)
+        if not lines:
+            raise ValueError(f"{folder} and --against {against} hold no run that can be compared")
+        console.print(sweeps_table(lines, f"Here: {folder}; there: {against}"))
+    elif options.groups is not None:
         one, other = (shown.group(name) for name in options.groups)
         if one[0].group == other[0].group:
             raise ValueError(f"--groups {options.groups[0]} {options.groups[1]}: the same group twice")

@@ -29,6 +29,7 @@ from altgrad.compare.parity.parity_table import (
     parity_table,
     planned_terms,
 )
+from altgrad.compare.parity.two_sweeps import SWEEPS_HEADS, SweepsLine, sweeps_lines, sweeps_table
 from altgrad.compare.parity.verdict import Parity, Terms
 from altgrad.compare.rates import RATE_HEADS, RateLine, rate_lines, rates_markdown, rates_note
 from altgrad.compare.rescue import RescueCell, Survival, matrix_axes, rescue_matrix, survival
@@ -39,6 +40,7 @@ from altgrad.compare.statistics import PairedGap, collapse_step, furthest, paire
 __all__ = [
     "RATE_HEADS",
     "STEP_COLUMNS",
+    "SWEEPS_HEADS",
     "GroupDifference",
     "PairedGap",
     "Parity",
@@ -49,6 +51,7 @@ __all__ = [
     "Settings",
     "Shown",
     "Survival",
+    "SweepsLine",
     "Terms",
     "Unpaired",
     "all_pairs",
@@ -82,5 +85,7 @@ __all__ = [
     "settings_of",
     "shown_rows",
     "survival",
+    "sweeps_lines",
+    "sweeps_table",
     "write_comparison",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,7 @@ import streamlit as st
 
 from altgrad.compare import (
     RATE_HEADS,
+    SWEEPS_HEADS,
     Row,
     Shown,
     by_group,
@@ -24,16 +26,18 @@ from altgrad.compare import (
     rate_lines,
     rates_note,
     rescue_matrix,
+    sweeps_lines,
 )
 from altgrad.compare.parity.parity_table import HEADS
 from altgrad.metrics import METRICS
+from altgrad.results import list_sweeps
 from altgrad.results.reading.curves import Curve, measured
 from altgrad.text.foreign_text import as_markdown
 from dashboard.data.sweep_frame import group_name
 from dashboard.data.watched_sweep import WatchedRun
 from dashboard.figures.difference_figure import difference_figure
 from dashboard.figures.group_figures import learning_rate_figure, matrix_figure, pareto, pareto_figure, survival_figure
-from dashboard.page_context import PageContext
+from dashboard.page_context import PageContext, open_sweep
 from dashboard.paper.exported_chart import show_chart
 from dashboard.widgets import choose_kept, choose_many, choose_one, show_texts, value_text
 
@@ -43,6 +47,7 @@ _PARTS = {
     "learning_rate": METRICS["learning_rate"].label,
     "survival": "Survival",
     "groups": "Two groups",
+    "sweeps": "Two sweeps",
     "settings": "Settings",
     "parity": "Parity",
 }
@@ -63,6 +68,8 @@ def show(context: PageContext) -> None:
         _survival(context, rows)
     elif part == "groups":
         _two_groups(context, rows)
+    elif part == "sweeps":
+        _two_sweeps(context, rows)
     elif part == "settings":
         _settings(context, rows)
     else:
@@ -208,6 +215,27 @@ def _two_groups(context: PageContext, rows: Sequence[Row]) -> None:
         )
     first = matched[0] if matched else (named[one][0], named[other][0])
     _config_differences(context, [row.run for row in first])
+
+
+def _two_sweeps(context: PageContext, rows: Sequence[Row]) -> None:
+    """This sweep against another one of the same folder, group by group."""
+    here = context.sweep.folder
+    others = [folder for folder in list_sweeps(here.parent) if folder.name != here.name]
+    if not others:
+        st.info(f"There is no other sweep beside {as_markdown(here.name)}.")
+        return
+    names = [folder.name for folder in others]
+    chosen = others[names.index(choose_kept("Sweep to compare with", names, "there"))]
+    there = open_sweep(str(chosen))
+    there.refresh()
+    lines = sweeps_lines(rows, replace(context, sweep=there).rows, context.terms)
+    show_texts(SWEEPS_HEADS, [line.cells for line in lines], f"Groups of {here.name} beside those of {chosen.name}")
+    st.caption(
+        as_markdown(
+            f"Here: {here.name}; there: {chosen.name}. Groups of the same label, their runs paired by seed; a "
+            "difference above 0 is worse here. Each is judged alone."
+        )
+    )
 
 
 def _validation(run: WatchedRun) -> Curve:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from altgrad.compare import (
     parity_lines,
     parity_markdown,
     planned_terms,
+    sweeps_lines,
 )
 from altgrad.html import html_report
 from altgrad.report import sweep_report
@@ -34,6 +36,7 @@ from altgrad.results.reading.curves import Curve
 from altgrad.storage.folder import Folder
 from dashboard.data.sweep_frame import group_frame
 from tests.references.gap_oracle import oracle, two_rates
+from tests.support.dashboard_pages import drawn, show
 from tests.support.html_tree import parse
 from tests.support.results.written_runs import COLLAPSED, HASHES, rows_of, write_run
 
@@ -228,3 +231,37 @@ def test_the_commands_take_a_margin_and_a_sweep_keeps_its_own(
     assert line.startswith("E4M3 against BF16: +0.0515 nats [") and "Differs in: only the format." in line
     assert main(["compare", sweep.path, "--groups", "E4M4", "BF16"]) == 2
     assert "did you mean 'E4M3'" in capsys.readouterr().err
+
+
+def test_two_sweeps_are_compared_group_by_group_and_seed_by_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """E4M3 is worse here by 0.04, 0.05 and 0.06 over three seeds: 0.05 +- 4.303 x 0.01 / sqrt(3)."""
+    here, there = (Folder.at(tmp_path / name) for name in ("here", "there"))
+    for sweep, ends in ((here, (2.04, 2.05, 2.06)), (there, (2.0, 2.0, 2.0))):
+        sweep.write_json("sweep.json", {"schema": 1, "runs": []})
+        for seed, end in enumerate(ends):
+            write_run(sweep, f"bf16-{seed}", {100: 1.9}, config={"seed": seed}, info=HASHES)
+            write_run(sweep, f"e4m3-{seed}", {100: end}, config={"seed": seed, "format": "E4M3"}, info=HASHES)
+    write_run(here, "e7m0", {100: 2.0}, config={"seed": 0, "format": "E7M0"}, info=HASHES)
+    write_run(there, "e7m0", {50: 3.0}, config={"seed": 0, "format": "E7M0"}, info=HASHES, status="collapsed",
+              verdict=COLLAPSED)  # fmt: skip
+    write_run(there, "e5m2", {100: 2.0}, config={"seed": 0, "format": "E5M2"}, info=HASHES)
+    lines = {line.label: line for line in sweeps_lines(*(comparison(list_runs(sweep)[0]) for sweep in (here, there)))}
+    found = lines["E4M3"].difference
+    assert found is not None and (found.mean, found.low, found.high) == pytest.approx(
+        (0.05, 0.02516, 0.07484), abs=1e-5
+    )
+    said = lines["E4M3"].cells[3]
+    assert "worse than E4M3 there by more than 0.01 nats" in said and said.endswith(
+        "Differs in: nothing that is stored."
+    )
+    assert lines["BF16"].difference is not None and lines["BF16"].difference.mean == 0
+    assert lines["E7M0"].cells[1:3] == ("1 completed", f"1 collapsed, step {COLLAPSED.step}")
+    assert lines["E5M2"].cells == ("E5M2", "no such group", "1 completed", "–")
+    assert main(["compare", here.path, "--against", there.path]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "+0.0500 nats [+0.0252, +0.0748] at step 100, n = 3" in told and "no such group" in told
+    assert main(["compare", here.path, "--against", str(tmp_path)]) == 2
+    page = drawn(show(tmp_path, "compare", part="sweeps", sweep="here"))
+    assert "+0.0500 nats [+0.0252, +0.0748]" in page and "1 collapsed" in page

@@ -56,6 +56,8 @@ def test_compiled_and_eager_store_the_same_bits(name: str) -> None:
         assert torch.equal(mine, theirs)
         for moment in MOMENTS:
             assert torch.equal(plain.state[mine][moment], stepped.state[theirs][moment])
+    for layer, lacking in eager.compensations().items():
+        assert torch.equal(lacking, fast.compensations()[layer]) and (lacking != 0).any()
     if eager.write_back is not None and fast.write_back is not None:
         for layer, correction in eager.write_back.corrections.items():
             assert torch.equal(correction, fast.write_back.corrections[layer])

@@ -18,12 +18,15 @@ from altgrad.config.recipe import Recipe
 from altgrad.formats import FORMATS
 from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 from altgrad.quantization.gemms.sharded import own_part
+from altgrad.quantization.kernel.compiled import round_stored_compiled
 from altgrad.quantization.kernel.random import derived_words, fill_key
-from altgrad.quantization.kernel.round import Rounding, round_to_format
+from altgrad.quantization.kernel.round import Rounding, round_to_format, spec_of
+from altgrad.quantization.kernel.scaled_rounding import Mode
 from altgrad.quantization.kernel.site import Site
 from altgrad.quantization.stored.error_feedback import Feedback
 from altgrad.quantization.stored.stored_dtype import dtype_obstacle
 
+_UNSCALED = Mode("nearest", "none", "tensor", True, 1.0)  # of compensations
 _LARGEST = 1.0  # the magnitude of a usual layer's largest weights, in powers of two
 _ORIGIN = 0x57  # separates the keys of a step's further write-backs from other derived keys
 
@@ -95,11 +98,17 @@ class WriteBack:
                 wanted = weight + compensation
             rounded, self.counts[name] = layer.rounded_at_rest(wanted, key, self._rounding, self.compiled)
             if self.compensations:
-                compensation.copy_(round_to_format(wanted - rounded, FORMATS["BF16"]))
+                compensation.copy_(self._in_bf16(wanted - rounded))
             if feedback is not None:
                 feedback.add(layer.weight, weight - rounded)
             _on(device, self.corrections, name).add_(rounded - weight)
             stored.copy_(rounded)
+
+    def _in_bf16(self, lacking: Tensor) -> Tensor:
+        if not self.compiled:
+            return round_to_format(lacking, FORMATS["BF16"])
+        spec, none = spec_of(FORMATS["BF16"], device=lacking.device), lacking.new_zeros(0)
+        return round_stored_compiled(lacking, spec, none, self._keys[lacking.device], _UNSCALED)[0]
 
     def forget(self) -> None:
         """Zero corrections and compensations, after the rounding of the initial weights, which belongs to no step."""

@@ -5,14 +5,17 @@ At the end a few tiny runs: a planted fault is caught, a spike that heals is not
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 from scipy.stats import binomtest, mannwhitneyu
 
+from altgrad.collapse.forecast import LIMIT, METRIC
 from bench.detectors.forecast import Signal, auc, forecast
 from bench.detectors.own_rules import stopped
 from bench.detectors.recording import Recording, train
@@ -179,3 +182,9 @@ def test_a_planted_fault_is_caught_and_a_spike_that_heals_is_not(name: str) -> N
     found = stopped(run, None)
     assert found is not None and found[1] == rule
     assert found[0] >= faults[0]["from"]
+
+
+def test_the_warning_has_the_limit_that_the_benchmark_chose() -> None:
+    record = json.loads((Path(__file__).parents[2] / "docs" / "results" / "detectors.json").read_text())
+    (chosen,) = [one for one in record["forecast"] if one["metric"] == METRIC.name]
+    assert (chosen["form"], chosen["bad"]) == ("value", "low") and round(-chosen["limit"], 2) == LIMIT

@@ -33,7 +33,7 @@ _FIRST = ("loss", "validation_loss", "stall_rate", "overflow_rate")
 _LEGEND = {"orientation": "h", "y": -0.3, "yanchor": "top"}  # above is the verdict's rule
 _FACTS = (
     *("host", "device", "resources", "workers", "threads", "compiled", "compile_reason", "git_commit", "parameters"),
-    *("vocabulary", "initial_weights_hash", "batches_hash", "attempt"),
+    *("vocabulary", "unigram_entropy", "initial_weights_hash", "batches_hash", "attempt"),
 )
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 

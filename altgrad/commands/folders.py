@@ -121,11 +121,16 @@ def _compare(options: argparse.Namespace) -> int:
 
         against = Folder.at(options.against)
         expect(against, "sweep.json")
-        theirs = shown_rows(against, comparison(list_runs(against)[0], terms), options.with_hidden)
+        others, unreadable = list_runs(against)
+        theirs = shown_rows(against, comparison(others, terms), options.with_hidden)
+        for name, reason in unreadable.items():
+            say(console, f"{against}: cannot be read: {name}: {reason}")
         lines = sweeps_lines(shown.rows, theirs.rows, terms)
         if not lines:
             raise ValueError(f"{folder} and --against {against} hold no run that can be compared")
         console.print(sweeps_table(lines, f"Here: {folder}; there: {against}"))
+        for note in theirs.notes:
+            say(console, f"there: {note}")
     elif options.groups is not None:
         one, other = (shown.group(name) for name in options.groups)
         if one[0].group == other[0].group:

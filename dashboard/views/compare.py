@@ -220,15 +220,23 @@ def _two_groups(context: PageContext, rows: Sequence[Row]) -> None:
 def _two_sweeps(context: PageContext, rows: Sequence[Row]) -> None:
     """This sweep against another one of the same folder, group by group."""
     here = context.sweep.folder
-    others = [folder for folder in list_sweeps(here.parent) if folder.name != here.name]
+    try:
+        others = [folder for folder in list_sweeps(here.parent) if folder.name != here.name]
+    except OSError as error:
+        st.info(as_markdown(f"The sweeps beside {here.name} cannot be listed: {error}"))
+        return
     if not others:
         st.info(f"There is no other sweep beside {as_markdown(here.name)}.")
         return
     names = [folder.name for folder in others]
     chosen = others[names.index(choose_kept("Sweep to compare with", names, "there"))]
     there = open_sweep(str(chosen))
-    there.refresh()
-    lines = sweeps_lines(rows, replace(context, sweep=there).rows, context.terms)
+    try:
+        there.refresh()
+    except OSError as error:
+        st.warning(as_markdown(f"{chosen} does not answer: {error}"))
+    theirs = replace(context, sweep=there).shown
+    lines = sweeps_lines(rows, theirs.rows, context.terms)
     show_texts(SWEEPS_HEADS, [line.cells for line in lines], f"Groups of {here.name} beside those of {chosen.name}")
     st.caption(
         as_markdown(
@@ -236,6 +244,8 @@ def _two_sweeps(context: PageContext, rows: Sequence[Row]) -> None:
             "difference above 0 is worse here. Each is judged alone."
         )
     )
+    for note in (*theirs.notes, *(f"{name}: {reason}" for name, reason in there.broken.items())):
+        st.caption(as_markdown(f"There: {note}"))
 
 
 def _validation(run: WatchedRun) -> Curve:

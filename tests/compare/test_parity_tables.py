@@ -32,11 +32,12 @@ from altgrad.compare import (
 from altgrad.html import html_report
 from altgrad.report import sweep_report
 from altgrad.results import SCHEMA, list_runs
+from altgrad.results.annotations import Annotation, write_annotation
 from altgrad.results.reading.curves import Curve
 from altgrad.storage.folder import Folder
 from dashboard.data.sweep_frame import group_frame
 from tests.references.gap_oracle import oracle, two_rates
-from tests.support.dashboard_pages import drawn, show
+from tests.support.dashboard_pages import drawn, show, words
 from tests.support.html_tree import parse
 from tests.support.results.written_runs import COLLAPSED, HASHES, rows_of, write_run
 
@@ -263,5 +264,14 @@ def test_two_sweeps_are_compared_group_by_group_and_seed_by_seed(
     told = " ".join(capsys.readouterr().out.split())
     assert "+0.0500 nats [+0.0252, +0.0748] at step 100, n = 3" in told and "no such group" in told
     assert main(["compare", here.path, "--against", str(tmp_path)]) == 2
+    (tmp_path / "there" / "broken").mkdir()
+    (tmp_path / "there" / "broken" / "run.json").write_text("{")
+    write_annotation(there, "e5m2", Annotation(hidden=True))
+    capsys.readouterr()
+    assert main(["compare", here.path, "--against", there.path]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "cannot be read: broken" in told and "e5m2" in told and "E5M2" not in told
     page = drawn(show(tmp_path, "compare", part="sweeps", sweep="here"))
-    assert "+0.0500 nats [+0.0252, +0.0748]" in page and "1 collapsed" in page
+    assert "+0.0500 nats [+0.0252, +0.0748]" in page and "1 collapsed" in page and "E5M2" not in page
+    said = words(show(tmp_path, "compare", part="sweeps", sweep="here"))
+    assert "There: broken" in said and "e5m2" in said

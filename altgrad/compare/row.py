@@ -124,6 +124,11 @@ class Row:
         )
 
     @property
+    def is_dead(self) -> bool:
+        """Whether the run has no loss that can be compared at the end: it collapsed, or reached NaN or inf."""
+        return self.collapsed or self.non_finite
+
+    @property
     def final_loss(self) -> float | None:
         """The validation loss at the common step if the run is alive and has measured it there; else None."""
         return self.step_loss if self.alive and (self.is_baseline or self.final_gap is not None) else None

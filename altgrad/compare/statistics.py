@@ -135,20 +135,16 @@ def _beside_baselines(evidence: Parity, members: Sequence[Row], by_name: Mapping
     The other pairs do not speak for such a seed: the group is not as good, or as bad, there.
     """
     baselines = {row.run: by_name.get(row.baseline or "") for row in members}
-    dead = [baselines[row.run] for row in members if _is_dead(row)]
-    if any(row is None or not _is_dead(row) for row in dead):
+    dead = [baselines[row.run] for row in members if row.is_dead]
+    if any(row is None or not row.is_dead for row in dead):
         return evidence
     known = {row.run: row for row in baselines.values() if row is not None}.values()
     return replace(
         evidence,
         against_runs=len(known),
-        against_dead=sum(map(_is_dead, known)),
+        against_dead=sum(row.is_dead for row in known),
         against_early=sum(not row.alive and not row.collapsed for row in known),
     )
-
-
-def _is_dead(row: Row) -> bool:
-    return row.collapsed or row.non_finite
 
 
 def _evidence(members: Sequence[Row], margin: float | None) -> Parity:

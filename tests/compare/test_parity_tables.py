@@ -247,6 +247,9 @@ def test_two_sweeps_are_compared_group_by_group_and_seed_by_seed(
     write_run(here, "e7m0", {100: 2.0}, config={"seed": 0, "format": "E7M0"}, info=HASHES)
     write_run(there, "e7m0", {50: 3.0}, config={"seed": 0, "format": "E7M0"}, info=HASHES, status="collapsed",
               verdict=COLLAPSED)  # fmt: skip
+    for sweep in (here, there):  # a label with a colon
+        fields = {"seed": 0, "format": "E3M4", "layer_formats": {"lm_head": "BF16"}}
+        write_run(sweep, "e3m4", {100: 2.5}, config=fields, info=HASHES)
     write_run(there, "e5m2", {100: 2.0}, config={"seed": 0, "format": "E5M2"}, info=HASHES)
     lines = {line.label: line for line in sweeps_lines(*(comparison(list_runs(sweep)[0]) for sweep in (here, there)))}
     found = lines["E4M3"].difference
@@ -259,6 +262,8 @@ def test_two_sweeps_are_compared_group_by_group_and_seed_by_seed(
     )
     assert lines["BF16"].difference is not None and lines["BF16"].difference.mean == 0
     assert lines["E7M0"].cells[1:3] == ("1 completed", f"1 collapsed, step {COLLAPSED.step}")
+    (colon,) = [line for label, line in lines.items() if ": " in label]
+    assert colon.cells[3].startswith("+0.0000 nats at step 100, n = 1")
     assert lines["E5M2"].cells == ("E5M2", "no such group", "1 completed", "–")
     assert main(["compare", here.path, "--against", there.path]) == 0
     told = " ".join(capsys.readouterr().out.split())

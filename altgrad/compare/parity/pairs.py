@@ -48,13 +48,18 @@ class GroupDifference:
     @property
     def sentence(self) -> str:
         """`E4M3 against E3M4: +0.012 nats [+0.008, +0.016] at step 500, n = 3: worse than E3M4 by more than ...`."""
+        return f"{self.one} against {self.other}: {self.said}"
+
+    @property
+    def said(self) -> str:
+        """The sentence without the names of the groups."""
         if self.mean is None:
-            return f"{self.one} against {self.other}: {self.obstacle or self.parity.sentence}."
+            return f"{self.obstacle or self.parity.sentence}."
         interval = interval_text(self.low, self.high, self.parity.unit)
         unit = f" {self.parity.unit}" if self.parity.unit else ""
         figure = f"{difference(self.mean, self.parity.unit)}{unit}{interval} at step {self.step}, n = {len(self.seeds)}"
         note = f" {self.obstacle}." if self.obstacle else ""
-        return f"{self.one} against {self.other}: {figure}: {self.parity.sentence}. Differs in: {self.differs}.{note}"
+        return f"{figure}: {self.parity.sentence}. Differs in: {self.differs}.{note}"
 
 
 def group_difference(one: Sequence[Row], other: Sequence[Row], terms: Terms | None = None) -> GroupDifference:
@@ -141,7 +146,7 @@ def _unjudged(one: Sequence[Row], other: Sequence[Row], margin: float | None) ->
     parity = replace(
         not_judged(one, finite.values(), reference, margin, against),
         against_runs=len(other),
-        against_dead=sum(row.collapsed or row.non_finite for row in other),
+        against_dead=sum(row.is_dead for row in other),
         against_early=sum(not row.alive and not row.collapsed for row in other),
     )
     return GroupDifference(

@@ -34,7 +34,7 @@ class SweepsLine:
     @property
     def cells(self) -> tuple[str, ...]:
         """The texts under `SWEEPS_HEADS`."""
-        said = ABSENT if self.difference is None else self.difference.sentence.partition(": ")[2]
+        said = ABSENT if self.difference is None else self.difference.said
         return self.label, _fate(self.here), _fate(self.there), said
 
 

@@ -62,7 +62,7 @@ def facts_of(members: Sequence[Row]) -> list[str | Html]:
 _MARKS = 12  # runs of a group that have a mark each: more do not fit into the column
 
 
-def is_dead(row: Row) -> bool:
+def was_cut_short(row: Row) -> bool:
     """Whether the run collapsed, failed or was killed."""
     return row.collapsed or row.status in ("failed", "killed")
 
@@ -70,8 +70,8 @@ def is_dead(row: Row) -> bool:
 def statuses(members: Sequence[Row]) -> Html:
     """`●●✕ 1 collapsed, 2 completed`: shape and word say what the colour says; of many runs only the words."""
     marks = join(
-        element("span", "✕" if is_dead(row) else "○" if row.status == "running" else "●",
-                title=f"{row.run}: {row.status}", style=f"color:{ALARM if is_dead(row) else NEUTRAL}")
+        element("span", "✕" if was_cut_short(row) else "○" if row.status == "running" else "●",
+                title=f"{row.run}: {row.status}", style=f"color:{ALARM if was_cut_short(row) else NEUTRAL}")
         for row in (members if len(members) <= _MARKS else ())
     )  # fmt: skip
     counts = Counter("collapsed" if row.collapsed else str(row.status) for row in members)
@@ -97,5 +97,5 @@ def figure(members: Sequence[Row], gap: PairedGap) -> Html:
 def _last_gap(row: Row) -> str:
     """A gap that is no final one: its run ended before the common step, or its BF16 run did."""
     gap = ABSENT if row.gap is None else difference(row.gap, row.loss_unit, 3)
-    why = "before it died" if is_dead(row) else "the last of both" if row.alive else "before it was stopped"
+    why = "before it died" if was_cut_short(row) else "the last of both" if row.alive else "before it was stopped"
     return f"{gap} at step {row.gap_step}, {why}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from altgrad.compare import Row, loss_unit, paired_gap
-from altgrad.html.board.cells import board, facts_of, figure, head, is_dead, named
+from altgrad.html.board.cells import board, facts_of, figure, head, named, was_cut_short
 from altgrad.html.board.drawings import Bars, Sparks, as_image
 from altgrad.html.markup import Html, element, join
 from altgrad.metrics import METRICS
@@ -72,7 +72,7 @@ def _notes(trial: BoardRun) -> list[str | Html]:
 
 def _status(trial: BoardRun) -> Html:
     row = trial.row
-    sign, colour = ("✕", ALARM) if is_dead(row) else ("○" if row.status == "running" else "●", NEUTRAL)
+    sign, colour = ("✕", ALARM) if was_cut_short(row) else ("○" if row.status == "running" else "●", NEUTRAL)
     word = "collapsed" if row.collapsed else "stopping" if trial.is_stopping else str(row.status)
     first = join([element("span", sign, style=f"color:{colour}"), f" {word}"])
     if row.status != "running" or row.collapsed:

@@ -15,6 +15,8 @@ from altgrad.quantization.kernel import compiled
 from altgrad.quantization.quantize import quantize_model
 from altgrad.quantization.quantized_model import QuantizedModel
 from altgrad.training.compile.policy import stored_saves
+from altgrad.training.trainer import Trainer
+from tests.support.runs.small_runs import SMALL
 
 pytestmark = [pytest.mark.compiled, pytest.mark.long]
 
@@ -98,3 +100,15 @@ def test_a_long_run_compiles_what_it_stores_and_a_short_one_does_not() -> None:
     stored = quantize_model(model, Recipe(master_weights=False, first_moment={"format": "BF16"}))
     assert stored.values_stored() == 2 * (8 * 4 + 4 * 2)
     assert quantize_model(nn.Linear(8, 4), Recipe()).values_stored() == 0
+
+
+@pytest.mark.parametrize(("asked", "steps", "expected"), [(True, 4, True), (False, 10**9, False), ("auto", 4, False)])
+def test_the_trainer_compiles_what_it_stores_where_its_step_is_compiled(
+    asked: bool | str, steps: int, expected: bool
+) -> None:
+    fields: dict[str, Any] = {"first_moment": {"format": "BF16"}, "master_weights": False}
+    quantized = Trainer(SMALL.altered(compile=asked, max_steps=steps, **fields)).quantized
+    assert quantized.write_back is not None and quantized._states is not None
+    assert quantized.write_back.compiled is quantized._states.compiled is expected
+    quantized.set_recipe(Recipe(format="E5M2", **fields))
+    assert quantized.write_back.compiled is quantized._states.compiled is expected

@@ -12,13 +12,13 @@ from typing import Any
 import psutil
 import pytest
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from altgrad.results import Run, read_run
 from altgrad.storage.folder import Folder
 from altgrad.training import FormatExperimentRunner, TrainConfig
 from tests.servers.polling import wait_until
 from tests.servers.sweep_process import attempt, checkpoints, complete, family, start, write_configs
+from tests.support.processes import spawn_ranks
 from tests.support.runs.small_runs import SWEPT
 from tune.plan.options import SweepError, SweepOptions, parse_options
 from tune.plan.resources.machine import Machine, share_out
@@ -127,7 +127,7 @@ def test_a_trial_that_loses_a_rank_goes_on_from_its_checkpoint_bit_for_bit(story
     assert (run.status, run.info["workers"], run.info["attempt"]) == ("completed", SIZE, 2)
     restores = [event for event in run.table("events").to_pylist() if event["kind"] == "restore"]
     assert len(restores) == 2
-    mp.spawn(undisturbed, (tmp_path,), nprocs=SIZE)
+    spawn_ranks(undisturbed, SIZE, tmp_path)
     alone = read_run(Folder.at(tmp_path / "undisturbed"))
     for metric in ("loss", "validation_loss", "gradient_norm", "stall_rate"):
         assert run.table("steps", [metric])[metric].equals(alone.table("steps", [metric])[metric]), metric

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from tests.support.other_libraries import FRAMEWORKS, ROOT, environment_with
+from tests.support.processes import spawn_ranks
 
 pytestmark = pytest.mark.long
 
@@ -40,7 +40,7 @@ def one_of_two(rank: int, files: list[Path]) -> None:
 
 
 def test_the_loops_on_two_processes_run_as_they_stand(tmp_path: Path) -> None:
-    mp.spawn(one_of_two, ([program(name, tmp_path) for name in ("ddp", "fsdp")],), nprocs=2)
+    spawn_ranks(one_of_two, 2, [program(name, tmp_path) for name in ("ddp", "fsdp")])
 
 
 @pytest.mark.slow

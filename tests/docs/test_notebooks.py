@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.commands import program
 
 pytestmark = pytest.mark.long
 
@@ -20,9 +19,6 @@ NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 def test_a_notebook_runs_as_it_stands(notebook: Path, tmp_path: Path) -> None:
     cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
     assert cells and not any(cell["outputs"] for cell in cells)
-    program = "\n\n".join("".join(cell["source"]) for cell in cells)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    text = "\n\n".join("".join(cell["source"]) for cell in cells)
+    done = program(text, tmp_path, TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr

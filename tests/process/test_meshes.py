@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -20,6 +19,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.quantize import quantize_model
+from tests.support.processes import spawn_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200)]  # four processes that import torch
 
@@ -98,7 +98,7 @@ def work(rank: int, folder: Path) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process found."""
     folder = tmp_path_factory.mktemp("meshes")
-    mp.spawn(work, (folder,), nprocs=SIZE)
+    spawn_ranks(work, SIZE, folder)
     return [torch.load(folder / f"found-{rank}") for rank in range(SIZE)]
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from altgrad.experiment.outcome import Report
@@ -30,19 +29,20 @@ from altgrad.results.stop_request import request_stop
 from altgrad.storage.folder import Folder
 from altgrad.training import FormatExperimentRunner, TrainConfig
 from altgrad.training.trainer import StepOutcome, Trainer
+from tests.support.processes import spawn_ranks
 from tests.support.rounding.drawn_bits import drawn_bits, largest_correlation
 from tests.support.runs.small_runs import MICRO
 
 pytestmark = pytest.mark.long
 
 SIZE = 2
-STEPS = 12
+STEPS = 6
 EXACT = 1e-6  # of a loss: 2 to 4 ULPs
 RANKED = MICRO.altered(
     diagnostic_interval=STEPS // 3, learning_rate=3e-3, threads=None, log_stiffness=False, log_grid_alignment=False,
     log_ulp=False,
 )  # fmt: skip
-# nats by which losses may differ within 12 steps; measured: one ULP (5e-7) in FP32, up to 3e-4 with flips
+# nats by which losses may differ; measured within 12 steps: one ULP (5e-7) in FP32, up to 3e-4 with flips
 FORMATS_OF: dict[str, tuple[dict[str, Any], float]] = {
     "fp32": ({"format": "FP32"}, 1e-5),
     "dynamic": ({"format": "E4M3"}, 3e-3),
@@ -137,7 +137,7 @@ def cases() -> dict[str, Callable[[], Trained]]:
 
 def stop_and_go_on(folder: Path) -> None:
     """A run stopped by a request after 10 of 20 steps, gone on with, and one that was not disturbed."""
-    config = RANKED.altered(format="E4M3", rounding="stochastic", max_steps=20)
+    config = RANKED.altered(format="E4M3", rounding="stochastic", max_steps=20, diagnostic_interval=4, n_layer=1)
     rank = Ranks.joined().rank
     place = Folder.at(folder / ("run" if rank == 0 else "no rank but the first touches its folder"))
 
@@ -168,7 +168,7 @@ def work(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, (folder,), nprocs=SIZE)
+    spawn_ranks(work, SIZE, folder)
     return folder
 
 
@@ -288,7 +288,7 @@ def compiled(rank: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_compiled_step_on_several_ranks_is_that_of_one_process(tmp_path):
-    mp.spawn(compiled, (tmp_path,), nprocs=SIZE)
+    spawn_ranks(compiled, SIZE, tmp_path)
     first, second = (torch.load(tmp_path / f"compiled-{rank}", weights_only=False) for rank in range(SIZE))
     eager = train(COMPILED.altered(compile=False), Regression(branches=False), GoodRows())
     assert first.losses == second.losses

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -21,6 +20,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.quantize import quantize_model
 from altgrad.quantization.quantized_model import QuantizedModel
+from tests.support.processes import spawn_ranks
 
 pytestmark = pytest.mark.long
 
@@ -140,7 +140,7 @@ def work(rank: int, folder: Path) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process found."""
     folder = tmp_path_factory.mktemp("sharded")
-    mp.spawn(work, (folder,), nprocs=SIZE)
+    spawn_ranks(work, SIZE, folder)
     return [torch.load(folder / f"found-{rank}", weights_only=False) for rank in range(SIZE)]
 
 

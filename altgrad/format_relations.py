@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from altgrad.formats import NumberFormat
 
-# The safer format by which an emergency shift (STAB-06) replaces a failing one; the chains end at 5 exponent and 2
+# The safer format by which an emergency shift replaces a failing one; the chains end at 5 exponent and 2
 # mantissa bits.
 FALLBACKS: Mapping[str, str] = {
     "E7M0": "E5M2",

@@ -69,7 +69,7 @@ _TABLE = (
     Metric("overflow_rate", "Overflow rate", "share", "share of the non-zero values that lie beyond the largest finite value of the scaled format", _BOTH, "lower", short="Overflow"),
     Metric("underflow_rate", "Underflow rate", "share", "share of the non-zero values that are rounded to zero", _BOTH, "lower"),
     Metric("saturation_rate", "Saturation rate", "share", "share of the non-zero values whose rounded magnitude is the largest finite value of the format", _BOTH),
-    Metric(RESCUE_ACTS, "Rescue acts", "", "number of acts in this step after which the run is another one: rate cuts, rollbacks and format shifts of the rescue ladder, and shifts of STAB-06; absent without one; the collapse rules count anew from there", is_signal=False),
+    Metric(RESCUE_ACTS, "Rescue acts", "", "number of acts in this step after which the run is another one: rate cuts, rollbacks and format shifts of the rescue ladder, and emergency shifts; absent without one; the collapse rules count anew from there", is_signal=False),
     # at every report (10 steps in a sweep), of the process that trains
     Metric("cpu_utilisation", "CPU use", "cores", "CPU time of the training process divided by wall time, since the last sample: 1 = one busy core; with several workers that of the first", every="report", is_signal=False),
     Metric("resident_memory", "Resident memory", "MiB", "RAM used by the training process (resident set size); with several workers that of the first", every="report", is_signal=False),

@@ -30,7 +30,7 @@ def tables(tmp_path_factory):
     fifth = run_format_experiment(
         config.altered(format="E4M3", master_weights=False, learning_rate=0.03, weight_decay=2.0), folder / "decays"
     )
-    sixth = run_format_experiment(  # a loss of NaN is shifted by STAB-06 and by the ladder, at last in the same step
+    sixth = run_format_experiment(  # at a loss of NaN both the emergency shift and the ladder shift, in one step
         config.altered(
             format="E4M3", learning_rate=1e30, gradient_clip=0.0, stop_on_collapse=False, warmup_steps=0,
             enable_emergency_shift=True, enable_rescue_ladder=True, rescue_rungs=["rate"], rescue_window=1,

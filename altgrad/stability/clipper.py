@@ -1,4 +1,4 @@
-"""STAB-05: clip the gradient norm relative to the range of the format, but only in steps whose gradients overflow.
+"""Partition clipping: clip the gradient norm relative to the format's range, only in steps whose gradients overflow.
 
 Only the overflow of `gradient` operands counts, because an overflow of activations or weights is no evidence about a
 gradient.  With dynamic scaling a tensor is scaled by its own amax and overflows only if `amax_factor` is below 1.
@@ -22,7 +22,7 @@ from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 from altgrad.stability.protocol import StepState
 
 
-class PartitionRelativeClipper:
+class PartitionClipper:
     """Clips to the norm base x (largest finite value of the gradient format / that of E5M2).
 
     It acts only in steps in which the measured overflow rate of the gradients reaches the threshold.

@@ -6,11 +6,11 @@ import torch
 
 from altgrad.config.train_config import TrainConfig
 from altgrad.quantization.quantized_model import QuantizedModel
-from altgrad.stability.clipper import PartitionRelativeClipper
+from altgrad.stability.clipper import PartitionClipper
 from altgrad.stability.guard import NonFiniteGuard
 from altgrad.stability.ladder import RescueLadder
 from altgrad.stability.protocol import Intervention
-from altgrad.stability.shift import EmergencyMantissaShift
+from altgrad.stability.shift import EmergencyShift
 
 
 def intervention_names(config: TrainConfig) -> list[str]:
@@ -40,9 +40,9 @@ def chosen_interventions(
     past += quantized.compensations().values()
     chosen: list[Intervention] = [NonFiniteGuard(optimizer, config.diagnostic_interval, past)]
     if config.enable_emergency_shift:
-        chosen.append(EmergencyMantissaShift(config, quantized.layers, quantized.write_back))
+        chosen.append(EmergencyShift(config, quantized.layers, quantized.write_back))
     if config.enable_rescue_ladder:
         chosen.append(RescueLadder(config, quantized.layers, optimizer, vocabulary, quantized.write_back, past))
     if config.enable_partition_clipping:
-        chosen.append(PartitionRelativeClipper(config, quantized.layers))
+        chosen.append(PartitionClipper(config, quantized.layers))
     return chosen

@@ -54,7 +54,7 @@ _CUT = 0.1  # share of the learning rate right after a cut
 _WARM_WINDOWS = 5  # windows in which the rate comes back
 _SETTLED = 5  # steps before a smoothed loss counts as the best
 # Weights are frozen if this share of their updates is lost, and so little of what they intended arrives, in so many
-# windows in a row: as for STAB-06, see `shift`.
+# windows in a row: as for the emergency shift, see `shift`.
 _STALL, _DISPLACEMENT, _WINDOWS = 0.5, 0.25, 2
 
 

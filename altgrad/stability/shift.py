@@ -1,4 +1,4 @@
-"""STAB-06: replace a failing format by a safer one while the run goes on.
+"""Emergency shift: replace a failing format by a safer one while the run goes on.
 
 The run keeps its name and its config; the event records both formats, the step and the trigger.  A high stall rate
 triggers only together with a low realised displacement: with FP32 masters or stochastic rounding a stall rate of 95 %
@@ -20,7 +20,7 @@ from altgrad.quantization.stored.write_back import WriteBack
 from altgrad.stability.protocol import StepState
 
 
-class EmergencyMantissaShift:
+class EmergencyShift:
     """Replaces the format of every site by its entry in `FALLBACKS` after enough consecutive non-finite steps, or
     enough consecutive frozen diagnostic windows.
     """

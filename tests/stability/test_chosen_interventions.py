@@ -14,9 +14,9 @@ from altgrad.stability.interventions import chosen_interventions, intervention_n
 from tests.support.runs.restored_runs import EVERYTHING, KAHAN, SCHEDULED, Net
 
 SWITCHES = {
-    "enable_emergency_shift": ("shift", "EmergencyMantissaShift"),
+    "enable_emergency_shift": ("shift", "EmergencyShift"),
     "enable_rescue_ladder": ("ladder", "RescueLadder"),
-    "enable_partition_clipping": ("clip", "PartitionRelativeClipper"),
+    "enable_partition_clipping": ("clip", "PartitionClipper"),
 }
 
 

@@ -99,7 +99,7 @@ def test_the_norm_after_the_clip_is_the_limit_of_the_narrowest_gradient_format(n
 def test_the_clip_limit_is_relative_to_the_largest_value_of_e5m2():
     for name in ("E4M3", "E5M2", "E7M0"):
         trainer = Trainer(MICRO.altered(format=name, enable_partition_clipping=True, partition_clip_base=2.0))
-        (clipper,) = [i for i in trainer.interventions if type(i).__name__ == "PartitionRelativeClipper"]
+        (clipper,) = [i for i in trainer.interventions if type(i).__name__ == "PartitionClipper"]
         assert clipper.limit() == 2.0 * FORMATS[name].max / 57344
 
 

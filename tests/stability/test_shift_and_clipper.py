@@ -13,9 +13,9 @@ from altgrad.config.train_config import TrainConfig
 from altgrad.formats import FORMATS
 from altgrad.quantization.quantize import quantize_model
 from altgrad.quantization.quantized_model import QuantizedModel
-from altgrad.stability.clipper import PartitionRelativeClipper
+from altgrad.stability.clipper import PartitionClipper
 from altgrad.stability.protocol import StepState
-from altgrad.stability.shift import EmergencyMantissaShift
+from altgrad.stability.shift import EmergencyShift
 from tests.references.step_states import state_of
 from tests.support.runs.small_runs import SMALL
 
@@ -30,13 +30,13 @@ def model_of(config: TrainConfig) -> QuantizedModel:
     return quantize_model(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), config)
 
 
-def shift_of(**fields: Any) -> tuple[EmergencyMantissaShift, QuantizedModel]:
+def shift_of(**fields: Any) -> tuple[EmergencyShift, QuantizedModel]:
     config = CONFIG.altered(**fields)
     quantized = model_of(config)
-    return EmergencyMantissaShift(config, quantized.layers, quantized.write_back), quantized
+    return EmergencyShift(config, quantized.layers, quantized.write_back), quantized
 
 
-def taken(shift: EmergencyMantissaShift, *states: StepState) -> list[str]:
+def taken(shift: EmergencyShift, *states: StepState) -> list[str]:
     """The kinds of all events of some steps."""
     for state in states:
         shift.on_gradients(state)
@@ -179,7 +179,7 @@ CLIPPING = SMALL.altered(
 
 def clipped(state: StepState, **fields: Any) -> StepState:
     config = CLIPPING.altered(**fields)
-    clipper = PartitionRelativeClipper(config, model_of(config).layers)
+    clipper = PartitionClipper(config, model_of(config).layers)
     clipper.on_gradients(state)
     clipper.after_step(state)
     assert clipper.state_dict() == {}
@@ -208,7 +208,7 @@ def test_a_norm_above_the_limit_becomes_the_limit_from_the_threshold_on(norm, ov
 def test_the_limit_follows_the_narrowest_gradient_format_of_now() -> None:
     config = CLIPPING.altered(layer_formats={"1": "E4M3"}, weight_format="E0M7", activation_format="E0M7")
     layers = model_of(config).layers
-    clipper = PartitionRelativeClipper(config, layers)
+    clipper = PartitionClipper(config, layers)
     assert clipper.limit() == 2.0 * 448 / 57344
     layers["1"].site("gradient").set_format(FORMATS["E5M2"])
     assert clipper.limit() == 2.0

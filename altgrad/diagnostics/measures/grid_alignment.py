@@ -1,4 +1,4 @@
-"""Grid alignment: distance of the optimizer's weights from the rounded values that the GEMMs read (DIAG-02).
+"""Grid alignment: distance of the optimizer's weights from the rounded values that the GEMMs read.
 
 Without master weights each weight is on its grid by construction; it is measured all the same.
 """

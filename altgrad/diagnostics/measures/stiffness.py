@@ -1,9 +1,9 @@
-"""Stiffness: the grid spacing of a format at each weight without the subnormal floor (DIAG-01), and the gradient.
+"""Stiffness: the grid spacing of a format at each weight without the subnormal floor, and the gradient.
 
 Rounding to nearest loses an update that is much smaller than the weight's stiffness.  Formats differ in the stiffness
 of their weights: in floating point it is proportional to the binade of the weight, in fixed point constant.
 
-A positive correlation with the gradients (DIAG-03) means that large gradients act on coarsely spaced weights: the
+A positive correlation with the gradients means that large gradients act on coarsely spaced weights: the
 spacing of the format follows the training signal.  The gradient is divided by the scale of the weight, so that it has
 the units of the stiffness.  The control, with shuffled gradients, gives the correlation that the same two distributions
 have by chance.

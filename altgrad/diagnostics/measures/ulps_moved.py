@@ -1,4 +1,4 @@
-"""ULPs moved: the number of grid positions by which the real optimizer step moved each stored weight (DIAG-04).
+"""ULPs moved: the number of grid positions by which the real optimizer step moved each stored weight.
 
 It is the difference of two indices on the grid (format and scale) before the step, which is continued beyond its
 largest value (see `LayerStep.ulps_moved`).

@@ -117,7 +117,9 @@ def positive(text: str) -> float:
 
 def positive_or_auto(text: str) -> float | Literal["auto"]:
     """A number above 0, or the word auto.  Raises argparse.ArgumentTypeError for another word."""
-    return "auto" if text == "auto" else positive(text)
+    if text == "auto":
+        return "auto"
+    return float(_number(text, float, "a number above 0, or auto", lambda value: 0 < value < float("inf")))
 
 
 def not_negative(text: str) -> float:

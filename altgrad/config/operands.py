@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from altgrad.config.cast import GEMM_SITES, GEMMS, Cast, Dimension, Gemm, GemmSite
 from altgrad.formats import find_format
+from altgrad.text.error_hints import did_you_mean
 
 if TYPE_CHECKING:
     from altgrad.config.recipe import Recipe
@@ -144,7 +145,7 @@ def check_gemms(gemms: Mapping[str, Any], where: str = "gemms") -> None:
     """Raises ValueError for a name in `gemms` that is not a GEMM, an operand of it or a field of a cast."""
     for gemm, fields in gemms.items():
         if gemm not in GEMMS:
-            raise ValueError(f"{where}: {gemm!r} is no GEMM; known: {', '.join(GEMMS)}")
+            raise ValueError(f"{where}: {gemm!r} is no GEMM; known: {', '.join(GEMMS)}{did_you_mean(gemm, GEMMS)}")
         if not isinstance(fields, Mapping):
             raise ValueError(f"{where}.{gemm}: expected fields of a cast or of its operands, found {fields!r:.60}")
         sites = GEMMS[gemm]  # type: ignore[index]
@@ -154,11 +155,13 @@ def check_gemms(gemms: Mapping[str, Any], where: str = "gemms") -> None:
             if name not in sites or not isinstance(value, Mapping):
                 raise ValueError(
                     f"{where}.{gemm}.{name}: no operand of {gemm} ({', '.join(sites)}) and no field of a cast "
-                    f"({', '.join(Cast.model_fields)})"
+                    f"({', '.join(Cast.model_fields)}){did_you_mean(name, [*sites, *Cast.model_fields])}"
                 )
             for field in value:
                 if field not in Cast.model_fields:
-                    raise ValueError(f"{where}.{gemm}.{name}.{field}: known fields: {', '.join(Cast.model_fields)}")
+                    near = did_you_mean(field, Cast.model_fields)
+                    known = ", ".join(Cast.model_fields)
+                    raise ValueError(f"{where}.{gemm}.{name}.{field}: no field of a cast; known: {known}{near}")
 
 
 def no_effect_of(gemms: Mapping[str, Any]) -> dict[str, str]:

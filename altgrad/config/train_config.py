@@ -21,6 +21,7 @@ from altgrad.config.operands import ALL_OPERANDS
 from altgrad.config.phases import first_steps
 from altgrad.config.published import check_shorthand, merged_gemms, own_fields, published_fields
 from altgrad.config.recipe import Fraction, Positive, Recipe, recipe_defaults
+from altgrad.config.shipped_configs import near_config
 from altgrad.config.sizes.gpt_sizes import PRESETS, GPTShape
 from altgrad.format_relations import FALLBACKS
 from altgrad.formats import find_format
@@ -304,6 +305,8 @@ def load_config(path: str | Path, **overrides: Any) -> TrainConfig:
     path = Path(path)
     try:
         fields = read_yaml(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{shown_path(path)}: no such file, and no shipped config{near_config(path)}") from error
     except OSError as error:
         raise ConfigError(f"{shown_path(path)}: cannot read config: {error.strerror}") from error
     except NotYaml as error:

@@ -58,9 +58,18 @@ def test_a_config_never_changes():
         ({"format": "E9M9"}, ["'E9M9'"]),
         ({"format": "float8"}, ["'float8'", "E4M3", "E<e>M<m>"]),
         ({"layer_formats": {"lm_head": "E4M4M"}}, ["'E4M4M'"]),
-        ({"batch_size": 0}, ["x.yaml: batch_size=0", "greater than or equal to 1"]),
+        ({"batch_size": 0}, ["x.yaml: batch_size=0: expected a number at least 1"]),
         ({"learning_rate": "fast"}, ["learning_rate='fast'", "number"]),
-        ({"learning_rate": float("nan")}, ["learning_rate=nan", "finite"]),
+        ({"learning_rate": float("nan")}, ["learning_rate=nan: expected a finite number"]),
+        ({"learning_rate": 0}, ["learning_rate=0.0: expected a number above 0"]),
+        ({"validation_fraction": 1.0}, ["validation_fraction=1.0: expected a number below 1"]),
+        ({"stalled_displacement": 1.5}, ["stalled_displacement=1.5: expected a number at most 1"]),
+        ({"phases": {"from_step": 5}}, ["expected a list"]),
+        ({"gemms": ["wgrad"]}, ["gemms=['wgrad']: expected fields by name"]),
+        ({"gemms": {"wgard": {"format": "BF16"}}}, ["'wgard' is no GEMM", "did you mean 'wgrad'?"]),
+        ({"gemms": {"wgrad": {"gradeint": {"format": "BF16"}}}}, ["did you mean 'gradient'?"]),
+        ({"gemms": {"wgrad": {"gradient": {"fromat": "BF16"}}}}, ["no field of a cast", "did you mean 'format'?"]),
+        ({"rescue_rungs": []}, ["rescue_rungs=[]: expected a list of at least 1"]),
         ({"scaling": "static"}, ["scaling='static'", "'none', 'dynamic' or 'delayed'"]),
         (
             {"scaling": "delayed", "scale_granularity": "row"},
@@ -85,6 +94,13 @@ def test_every_wrong_field_gets_its_own_line():
     with pytest.raises(ConfigError) as caught:
         make_config({"batch_size": -1, "formt": "E4M3", "seed": "x"}, "x.yaml")
     assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_shipped_config_whose_name_is_misspelled_is_suggested(tmp_path):
+    with pytest.raises(ConfigError, match=r"no such file, and no shipped config; did you mean 'e4m3_uniform'\?"):
+        load_config("e4m3_unifrom")
+    with pytest.raises(ConfigError, match=r"no such file, and no shipped config; shipped configs lie in .*configs$"):
+        load_config(tmp_path / "mine.yaml")
 
 
 def test_unreadable_files_are_named(tmp_path):

@@ -139,7 +139,8 @@ def open_sweep(options: SweepOptions) -> PlannedSweep:
     if options.name not in (None, name):
         raise SweepError(f"--resume {name} --name {options.name}: give one name")
     if not known:
-        raise SweepError(f"--resume: no sweep in {root}; start one without --resume, or point --results to it")
+        what = "--resume" if name is None else f"--resume {cut(name)}"
+        raise SweepError(f"{what}: no sweep in {root}; start one without --resume, or point --results to it")
     name = known[0] if name is None else name
     if name not in known:
         there = f"{', '.join(known[:5])}{did_you_mean(name, known)}"

@@ -18,7 +18,7 @@ from altgrad.branch.checkpoints import settled
 from altgrad.compare.pairing import NUMERICS, RESCUE
 from altgrad.config.interventions import intervention_fields
 from altgrad.config.published import in_format, published
-from altgrad.config.shipped_configs import CONFIGS, config_file
+from altgrad.config.shipped_configs import CONFIGS, config_file, near_config
 from altgrad.config.train_config import (
     BUILT_IN_TASK,
     ConfigError,
@@ -188,7 +188,7 @@ def _config_files(options: SweepOptions) -> list[Path]:
         elif os.path.isfile(path):
             files.append(path)
         else:
-            raise SweepError(f"--configs {shown_path(path)}: no such file or folder")
+            raise SweepError(f"--configs {shown_path(path)}: no such file or folder{near_config(path)}")
     return list({file.resolve(): file for file in files}.values())
 
 

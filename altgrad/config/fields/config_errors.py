@@ -14,6 +14,15 @@ _KINDS = {
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "a text",
+    "list_type": "a list",
+    "dict_type": "fields by name, a mapping",
+    "finite_number": "a finite number",
+}
+_LIMITS = {  # pydantic's error -> what the number must be, and the name under which the error has the limit
+    "greater_than": ("above", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("below", "lt"),
+    "less_than_equal": ("at most", "le"),
 }
 
 
@@ -54,6 +63,11 @@ def problem(detail: Any, known: Sequence[str]) -> tuple[str, str]:
         message = f"expected {detail['ctx']['pattern'].strip('^$()').replace('|', ', ')}"
     elif kind in _KINDS:
         message = f"expected {_KINDS[kind]}"
+    elif kind in _LIMITS:
+        word, limit = _LIMITS[kind]
+        message = f"expected a number {word} {detail['ctx'][limit]:g}"
+    elif kind == "too_short":
+        message = f"expected a list of at least {detail['ctx']['min_length']}"
     if not name:
         return name, message
     told = f"format={shown(value)}"  # a message about a format begins with it, whatever the name of the field

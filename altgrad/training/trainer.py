@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from altgrad.config.phases import phase_detail
 from altgrad.config.train_config import BUILT_IN_TASK, TrainConfig
@@ -33,18 +33,17 @@ from altgrad.training.branch_state import changed_numerics, rests_elsewhere
 from altgrad.training.compile.policy import How
 from altgrad.training.compile.step_loss import StepLoss
 from altgrad.training.data import Batches
-from altgrad.training.held_out import HeldOutMean, evaluating, mean_of
+from altgrad.training.held_out import HeldOutMean, evaluating
 from altgrad.training.optim import learning_rate
-from altgrad.training.process_settings import full_precision_sums, mixed_precision
+from altgrad.training.process_settings import full_precision_sums
 from altgrad.training.starting_point import Start, check_alike, device_named, hash_weights, load_moments, load_weights
-from altgrad.training.step_counts import SiteCounts
-from altgrad.training.step_numbers import OwnMetrics, StepNumbers
-from altgrad.training.step_random import StepRandom
-from altgrad.training.task.batch import as_batch, changed, count, part, rows
+from altgrad.training.step.passes import Passes
+from altgrad.training.step.step_counts import SiteCounts
+from altgrad.training.step.step_numbers import OwnMetrics, StepNumbers
+from altgrad.training.step.step_random import StepRandom
+from altgrad.training.step.weight_watch import ForeignChanges, WeightWatch
+from altgrad.training.task.batch import count, rows
 from altgrad.training.task.found_task import find_task
-from altgrad.training.task.loss_value import read_loss
-from altgrad.training.task.protocol import Batch
-from altgrad.training.weight_watch import ForeignChanges, WeightWatch
 
 
 @dataclass
@@ -67,9 +66,7 @@ class Trainer:
     `model`: any module whose call `model(inputs, targets)` returns the loss; it is quantised in place.  None: the
     task's.  `batches`: the data (see `Batches`); None: the task's.
     `start`: weights to start from, and what of their run goes on; None: the model as it was made, at step 0.
-    `runs_alike`, `compiled_before`: see `StepLoss` (there `runs_alike`, `earlier`).
-    `earlier_states`: the states of this run's checkpoints from before a step, newest first, to which a rescue ladder
-    may go back; None: there are none.
+    `runs_alike`, `compiled_before`: see `StepLoss`.
     If the caller has joined a process group, all its ranks train this run together.
     """
 
@@ -110,15 +107,17 @@ class Trainer:
         self._watch = WeightWatch(self.layers, self.optimizer)
         self._random = StepRandom(self.device)
         self._own = OwnMetrics(self.ranks)
-        self._loss = StepLoss(
+        loss = StepLoss(
             model, self.layers, config, self.device, runs_alike, compiled_before, self.ranks, self.task, self._own.add
         )
-        self.quantized.compile_stored(self._loss.compiles_stored(self.quantized.values_stored()))
+        self._passes = Passes(config, model, self.task, self.quantized, loss, self._random, self.ranks, self.device)
+        self.quantized.compile_stored(loss.compiles_stored(self.quantized.values_stored()))
         corrections = None if self._write_back is None else self._write_back.corrections
         self._diagnostics = Diagnostics(config, model, self.layers, corrections)
         self._changes = ForeignChanges(parameters, self.layers)
         classes = self.batches.vocabulary
         self.interventions = chosen_interventions(config, model, self.quantized, self.optimizer, classes)
+        # For a rescue ladder: the states in the checkpoints from before a step, newest first; None: there are none.
         self.earlier_states: Callable[[int], Iterable[Mapping[str, Any]]] | None = None
         for place, one in enumerate(self.interventions):
             if isinstance(one, RescueLadder):
@@ -131,12 +130,12 @@ class Trainer:
     @property
     def compiled(self) -> How:
         """How the forward and backward pass runs: "eager", "whole" (one graph) or "blocks"; see `compile_reason`."""
-        return self._loss.how
+        return self._passes.step_loss.how
 
     @property
     def compile_reason(self) -> str:
         """Why the forward and backward pass runs as it does, in one line."""
-        return self._loss.reason
+        return self._passes.step_loss.reason
 
     @property
     def loss_unit(self) -> str:
@@ -162,20 +161,22 @@ class Trainer:
         place = step + config.skip_batches + self._ahead
         self._random.seed("batch", config.seed, place)
         batch = self.batches.training(place)
-        parts = self._parts(batch)
+        parts = self._passes.parts_of(batch)
         rate = learning_rate(config, step)
         for group, share in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * share
         phase = self.quantized.phase
 
         measuring = step % config.diagnostic_interval == 0 or step == config.max_steps
-        loss = self._forward_backward(parts)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._passes.forward_backward(step, parts)
         state = self._numbers.read(step, loss, self._own)
         state.measured["learning_rate"] = rate
         if self.quantized.phase != phase:
             state.event("phase", **phase_detail(config.phases, self.quantized.phase))
         if measuring and state.finite:
-            self._diagnostics.before_step(MeasuredStep(step, self.layers, lambda: self._loss_again(parts), self.ranks))
+            loss_again = functools.partial(self._passes.loss_again, step, parts)
+            self._diagnostics.before_step(MeasuredStep(step, self.layers, loss_again, self.ranks))
         outcome = StepOutcome(state.measured, events=state.events, own=self._own.values)
         for intervention in self.interventions:
             intervention.on_gradients(state)
@@ -194,56 +195,10 @@ class Trainer:
                 outcome.own |= own
         return outcome, count(batch)
 
-    def _parts(self, batch: Batch) -> list[Batch]:
-        """This rank's rows of a batch on the device, in the parts that pass through the model one after another."""
-        own = part(as_batch(batch, self.task.said), self.ranks.rank, self.ranks.size)
-        pieces = self.config.accumulate
-        return [changed(part(own, number, pieces), self._on_device) for number in range(pieces)]
-
-    def _seed_masks(self, number: int) -> None:
-        """Seed the random numbers of a part's forward pass (dropout), differently on each rank."""
-        words = (number,) if number else ()
-        self._random.seed("forward", self.config.seed, self.step_number, self.ranks.rank, *words)
-
     def _notice_changes(self) -> None:
         """Tell the diagnostics if an intervention or the caller has changed weights or formats."""
         if self._changes.found():
             self._diagnostics.weights_were_changed()
-
-    def _on_device(self, part: Tensor) -> Tensor:
-        """A batch's tensor on the model's device; it is pinned first, because other copies synchronise."""
-        if self.device.type == "cuda" and part.device.type == "cpu":
-            part = part.pin_memory()
-        return part.to(self.device, non_blocking=True)
-
-    def _forward_backward(self, parts: Sequence[Batch]) -> Tensor:
-        """The mean loss of the parts (0-d), whose gradients are added; each counts as its share of the batch."""
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = []
-        for number, piece in enumerate(parts):
-            self.quantized.begin_step(None, self.step_number, number, self.ranks.rank)
-            self._seed_masks(number)
-            with mixed_precision(self.config, self.device):
-                loss = self._loss(*piece) if isinstance(piece, tuple) else self._loss(piece)
-            weight = self.ranks.weight(loss)
-            if len(parts) > 1:
-                weight = (torch.ones_like(loss) if weight is None else weight) / len(parts)
-            loss.backward(weight)
-            losses.append(loss.detach())
-        return losses[0] if len(losses) == 1 else mean_of(losses)
-
-    def _loss_again(self, parts: Sequence[Batch]) -> Tensor:
-        """The step's loss once more, with its graph: the shadow's dropout repeats the step's masks."""
-        losses = []
-        for number, piece in enumerate(parts):
-            self._seed_masks(number)
-            losses.append(self.loss_of(piece)[0])
-        return losses[0] if len(losses) == 1 else mean_of(losses)
-
-    def loss_of(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """(loss of a batch on the device, metrics of the task), not compiled."""
-        with mixed_precision(self.config, self.device):
-            return read_loss(self.task.loss(self.model, batch))
 
     def _update(self, state: StepState, outcome: StepOutcome, *, measuring: bool) -> None:
         """Clip, take the optimizer step, write weights back to their grid, and measure around it."""
@@ -279,7 +234,7 @@ class Trainer:
             self._random.seed("validation", self.config.seed)
             for number, batch in enumerate(self.batches.validation()):
                 self.quantized.begin_validation(None, self.step_number, number)
-                mean.add(*self.loss_of(changed(as_batch(batch, self.task.said), self._on_device)), rows(batch))
+                mean.add(*self._passes.loss_of(self._passes.on_device(batch)), rows(batch))
         return mean.read()
 
     def _account(self, record: dict[str, float], tokens: int, seconds: float) -> None:

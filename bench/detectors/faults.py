@@ -89,13 +89,13 @@ def plant(trainer: Trainer, faults: Sequence[Fault]) -> None:
     """Plant the faults that act on the learning rate, the loss or the weights into a trainer before its first step."""
     if not faults:
         return
-    loss = trainer._loss
+    loss = trainer._passes.step_loss
 
     def faulty(*batch: Any) -> torch.Tensor:
         factors = (math.nan for fault in faults if fault["kind"] == "nan" and acts(fault, trainer.step_number))
         return loss(*batch) * next(factors, 1.0)
 
-    trainer._loss = faulty  # type: ignore[assignment]
+    trainer._passes.step_loss = faulty  # type: ignore[assignment]
     trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: _set_rate(optimizer, faults, trainer.step_number))
 
 

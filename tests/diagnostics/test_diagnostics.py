@@ -16,8 +16,8 @@ from altgrad.diagnostics.measures.stable_rank import stable_rank
 from altgrad.diagnostics.protocol import LayerStep
 from altgrad.formats import find_format
 from altgrad.quantization.kernel.round import round_to_format
+from altgrad.training.step.weight_watch import decoupled_decay
 from altgrad.training.trainer import Trainer
-from altgrad.training.weight_watch import decoupled_decay
 from tests.references import slow_diagnostics as slow
 from tests.references.stepped_layers import Bench, rows_of
 from tests.support.runs.small_runs import SMALL

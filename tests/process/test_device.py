@@ -69,7 +69,7 @@ def test_a_step_sends_the_batch_without_waiting_and_reads_its_numbers_once(field
 def test_nothing_that_a_graph_gave_outlives_its_step(monkeypatch):
     """CUDA graphs write the loss, the counts and the gradients of the next step where those of this one lie."""
     trainer = Trainer(TrainConfig(**(EAGER | {"diagnostic_interval": 1}), use_shadow=True, log_ulp=True))
-    loss_of, calls = trainer._loss, []
+    loss_of, calls = trainer._passes.step_loss, []
 
     def checked(inputs: Tensor, targets: Tensor) -> Tensor:
         assert all(parameter.grad is None for parameter in trainer.model.parameters())
@@ -81,7 +81,7 @@ def test_nothing_that_a_graph_gave_outlives_its_step(monkeypatch):
         calls.append(weakref.ref(loss))
         return loss
 
-    monkeypatch.setattr(trainer, "_loss", checked)
+    monkeypatch.setattr(trainer._passes, "step_loss", checked)
     for _ in range(3):
         trainer.step()
     assert len(calls) == 3

@@ -14,6 +14,7 @@ from altgrad.results import read_run
 from altgrad.results.reading.events import read_events
 from altgrad.storage.folder import Folder
 from altgrad.training import run_format_experiment
+from altgrad.training.step.passes import Passes
 from altgrad.training.trainer import Trainer
 from tests.support.runs.small_runs import SMALL, untimed
 
@@ -30,12 +31,12 @@ class Killed(Exception):
 
 @pytest.fixture
 def bad_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Trainer._forward_backward
+    real = Passes.forward_backward
 
-    def loss(self: Trainer, parts: Any) -> torch.Tensor:
-        return real(self, parts) * (10.0 if self.step_number in BAD else 1.0)
+    def loss(self: Passes, step: int, parts: Any) -> torch.Tensor:
+        return real(self, step, parts) * (10.0 if step in BAD else 1.0)
 
-    monkeypatch.setattr(Trainer, "_forward_backward", loss)
+    monkeypatch.setattr(Passes, "forward_backward", loss)
 
 
 def rollbacks(folder: Folder) -> list[tuple[int, int, str]]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from altgrad.quantization.kernel.ranks import Ranks
 from altgrad.stability.protocol import StepState
-from altgrad.training.step_counts import SiteCounts
-from altgrad.training.step_numbers import OwnMetrics, StepNumbers
+from altgrad.training.step.step_counts import SiteCounts
+from altgrad.training.step.step_numbers import OwnMetrics, StepNumbers
 from altgrad.training.trainer import Trainer
 from tests.support.rounding.rows_of_counts import row_of_counts
 from tests.support.runs.small_runs import SMALL
@@ -68,7 +68,7 @@ def test_counts_are_added_weights_are_not_and_of_amax_and_scale_the_largest_coun
 
 
 def rank_of(trainer: Trainer, rank: int, size: int) -> Trainer:
-    trainer.ranks = Ranks(rank, size)
+    trainer.ranks = trainer._passes._ranks = Ranks(rank, size)
     trainer.quantized._shared = True
     return trainer
 
@@ -77,7 +77,7 @@ def test_each_rank_takes_its_rows_of_the_batch_part_by_part() -> None:
     trainer = Trainer(SMALL.altered(batch_size=12, accumulate=3))
     x, y = torch.arange(24).reshape(12, 2), torch.arange(12)
     for rank, first in ((0, 0), (1, 6)):
-        parts = rank_of(trainer, rank, 2)._parts((x, y))
+        parts = rank_of(trainer, rank, 2)._passes.parts_of((x, y))
         assert [part[1].tolist() for part in parts] == [[at, at + 1] for at in range(first, first + 6, 2)]
         assert torch.equal(torch.cat([part[0] for part in parts]), x[first : first + 6])
 
@@ -85,10 +85,9 @@ def test_each_rank_takes_its_rows_of_the_batch_part_by_part() -> None:
 def test_masks_follow_seed_step_rank_and_part_alone() -> None:
     def drawn(seed: int, step: int, rank: int, part: int) -> float:
         trainer = rank_of(trainers[seed], rank, 2)
-        trainer.step_number = step
         with trainer._random.borrowed():
             torch.rand(step)
-            trainer._seed_masks(part)
+            trainer._passes._seed_masks(step, part)
             return torch.rand(()).item()
 
     trainers = [Trainer(SMALL.altered(seed=seed)) for seed in range(2)]
@@ -158,8 +157,8 @@ def test_a_layer_that_a_later_batch_does_not_reach_stays_where_it_is() -> None:
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_a_rank_s_gradient_is_its_share_of_that_of_the_mean_loss(pieces: int) -> None:
     trainer = Trainer(SMALL.altered(format="FP32", batch_size=4, accumulate=pieces), Square(), Four())
-    parts = trainer._parts(trainer.batches.training(1))
-    assert float(rank_of(trainer, 1, 2)._forward_backward(parts)) == 4.5
+    parts = trainer._passes.parts_of(trainer.batches.training(1))
+    assert float(rank_of(trainer, 1, 2)._passes.forward_backward(1, parts)) == 4.5
     assert trainer.model.linear.weight.grad.tolist() == [[2.0, 1.25]]
 
 
@@ -177,7 +176,7 @@ def test_each_part_rounds_with_noise_of_its_own_that_repeats() -> None:
 
     trainer = Trainer(SMALL.altered(format="E4M3", rounding="stochastic"), Wide(), Four())
     for _ in range(2):
-        trainer._forward_backward([(torch.linspace(-1, 1, 64).expand(4, 64), torch.zeros(4))] * 3)
+        trainer._passes.forward_backward(0, [(torch.linspace(-1, 1, 64).expand(4, 64), torch.zeros(4))] * 3)
     assert len(set(losses)) == 3 and losses[3:] == losses[:3]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from altgrad.quantization.kernel.ranks import Ranks
-from altgrad.training.step_counts import SiteCounts
+from altgrad.training.step.step_counts import SiteCounts
 from tests.support.rounding.rows_of_counts import row_of_counts
 
 SITES = {

@@ -49,7 +49,7 @@ class StepLoss:
         config: TrainConfig,
         device: torch.device,
         runs_alike: int | None = None,
-        earlier: How | None = None,
+        compiled_before: How | None = None,
         ranks: Ranks = ALONE,
         task: FoundTask | None = None,
         metrics: Callable[[Mapping[str, Tensor]], None] = lambda found: None,
@@ -61,8 +61,8 @@ class StepLoss:
         `compile: auto` decides by this number and not by the state of the caches: eager and compiled losses differ
         within float32 rounding, and the same run must give the same numbers a second time, when its graphs are there.
 
-        `earlier`: how an earlier attempt of this run was computed; `auto` then repeats it, because compiled and eager
-        losses differ within float32 rounding and a restored run must repeat every number.
+        `compiled_before`: how an earlier attempt of this run was computed; `auto` then repeats it, because compiled and
+        eager losses differ within float32 rounding and a restored run must repeat every number.
 
         `ranks`: all ranks follow the decision of the first; if one cannot compile, none does.  Ranks with different
         graphs would wait for different collectives.
@@ -79,7 +79,7 @@ class StepLoss:
             raise ConfigError(f"cuda_graphs=true: the device is {device}; use a CUDA device or cuda_graphs=false")
         self._regions = regions(model, layers)
         self._options = inductor_options(device)
-        decided = self._decide(layers, device, runs_alike, earlier)
+        decided = self._decide(layers, device, runs_alike, compiled_before)
         self.how, self.reason = ranks.from_first(lambda: decided)
         obstacle = None if self.how == "eager" else _obstacle(device)
         if obstacle is not None:
@@ -121,7 +121,11 @@ class StepLoss:
         return found
 
     def _decide(
-        self, layers: Mapping[str, RoundedGemm], device: torch.device, runs_alike: int | None, earlier: How | None
+        self,
+        layers: Mapping[str, RoundedGemm],
+        device: torch.device,
+        runs_alike: int | None,
+        compiled_before: How | None,
     ) -> tuple[How, str]:
         config = self._config
         if config.compile is False:
@@ -132,8 +136,8 @@ class StepLoss:
             if not self._regions:
                 raise ConfigError("compile='blocks': the model repeats no block; use compile=true, auto or false")
             return "blocks", "compile=blocks"
-        if earlier is not None:
-            return earlier, f"compile=auto: {earlier}, as in the earlier attempt"
+        if compiled_before is not None:
+            return compiled_before, f"compile=auto: {compiled_before}, as in the earlier attempt"
         phases = 1 + len(config.phases)  # each may have graphs of its own
         payoffs: dict[How, Payoff] = {"whole": self._payoff("whole", phases * len(layers), 1, layers, runs_alike)}
         if self._regions:

@@ -27,7 +27,7 @@ from altgrad.config.train_config import BUILT_IN_TASK, SHIPPED_TASKS, ConfigErro
 from altgrad.text.error_hints import cut, did_you_mean, kind, shown
 from altgrad.training.data import Batches
 from altgrad.training.optim import build_optimizer
-from altgrad.training.step_random import StepRandom
+from altgrad.training.step.step_random import StepRandom
 from altgrad.training.task.gpt import BuiltInGPT
 from altgrad.training.task.protocol import Batch
 from altgrad.training.task.task_batches import TaskBatches

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from altgrad.config.train_config import ConfigError, TrainConfig
 from altgrad.text.error_hints import cut, kind
 from altgrad.training.data import Source
-from altgrad.training.step_random import StepRandom
+from altgrad.training.step.step_random import StepRandom
 from altgrad.training.task.batch import as_batch, update_digest
 from altgrad.training.task.protocol import Batch, Split, Step
 

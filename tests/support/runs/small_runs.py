@@ -56,12 +56,12 @@ def weights(model: nn.Module) -> Tensor:
 
 def multiply_loss(trainer: Trainer, factors: dict[int, float]) -> None:
     """Multiply the loss of some steps, and with it their gradients: a NaN is a broken step, 1000 a burst."""
-    real = trainer._loss
+    real = trainer._passes.step_loss
 
     def loss(inputs: Tensor, targets: Tensor) -> Tensor:
         return real(inputs, targets) * factors.get(trainer.step_number, 1.0)
 
-    trainer._loss = loss  # type: ignore[assignment]
+    trainer._passes.step_loss = loss  # type: ignore[assignment]
 
 
 def poison(trainer: Trainer, *steps: int, value: float = math.nan) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from altgrad.quantization.kernel.ranks import Ranks
 from altgrad.stability.protocol import StepState
-from altgrad.training.step_counts import SiteCounts
+from altgrad.training.step.step_counts import SiteCounts
 
 
 class OwnMetrics:

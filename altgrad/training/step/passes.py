@@ -1,0 +1,92 @@
+"""The passes of a batch through the model: this rank's rows of it, in the parts that `accumulate` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from altgrad.config.train_config import TrainConfig
+from altgrad.quantization.kernel.ranks import Ranks
+from altgrad.quantization.quantized_model import QuantizedModel
+from altgrad.training.compile.step_loss import StepLoss
+from altgrad.training.held_out import mean_of
+from altgrad.training.process_settings import mixed_precision
+from altgrad.training.step.step_random import StepRandom
+from altgrad.training.task.batch import as_batch, changed, part
+from altgrad.training.task.found_task import FoundTask
+from altgrad.training.task.loss_value import read_loss
+from altgrad.training.task.protocol import Batch
+
+
+class Passes:
+    """Gives batches to a model on its device.  `step_loss`: the loss of a training step, which may be compiled."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: nn.Module,
+        task: FoundTask,
+        quantized: QuantizedModel,
+        step_loss: StepLoss,
+        random: StepRandom,
+        ranks: Ranks,
+        device: torch.device,
+    ) -> None:
+        self._config, self._model, self._task, self._quantized = config, model, task, quantized
+        self._random, self._ranks, self._device = random, ranks, device
+        self.step_loss = step_loss
+
+    def parts_of(self, batch: Any) -> list[Batch]:
+        """This rank's rows of a training batch on the device, in the parts that pass through one after another.
+
+        Example: 12 rows, 2 ranks and `accumulate: 3` give each rank three parts of two rows.
+        """
+        own = part(as_batch(batch, self._task.said), self._ranks.rank, self._ranks.size)
+        pieces = self._config.accumulate
+        return [changed(part(own, number, pieces), self._sent) for number in range(pieces)]
+
+    def on_device(self, batch: Any) -> Batch:
+        """A held-out batch on the device, whole on every rank."""
+        return changed(as_batch(batch, self._task.said), self._sent)
+
+    def forward_backward(self, step: int, parts: Sequence[Batch]) -> Tensor:
+        """The mean loss of the parts (0-d), whose gradients are added; each counts as its share of the batch."""
+        losses = []
+        for number, piece in enumerate(parts):
+            self._quantized.begin_step(None, step, number, self._ranks.rank)
+            self._seed_masks(step, number)
+            with mixed_precision(self._config, self._device):
+                loss = self.step_loss(*piece) if isinstance(piece, tuple) else self.step_loss(piece)
+            weight = self._ranks.weight(loss)
+            if len(parts) > 1:
+                weight = (torch.ones_like(loss) if weight is None else weight) / len(parts)
+            loss.backward(weight)
+            losses.append(loss.detach())
+        return losses[0] if len(losses) == 1 else mean_of(losses)
+
+    def loss_again(self, step: int, parts: Sequence[Batch]) -> Tensor:
+        """The step's loss once more, with its graph: the shadow's dropout repeats the step's masks."""
+        losses = []
+        for number, piece in enumerate(parts):
+            self._seed_masks(step, number)
+            losses.append(self.loss_of(piece)[0])
+        return losses[0] if len(losses) == 1 else mean_of(losses)
+
+    def loss_of(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """(loss of a batch on the device, metrics of the task), not compiled."""
+        with mixed_precision(self._config, self._device):
+            return read_loss(self._task.loss(self._model, batch))
+
+    def _seed_masks(self, step: int, number: int) -> None:
+        """Seed the random numbers of a part's forward pass (dropout), differently on each rank."""
+        words = (number,) if number else ()
+        self._random.seed("forward", self._config.seed, step, self._ranks.rank, *words)
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """A batch's tensor on the model's device; it is pinned first, because other copies synchronise."""
+        if self._device.type == "cuda" and tensor.device.type == "cpu":
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)

@@ -10,11 +10,12 @@ make the same decisions.
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from torch import nn
 
@@ -46,8 +47,10 @@ from altgrad.training.trainer import StepOutcome, Trainer
 
 
 class FormatExperimentRunner:
-    """Runs one config and writes its results folder.
+    """Runs one config and writes its results folder (a local path or a URI).
 
+    run: name of the run; None: that of the folder.  sweep: name of the sweep to which the run belongs; a request to
+    stop in the folder above counts for it, too.  intervention: name under which tables list the config's rescue fields.
     report: called every `report_interval` steps and at the end, after the rows of those steps were given to the writer.
     baseline: training loss by step of the baseline run, if its curve is known beforehand.
     baseline_start: the baseline's `run.json`; if it began with other weights or data, there is no gap to it, and the
@@ -62,7 +65,7 @@ class FormatExperimentRunner:
     def __init__(
         self,
         config: TrainConfig | None,
-        folder: Folder,
+        folder: str | Path | Folder,
         *,
         run: str | None = None,
         sweep: str | None = None,
@@ -85,9 +88,9 @@ class FormatExperimentRunner:
         config = with_parent(config) if config is not None else branch.config()  # type: ignore[union-attr]
         self.config = config.altered(start_from=settled(config.start_from))
         self._until = until
-        self.folder = folder
+        self.folder = folder if isinstance(folder, Folder) else Folder.at(folder)
         self._settings = RunSettings(
-            run=run or folder.name,
+            run=run or self.folder.name,
             sweep=sweep,
             intervention=intervention,
             report=report,
@@ -271,43 +274,25 @@ class FormatExperimentRunner:
             return None
 
 
-def run_format_experiment(
-    config: TrainConfig | None,
-    folder: str | Path | Folder,
-    *,
-    run: str | None = None,
-    sweep: str | None = None,
-    intervention: str = "none",
-    report: Callable[[Report], None] | None = None,
-    report_interval: int = 10,
-    baseline: Mapping[int, float] | None = None,
-    baseline_start: Mapping[str, Any] | None = None,
-    model: nn.Module | None = None,
-    batches: Batches | None = None,
-    runs_alike: int | None = None,
-    resources: Mapping[str, float] | None = None,
-    announce: Callable[[str], None] | None = None,
-    group: str | None = None,
-    branch: Branch | None = None,
-    until: int | None = None,
-) -> ExperimentResult:
-    """Run one config into a folder (local path or URI); what each parameter means, `FormatExperimentRunner` says."""
-    return FormatExperimentRunner(
-        config,
-        folder if isinstance(folder, Folder) else Folder.at(folder),
-        run=run,
-        sweep=sweep,
-        intervention=intervention,
-        report=report,
-        report_interval=report_interval,
-        baseline=baseline,
-        baseline_start=baseline_start,
-        model=model,
-        batches=batches,
-        runs_alike=runs_alike,
-        resources=resources,
-        announce=announce,
-        group=group,
-        branch=branch,
-        until=until,
-    ).run()
+_Parameters = ParamSpec("_Parameters")
+
+
+def _with_parameters_of(
+    made: Callable[_Parameters, object],
+) -> Callable[[Callable[..., ExperimentResult]], Callable[_Parameters, ExperimentResult]]:
+    """A decorator that gives a function the parameters of `made`, for type checkers and `help`."""
+
+    def decorated(function: Callable[..., ExperimentResult]) -> Callable[_Parameters, ExperimentResult]:
+        function.__signature__ = inspect.signature(made).replace(return_annotation=ExperimentResult)  # type: ignore[attr-defined]
+        return function
+
+    return decorated
+
+
+@_with_parameters_of(FormatExperimentRunner)
+def run_format_experiment(*config_and_folder: Any, **settings: Any) -> ExperimentResult:
+    """Run one config into a folder to its end; what each parameter means, `FormatExperimentRunner` says.
+
+    Returns status, verdict and last losses.  What the training raises is recorded in the folder, and raised.
+    """
+    return FormatExperimentRunner(*config_and_folder, **settings).run()

@@ -55,7 +55,7 @@ def _run(words: Sequence[str]) -> int:
 
 def command_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    from altgrad.commands import branch, folders, judge, known_names, train
+    from altgrad.commands import branch, judge, known_names, reports, steering, train
     from altgrad.commands.option_parser import OneLineParser
 
     parser = OneLineParser(
@@ -67,7 +67,7 @@ def command_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, application in APPLICATIONS.items():
         commands.add_parser(name, help=application.help, add_help=False)
-    for module in (train, branch, folders, judge, known_names):
+    for module in (train, branch, reports, steering, judge, known_names):
         module.add(commands)
     return parser
 

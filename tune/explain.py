@@ -24,7 +24,7 @@ if not __package__:  # run as a script: this folder is on the path, the reposito
 
 from rich.console import Console
 
-from altgrad.commands.folders import expect
+from altgrad.commands.known_folder import expect
 from altgrad.commands.option_fields import add_options, option
 from altgrad.commands.option_parser import OneLineParser, count, examples, location, word
 from altgrad.commands.typed_command import program_command

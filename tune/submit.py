@@ -31,10 +31,10 @@ if not __package__:  # run as a script: this folder is on the path, the reposito
 
     exit_without("sweep")
 
-from altgrad.commands.direct_http import open_directly, why_not
 from altgrad.commands.option_fields import without_secrets
 from altgrad.commands.option_parser import OneLineParser, examples, word
 from altgrad.commands.typed_command import program_command
+from altgrad.commands.web.direct_http import open_directly, why_not
 from altgrad.config.shipped_configs import ROOT
 from altgrad.storage.folder import check_location
 from altgrad.text.error_hints import error_text

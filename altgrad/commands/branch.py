@@ -6,7 +6,7 @@ import argparse
 
 from altgrad.branch import Branch
 from altgrad.branch.checkpoints import checkpoint_steps
-from altgrad.commands.folders import expect
+from altgrad.commands.known_folder import expect
 from altgrad.commands.option_parser import Commands, count_or_zero, examples, location
 from altgrad.commands.train import add_run_options, settings_of_words, train
 from altgrad.storage.folder import Folder, absolute

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any, Literal, NoReturn, TypeAlias
 
-from altgrad.commands.webhook import check_address
+from altgrad.commands.web.webhook import check_address
 from altgrad.storage.folder import check_location
 from altgrad.text.error_hints import cut, did_you_mean, shown
 from altgrad.text.path_text import check_path

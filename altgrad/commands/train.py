@@ -9,7 +9,7 @@ from typing import Any, get_args
 from rich.console import Console
 
 from altgrad.branch import with_parent
-from altgrad.commands.folders import expect
+from altgrad.commands.known_folder import expect
 from altgrad.commands.option_parser import (
     FROM_HELP,
     KEEP_HELP,

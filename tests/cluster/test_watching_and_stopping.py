@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-import altgrad.commands.webhook
+import altgrad.commands.web.webhook
 from altgrad.__main__ import main
-from altgrad.commands.webhook import Webhook
+from altgrad.commands.web.webhook import Webhook
 from altgrad.compare import comparison
 from altgrad.experiment.outcome import Report
 from altgrad.results import RunWriter, read_run
@@ -161,7 +161,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(altgrad.commands.webhook, "_FIRST_DELAY", 0.05)
+    monkeypatch.setattr(altgrad.commands.web.webhook, "_FIRST_DELAY", 0.05)
     with Server() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
@@ -187,14 +187,14 @@ def test_a_message_is_tried_again_until_it_is_taken(server: Server) -> None:
 def test_a_dead_webhook_blocks_nothing_and_its_address_is_not_told(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(altgrad.commands.webhook, "_FIRST_DELAY", 0.0)
+    monkeypatch.setattr(altgrad.commands.web.webhook, "_FIRST_DELAY", 0.0)
     answers = threading.Event()
 
     def asked(*request: Any) -> None:
         answers.wait()
         raise ConnectionRefusedError
 
-    monkeypatch.setattr(altgrad.commands.webhook, "open_directly", asked)
+    monkeypatch.setattr(altgrad.commands.web.webhook, "open_directly", asked)
     webhook = Webhook("http://127.0.0.1:9/secret-path?token=hunter2")
     for _ in range(2000):
         webhook.post("failed", run="a")
@@ -232,7 +232,7 @@ def test_a_redirect_is_not_followed_and_said(server: Server, capsys: pytest.Capt
 def test_an_answer_that_is_no_http_is_one_line_without_the_address(
     answer: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(altgrad.commands.webhook, "_FIRST_DELAY", 0.01)
+    monkeypatch.setattr(altgrad.commands.web.webhook, "_FIRST_DELAY", 0.01)
     with socketserver.TCPServer(("127.0.0.1", 0), lambda request, *_: request.sendall(answer)) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         webhook = Webhook(f"http://127.0.0.1:{other.server_address[1]}/secret?token=hunter2")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from altgrad.collapse import held_out_rules, loss_rules, rule, smoothing
-from altgrad.commands.folders import MARGIN_HELP
+from altgrad.commands.reports import MARGIN_HELP
 from altgrad.compare.parity import verdict
 from altgrad.compare.parity.student_t import CONFIDENCE
 from altgrad.config.train_config import TrainConfig

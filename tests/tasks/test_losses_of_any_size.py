@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from altgrad.commands.folders import expect
+from altgrad.commands.known_folder import expect
 from altgrad.compare import comparison, comparison_markdown, comparison_table, paired_gap, rate_lines, rates_markdown
 from altgrad.compare.comparison_table import gap_text, notes_of
 from altgrad.compare.parity.pairs import group_difference

@@ -209,6 +209,6 @@ def test_a_person_who_has_seen_enough_gets_the_shell_back(tmp_path: Path, monkey
         raise KeyboardInterrupt
 
     running_sweep(tmp_path)
-    monkeypatch.setattr("altgrad.commands.folders.time.sleep", interrupted)
+    monkeypatch.setattr("altgrad.commands.steering.time.sleep", interrupted)
     monkeypatch.setattr("altgrad.show.sweep_status.goes_on", lambda sweep, states: True)
     assert main(["status", str(tmp_path / "running"), "--every", "5"]) == 130

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from altgrad.commands.folders import MARGIN_HELP
 from altgrad.commands.option_fields import add_options, command_words, given, option
 from altgrad.commands.option_parser import (
     FROM_HELP,
@@ -33,6 +32,7 @@ from altgrad.commands.option_parser import (
     webhook,
     word,
 )
+from altgrad.commands.reports import MARGIN_HELP
 from altgrad.commands.typed_command import program_command, typed_command
 from altgrad.compare.parity.verdict import ENOUGH_SEEDS
 from altgrad.config.interventions import INTERVENTIONS, PATTERNS

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from altgrad.commands.webhook import Webhook
+from altgrad.commands.web.webhook import Webhook
 from altgrad.results import RecordError, list_runs, read_end
 from altgrad.storage.folder import Folder
 from tune.cluster.ray_trial import run_of, why_failed

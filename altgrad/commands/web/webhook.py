@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from altgrad.commands.direct_http import open_directly, why_not
+from altgrad.commands.web.direct_http import open_directly, why_not
 
 _TRIES = 4
 _FIRST_DELAY = 1.0  # seconds, doubled after each try

@@ -1,0 +1,1 @@
+"""HTTP from a command: messages to a webhook, and requests that follow no redirect."""

@@ -34,18 +34,17 @@ _LETTER, _CELL_PADDING = 8.3, 24  # pixels: of a letter at the size of the table
 _NOTHING = ""  # in the URL: the viewer has chosen no option, although the default has some
 
 
-def choose(title: str, options: Sequence[str], key: str, default: str | None = None, **more: Any) -> str:
-    """Let the viewer choose one option; the choice is bound to the URL parameter `key`."""
-    index = list(options).index(default) if default is not None and default in options else 0
-    return str(st.selectbox(title, options, index=index, key=key, bind="query-params", **more))
+def choose(title: str, options: Sequence[str], key: str, **more: Any) -> str:
+    """Let the viewer choose one option, the first by default; the choice is bound to the URL parameter `key`."""
+    return str(st.selectbox(title, options, key=key, bind="query-params", **more))
 
 
-def slide(title: str, options: Sequence[str], key: str) -> str:
-    """Let the viewer slide through options, the last by default; the choice is bound to the URL parameter `key`."""
-    if len(options) == 1:
-        st.caption(f"{title}: {options[0]}, the only one.")
-        return options[0]
-    return str(st.select_slider(title, options, value=options[-1], key=key, bind="query-params"))
+def slide_to_step(steps: Sequence[str]) -> str:
+    """Let the viewer slide through steps, the last by default; the choice is bound to the URL parameter `at`."""
+    if len(steps) == 1:
+        st.caption(f"Step: {steps[0]}, the only one.")
+        return steps[0]
+    return str(st.select_slider("Step", steps, value=steps[-1], key="at", bind="query-params"))
 
 
 def choose_many(title: str, options: Sequence[str], key: str, default: Sequence[str] = (), **more: Any) -> list[str]:
@@ -183,10 +182,10 @@ def _positive(text: str) -> float | None:
     return value if 0 < value < math.inf else None
 
 
-def choose_run(runs: Sequence[WatchedRun], key: str = "run", default: str | None = None) -> WatchedRun:
+def choose_run(runs: Sequence[WatchedRun], default: str | None = None) -> WatchedRun:
     """Let the viewer choose a run, which is always in the URL; `default`: the name of the one shown first."""
     names = [run.name for run in runs]
-    return runs[names.index(choose_kept("Run", names, key, default))]
+    return runs[names.index(choose_kept("Run", names, "run", default))]
 
 
 def metric_label(name: str, loss_unit: str) -> str:

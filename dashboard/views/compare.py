@@ -58,22 +58,23 @@ def show(context: PageContext) -> None:
     st.title("Compare")
     part = choose_one("Comparison", _PARTS, "part", label_visibility="collapsed")
     rows = context.rows
-    if part == "matrix":
-        _matrix(context, rows)
-    elif part == "bits":
-        _pareto(rows)
-    elif part == "learning_rate":
-        _learning_rate(context.shown)
-    elif part == "survival":
-        _survival(context, rows)
-    elif part == "groups":
-        _two_groups(context, rows)
-    elif part == "sweeps":
-        _two_sweeps(context, rows)
-    elif part == "settings":
-        _settings(context, rows)
-    else:
-        _parity(rows)
+    match part:
+        case "matrix":
+            _matrix(context, rows)
+        case "bits":
+            _pareto(rows)
+        case "learning_rate":
+            _learning_rate(context.shown)
+        case "survival":
+            _survival(context, rows)
+        case "groups":
+            _two_groups(context, rows)
+        case "sweeps":
+            _two_sweeps(context, rows)
+        case "settings":
+            _settings(context, rows)
+        case "parity":
+            _parity(rows)
 
 
 def _matrix(context: PageContext, rows: Sequence[Row]) -> None:

@@ -27,7 +27,7 @@ from dashboard.figures.format_figures import (
 from dashboard.figures.tensor_figures import ranking_figure, tensor_figure, tensor_scale
 from dashboard.page_context import PageContext
 from dashboard.paper.exported_chart import show_chart
-from dashboard.widgets import choose, choose_many, choose_one, choose_run, show_table, show_words, slide, switch
+from dashboard.widgets import choose, choose_many, choose_one, choose_run, show_table, show_words, slide_to_step, switch
 
 _PARTS = {"grids": "Grids", "precision": "Precision", "codes": "Codes", "tensors": "This run's tensors"}
 
@@ -145,7 +145,7 @@ def _tensors(context: PageContext, formats: Sequence[NumberFormat]) -> None:
         return
     left, right = st.columns([3, 2], vertical_alignment="center")
     with left:
-        row = chosen[slide("Step", list(chosen), "at")]
+        row = chosen[slide_to_step(list(chosen))]
     with right:
         scaled = switch("Scaled to the top of the format", "scaled", True)
     if row["non_finite"]:

@@ -22,7 +22,7 @@ from dashboard.data.watched_sweep import WatchedRun
 from dashboard.figures.layer_heat_map import Heat, heat, heat_figure, shared_scale
 from dashboard.page_context import PageContext
 from dashboard.paper.exported_chart import show_chart
-from dashboard.widgets import choose_kept, choose_named, choose_one, choose_run, show_table, show_words, slide
+from dashboard.widgets import choose_kept, choose_named, choose_one, choose_run, show_table, show_words, slide_to_step
 
 _FIRST = ["stall_rate", "overflow_rate", "underflow_rate", "gradient_sparsity"]
 _ALWAYS = ("amax", "scale")  # in the table of numbers
@@ -200,7 +200,7 @@ def _numbers(sides: Sequence[_Side], metrics: Sequence[str]) -> None:
     st.header("Numbers of each layer")
     names = [*(name for name in _ALWAYS if name in metrics), *(name for name in metrics if name not in _ALWAYS)]
     steps = sorted({step for side in sides for step in side.table["step"].to_pylist()})
-    step = int(slide("Step", [str(one) for one in steps], "at"))
+    step = int(slide_to_step([str(one) for one in steps]))
     for side in sides:
         records = side.table.filter(pc.equal(side.table["step"], step)).select(["layer", *names]).to_pylist()
         st.caption(as_markdown(f"{side.run.name} at step {step}"))

@@ -78,7 +78,8 @@ def test_a_trial_that_waits_in_a_stopped_sweep_ends_without_training(tmp_path: P
     trial = Trial("a", SMALL)
     sweep = create_sweep(SweepOptions(results=str(tmp_path), name="s"), SweepPlan((trial,)))
     request_stop(sweep.folder, "enough")
-    train_trial({"job": Job(trial, sweep.results, "s", 1, "disabled").to_parameters()})
+    alone = Job(trial, sweep.results, "s", 1, "disabled", runs_alike=1, workers=1, cpus=1.0, gpus=0.0, owner=None)
+    train_trial({"job": alone.to_parameters()})
     run = read_run(sweep.folder / "a")
     assert run.status == "stopped" and run.end is not None and run.end["summary"]["reason"] == "stop requested: enough"
     assert not sweep.unfinished()

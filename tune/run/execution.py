@@ -71,48 +71,13 @@ def run_trials(
     callbacks: list[tune.Callback] = [ends, silent_progress()]
     if options.stall_timeout is not None:
         callbacks.append(StallWatch(options.stall_timeout, console))
-    alike = (sweep.shares or Shares.of(resources, sweep.trials)).runs_alike
-    jobs = [
-        Job(
-            trial,
-            sweep.results,
-            sweep.name,
-            resources.threads,
-            wandb,
-            alike[trial.run],
-            resources.workers,
-            resources.cpus,
-            resources.gpus,
-            sweep.owner,
-        )
-        for trial in trials
-    ]
     with ExitStack() as stack:
         if options.notify is not None:
             notices = Notices(options.notify, folder)
             callbacks.append(stack.enter_context(Watcher(notices, "--notify", tell)))
         progress = LiveDisplay(sweep.trials, folder, console)
         callbacks.append(stack.enter_context(Watcher(progress, "the display on this terminal", tell)))
-        tuner = tune.Tuner(
-            tune.with_resources(train_trial, PlacementGroupFactory([_bundle(resources)])),
-            param_space={"job": tune.grid_search([job.to_parameters() for job in jobs])},
-            tune_config=tune.TuneConfig(
-                scheduler=_scheduler(options, trials),
-                max_concurrent_trials=resources.concurrent,
-                # With several workers a stopped trial's process must end, so that they end too.
-                reuse_actors=resources.workers == 1,
-                trial_name_creator=run_of,
-                trial_dirname_creator=run_of,
-            ),
-            run_config=tune.RunConfig(
-                name=time.strftime("%Y%m%d-%H%M%S"),
-                storage_path=str(place / "tune"),
-                stop=stopper,
-                callbacks=callbacks,
-                failure_config=tune.FailureConfig(max_failures=options.retries),
-                verbose=0,
-            ),
-        )
+        tuner = _tuner(_jobs(sweep, trials, resources, wandb), options, resources, place, stopper, callbacks)
         with interrupts.orderly(stopper.interrupt):
             try:
                 tuner.fit()
@@ -121,6 +86,57 @@ def run_trials(
                     raise ends.refused from None
                 raise
     return stopper.interrupted
+
+
+def _jobs(sweep: PlannedSweep, trials: Sequence[Trial], resources: Resources, wandb: WandbMode) -> list[Job]:
+    """The parameters of each trial's process."""
+    alike = (sweep.shares or Shares.of(resources, sweep.trials)).runs_alike
+    return [
+        Job(
+            trial,
+            sweep.results,
+            sweep.name,
+            threads=resources.threads,
+            wandb=wandb,
+            runs_alike=alike[trial.run],
+            workers=resources.workers,
+            cpus=resources.cpus,
+            gpus=resources.gpus,
+            owner=sweep.owner,
+        )
+        for trial in trials
+    ]
+
+
+def _tuner(
+    jobs: Sequence[Job],
+    options: SweepOptions,
+    resources: Resources,
+    place: Path,
+    stopper: CollapseStopper,
+    callbacks: list[tune.Callback],
+) -> tune.Tuner:
+    """Tune's description of the experiment: a trial for each job."""
+    return tune.Tuner(
+        tune.with_resources(train_trial, PlacementGroupFactory([_bundle(resources)])),
+        param_space={"job": tune.grid_search([job.to_parameters() for job in jobs])},
+        tune_config=tune.TuneConfig(
+            scheduler=_scheduler(options, [job.trial for job in jobs]),
+            max_concurrent_trials=resources.concurrent,
+            # With several workers a stopped trial's process must end, so that they end too.
+            reuse_actors=resources.workers == 1,
+            trial_name_creator=run_of,
+            trial_dirname_creator=run_of,
+        ),
+        run_config=tune.RunConfig(
+            name=time.strftime("%Y%m%d-%H%M%S"),
+            storage_path=str(place / "tune"),
+            stop=stopper,
+            callbacks=callbacks,
+            failure_config=tune.FailureConfig(max_failures=options.retries),
+            verbose=0,
+        ),
+    )
 
 
 def _bundle(resources: Resources) -> dict[str, float]:

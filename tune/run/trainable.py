@@ -45,11 +45,11 @@ class Job:
     sweep: str
     threads: int
     wandb: WandbMode
-    runs_alike: int = 1  # runs in this trial's process that share compiled graphs
-    workers: int = 1
-    cpus: float = 1.0
-    gpus: float = 0.0
-    owner: str | None = None  # the sweep's owner id, by which a restarted trial takes over its earlier process's lease
+    runs_alike: int  # runs in this trial's process that share compiled graphs
+    workers: int
+    cpus: float
+    gpus: float
+    owner: str | None  # the sweep's owner id, by which a restarted trial takes over its earlier process's lease
 
     def to_parameters(self) -> dict[str, Any]:
         """Plain values for Tune."""

@@ -27,10 +27,10 @@ def confounds(one: Settings, origin: Origin, other: Settings, other_origin: Orig
     """
     found = []
     if one.intervention != other.intervention:
-        found.append(f"intervention {one.intervention}" + _against(other.intervention, "none"))
+        found.append(f"intervention {one.intervention}" + _against(other.intervention))
     recipes = one.config.get("recipe"), other.config.get("recipe")
     if recipes[0] != recipes[1]:
-        found.append(f"recipe {recipes[0] or 'none'}" + _against(recipes[1] or "none", "none"))
+        found.append(f"recipe {recipes[0] or 'none'}" + _against(recipes[1] or "none"))
     for name in _COMPARED:
         values = one.config[name], other.config[name]
         if values[0] == values[1] or (name in NUMERICS and _of_recipes(name, values, recipes)):
@@ -59,5 +59,5 @@ def _of_recipes(name: str, values: tuple[Any, Any], recipes: tuple[str | None, s
     return values[0] == usual[0] and values[1] == usual[1]
 
 
-def _against(value: str, default: str) -> str:
-    return "" if value == default else f" vs {value}"
+def _against(value: str) -> str:
+    return "" if value == "none" else f" vs {value}"

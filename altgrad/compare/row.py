@@ -35,25 +35,10 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Row:
-    """One run of a comparison.  None means not measured or not applicable; NaN and inf are measurements.
-
-    `group`: equal for runs that differ in nothing but the seed.  `differs`: the other fields in which the runs of the
-    comparison differ, with their values.  `gap`: validation loss minus that of the run named `baseline`, in
-    `loss_unit`, at `gap_step` (see `gap`); a baseline names itself and has no gap.  `common_step`: the step at which
-    all runs alive are compared.  `pairing`: why the run cannot be compared, or that its hashes were not recorded.
-    `validation_loss`: the last one, measured at `validation_step`.  `acts`: number of acts per kind of intervention.
-    `cpus`, `gpus`: what the sweep assigned to the run in its last attempt, which has trained for `seconds_now` (None:
-    not recorded, as by older versions); `earlier`: the attempts before.  `rounded_share`: share of
-    the FLOPs of the model's matrix products that is rounded.  `bytes_per_parameter`: see `Run`.  `loss_unit`: `nats`,
-    or "" if it is unknown.  `seconds`: training time.  `step_loss`: validation loss at `gap_step`, of a baseline at
-    `common_step`.  `confounds`: what else than the format differs from the baseline.  `parity`: the verdict on the
-    row's group, None for a baseline.  `branched_from`: `NAME at step 300` of a branch, else "".  `started_from`: the
-    given weights, `NAME@300` or a file, else "".  `hidden_mates`: number of runs of the group that people have hidden
-    (see `shown_rows`).  `begins_after`: see `Run`; `step` counts from 0.
-    """
+    """One run of a comparison.  None means not measured or not applicable; NaN and inf are measurements."""
 
     run: str
-    group: str
+    group: str  # equal for runs that differ in nothing but the seed
     format: str
     variant: str
     intervention: str
@@ -61,40 +46,40 @@ class Row:
     learning_rate: float
     status: Status
     is_baseline: bool
-    validation_loss: float | None
+    validation_loss: float | None  # the last one, measured at `validation_step`
     best_validation_loss: float | None
-    gap: float | None
-    gap_step: int | None
+    gap: float | None  # validation loss minus that of `baseline`, in `loss_unit`, at `gap_step`; None for a baseline
+    gap_step: int | None  # see `gap`
     collapse_step: int | None
     collapse_rule: str | None
     reason: str | None
-    acts: Mapping[str, int]
+    acts: Mapping[str, int]  # number of acts per kind of intervention
     shifted_to: str | None
     tokens_per_second: float | None
     stall_rate: float | None
     overflow_rate: float | None
-    step: int
+    step: int  # the last one, counted from 0 also in a branch, see `begins_after`
     max_steps: int
-    seconds: float | None
-    cpus: float | None = None
+    seconds: float | None  # of training, see the metric `elapsed_seconds`
+    cpus: float | None = None  # what the sweep assigned to the run in its last attempt; None: not recorded
     gpus: float | None = None
-    earlier: tuple[Attempt, ...] = ()
-    seconds_now: float | None = None
-    rounded_share: float | None = None
-    bytes_per_parameter: float | None = None
-    loss_unit: str = "nats"
-    differs: tuple[str, ...] = ()
-    baseline: str | None = None
-    common_step: int | None = None
-    pairing: str = ""
+    earlier: tuple[Attempt, ...] = ()  # the attempts before the last one
+    seconds_now: float | None = None  # of training in the last attempt; None: not recorded, as by older versions
+    rounded_share: float | None = None  # of the FLOPs of the model's matrix products
+    bytes_per_parameter: float | None = None  # see `Run`
+    loss_unit: str = "nats"  # "" if it is unknown
+    differs: tuple[str, ...] = ()  # the other fields in which the runs of the comparison differ, with their values
+    baseline: str | None = None  # the run that it is compared with; a baseline names itself
+    common_step: int | None = None  # at which all runs alive are compared
+    pairing: str = ""  # why the run cannot be compared, or that its hashes were not recorded
     validation_step: int | None = None
-    step_loss: float | None = None
-    confounds: tuple[str, ...] = ()
-    parity: Parity | None = None
-    branched_from: str = ""
-    started_from: str = ""
-    hidden_mates: int = 0
-    begins_after: int = 0
+    step_loss: float | None = None  # validation loss at `gap_step`, of a baseline at `common_step`
+    confounds: tuple[str, ...] = ()  # what else than the format differs from the baseline
+    parity: Parity | None = None  # the verdict on the row's group; None for a baseline
+    branched_from: str = ""  # of a branch: `NAME at step 300`
+    started_from: str = ""  # of a run from given weights: `NAME@300`, or a file
+    hidden_mates: int = 0  # runs of the group that people have hidden, see `shown_rows`
+    begins_after: int = 0  # see `Run`
     settings: Settings | None = None
     origin: Origin = field(default_factory=Origin)
 

@@ -17,6 +17,7 @@ from bench.detectors.table import Field, RuleRow
 from bench.record import machine
 
 _BEGIN, _END = "<!-- detectors: begin -->", "<!-- detectors: end -->"
+_OTHERS = 4  # rules of others in the short table
 _HEAD = [
     "| rule | limit | recall | false stops | delay (steps) | compute saved |",
     "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -41,21 +42,16 @@ def write(field: Field, rows: Sequence[RuleRow], announced: Sequence[tuple[Forec
 
 
 def insert_short(readme: Path, rows: Sequence[RuleRow]) -> None:
-    """Replace the short table between its marks in the README: altgrad's rules and the best rows of the others."""
+    """Replace the short table between its marks in the README."""
     head, _, rest = readme.read_text().partition(_BEGIN)
     tail = rest.partition(_END)[2]
     readme.write_text("\n".join([head + _BEGIN, *short_table(rows), _END + tail]))
 
 
 def short_table(rows: Sequence[RuleRow]) -> list[str]:
-    """All rules together, each published rule, and the tuned rule with the best recall at few false stops."""
-    shown = [rows[0], *(row for row in rows if row.group == "published")]
-    tuned = [row for row in rows if row.group == "tuned"]
-    return [*_HEAD, *(_line(row) for row in [*shown, max(tuned, key=lambda row: _merit(row.test))])]
-
-
-def _merit(found: Score) -> tuple[float, float]:
-    return -max(0.0, found.false_stops - 0.02), found.recall
+    """altgrad's rules with and without a baseline, and the published rules of others with the highest recall."""
+    published = sorted((row for row in rows if row.group == "published"), key=lambda row: -row.test.recall)
+    return [*_HEAD, *(_line(row) for row in (*rows[:2], *published[:_OTHERS]))]
 
 
 def _page(

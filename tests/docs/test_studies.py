@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,14 @@ def test_a_page_is_what_its_numbers_make(file: Path) -> None:
     made = PAGES.get(file.stem, lambda record: page(record, record.pop("validation_loss")))(record)
     assert file.with_suffix(".md").read_text() == made
     assert f"({file.stem}.md)" in (FOLDER / "index.md").read_text()
+
+
+def test_every_share_in_the_list_of_studies_stands_on_the_page_that_it_is_from() -> None:
+    entries = (FOLDER / "index.md").read_text().split("\n- [")[1:]
+    shares = {re.findall(r"\((\w+\.md)\)", one)[0]: re.findall(r"\d+ of \d+", " ".join(one.split())) for one in entries}
+    assert shares["detectors.md"] and shares["study_explain.md"]
+    for page_name, said in shares.items():
+        assert [one for one in said if one not in (FOLDER / page_name).read_text()] == [], page_name
 
 
 CELL, OTHER = Cell("a", "wgrad", "gradient"), Cell("a", "dgrad", "gradient")

@@ -69,31 +69,39 @@ def _chosen(
     """(module -> its first name and adapter, name -> why it stays plain)"""
     chosen: dict[nn.Module, tuple[str, Adapter]] = {}
     left_out: dict[str, str] = {}
-    swallowed: set[nn.Module] = set()
+    swallowed: set[nn.Module] = set()  # projections of attention modules that stay plain
     for name, module in model.named_modules():
         adapter = adapter_for(module)
         if adapter is None and recipe.attention_gemms and RoundedAttention.fits(module):
             adapter = RoundedAttention
         if adapter is None:
             continue
-        reason = adapter if isinstance(adapter, str) else None
-        if any(parameter.is_complex() for parameter in module.parameters()):
-            reason = "its weights are complex numbers"
-        elif not isinstance(adapter, str) and any(_is_empty(module.get_parameter(at)) for at in _own_weights(module)):
-            reason = "a weight of it has no values"
-        elif module in swallowed:
-            reason = "nn.MultiheadAttention, which is left plain, multiplies by its weight itself"
-        elif filter_fn is not None and not filter_fn(module, name):
-            reason = "filter_fn"
-        elif not isinstance(adapter, str) and recipe.native_fp8 and not adapter.only_linear:
-            reason = f"native_fp8 has no FP8 GEMM for {type(module).__name__}"
-        if reason is None and not isinstance(adapter, str):
-            chosen[module] = (name, adapter)
+        if module in swallowed:
+            found: Adapter | str = "nn.MultiheadAttention, which is left plain, multiplies by its weight itself"
+        else:
+            found = _adapter_or_reason(name, module, adapter, recipe, filter_fn)
+        if not isinstance(found, str):
+            chosen[module] = (name, found)
             continue
-        left_out[name] = str(reason)
+        left_out[name] = found
         if isinstance(module, nn.MultiheadAttention):
             swallowed.add(module.out_proj)
     return chosen, left_out
+
+
+def _adapter_or_reason(
+    name: str, module: nn.Module, adapter: Adapter | str, recipe: Recipe, filter_fn: Filter | None
+) -> Adapter | str:
+    """The adapter with which a module is rounded, or the reason why it stays plain."""
+    if any(parameter.is_complex() for parameter in module.parameters()):
+        return "its weights are complex numbers"
+    if not isinstance(adapter, str) and any(_is_empty(module.get_parameter(at)) for at in _own_weights(module)):
+        return "a weight of it has no values"
+    if filter_fn is not None and not filter_fn(module, name):
+        return "filter_fn"
+    if not isinstance(adapter, str) and recipe.native_fp8 and not adapter.only_linear:
+        return f"native_fp8 has no FP8 GEMM for {type(module).__name__}"
+    return adapter
 
 
 def _own_weights(module: nn.Module) -> list[str]:

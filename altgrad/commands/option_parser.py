@@ -33,6 +33,12 @@ _CHOICE = re.compile(r"invalid choice: (?P<word>.*) \(choose from (?P<known>.*)\
 class _Paragraphs(argparse.HelpFormatter):
     """Wraps each line of a description by itself, except those that are indented: command lines."""
 
+    def add_argument(self, action: argparse.Action) -> None:
+        """Make room for the longest sub-command, whose indent argparse forgets: its help would be on a new line."""
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length += self._indent_increment
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(line if line[:1] == " " else textwrap.fill(line, width) for line in text.splitlines())
 

@@ -57,7 +57,7 @@ def published_names() -> tuple[str, ...]:
 def published(name: str) -> Published:
     """The published recipe with this name.  Raises ValueError, with the nearest known name, for an unknown one."""
     if name not in published_names():
-        near = did_you_mean(name, published_names()) or "; `python -m altgrad recipes` lists them"
+        near = did_you_mean(name, published_names()) or "; `altgrad recipes` lists them"
         raise ValueError(f"no published recipe {shown(name)}{near}")
     return read_published(_FOLDER / f"{name}.yaml")
 

@@ -36,7 +36,7 @@ class Recipe(Declared):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
     # fmt: off
-    recipe: str | None = field(None, "numeric", "a published recipe (`python -m altgrad recipes`), whose fields are the defaults of all numeric ones", timed=False)
+    recipe: str | None = field(None, "numeric", "a published recipe (`altgrad recipes`), whose fields are the defaults of all numeric ones", timed=False)
     # formats
     format: str = field("BF16", "numeric", "number format of weights, activations and gradients that have no format of their own in the fields below", timed=False, moves_baseline=False)
     weight_format: str | None = field(None, "numeric", "format of the weights in the GEMMs; without master weights also the format in which they are stored", timed=False, moves_baseline=False)

@@ -57,7 +57,7 @@ class SweepOptions:
 
     # fmt: off
     configs: tuple[str, ...] | None = option(TRIALS, path, "config files, folders (all YAML files in them), or names of shipped configs", many=True, metavar="PATH")
-    recipes: tuple[str, ...] | None = option(TRIALS, str, "published recipes, one trial each; they replace the numeric fields of the configs, or of bf16_baseline.yaml; `python -m altgrad recipes` lists them", many=True, metavar="NAME")
+    recipes: tuple[str, ...] | None = option(TRIALS, str, "published recipes, one trial each; they replace the numeric fields of the configs, or of bf16_baseline.yaml; `altgrad recipes` lists them", many=True, metavar="NAME")
     formats: tuple[str, ...] | None = option(TRIALS, str, "number formats, one trial each, with the other fields of the configs or of bf16_baseline.yaml; with --recipes every recipe in every format", many=True, metavar="FORMAT")
     seeds: int | Literal["auto"] | None = option(TRIALS, count_or_auto, "number of seeds: every trial is repeated with N seeds, from the config's seed upward; auto begins with 3 and adds seeds until every parity verdict is clear", metavar="N")
     max_seeds: int | None = option(TRIALS, count, f"with --seeds auto: most seeds of a trial (default: {MOST_SEEDS})", metavar="N")

@@ -53,7 +53,7 @@ def problem(detail: Any, known: Sequence[str]) -> tuple[str, str]:
     if kind == "extra_forbidden":
         return (
             name,
-            f"{name}: unknown field{did_you_mean(name, known) or '; `python -m altgrad config` lists the fields'}",
+            f"{name}: unknown field{did_you_mean(name, known) or '; `altgrad config` lists the fields'}",
         )
     message = detail["msg"].removeprefix("Value error, ")
     if kind == "literal_error":

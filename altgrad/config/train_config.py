@@ -186,16 +186,20 @@ class TrainConfig(Recipe):
             near = did_you_mean(self.model, PRESETS)
             raise ValueError(f"model={shown(self.model)}; known: {', '.join(PRESETS)}{near}")
         _ = self.shape
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate={self.accumulate}: batch_size={self.batch_size} does not divide into as many parts; use a "
+                "divisor of it"
+            )
         if not self.master_weights and self.update_rounding.startswith("eco") and not self.beta1:
             raise ValueError(
                 f"update_rounding={self.update_rounding!r} with beta1=0: the error is fed into a momentum that forgets it "
                 "at once; use beta1 above 0 or update_rounding='kahan'"
             )
-        if self.cuda_graphs and self.compile in (False, "blocks"):
-            raise ValueError(
-                f"cuda_graphs=True with compile={self.compile!r}: CUDA graphs record a step compiled as one graph; use "
-                "compile=auto or true"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_steps(self) -> Self:
         if self.start_keeps and not _AT_STEP.fullmatch(self.start_from or ""):
             raise ValueError(
                 f"start_keeps={self.start_keeps} with start_from={shown(self.start_from)}: only a checkpoint of a run has "
@@ -206,21 +210,30 @@ class TrainConfig(Recipe):
                 f"max_steps={self.max_steps} with the step of start_from={shown(self.start_from)} kept: no step is left; "
                 "give more steps, or leave step out of start_keeps"
             )
-        if self.batch_size % self.accumulate:
+        if self.phase_starts[:1] == (1,):
             raise ValueError(
-                f"accumulate={self.accumulate}: batch_size={self.batch_size} does not divide into as many parts; use a "
-                "divisor of it"
+                f"phases[0] starts with the first of {self.max_steps} steps, so that no step has the casts before it; "
+                "start it later, or put its fields in the config itself"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _recordable(self) -> Self:
+        if self.cuda_graphs and self.compile in (False, "blocks"):
+            raise ValueError(
+                f"cuda_graphs=True with compile={self.compile!r}: CUDA graphs record a step compiled as one graph; use "
+                "compile=auto or true"
             )
         if self.cuda_graphs and self.accumulate > 1:
             raise ValueError(
                 f"cuda_graphs=True with accumulate={self.accumulate}: a replay overwrites the gradients of the one "
                 "before; switch one of them off"
             )
-        if self.phase_starts[:1] == (1,):
-            raise ValueError(
-                f"phases[0] starts with the first of {self.max_steps} steps, so that no step has the casts before it; "
-                "start it later, or put its fields in the config itself"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _shiftable(self) -> Self:
+        """Raises ValueError if an intervention may lead to a format that the GEMMs cannot multiply."""
         if self.native_fp8 and self.enable_emergency_shift:
             raise ValueError(
                 "native_fp8=True with enable_emergency_shift=True: a shift leads to E5M2 at every site, which no FP8 GEMM "
@@ -234,11 +247,8 @@ class TrainConfig(Recipe):
                     raise ValueError(
                         f"gemm_dtype='bfloat16' with enable_emergency_shift=True: {obstacle}; use gemm_dtype='auto'"
                     )
-        if (
-            self.enable_rescue_ladder
-            and "shift" in self.rescue_rungs
-            and (self.native_fp8 or self.gemm_dtype == "bfloat16")
-        ):
+        fixed = self.native_fp8 or self.gemm_dtype == "bfloat16"
+        if fixed and self.enable_rescue_ladder and "shift" in self.rescue_rungs:
             raise ValueError(
                 "rescue_rungs with shift: native_fp8=True and gemm_dtype='bfloat16' fix the formats of the GEMMs; leave "
                 "shift out of rescue_rungs"

@@ -20,8 +20,9 @@ from altgrad.commands.option_parser import (
     location,
     path,
 )
+from altgrad.config.run_origin import Kept
 from altgrad.config.shipped_configs import config_file
-from altgrad.config.train_config import Kept, TrainConfig, check_fields, load_config
+from altgrad.config.train_config import TrainConfig, check_fields, load_config
 from altgrad.storage.folder import Folder
 from altgrad.text.terminal_output import say, unstoppable_output
 from altgrad.text.yaml_text import NotYaml, assignments

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -21,6 +21,7 @@ from altgrad.config.operands import ALL_OPERANDS
 from altgrad.config.phases import first_steps
 from altgrad.config.published import check_shorthand, merged_gemms, own_fields, published_fields
 from altgrad.config.recipe import Fraction, Positive, Recipe, recipe_defaults
+from altgrad.config.run_origin import Kept, check_origin, is_checkpoint, kept_step
 from altgrad.config.shipped_configs import near_config
 from altgrad.config.sizes.gpt_sizes import PRESETS, GPTShape
 from altgrad.format_relations import FALLBACKS
@@ -29,7 +30,6 @@ from altgrad.text.error_hints import did_you_mean, shown, shown_path
 from altgrad.text.path_text import check_path
 from altgrad.text.yaml_text import NotYaml, read_yaml
 
-FORGOTTEN = ("histories",)  # parts of a checkpoint that `branch_from` may leave out: the amaxes of delayed scaling
 BYTES = "bytes"  # the tokenizer whose tokens are the bytes of a text
 BUILT_IN_TASK = "gpt"
 LITTLE_COVERAGE = 0.5  # below this rounded share of its matrix products a run says little about its format
@@ -38,14 +38,6 @@ _TASK = re.compile(r"[A-Za-z_][\w-]*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*
 
 
 Rung = Literal["skip", "rate", "rollback", "shift"]
-Kept = Literal["moments", "step"]  # of a checkpoint, besides the weights
-_AT_STEP = re.compile(r".*@(\d+|last)", re.DOTALL)  # start_from: a checkpoint of a run
-
-
-def kept_step(start_from: str | None, start_keeps: Collection[str]) -> int:
-    """The step of a checkpoint RUN@STEP if the run keeps it, else 0."""
-    at = (start_from or "").rpartition("@")[2]
-    return int(at) if "step" in start_keeps and at.isdigit() else 0
 
 
 class TrainConfig(Recipe):
@@ -200,7 +192,7 @@ class TrainConfig(Recipe):
 
     @model_validator(mode="after")
     def _has_steps(self) -> Self:
-        if self.start_keeps and not _AT_STEP.fullmatch(self.start_from or ""):
+        if self.start_keeps and not is_checkpoint(self.start_from):
             raise ValueError(
                 f"start_keeps={self.start_keeps} with start_from={shown(self.start_from)}: only a checkpoint of a run has "
                 "a step and moments; give start_from as RUN@STEP, or leave start_keeps out"
@@ -297,17 +289,6 @@ class TrainConfig(Recipe):
         except ValueError as error:
             raise FieldError([("", str(error))]) from None
         return altered
-
-
-def check_origin(origin: Mapping[str, Any]) -> None:
-    """Raises ValueError unless `origin` is what `branch_from` takes."""
-    run, step, forget = origin.get("run"), origin.get("step"), origin.get("forget", [])
-    if origin.keys() - {"run", "step", "forget"} or not isinstance(run, str) or not run:
-        raise ValueError(f"expected {{run: folder, step: number}}, maybe with forget, found {origin!r:.60}")
-    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-        raise ValueError(f"step={shown(step)}: a whole number from 0; 0 is the parent's start")
-    if not isinstance(forget, list) or not set(map(str, forget)) <= set(FORGOTTEN):
-        raise ValueError(f"forget={forget!r:.60}: a list of {', '.join(FORGOTTEN)}")
 
 
 def load_config(path: str | Path, **overrides: Any) -> TrainConfig:

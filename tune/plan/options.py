@@ -36,7 +36,7 @@ from altgrad.commands.reports import MARGIN_HELP
 from altgrad.commands.typed_command import program_command, typed_command
 from altgrad.compare.parity.verdict import ENOUGH_SEEDS
 from altgrad.config.interventions import INTERVENTIONS, PATTERNS
-from altgrad.config.train_config import Kept
+from altgrad.config.run_origin import Kept
 from altgrad.text.yaml_text import NotYaml, assignments
 
 MOST_SEEDS = 12  # of --seeds auto

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from altgrad.config.train_config import kept_step
+from altgrad.config.run_origin import kept_step
 from altgrad.results.lease import Life, life_of, read_lease
 from altgrad.results.parts import read_rows
 from altgrad.results.records import END, RecordError, read_end, read_start

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import ValidationError
 
 from altgrad.config.cast import GEMM_SITES, GEMMS, Cast, Dimension, Gemm, GemmSite
+from altgrad.config.fields.config_errors import problem
 from altgrad.formats import find_format
 from altgrad.text.error_hints import did_you_mean
 
@@ -110,8 +111,7 @@ def casts_of(recipe: Recipe, layer: str = "", high_precision: bool = False) -> d
         try:
             casts[operand] = Cast(**fields)
         except ValidationError as error:
-            message = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise ValueError(f"{operand}: {message}") from None
+            raise ValueError(f"{operand}: {problem(error.errors()[0], tuple(Cast.model_fields))[1]}") from None
     _check_rotations(casts)
     return casts
 

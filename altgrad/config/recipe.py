@@ -20,8 +20,15 @@ from altgrad.config.fields.field_traits import Declared, field
 from altgrad.config.operands import Operand, casts_of, check_gemms
 from altgrad.config.optimizer_states import MOMENTS, Moment, MomentCast, moment_cast
 from altgrad.config.phases import check_effect, check_phases, fields_after, normal_phases
-from altgrad.config.published import check_shorthand, published, published_fields, with_published
+from altgrad.config.published import (
+    check_shorthand,
+    published,
+    published_fields,
+    published_names,
+    with_published,
+)
 from altgrad.formats import NumberFormat, find_format
+from altgrad.text.error_hints import did_you_mean
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -244,6 +251,26 @@ class Recipe(Declared):
         if self.overflow == "inf" and not fmt.has_inf:
             raise ValueError(f"overflow='inf': {name} has no infinity; use overflow='saturate' or E5M2")
         return fmt if self.overflow == "format" else dataclasses.replace(fmt, overflow=self.overflow)
+
+
+def as_recipe(given: Recipe | str, whose: str) -> Recipe:
+    """A recipe as it is; of a name the published recipe, or per-tensor scaling in the format of that name.
+
+    Raises ValueError for an unknown name, TypeError, which begins with `whose`, for anything else.
+    """
+    if isinstance(given, Recipe):
+        return given
+    if not isinstance(given, str):
+        raise TypeError(f"{whose}: expected a Recipe, or the name of a recipe or format, found {type(given).__name__}")
+    if given in published_names():
+        return Recipe(recipe=given)
+    try:
+        return Recipe(format=find_format(given).name)
+    except ValueError:
+        near = did_you_mean(given, published_names())
+        if not near:
+            raise
+        raise ValueError(f"no recipe or format {given!r}{near}") from None
 
 
 def recipe_defaults() -> dict[str, Any]:

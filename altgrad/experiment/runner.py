@@ -40,6 +40,7 @@ from altgrad.report import write_failure_report
 from altgrad.results import Lease, LeaseHeld, NoWriter, RunWriter, Status
 from altgrad.results.stop_request import stop_request, stop_sentence
 from altgrad.storage.folder import Folder
+from altgrad.text.error_hints import kind
 from altgrad.training.data import Batches, unigram_entropy_of
 from altgrad.training.process_settings import threads
 from altgrad.training.starting_point import check_device
@@ -83,6 +84,8 @@ class FormatExperimentRunner:
         branch: Branch | None = None,
         until: int | None = None,
     ) -> None:
+        if not isinstance(config, TrainConfig | None):
+            raise TypeError(f"config: expected a TrainConfig, found {kind(config)}; give TrainConfig(**fields)")
         if (config is None) == (branch is None):
             raise ConfigError("give either a config or a branch, whose config is its parent's with its changes")
         config = with_parent(config) if config is not None else branch.config()  # type: ignore[union-attr]

@@ -12,9 +12,7 @@ from torch import nn
 
 from altgrad.config.cast import GEMM_SITES
 from altgrad.config.phases import first_steps
-from altgrad.config.published import published_names
-from altgrad.config.recipe import Recipe
-from altgrad.formats import find_format
+from altgrad.config.recipe import Recipe, as_recipe
 from altgrad.quantization.adapters.fit import Filter, rounded_layers
 from altgrad.quantization.gemms import native_fp8 as native
 from altgrad.quantization.layers import gemms_of
@@ -26,7 +24,6 @@ from altgrad.quantization.model_checks import (
     refuse_sites,
 )
 from altgrad.quantization.quantized_model import QuantizedModel
-from altgrad.text.error_hints import did_you_mean
 
 
 @torch.inference_mode(False)  # its tensors are those of training, wherever it is called
@@ -96,22 +93,4 @@ def quantize_(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"quantize_: expected a torch.nn.Module to round, found {type(model).__name__}")
-    if not isinstance(recipe, Recipe | str):
-        raise TypeError(
-            f"quantize_: expected a Recipe, or the name of a recipe or format, found {type(recipe).__name__}"
-        )
-    found = recipe if isinstance(recipe, Recipe) else recipe_named(recipe)
-    return quantize_model(model, found, counting, filter_fn, total_steps, own_scales)
-
-
-def recipe_named(name: str) -> Recipe:
-    """The published recipe of that name, or per-tensor scaling in the format of that name.  Raises ValueError."""
-    if name in published_names():
-        return Recipe(recipe=name)
-    try:
-        return Recipe(format=find_format(name).name)
-    except ValueError:
-        near = did_you_mean(name, published_names())
-        if not near:
-            raise
-        raise ValueError(f"no recipe or format {name!r}{near}") from None
+    return quantize_model(model, as_recipe(recipe, "quantize_"), counting, filter_fn, total_steps, own_scales)

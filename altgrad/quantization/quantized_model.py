@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from altgrad.config.phases import phase_at
-from altgrad.config.recipe import Recipe
+from altgrad.config.recipe import Recipe, as_recipe
 from altgrad.quantization.adapters.attention import ProductGemm
 from altgrad.quantization.adapters.fit import make_plain
 from altgrad.quantization.coverage import Coverage, measure_coverage
@@ -153,13 +153,14 @@ class QuantizedModel:
         self._reminder.stop()
         return self.model
 
-    def set_recipe(self, recipe: Recipe) -> None:
+    def set_recipe(self, recipe: Recipe | str) -> None:
         """Round by another recipe from the next `begin_step` on; counts and histories begin anew.
 
-        Options of `quantize_model`, attached optimizers and `share` stay.  Raises what `quantize_model` raises; then
-        all is as it was before the call.
+        recipe: also its name, as for `quantize_`.  Options of `quantize_model`, attached optimizers and `share` stay.
+        Raises what `quantize_` raises; then all is as it was before the call.
         """
         assert self._again is not None, "made by quantize_model"
+        wanted = as_recipe(recipe, "set_recipe")
         shared, scales, attached, before = self._shared, self._whole_scales, self._attached, self.state_dict()
         compiled = self._compiles_stored
         while self._undo:
@@ -167,7 +168,7 @@ class QuantizedModel:
         self._reminder.stop()
         refused: ValueError | None = None
         try:
-            found = self._again(self.model, recipe)
+            found = self._again(self.model, wanted)
         except ValueError as error:
             refused, found = error, self._again(self.model, self.recipe)
             found.load_state_dict(before)

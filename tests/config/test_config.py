@@ -69,6 +69,10 @@ def test_a_config_never_changes():
         ({"gemms": {"wgard": {"format": "BF16"}}}, ["'wgard' is no GEMM", "did you mean 'wgrad'?"]),
         ({"gemms": {"wgrad": {"gradeint": {"format": "BF16"}}}}, ["did you mean 'gradient'?"]),
         ({"gemms": {"wgrad": {"gradient": {"fromat": "BF16"}}}}, ["no field of a cast", "did you mean 'format'?"]),
+        (
+            {"gemms": {"wgrad": {"gradient": {"rounding": "stochastc"}}}},
+            ["wgrad.gradient: rounding='stochastc': expected", "did you mean 'stochastic'?"],
+        ),
         ({"rescue_rungs": []}, ["rescue_rungs=[]: expected a list of at least 1"]),
         ({"scaling": "static"}, ["scaling='static'", "'none', 'dynamic' or 'delayed'"]),
         (

@@ -77,6 +77,17 @@ def test_after_set_recipe_training_is_that_of_a_model_rounded_by_it(second: Reci
         assert torch.equal(history, fresh.histories()[name]) and history.any()
 
 
+def test_set_recipe_takes_a_name_as_quantize_does_and_nothing_else() -> None:
+    quantized = altgrad.quantize_(model(), "E4M3")
+    quantized.set_recipe("mxfp8")
+    assert quantized.recipe == Recipe(recipe="mxfp8")
+    with pytest.raises(ValueError, match=r"no recipe or format 'mxpf8'; did you mean 'mxfp8'\?"):
+        quantized.set_recipe("mxpf8")
+    with pytest.raises(TypeError, match="set_recipe: expected a Recipe, or the name of a recipe or format, found int"):
+        quantized.set_recipe(8)  # type: ignore[arg-type]
+    assert quantized.recipe == Recipe(recipe="mxfp8")
+
+
 @pytest.mark.parametrize("stored", [False, True])
 def test_a_recipe_that_is_refused_leaves_training_as_it_was(stored: bool) -> None:
     """The histories, the attached optimizer and the weights go on as without the attempt."""

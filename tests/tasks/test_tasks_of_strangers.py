@@ -190,3 +190,34 @@ def test_what_cannot_be_trained_is_one_line(task: str, said: str, tmp_path: Path
     with pytest.raises(ConfigError, match=re.escape(said)) as caught:
         run_format_experiment(CONFIG.altered(task=HERE(task)), tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        ((torch.zeros(4, 8), torch.zeros(4)), "Sequential.forward(input) does not take a batch with 2 entries"),
+        (
+            {"x": torch.zeros(4, 8), "y": torch.zeros(4)},
+            "Sequential.forward(input) does not take a batch with the keys x, y",
+        ),
+    ],
+    ids=["tuple", "dict"],
+)
+def test_a_model_that_cannot_be_called_with_a_batch_is_one_line_that_says_how_it_is_called(
+    batch: Any, said: str, tmp_path: Path
+) -> None:
+    class Given:
+        vocabulary = None
+
+        def training(self, step: int) -> Any:
+            return batch
+
+        def validation(self) -> list[Any]:
+            return []
+
+        def digest(self) -> str:
+            return "given"
+
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        run_format_experiment(CONFIG, tmp_path / "run", model=nn.Sequential(nn.Linear(8, 1)), batches=Given())
+    assert "a task with a method loss(model, batch)" in str(caught.value) and "\n" not in str(caught.value)

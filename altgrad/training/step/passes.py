@@ -16,7 +16,7 @@ from altgrad.training.held_out import mean_of
 from altgrad.training.process_settings import mixed_precision
 from altgrad.training.step.step_random import StepRandom
 from altgrad.training.task.batch import as_batch, changed, part
-from altgrad.training.task.found_task import FoundTask
+from altgrad.training.task.found_task import FoundTask, check_call
 from altgrad.training.task.loss_value import read_loss
 from altgrad.training.task.protocol import Batch
 
@@ -38,13 +38,19 @@ class Passes:
         self._config, self._model, self._task, self._quantized = config, model, task, quantized
         self._random, self._ranks, self._device = random, ranks, device
         self.step_loss = step_loss
+        self._is_checked = False  # whether the model takes a batch; asked once
 
     def parts_of(self, batch: Any) -> list[Batch]:
         """This rank's rows of a training batch on the device, in the parts that pass through one after another.
 
-        Example: 12 rows, 2 ranks and `accumulate: 3` give each rank three parts of two rows.
+        Example: 12 rows, 2 ranks and `accumulate: 3` give each rank three parts of two rows.  Raises ConfigError if the
+        model cannot be called with a batch.
         """
-        own = part(as_batch(batch, self._task.said), self._ranks.rank, self._ranks.size)
+        whole = as_batch(batch, self._task.said)
+        if not self._is_checked and self._task.model_has_loss:
+            check_call(self._model, whole)
+        self._is_checked = True
+        own = part(whole, self._ranks.rank, self._ranks.size)
         pieces = self._config.accumulate
         return [changed(part(own, number, pieces), self._sent) for number in range(pieces)]
 

@@ -42,6 +42,24 @@ def call_model(model: Any, batch: Batch) -> Any:
     return model(*batch) if isinstance(batch, tuple) else model(batch)
 
 
+def check_call(model: nn.Module, batch: Batch) -> None:
+    """Raise ConfigError if a model, which is to return the loss, cannot be called with a batch as `call_model` does."""
+    try:
+        signature = inspect.signature(model.forward)
+    except ValueError:  # no signature to read
+        return
+    given, named = ((), batch) if isinstance(batch, dict) else (batch if isinstance(batch, tuple) else (batch,), {})
+    try:
+        signature.bind(*given, **named)
+    except TypeError as error:
+        what = f"the keys {', '.join(named)}" if named else "1 entry" if len(given) == 1 else f"{len(given)} entries"
+        forward = f"{type(model).__name__}.forward({', '.join(signature.parameters)})"
+        raise ConfigError(
+            f"{forward} does not take a batch with {what} ({error}); give a model that returns a batch's loss, or a "
+            "task with a method loss(model, batch)"
+        ) from None
+
+
 @dataclass(frozen=True)
 class FoundTask:
     """A task under the name by which it was found.  `module`: where it is defined; None for the built-in one."""

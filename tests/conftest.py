@@ -8,15 +8,21 @@ take seconds to a minute, so that all processes have work until the end.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterable, Iterator
 
 import pytest
 
+gc.disable()  # until everything is imported and collected: none of it goes again
+
 # Before anything imports torch: three processes with two threads each on two cores take many times as long
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Nothing here outlasts the machine: a disk that is asked thousands of times whether it holds takes minutes to say so
+os.fsync = lambda _: None
 
 _GRAPHS = pytest.StashKey[int]()
 
@@ -72,6 +78,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Without their groups tests would be handed out one by one, and all processes would make all fixtures."""
     if _groups_are_in_ids(session.config) and not all("@" in item.nodeid for item in session.items):
         raise pytest.UsageError("tests are not grouped: this pytest-xdist does not fit this pytest")
+    gc.freeze()
+    gc.enable()
 
 
 def _graphs() -> int:

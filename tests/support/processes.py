@@ -60,4 +60,5 @@ def become(variables: Mapping[str, str]) -> None:
     """In the new process: its environment, which is otherwise that of the server's start."""
     os.environ.clear()
     os.environ.update(variables)
+    os.fsync = lambda _: None  # as in the process of the tests
     tempfile.tempdir = None  # what an import has asked for goes on being told

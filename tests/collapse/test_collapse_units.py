@@ -20,6 +20,8 @@ from tests.support.results.collapse_curves import CONFIG, STEPS, Record, healthy
 
 pytestmark = pytest.mark.long
 
+SEEDS = 12  # of a curve's noise
+
 Curve = Callable[[int], float]
 
 
@@ -74,7 +76,7 @@ def noised(name: str, seed: int, table: dict[str, tuple[Curve, float, float]] = 
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_healthy_loss_of_unknown_unit_is_not_condemned(name: str) -> None:
     assert judge(records(HEALTHY[name][0]), vocabulary=None) is None
-    for seed in range(20):
+    for seed in range(SEEDS):
         verdict = judge(records(noised(name, seed)), vocabulary=None)
         assert verdict is None, (seed, verdict)
 
@@ -123,7 +125,7 @@ EXPECTED: dict[str, tuple[str, int, int]] = {
 @pytest.mark.parametrize("name", SICK)
 def test_a_sick_loss_of_unknown_unit_is_found_in_time(name: str) -> None:
     rule, first, last = EXPECTED[name]
-    curves = [SICK[name][0], *(noised(name, seed, SICK) for seed in range(20))]
+    curves = [SICK[name][0], *(noised(name, seed, SICK) for seed in range(SEEDS))]
     verdicts = [judge(records(curve), vocabulary=None) for curve in curves]
     assert {verdict and verdict.rule for verdict in verdicts} == {rule}
     for verdict in verdicts:
@@ -158,7 +160,7 @@ def test_a_loss_times_any_constant_is_judged_alike_at_the_same_step(name: str) -
     for seed in range(4):
         rows = with_metrics(noised(name, seed, ALL), seed)
         expected = verdict_of(rows)
-        for factor in (1e-6, 1e6, 10 ** rng.uniform(-6, 6), 2.0**13, 1 / 3):
+        for factor in (10 ** rng.uniform(-6, 6), *((1e-6, 1 / 3) if seed % 2 else (1e6, 2.0**13))):
             scaled = [
                 row | {key: row[key] * factor for key in ("loss", "gap_to_baseline") if key in row} for row in rows
             ]
@@ -189,7 +191,7 @@ def test_a_run_k_times_as_long_is_judged_k_times_as_late() -> None:
     runs += [(with_metrics(lambda s: 0.06 + 0.03 * math.exp(-s / 30), 1), None)]
     runs += [(records(lambda s, f=f: 5.545 * min(1.0, f(s) / f(1))), 256) for f, _, _ in ALL.values() if f(1) > 0]
     rules = set()
-    for (rows, vocabulary), k in itertools.product(runs, (2, 5)):
+    for (rows, vocabulary), k in zip(runs, itertools.cycle((2, 5)), strict=False):
         config = CONFIG.altered(max_steps=k * STEPS, warmup_steps=k * 50, diagnostic_interval=k * 50)
         before, after = judge(rows, vocabulary=vocabulary), judge(stretched(rows, k), config, vocabulary)
         assert (before and before.rule) == (after and after.rule), (before, after)

@@ -23,7 +23,9 @@ from tune.plan.options import parse_options
 pytestmark = pytest.mark.long
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SHORT = ["--set", *set_words(model="micro", max_steps=6, diagnostic_interval=3, eval_batches=1, compile=False)]
+SHORT = ["--set", *set_words(
+    model="micro", n_layer=1, batch_size=2, max_steps=6, diagnostic_interval=3, eval_batches=1, compile=False,
+)]  # fmt: skip
 
 
 def test_formats_prints_every_number_uncut_and_names_equal_grids():
@@ -122,31 +124,18 @@ def test_a_baseline_is_a_run_that_completed_in_bf16_with_the_same_model_data_and
 
 def test_a_run_whose_terminal_is_closed_goes_on_to_its_end(tmp_path):
     terminal, its_end = pty.openpty()
-    command = [
-        sys.executable,
-        "-m",
-        "altgrad",
-        "train",
-        CONFIGS / "e7m0_uniform.yaml",
-        "--out",
-        tmp_path / "run",
-        *SHORT,
-    ]
-    command += [
-        "batch_size=4",
-        "max_steps=400",
-        "eval_interval=400",
-        "checkpoint_interval=400",
-        "diagnostic_interval=400",
-    ]
+    command = [sys.executable, "-m", "altgrad", "train", CONFIGS / "e7m0_uniform.yaml", "--out", tmp_path / "run"]
+    seldom = dict.fromkeys(("eval_interval", "diagnostic_interval", "max_steps"), 60)
+    command += [*SHORT, *set_words(block_size=16, checkpoint_interval=10, **seldom)]
     process = subprocess.Popen(
         list(map(str, command)), stdin=its_end, stdout=its_end, stderr=its_end, start_new_session=True,
         preexec_fn=lambda: __import__("fcntl").ioctl(0, 0x540E, 0),  # TIOCSCTTY: its controlling terminal
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     os.close(its_end)
-    steps = tmp_path / "run" / "steps"
-    wait_for(lambda: steps.exists() and any(steps.iterdir()))
+    checkpoints = tmp_path / "run" / "checkpoints"
+    wait_for(lambda: checkpoints.exists() and any(checkpoints.iterdir()))
+    assert not (tmp_path / "run" / "end.json").exists()
     os.close(terminal)  # sends SIGHUP, and every write fails from here on
     assert process.wait(PATIENCE) == 0
     assert '"completed"' in (tmp_path / "run" / "end.json").read_text()

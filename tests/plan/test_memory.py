@@ -30,11 +30,11 @@ LOGS = {"use_shadow": True, "log_stiffness": True, "log_ulp": True, "log_grid_al
 CASES: dict[str, dict[str, Any]] = {
     "tiny": {"model": "tiny"},
     "tiny, rescue ladder": {"model": "tiny", "enable_rescue_ladder": True},
-    "tiny, every diagnostic": {"model": "tiny", **LOGS},
-    "small, stored weights": {"model": "small", "batch_size": 1, "master_weights": False},
+    "tiny, every diagnostic": {"model": "tiny", "n_layer": 2, **LOGS},
+    "small, stored weights": {"model": "small", "batch_size": 1, "n_layer": 3, "master_weights": False},
     "small, a batch of activations": {"model": "small", "batch_size": 8, "block_size": 128, "n_layer": 3},
     "medium, every diagnostic": {"model": "medium", "block_size": 64, "batch_size": 1, **LOGS},
-    "blocks and noise": {"model": "tiny", "scale_granularity": "block", "rounding": "stochastic"},
+    "blocks and noise": {"model": "tiny", "n_layer": 2, "scale_granularity": "block", "rounding": "stochastic"},
 }
 
 

@@ -38,7 +38,8 @@ SMALLEST_NORMAL, BFLOAT16_STEP = 2.0**-126, 2.0**-133  # of float32; of bfloat16
 BARE_ON_ONE_THREAD = BARE | {"threads": 1}
 CPU = torch.device("cpu")
 ALONG = {"scale_power_of_two": False, "gemms": {name: {"axis": "contraction"} for name in GEMMS}}  # rows, if any
-FAST = {"warmup_steps": 1, "learning_rate": 3e-3, "compile": False}
+SHORT = {"n_layer": 1, "max_steps": 8, "eval_interval": 8, "diagnostic_interval": 8}
+FAST = SHORT | {"warmup_steps": 1, "learning_rate": 3e-3, "compile": False}
 
 
 def there_and_back(x: torch.Tensor) -> torch.Tensor:
@@ -81,7 +82,7 @@ def test_values_that_are_normal_in_float32_never_round_to_what_bfloat16_lacks(fm
 
 def losses(**fields) -> list[float]:
     trainer = Trainer(TrainConfig(**(BARE_ON_ONE_THREAD | FAST | fields)))
-    return [trainer.step().record["loss"] for _ in range(20)]
+    return [trainer.step().record["loss"] for _ in range(trainer.config.max_steps)]
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,10 @@ def configs() -> list[TrainConfig]:
     ]
 
 
-@pytest.mark.parametrize("rule", ["stalled", "non_finite", "diverged", "never_learned", "rank_collapse", "other"])
+RULES = ["stalled", "non_finite", "diverged", "never_learned", "rank_collapse", "other"]
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_advice_is_never_what_the_config_has_and_always_a_config_that_is_accepted(folder: Folder, rule: str) -> None:
     worst = {"overflow_rate": 0.5, "underflow_rate": 0.9, "stall_rate": 1.0, "stable_rank": 1.0}
     sites = ("weight", "activation", "gradient", "update")
@@ -188,7 +191,7 @@ def test_advice_is_never_what_the_config_has_and_always_a_config_that_is_accepte
         layers=[{"step": 60, "layer": "lm_head", "site": site, **worst} for site in sites],
     )
     evidence = Evidence.of(run)
-    for config in configs():
+    for config in configs()[RULES.index(rule) % 5 :: 5]:  # no choice above has five values: each is among them
         advice = [dict(advice.changes) for advice in advise(replace(evidence, config=config))]
         assert advice or config.format in ("BF16", "FP32")
         fields_set = [field for changes in advice for field in changes]

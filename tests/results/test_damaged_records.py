@@ -107,12 +107,14 @@ def test_a_damaged_record_of_a_run_is_one_line_and_the_others_are_shown(
 ) -> None:
     content, counted = (sweep / TARGET).read_bytes(file), 0
     for number, (what, damaged) in enumerate(corruptions(content)):
+        if number > 400 and number % 3:  # a field has 13 to 16 cases: enough of each, and of each field
+            continue
         (sweep / TARGET).write_bytes(file, damaged)
         try:
             broken = TARGET in list_runs(sweep)[1]
-            if number < 20 or number % 16 == 0:  # thousands of cases, of all readers each: enough of every field
+            if number < 20 or number % 48 == 0:  # of all readers each
                 assert check_readers(sweep, tmp_path / "page.html") == broken
-            if number < 10 or number % 80 == 0:
+            if number < 10 or number % 240 == 0:
                 check_command_line(sweep, capsys, broken)
         except Exception as error:
             raise AssertionError(f"{file}: {what}: {type(error).__name__}: {error}") from error
@@ -131,7 +133,7 @@ def test_a_damaged_end_record_leaves_the_run_to_be_done_again(sweep: Folder) -> 
 
 def test_a_damaged_plan_is_one_line(sweep: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     for number, (what, damaged) in enumerate(corruptions(sweep.read_bytes("sweep.json"))):
-        if number > 60 and number % 4:
+        if number > 60 and number % 11:
             continue
         sweep.write_bytes("sweep.json", damaged)
         planned_runs(sweep)

@@ -125,3 +125,64 @@ def compiler_settings() -> tuple[Any, Any]:
     import torch._functorch.config  # imported only if needed: it takes half a second
 
     return torch._dynamo.config, torch._functorch.config
+
+
+_MOST_TOGETHER = 48  # kernels in one launch; as an option it also tells our graphs from those of others
+_SMALL = 2 << 20  # bytes: an H100 reads as many in the time of a launch
+
+
+def last_kernels_together() -> dict[str, Any]:
+    """Options with which Inductor launches the kernels that compute single numbers at the end of a graph together.
+
+    They are the last reductions of counts on a GPU, one launch each otherwise, and no other kernel waits for them.
+    Inductor combines kernels by itself only where they are equally far from the start of a graph.
+    """
+    from torch._inductor.scheduler import ForeachKernelSchedulerNode
+
+    ForeachKernelSchedulerNode.set_group_algorithm_for_combo_kernels(_kernels_to_combine)
+    return {
+        "combo_kernels": True,
+        "combo_kernels_autotune": 0,  # they take a microsecond
+        "combo_kernel_per_subkernel_blocks": True,  # else each computes its number 1024 times
+        "combo_kernel_max_num_nodes": _MOST_TOGETHER,
+        "combo_kernel_peak_memory_pct_threshold": None,  # what they read is small, see `_SMALL`
+    }
+
+
+def _kernels_to_combine(scheduler: Any) -> list[list[Any]]:
+    """Groups of kernels, each of which becomes a launch, or two: Inductor parts reductions of more than 2048 values."""
+    from torch._inductor import config
+    from torch._inductor.scheduler import ForeachKernelSchedulerNode, FusedMixOrderReductions
+
+    if config.combo_kernel_max_num_nodes != _MOST_TOGETHER:
+        groups: list[list[Any]] = ForeachKernelSchedulerNode._default_group_nodes_for_combo_kernels(scheduler)
+        return groups
+    mixed = [node for node in scheduler.nodes if isinstance(node, FusedMixOrderReductions)]
+    withheld = {name for node in mixed for name in node.get_buffer_names()}  # Inductor's own rule: some do not exist
+    last = [
+        node
+        for node in scheduler.nodes
+        if node.is_reduction()
+        and node.is_gpu()
+        and node.group[1][0] == 1
+        and node.get_read_buffer_sizes() <= _SMALL
+        and not withheld & node.used_buffer_names()
+        and not _is_awaited(node)
+    ]
+    return [last[start : start + _MOST_TOGETHER] for start in range(0, len(last), _MOST_TOGETHER)]
+
+
+def _is_awaited(node: Any) -> bool:
+    """Whether another kernel reads what this one writes; views and the output of the graph are none."""
+    from torch._inductor.scheduler import NopKernelSchedulerNode, OutputNode
+
+    seen, ahead = {part.get_name() for part in node.get_nodes()}, [node]
+    while ahead:
+        for user in (user.node for made in ahead.pop().get_outputs() for user in made.users):
+            if isinstance(user, OutputNode) or user.get_name() in seen:
+                continue
+            if not isinstance(user, NopKernelSchedulerNode):
+                return True
+            seen.add(user.get_name())
+            ahead.append(user)
+    return False

@@ -28,7 +28,7 @@ from altgrad.quantization.adapters.fit import make_plain
 from altgrad.quantization.coverage import Coverage, measure_coverage
 from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 from altgrad.quantization.kernel.random import derived_words, fill_key
-from altgrad.quantization.kernel.site import Site
+from altgrad.quantization.kernel.site import Site, counted
 from altgrad.quantization.layers import gemms_of
 from altgrad.quantization.model_state import SiteKey, check_names, check_phases, formats_of, histories_of
 from altgrad.quantization.reminder import Reminder
@@ -254,8 +254,7 @@ class QuantizedModel:
 
     def counts(self) -> dict[SiteKey, Tensor]:
         """The counts of each site since the step began, (len(COUNTERS),); a site that was not used is absent."""
-        found = ((key, site.counted()) for key, site in self._sites.items())
-        return {key: counts for key, counts in found if counts is not None}
+        return counted(self._sites)
 
     def site_keys(self) -> list[SiteKey]:
         """Layer and rounding of every site, in an order that does not change."""

@@ -80,5 +80,5 @@ if __name__ == "__main__":
     functional.scaled_dot_product_attention = _attention  # type: ignore[assignment]
     scaled_rounding.spec_of = _spec
     functorch.force_non_lazy_backward_lowering = True
-    graphs = pretend(with_code=False)
+    graphs = pretend()
     print(json.dumps({name: block_bytes(graphs, *CASES[name]) for name in sys.argv[2:]}))

@@ -1,11 +1,12 @@
 """`python -m tests.cuda_code.interpret FOLDER`: runs the generated kernels in Triton's interpreter, on the CPU.
 
-Reads sources.json, and prints one line of JSON: per mode and format, values and counts that differ from the eager
+Reads sources.json, and prints one line of JSON: per case and format, values and counts that differ from the eager
 kernel's.  Outputs are filled with NaN before, so that a value which no kernel writes differs.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import os
@@ -22,10 +23,10 @@ import triton
 import triton.language as tl
 from torch._inductor.runtime import triton_helpers
 
-from altgrad.formats import FORMATS
+from altgrad.formats import FORMATS, NumberFormat
 from altgrad.quantization.kernel.round import spec_of
-from altgrad.quantization.kernel.scaled_rounding import rounded_with_counts
-from tests.cuda_code.modes import MODES
+from altgrad.quantization.kernel.scaled_rounding import Mode, rounded_with_counts
+from tests.cuda_code.modes import CASES
 from tests.references.rounding_inputs import critical_points, million
 
 _FORMATS = ("E4M3", "E0M7", "E7M0")
@@ -34,6 +35,7 @@ _BLOCKS = {  # a few programs and passes of each, the last ones not full
     "persistent_reduction": {"XBLOCK": 64},
     "reduction": {"XBLOCK": 16, "R0_BLOCK": 64},
 }
+_SHAPE = re.compile(r"assert_size_stride\((arg\d+_1), (\([\d, ]+\))")
 _DECORATOR = re.compile(r"@triton_heuristics\.(\w+)\(.*?\n\)\n(?=@triton\.jit)", re.DOTALL)
 
 
@@ -56,6 +58,7 @@ class _Kernel:
 
     def __init__(self, name: str, source: str, folder: Path) -> None:
         self._kind = _DECORATOR.search(source).group(1)
+        self._together = _programs_together(source)
         file = folder / f"{name}_{abs(hash(source))}.py"
         file.write_text(_DECORATOR.sub("", source).replace("libdevice.floor", "tl.floor"))
         names: dict[str, Any] = {"__name__": name, "__file__": str(file)}
@@ -64,9 +67,19 @@ class _Kernel:
         self._parameters = self._function.arg_names
 
     def run(self, *arguments: Any, stream: Any = None) -> None:
+        if self._together:
+            self._function[(self._together,)](*arguments)
+            return
         sizes = {name: size for name, size in _BLOCKS[self._kind].items() if name in self._parameters}
         number = arguments[self._parameters.index("xnumel")]
         self._function[(math.ceil(number / sizes["XBLOCK"]),)](*arguments, **sizes)
+
+
+def _programs_together(source: str) -> int:
+    """The programs of kernels that are launched together, each with its own sizes; 0 for a kernel alone."""
+    meta = dict(re.findall(r"'(xnumel_\d+|XBLOCK_\d+)': (\d+)", source))
+    numbers = (name.removeprefix("xnumel_") for name in meta if name.startswith("xnumel_"))
+    return sum(math.ceil(int(meta[f"xnumel_{number}"]) / int(meta[f"XBLOCK_{number}"])) for number in numbers)
 
 
 def wrapper(code: str, folder: Path) -> Any:
@@ -107,28 +120,37 @@ def main(folder: Path) -> None:
     triton_helpers.set_driver_to_gpu = lambda: None
     triton_helpers.max2 = _max2
     torch.set_num_threads(1)
-    found = json.loads((folder / "sources.json").read_text())
-    rows, columns = found["shape"]
+    sources = json.loads((folder / "sources.json").read_text())
     differing = {}
-    for name, code in found["sources"].items():
-        call, (mode, counting) = wrapper(code, folder), MODES[name]
+    for name, code in sources.items():
+        call, case = wrapper(code, folder), CASES[name]
         order = re.search(r"^ +(.*?),? = args$", code, re.MULTILINE).group(1).split(", ")
         for fmt in (FORMATS[label] for label in _FORMATS):
-            points = torch.from_numpy(critical_points(fmt)[: rows * columns // 2])
-            x = torch.cat([points, torch.from_numpy(million(fmt)[250_000:])])[: rows * columns]
-            x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(1))].view(rows, columns).contiguous()
-            if mode.scaling != "none":  # else every amax is the largest float32
-                x = torch.where(x.abs() < 1e30, x, x.sign() * 3)
-                x[0, :3] = torch.tensor([float("nan"), float("inf"), 0.0])
+            xs = [_values(fmt, shape, mode) for mode, shape in zip(case.modes, case.interpreted, strict=True)]
             spec, key = spec_of(fmt, 12345), torch.tensor([123456789, 987654321], dtype=torch.int32)
-            given = {"arg0_1": x, "arg1_1": spec, "arg2_1": key}
-            values, *rest = call([given[argument] for argument in order])
-            expected, counts = rounded_with_counts(x, spec, torch.zeros(0), key, mode)
-            wrong = int((_bits(values) != _bits(expected)).sum())
-            if counting:
-                wrong += int((rest[0] != torch.stack(counts)).sum())
-            differing[f"{name} {fmt.name}"] = wrong
+            by_shape = {tuple(tensor.shape): tensor for tensor in [*xs, spec, key]}
+            given = {argument: by_shape[ast.literal_eval(shape)] for argument, shape in _SHAPE.findall(code)}
+            found = call([given[argument] for argument in order])
+            expected = []
+            for x, mode in zip(xs, case.modes, strict=True):
+                values, counts = rounded_with_counts(x, spec, torch.zeros(0), key, mode)
+                expected += [values, torch.stack(counts)] if case.counting else [values]
+            differing[f"{name} {fmt.name}"] = sum(
+                int((_bits(one) != _bits(other)).sum()) for one, other in zip(found, expected, strict=False)
+            )
     print(json.dumps(differing))
+
+
+def _values(fmt: NumberFormat, shape: tuple[int, int], mode: Mode) -> torch.Tensor:
+    """Critical points of the format beside random ones; of a mode with scales also NaN, inf and 0 in the first row."""
+    number = math.prod(shape)
+    points = torch.from_numpy(critical_points(fmt)[: number // 2])
+    x = torch.cat([points, torch.from_numpy(million(fmt)[250_000:])])[:number]
+    x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(1))].view(shape).contiguous()
+    if mode.scaling != "none":  # else every amax is the largest float32
+        x = torch.where(x.abs() < 1e30, x, x.sign() * 3)
+        x[0, :3] = torch.tensor([float("nan"), float("inf"), 0.0])
+    return x
 
 
 def _bits(x: torch.Tensor) -> torch.Tensor:

@@ -57,6 +57,12 @@ def test_counts_cost_few_launches_and_bytes(modes, mode):
     assert counted["bytes"] - plain["bytes"] <= (1.01 if mode in SCALED_IN_TILES else 0.02)
 
 
+def test_the_counts_of_several_roundings_are_reduced_together(modes):
+    """Five roundings in one graph: one launch for the short reductions of their counts, and one for the long ones."""
+    plain, counted = modes["several"], modes["several, counts"]
+    assert counted["launches"] - plain["launches"] == 2
+
+
 def test_no_program_reduces_a_large_tensor_alone(modes):
     for name, mode in modes.items():
         assert max(kernel["reduced_by_one_program"] for kernel in mode["kernels"]) <= 8192, name
@@ -79,7 +85,9 @@ def test_values_are_read_and_written_sixteen_bytes_at_a_time(modes, mode):
 def test_the_interpreted_kernels_round_and_count_as_eager_code_does(folder):
     """33 x 160 values: critical points of the formats, NaN, inf and 0; neither dimension fills its programs."""
     differing = json.loads(run("interpret", folder))
-    assert len(differing) == 3 * len(COUNTED + UNCOUNTED)
+    cases = [*(f"{mode}, counts" for mode in [*COUNTED, "several"]), "nearest", "tensor by columns"]
+    assert sorted({name.rpartition(" ")[0] for name in differing}) == sorted(cases)
+    assert len(differing) == 3 * len(cases)
     assert set(differing.values()) == {0}, {name: count for name, count in differing.items() if count}
 
 

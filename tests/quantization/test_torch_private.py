@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,6 +152,19 @@ def the_settings_are_there() -> bool:
     return limit and isinstance(functorch.autograd_cache_allow_custom_autograd_functions, bool)
 
 
+def kernels_can_be_combined() -> bool:
+    """What the kernels are and whether they are right is asked in tests/cuda_code."""
+    from torch._inductor.scheduler import ForeachKernelSchedulerNode
+
+    before = ForeachKernelSchedulerNode.group_algorithm_for_combo_kernels
+    try:
+        torch_private.last_kernels_together()
+        ours = ForeachKernelSchedulerNode.group_algorithm_for_combo_kernels
+        return ours is not before and ours(types.SimpleNamespace(_topological_sort_nodes=list)) == []
+    finally:
+        ForeachKernelSchedulerNode.set_group_algorithm_for_combo_kernels(before)
+
+
 def every_operation_is_seen() -> bool:
     seen: list[str] = []
 
@@ -182,6 +196,7 @@ PIECES: dict[str, tuple[Callable[[], bool], str]] = {
     "without_onednn": (onednn_is_off_and_on_again, "coverage does not see the products of recurrent layers"),
     "compiler_failure": (a_compiler_that_fails_is_noticed, "compile=auto stops the run where the compiler fails"),
     "compiler_settings": (the_settings_are_there, "a sweep of more than 8 graphs trains eagerly, or compiles anew"),
+    "last_kernels_together": (kernels_can_be_combined, "nothing that rounds can be compiled for a GPU"),
     "TorchDispatchMode": (every_operation_is_seen, "coverage sees no product"),
 }
 
@@ -198,7 +213,8 @@ def test_torch_still_has_what_is_taken_from_inside_it(piece: str) -> None:
 
 def test_every_piece_is_asked_for_and_says_what_it_stands_in_for() -> None:
     functions = {name: one for name, one in vars(torch_private).items() if inspect.isfunction(one)}
-    there = {name for name, one in functions.items() if one.__module__ == torch_private.__name__}
+    own = {name for name, one in functions.items() if one.__module__ == torch_private.__name__}
+    there = {name for name in own if not name.startswith("_")}
     assert set(PIECES) - {"TorchDispatchMode"} == there
     assert [name for name in there if not functions[name].__doc__] == []
 

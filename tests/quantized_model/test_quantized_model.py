@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from altgrad.config.recipe import Recipe
 from altgrad.config.train_config import TrainConfig
 from altgrad.formats import FORMATS
+from altgrad.quantization.kernel.counting.counters import COUNTERS
 from altgrad.quantization.kernel.round import round_to_format
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site
 from altgrad.quantization.layers import unrounded
@@ -226,3 +228,40 @@ def test_a_pass_without_gradients_counts_nothing():
     assert quantized.counts() == {}
     model(x)
     assert [site for _, site in quantized.counts()] == ["weight", "activation"]
+
+
+def test_the_counts_of_micro_batches_are_put_together_for_all_layers_at_once():
+    """By hand: 3 micro-batches of 2 x 4 ones, one of them negative zero, whose amaxes are 1, 4 and 2."""
+
+    def quantized_of(layers):
+        return quantize_model(
+            nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(layers))), Recipe(format="E4M3")
+        )
+
+    operations = {}
+    for layers in (1, 5):
+        quantized = quantized_of(layers)
+        for micro_batch, size in enumerate((1.0, 4.0, 2.0)):
+            quantized.begin_step(0, 1, micro_batch=micro_batch)
+            x = torch.full((2, 4), size)
+            x[0, 0] = -0.0
+            for layer in quantized.model:
+                layer(x)
+        with _Operations() as seen:
+            counts = quantized.counts()
+        operations[layers] = seen.count
+        assert len(counts) == 2 * layers
+        for (_, site), found in counts.items():
+            named = dict(zip(COUNTERS, found.tolist(), strict=True))
+            assert named["uses"] == 3
+            if site == "activation":
+                assert (named["nonzero"], named["amax"]) == (21, 4)
+    assert operations[5] - operations[1] <= 8  # views, one for each site
+
+
+class _Operations(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        self.count += 1
+        return operation(*arguments, **(keywords or {}))

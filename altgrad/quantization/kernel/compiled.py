@@ -49,7 +49,9 @@ _ON_A_GPU: dict[str, str | int | bool | Callable[..., Any]] = {
 
 def inductor_options(device: torch.device) -> dict[str, str | int | bool | Callable[..., Any]]:
     """Options of `torch.compile` for a training step on a device."""
-    return INDUCTOR_OPTIONS if device.type == "cpu" else INDUCTOR_OPTIONS | _ON_A_GPU
+    if device.type == "cpu":
+        return INDUCTOR_OPTIONS
+    return INDUCTOR_OPTIONS | _ON_A_GPU | torch_private.last_kernels_together()
 
 
 @dataclass(frozen=True)

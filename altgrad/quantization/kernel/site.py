@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,11 +15,12 @@ from torch import Tensor
 from altgrad.config.cast import GEMM_SITES, GEMMS, Cast, GemmSite
 from altgrad.config.operands import Operand, Rounded, roundings
 from altgrad.formats import NumberFormat
-from altgrad.quantization.kernel.counting.counters import SUMS
+from altgrad.quantization.kernel.counting.counters import COUNTERS, SUMS
 from altgrad.quantization.kernel.counting.slots import Slots
 from altgrad.quantization.kernel.scaled_rounding import mode_of, spec_for
 
 OPERAND_TENSORS: tuple[GemmSite, ...] = ("activation", "weight", "gradient")
+Key = TypeVar("Key", bound=Hashable)
 Reads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 _SALT_APART = 1 << 20  # between the random numbers of two roundings of one tensor
 
@@ -34,7 +36,7 @@ class Site:
     spec: Tensor
     history: Tensor  # float32: delayed: (amax_history,), newest first; static: the scale, (1,); else empty
     counts: Tensor | None  # sums over all passes since the counts were last set aside or taken
-    _aside: Tensor | None
+    _aside: tuple[Tensor, ...]  # sums of earlier micro-batches, one each
 
     def __init__(self, rounded: Rounded, salt: int, device: torch.device) -> None:
         """`rounded`: the cast, its dimension, and the operands it serves; `salt`: see the package."""
@@ -46,7 +48,7 @@ class Site:
         self.spec = self._spec(device)
         kept = {"delayed": [0.0] * cast.amax_history, "static": [cast.static_scale]}.get(cast.scaling, [])
         self.history = torch.tensor(kept, dtype=torch.float32, device=device)
-        self.counts = self._aside = None
+        self.counts, self._aside = None, ()
         self.slots = Slots(self)
 
     @property
@@ -96,7 +98,7 @@ class Site:
         kept = self.history
         self.spec = self._spec(device)
         self.history = torch.zeros_like(kept, device=device) if kept.is_meta else kept.to(device)
-        self.counts = self._aside = None
+        self.counts, self._aside = None, ()
         self.slots = Slots(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,7 +107,7 @@ class Site:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.counts = self._aside = None
+        self.counts, self._aside = None, ()
         self.slots = Slots(self)
 
     def add_counts(self, counts: Tensor) -> None:
@@ -114,17 +116,17 @@ class Site:
 
     def set_aside(self) -> None:
         """Call before a further micro-batch: `counts` is None again, so that its guard holds (no recompilation)."""
-        self._aside, self.counts = self.counted(), None
+        self._aside, self.counts = self.of_micro_batches(), None
 
-    def counted(self) -> Tensor | None:
-        """Counts since they were last taken, (len(COUNTERS),); None if the site was not used."""
-        return self._aside if self.counts is None else together(self._aside, self.counts)
+    def of_micro_batches(self) -> tuple[Tensor, ...]:
+        """Counts of each micro-batch that used the site since they were last taken, (len(COUNTERS),) each."""
+        return self._aside if self.counts is None else (*self._aside, self.counts)
 
     def take_counts(self) -> Tensor | None:
-        """Return what `counted` returns, and reset the counts."""
-        counts = self.counted()
-        self.counts, self._aside, self.slots.used = None, None, 0
-        return counts
+        """All counts since they were last taken, (len(COUNTERS),); None if the site was not used.  Resets them."""
+        found = self.of_micro_batches()
+        self.counts, self._aside, self.slots.used = None, (), 0
+        return functools.reduce(together, found) if found else None
 
 
 def together(before: Tensor | None, counts: Tensor) -> Tensor:
@@ -132,6 +134,25 @@ def together(before: Tensor | None, counts: Tensor) -> Tensor:
     if before is None:
         return counts
     return torch.cat([counts[:SUMS] + before[:SUMS], torch.maximum(counts[SUMS:], before[SUMS:])])
+
+
+def counted(sites: Mapping[Key, Site]) -> dict[Key, Tensor]:
+    """The counts of each site that was used, (len(COUNTERS),), as `Site.take_counts` returns them, without a reset.
+
+    The counts of all sites are put together at once: three kernels for 8 micro-batches of a model of 150 sites, where
+    site by site they would be more than 4000.
+    """
+    found = {key: counts for key, site in sites.items() if (counts := site.of_micro_batches())}
+    passes = {len(counts) for counts in found.values()}
+    if passes <= {1}:
+        return {key: counts for key, (counts,) in found.items()}
+    if len(passes) > 1 or len({counts.device for of_site in found.values() for counts in of_site}) > 1:
+        return {key: functools.reduce(together, counts) for key, counts in found.items()}
+    several = torch.stack([counts for of_site in found.values() for counts in of_site]).view(
+        len(found), -1, len(COUNTERS)
+    )
+    sums, largest = several[:, :, :SUMS].sum(1), several[:, :, SUMS:].amax(1)
+    return dict(zip(found, torch.cat([sums, largest], dim=1), strict=True))
 
 
 class SiteSet(NamedTuple):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from altgrad import __version__
 from altgrad.commands.applications import APPLICATIONS
 from altgrad.commands.extras import MissingExtra, missing_extra, require
-from altgrad.commands.typed_command import program
+from altgrad.commands.typed_command import program, program_command
 
 _EXIT_BAD_INPUT = 2
 _INTERRUPTED = 130
@@ -73,7 +73,7 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 def _refused(reason: str) -> int:
-    print(f"altgrad: {reason}", file=sys.stderr)
+    print(f"{program_command()}: error: {reason}", file=sys.stderr)
     return _EXIT_BAD_INPUT
 
 

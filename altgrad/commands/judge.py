@@ -122,10 +122,8 @@ def _source(file: str, log: LossLog) -> str:
     repeated = f"; {log.repeated} rows repeat earlier steps and are left out" if log.repeated else ""
     repeated += f"; {log.without_step} rows have a loss and no step and are left out" if log.without_step else ""
     first, last = log.records[0]["step"], log.records[-1]["step"]
-    return (
-        f"{file}: {len(log.records)} losses from {log.loss_name!r}, steps {first:.0f} to {last:.0f} ({steps})"
-        f"{held_out}{repeated}"
-    )
+    losses = "1 loss" if len(log.records) == 1 else f"{len(log.records)} losses"
+    return f"{file}: {losses} from {log.loss_name!r}, steps {first:.0f} to {last:.0f} ({steps}){held_out}{repeated}"
 
 
 def _sentences(log: LossLog, verdict: Verdict | None, baseline: LossLog | None) -> list[str]:

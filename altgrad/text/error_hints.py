@@ -45,7 +45,12 @@ def shown_path(path: object) -> str:
 
 
 def error_text(error: Exception) -> str:
-    """An error's message as a command prints it: each of its lines is cut to at most 480 characters."""
+    """An error's message as a command prints it: each of its lines is cut to at most 480 characters.
+
+    An error of the system, which begins with its number, becomes `PATH: No such file or directory`.
+    """
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"{shown_path(error.filename)}: {error.strerror}"
     return "\n".join(cut(line, 6 * LONGEST) for line in str(error).splitlines())
 
 

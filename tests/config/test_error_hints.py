@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pytest
 
-from altgrad.text.error_hints import LONGEST, shown_path
+from altgrad.text.error_hints import LONGEST, error_text, shown_path
 
 
 @pytest.mark.parametrize("depth", [0, 3, 9, 40])
@@ -19,3 +19,10 @@ def test_a_path_of_any_length_keeps_its_beginning_and_its_files_name(depth: int)
 
 def test_a_path_is_one_line_without_credentials() -> None:
     assert shown_path("s3://KEY:SECRET@bucket/a\nb") == "s3://***@bucket/a b"
+
+
+def test_an_error_of_the_system_names_the_file_before_the_reason_and_no_number(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught:
+        (tmp_path / "absent.csv").read_bytes()
+    assert error_text(caught.value) == f"{shown_path(tmp_path / 'absent.csv')}: No such file or directory"
+    assert error_text(FileNotFoundError("no run.json in it")) == "no run.json in it"

@@ -156,7 +156,7 @@ def test_a_recipe_is_shown_with_six_operands_what_stays_high_and_its_source() ->
 def test_wrong_names_are_one_line_and_nothing_is_written(tmp_path: Path) -> None:
     wrong = run("-m", "altgrad", "recipes", "mxfp8", "nvpf4")
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr == "altgrad: no published recipe 'nvpf4'; did you mean 'nvfp4'?\n"
+    assert wrong.stderr == "python -m altgrad recipes: error: no published recipe 'nvpf4'; did you mean 'nvfp4'?\n"
     wrong = run("-m", "altgrad", "recipes", "--markdown", tmp_path)
     assert wrong.returncode == 2 and "no such folder" in wrong.stderr and len(wrong.stderr.splitlines()) == 1
     config = tmp_path / "wrong.yaml"

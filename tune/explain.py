@@ -33,7 +33,7 @@ from altgrad.storage.folder import Folder, absolute
 from altgrad.text.error_hints import error_text
 from altgrad.text.number_text import duration
 from altgrad.text.terminal_output import harmless, say, unstoppable_output
-from tune.cluster.ray_watch import RayFailed
+from tune.cluster.ray_watch import EXIT_CODE, RayFailed
 from tune.plan.options import SweepError
 from tune.plan.resources.machine import Machine, this_machine
 from tune.replay.case_of_run import Replayed, replayed
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         except RayFailed as error:
             print(f"{program_command()}: {error}", file=sys.stderr)
-            return 3
+            return EXIT_CODE
         except KeyboardInterrupt:
             print(f"{program_command()}: interrupted; the same command goes on", file=sys.stderr)
             return 130

@@ -13,14 +13,14 @@ from altgrad.config.train_config import TrainConfig
 from altgrad.experiment.allocator import keep_freed_memory
 from altgrad.experiment.runner import run_format_experiment
 from altgrad.metrics import METRICS, columns
-from altgrad.results import Run, ended_as, read_run
+from altgrad.results import Run, read_run
 from altgrad.storage.folder import Folder
 from tune.cluster.ray_trial import described
+from tune.plan.sweep_record import is_finished
 
 _LAST = 10  # steps whose mean loss is compared
 # Measured by another process (the gap) or by the clock: no part of what an unchanged replay must repeat.
 _NOT_REPEATED = {"gap_to_baseline", "elapsed_seconds", "tokens_per_second"}
-_DONE = ("completed", "collapsed", "stopped")
 
 
 def train_arm(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def train_arm(job: Mapping[str, Any]) -> dict[str, Any]:
     job: plain values, see `explaining.job_of`.  An arm that raises has the status `failed` and an error of one line.
     """
     folder = Folder.at(job["folder"]).patient()
-    if ended_as(folder) not in _DONE:
+    if not is_finished(folder):
         torch.set_num_threads(job["threads"])
         keep_freed_memory()
         try:

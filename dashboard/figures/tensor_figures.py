@@ -40,7 +40,7 @@ def tensor_figure(data: Weighted, fmt: NumberFormat, scaled: bool) -> go.Figure:
     left, right = float(binades[0] - _BESIDE), float(binades[-1] + 1 + _BESIDE)
     edges = _edges(binades, shares[1])
     top = float(max(shares[0].max(), shares[1].max()))
-    traces: list[dict[str, Any]] = [
+    traces = [
         {
             "type": "bar",
             "x": binades + 0.5,
@@ -59,22 +59,9 @@ def tensor_figure(data: Weighted, fmt: NumberFormat, scaled: bool) -> go.Figure:
             "line": {"color": colour, "width": 2},
             "hovertemplate": "%{y:.2%} of the noise<extra></extra>",
         },
+        _values(fmt, scale, left, right, -0.06 * top),
+        _error(fmt, scale, left, right, colour),
     ]
-    values = grid(fmt)[1:] * scale if fmt.bits <= _LISTED_BITS else np.array([fmt.min_subnormal, fmt.max]) * scale
-    values = values[(values >= 2.0**left) & (values <= 2.0**right)]
-    traces.append(
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "x": np.log2(values),
-            "y": np.full(len(values), -0.06 * top),
-            "name": f"values of {fmt.name}" if fmt.bits <= _LISTED_BITS else f"range of {fmt.name}",
-            "marker": {"symbol": "line-ns-open", "size": 11, "color": colour, "line": {"width": 1}},
-            "text": [binary(value) for value in values],
-            "hovertemplate": "%{text}<extra></extra>",
-        }
-    )
-    traces.append(_error(fmt, scale, left, right, colour))
     lost, beyond = np.log2(fmt.min_subnormal * scale / 2), np.log2(fmt.max * scale)
     layout = {
         "height": 460,
@@ -91,12 +78,30 @@ def tensor_figure(data: Weighted, fmt: NumberFormat, scaled: bool) -> go.Figure:
     return go.Figure({"data": traces, "layout": layout})
 
 
+def _values(fmt: NumberFormat, scale: float, left: float, right: float, height: float) -> dict[str, Any]:
+    """A mark for each value of the format between the binades, or for the smallest and the largest of a wide one."""
+    is_listed = fmt.bits <= _LISTED_BITS
+    values = (grid(fmt)[1:] if is_listed else np.array([fmt.min_subnormal, fmt.max])) * scale
+    values = values[(values >= 2.0**left) & (values <= 2.0**right)]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": np.log2(values),
+        "y": np.full(len(values), height),
+        "name": f"values of {fmt.name}" if is_listed else f"range of {fmt.name}",
+        "marker": {"symbol": "line-ns-open", "size": 11, "color": format_colour(fmt.name), "line": {"width": 1}},
+        "text": [binary(value) for value in values],
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+
+
 def _edges(binades: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A line of steps over the binades."""
     return np.repeat([*binades, binades[-1] + 1], 2)[1:-1].astype(float), np.repeat(shares, 2)
 
 
 def _error(fmt: NumberFormat, scale: float, left: float, right: float, colour: str) -> dict[str, Any]:
+    """The RMS of the relative error, over a tenth of a binade each, on an axis of its own."""
     within = np.log2(1 + (np.arange(PER_BINADE) + 0.5) / PER_BINADE)
     exponents = (np.arange(left, right)[:, None] + within).ravel()
     x = 2.0**exponents

@@ -8,7 +8,7 @@ from typing import Any
 
 from altgrad.branch.checkpoints import checkpoint_steps
 from altgrad.branch.parent import parent_config
-from altgrad.config.train_config import BUILT_IN_TASK
+from altgrad.config.train_config import BUILT_IN_TASK, TrainConfig
 from altgrad.explain import Case
 from altgrad.metrics import columns
 from altgrad.report.evidence import Evidence
@@ -64,12 +64,7 @@ def replayed(run: Run, steps: int | None, replays: int) -> Replayed:
     if verdict is None:
         raise SweepError(f"{run.folder}: the run did not collapse ({run.status}); there is nothing to explain")
     config = parent_config(run.folder)
-    if (run.info.get("data") is None and config.task == BUILT_IN_TASK) or not run.info.get("layers"):
-        raise SweepError(f"{run.folder}: its model or its batches were given in Python; only a config can be replayed")
-    if (run.info.get("workers") or 1) > 1:
-        raise SweepError(
-            f"{run.folder}: {run.info['workers']} processes trained it; a replay has one, and would differ"
-        )
+    _check_replayable(run, config)
     evidence = Evidence.of(run)
     signals = what_moved(((name, evidence.curve(name)) for name in columns("step")), run.loss_unit)
     moved = signals.moved[0] if signals.moved else None
@@ -77,31 +72,22 @@ def replayed(run: Run, steps: int | None, replays: int) -> Replayed:
     first = min(behind, verdict.step if moved is None else min(moved.step, verdict.step))
     own = [step for step in checkpoint_steps(run.folder) if step < first]
     notes = []
-    origin: dict[str, Any] = (
-        {"run": str(run.folder), "step": own[-1]}
-        if own
-        else (config.branch_from or {"run": str(run.folder), "step": 0})
-    )
+    origin: Mapping[str, Any] = {"run": str(run.folder), "step": own[-1] if own else 0}
+    if not own and config.branch_from is not None:
+        origin = config.branch_from
     start: int = origin["step"] or config.start_step
     if not own:
         sign = "the verdict" if moved is None else f"the first sign ({moved.metric}, step {moved.step})"
         sign = f"the run fell behind (step {behind})" if first == behind < verdict.step else sign
         notes.append(f"there is no checkpoint from before {sign}, so every replay starts from step {start}")
-    until = verdict.step + max(1, round(_FURTHER * (verdict.step - start)))
-    if steps is not None:
-        if start + steps < verdict.step:
-            raise SweepError(
-                f"--steps {steps}: a replay starts at step {start} and the verdict came at step {verdict.step}; "
-                f"use at least {verdict.step - start}"
-            )
-        until = start + steps
+    until = min(_last_step(verdict.step, start, steps), config.max_steps)
     baseline, baseline_start = _baseline(run)
     if baseline is None and verdict.rule == "gap_to_baseline":
         raise SweepError(f"{run.folder}: judged by the gap to a baseline, which is not in {run.folder.parent}")
     seconds = evidence.curve("elapsed_seconds").values
     return Replayed(
         run,
-        Case(config, tuple(run.info["layers"]), start, min(until, config.max_steps), replays),
+        Case(config, tuple(run.info["layers"]), start, until, replays),
         origin,
         moved,
         baseline,
@@ -109,6 +95,28 @@ def replayed(run: Run, steps: int | None, replays: int) -> Replayed:
         float(seconds[-1]) / max(1, evidence.steps.num_rows) if len(seconds) else None,
         tuple(notes),
     )
+
+
+def _check_replayable(run: Run, config: TrainConfig) -> None:
+    """Raise SweepError for a run that its config alone does not repeat."""
+    if (run.info.get("data") is None and config.task == BUILT_IN_TASK) or not run.info.get("layers"):
+        raise SweepError(f"{run.folder}: its model or its batches were given in Python; only a config can be replayed")
+    if (run.info.get("workers") or 1) > 1:
+        raise SweepError(
+            f"{run.folder}: {run.info['workers']} processes trained it; a replay has one, and would differ"
+        )
+
+
+def _last_step(verdict: int, start: int, steps: int | None) -> int:
+    """The last step of a replay from the step `start`; `steps`: how many it has, None: see `replayed`."""
+    if steps is None:
+        return verdict + max(1, round(_FURTHER * (verdict - start)))
+    if start + steps < verdict:
+        raise SweepError(
+            f"--steps {steps}: a replay starts at step {start} and the verdict came at step {verdict}; "
+            f"use at least {verdict - start}"
+        )
+    return start + steps
 
 
 def _behind_since(evidence: Evidence) -> int:

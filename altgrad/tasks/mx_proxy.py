@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.config.train_config import ConfigError, TrainConfig
-from altgrad.tasks.drawn import normal
+from altgrad.tasks.random_draws import normal
 from altgrad.text.error_hints import shown
 from altgrad.training.task.protocol import Split
 

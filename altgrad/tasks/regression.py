@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.config.train_config import TrainConfig
-from altgrad.tasks.drawn import normal
+from altgrad.tasks.random_draws import normal
 from altgrad.training.task.protocol import Split
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from altgrad.diagnostics.moments import Moments, mask, only, total
 from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured
+from altgrad.diagnostics.value_statistics import ValueSums, mask, only, total
 from altgrad.quantization.kernel.round import ulp
 
 
@@ -25,11 +25,11 @@ class GridAlignment(Diagnostic):
             weight, stored = step.weight_before, step.stored_before
             error = (weight - stored).abs()
             in_ulps = error * step.inverse_scale / ulp(step.scaled_weight, step.tensors)
-            parts[step.name] = Moments.of(in_ulps)
+            parts[step.name] = ValueSums.of(in_ulps)
             nonzero = weight != 0
             relative[step.name] = total(only(mask(nonzero), error / weight.abs())), total(nonzero)
             on_grid[step.name] = total(weight == stored), weight.numel()
-        whole = Moments.pool(parts.values())
+        whole = ValueSums.pool(parts.values())
         found.add("grid_error_mean", {name: part.mean for name, part in parts.items()}, whole.mean)
         found.add("grid_error_max", {name: part.largest for name, part in parts.items()}, whole.largest)
         found.add("grid_error_std", {name: part.std for name, part in parts.items()}, whole.std)

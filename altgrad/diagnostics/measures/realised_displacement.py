@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from altgrad.diagnostics.moments import total
 from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured
+from altgrad.diagnostics.value_statistics import total
 from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 
 

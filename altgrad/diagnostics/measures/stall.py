@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from altgrad.diagnostics.moments import total
 from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured
+from altgrad.diagnostics.value_statistics import total
 
 
 class Stall(Diagnostic):

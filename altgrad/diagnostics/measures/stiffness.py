@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from altgrad.diagnostics.moments import Comoments, Moments, mask, only, total
 from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured
+from altgrad.diagnostics.value_statistics import PairSums, ValueSums, mask, only, total
 
 SHUFFLE_SEED = 20
 _EXPONENT = 0x7F800000  # exponent bits of float32
@@ -42,8 +42,8 @@ class Stiffness(Diagnostic):
         parts = {}
         for step in steps:
             stiffness = stiffness_of(step)
-            parts[step.name] = Moments.of(stiffness, stiffness > 0)
-        whole = Moments.pool(parts.values())
+            parts[step.name] = ValueSums.of(stiffness, stiffness > 0)
+        whole = ValueSums.pool(parts.values())
         found.add("stiffness_mean", {name: part.mean for name, part in parts.items()}, whole.mean)
         found.add("stiffness_max", {name: part.largest for name, part in parts.items()}, whole.largest)
         found.add("stiffness_std", {name: part.std for name, part in parts.items()}, whole.std)
@@ -64,8 +64,8 @@ class GradientStiffness(Diagnostic):
             gradient = (step.gradient.float() * step.inverse_scale).abs()
             kept = stiffness > 0
             name, count = step.name, total(kept)
-            plain[name], control[name] = Comoments.of_each([gradient, shuffled(gradient)], stiffness, kept)
-            logs[name] = Comoments.of(gradient.log2(), stiffness.log2(), kept & (gradient != 0))
+            plain[name], control[name] = PairSums.of_each([gradient, shuffled(gradient)], stiffness, kept)
+            logs[name] = PairSums.of(gradient.log2(), stiffness.log2(), kept & (gradient != 0))
             ratio[name] = total(only(mask(kept), gradient / stiffness)), count
             below[name] = total((gradient < stiffness) & kept), count
         found = Measured()
@@ -75,7 +75,7 @@ class GradientStiffness(Diagnostic):
             ("gradient_stiffness_shuffled", control),
         ):
             per_layer = {name: part.correlation for name, part in parts.items()}
-            found.add(metric, per_layer, Comoments.pool(parts.values()).correlation)
+            found.add(metric, per_layer, PairSums.pool(parts.values()).correlation)
         found.add_ratio("gradient_stiffness_ratio", ratio)
         found.add_ratio("gradient_below_stiffness", below)
         return found

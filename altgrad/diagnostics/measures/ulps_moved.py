@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from altgrad.diagnostics.moments import total
 from altgrad.diagnostics.protocol import Diagnostic, LayerStep, Measured
+from altgrad.diagnostics.value_statistics import total
 
 
 class UlpsMoved(Diagnostic):

@@ -33,7 +33,7 @@ def only(kept: Tensor, values: Tensor) -> Tensor:
     return (values.view(torch.int32) & kept).view(torch.float32)
 
 
-class Moments(NamedTuple):
+class ValueSums(NamedTuple):
     """Count, sum, sum of squared deviations from the mean, and maximum of some values."""
 
     n: Tensor
@@ -42,8 +42,8 @@ class Moments(NamedTuple):
     largest: Tensor
 
     @classmethod
-    def of(cls, values: Tensor, keep: Tensor | None = None) -> Moments:
-        """Moments of the values where `keep` (bool, same shape) is true; if nowhere, mean, std and largest are NaN."""
+    def of(cls, values: Tensor, keep: Tensor | None = None) -> ValueSums:
+        """The sums over the values where `keep` (bool, same shape) is true; mean, std and largest of none are NaN."""
         if keep is None:
             n, sum_ = values.new_full((), values.numel(), dtype=torch.float64), total(values)
             apart = values - (sum_ / n).float()
@@ -54,8 +54,8 @@ class Moments(NamedTuple):
         return cls(n, sum_, total(apart * apart), torch.where(n > 0, largest, torch.nan))
 
     @classmethod
-    def pool(cls, parts: Iterable[Moments]) -> Moments:
-        """Moments of the values of all parts together; parts without values have no effect."""
+    def pool(cls, parts: Iterable[ValueSums]) -> ValueSums:
+        """The sums over the values of all parts together; parts without values have no effect."""
         n, sum_, deviation, largest = (torch.stack(column) for column in zip(*parts, strict=True))
         empty = n == 0
         mean = sum_.sum() / n.sum()
@@ -79,7 +79,7 @@ class Moments(NamedTuple):
         return (self.deviation / self.n).sqrt()
 
 
-class Comoments(NamedTuple):
+class PairSums(NamedTuple):
     """Count, sums, and sums of products of deviations from the means, of pairs (x, y)."""
 
     n: Tensor
@@ -90,13 +90,13 @@ class Comoments(NamedTuple):
     xy: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor, keep: Tensor) -> Comoments:
-        """Comoments of the pairs where `keep` (bool, same shape) is true."""
+    def of(cls, x: Tensor, y: Tensor, keep: Tensor) -> PairSums:
+        """The sums over the pairs where `keep` (bool, same shape) is true."""
         return next(cls.of_each([x], y, keep))
 
     @classmethod
-    def of_each(cls, xs: Iterable[Tensor], y: Tensor, keep: Tensor) -> Iterator[Comoments]:
-        """Comoments of several x with one y; the terms that depend on y alone are computed once."""
+    def of_each(cls, xs: Iterable[Tensor], y: Tensor, keep: Tensor) -> Iterator[PairSums]:
+        """The sums over the pairs of several x with one y; the terms that depend on y alone are computed once."""
         n, kept = total(keep), mask(keep)
         sum_y, from_mean_y = _apart(y, n, kept)
         yy = total(from_mean_y * from_mean_y)
@@ -106,8 +106,8 @@ class Comoments(NamedTuple):
             yield cls(n, sum_x, sum_y, xx, yy, xy)
 
     @classmethod
-    def pool(cls, parts: Iterable[Comoments]) -> Comoments:
-        """Comoments of the pairs of all parts together; parts without pairs have no effect."""
+    def pool(cls, parts: Iterable[PairSums]) -> PairSums:
+        """The sums over the pairs of all parts together; parts without pairs have no effect."""
         n, x, y, xx, yy, xy = (torch.stack(column) for column in zip(*parts, strict=True))
         empty = n == 0
         apart_x = torch.where(empty, 0.0, x / n - x.sum() / n.sum())

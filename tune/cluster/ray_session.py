@@ -79,7 +79,8 @@ def local_ray(
                     _temp_dir=str(folder / "r"),
                 )
             except Exception as error:  # of many classes, down to plain Exception
-                raise RayFailed(f"Ray did not start here: {type(error).__name__}: {one_line(error)}") from error
+                why = one_line(error).rstrip(".")
+                raise RayFailed(f"Ray did not start here: {type(error).__name__}: {why}") from error
 
             def gone(which: str) -> None:
                 on_death(which)

@@ -9,11 +9,11 @@ from altgrad.storage.folder import Folder
 _FILE_WIDTH = 100  # columns of a table at least, if it is not printed to a terminal
 
 
-def wide_console() -> Console:
-    """A console on which a table has at least 100 columns if the output is not a terminal."""
+def wide_console(columns: int = _FILE_WIDTH) -> Console:
+    """A console on which a table has at least so many columns if the output is not a terminal."""
     console = Console()
     if not console.is_terminal:
-        console.width = max(console.width, _FILE_WIDTH)
+        console.width = max(console.width, columns)
     return console
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from altgrad.commands.known_folder import wide_console
 from altgrad.commands.option_parser import Commands, examples, path
 from altgrad.config.published import published
 from altgrad.format_relations import equal_up_to_scale
@@ -75,9 +76,7 @@ _FORMAT_COLUMNS = (
 
 def _formats(options: argparse.Namespace) -> int:
     groups = {"": tuple(map(find_format, options.names))} if options.names else GROUPS
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, _TABLE_WIDTH)
+    console = wide_console(_TABLE_WIDTH)
     rows = [_format_row(fmt) for formats in groups.values() for fmt in formats]
     columns = [FittedColumn(head, [row[place] for row in rows]) for place, head in enumerate(_FORMAT_COLUMNS)]
     sections = [(title, len(formats)) for title, formats in groups.items()]

@@ -13,7 +13,7 @@ from altgrad.compare.row import Row
 from altgrad.compare.statistics import PairedGap, collapse_step, paired_gap
 from altgrad.text.number_text import number
 
-Key = tuple[str, str, str]  # format, treatment (variant and what else differs), intervention
+CellKey = tuple[str, str, str]  # format, treatment (variant and what else differs), intervention
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ class RescueCell:
         return self.survived / self.ended if self.ended else None
 
 
-def rescue_matrix(rows: Iterable[Row]) -> dict[Key, RescueCell]:
+def rescue_matrix(rows: Iterable[Row]) -> dict[CellKey, RescueCell]:
     """(format, treatment, intervention) -> the survival and the gap of its runs."""
-    cells: dict[Key, list[Row]] = {}
+    cells: dict[CellKey, list[Row]] = {}
     for row in rows:
         cells.setdefault((row.format, row.treatment, row.intervention), []).append(row)
     return {key: _cell(members) for key, members in cells.items()}
 
 
-def matrix_axes(cells: Mapping[Key, RescueCell]) -> tuple[list[tuple[str, str]], list[str]]:
+def matrix_axes(cells: Mapping[CellKey, RescueCell]) -> tuple[list[tuple[str, str]], list[str]]:
     """Rows (format, treatment) and columns (intervention, `none` first) of a rescue matrix."""
     rows = sorted({(fmt, treatment) for fmt, treatment, _ in cells})
     interventions = sorted({name for _, _, name in cells}, key=lambda name: (name != "none", name.count("+"), name))

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from altgrad.compare import RescueCell, Row, by_group, loss_unit, matrix_axes, paired_gap, survival
 from altgrad.compare.parity.verdict import ENOUGH_SEEDS
-from altgrad.compare.rescue import Key
+from altgrad.compare.rescue import CellKey
 from altgrad.formats import find_format
 from altgrad.metrics import METRICS
 from altgrad.show.palette import NEUTRAL, curve_dash, format_colour, share_colour
@@ -24,7 +24,7 @@ def cell_text(cell: RescueCell) -> str:
     return "<br>".join([f"<b>{as_label(first)}</b>", *map(as_label, others)])
 
 
-def matrix_figure(cells: Mapping[Key, RescueCell]) -> go.Figure:
+def matrix_figure(cells: Mapping[CellKey, RescueCell]) -> go.Figure:
     """The rescue matrix.  Its cells are bars, which can be clicked, and hatched if fewer than three runs ended."""
     rows, interventions = matrix_axes(cells)
     places = [(key, rows.index(key[:2]), interventions.index(key[2])) for key in cells]
@@ -78,7 +78,7 @@ def matrix_figure(cells: Mapping[Key, RescueCell]) -> go.Figure:
     return go.Figure({"data": [bars], "layout": layout})
 
 
-def _hover(key: Key, cell: RescueCell) -> str:
+def _hover(key: CellKey, cell: RescueCell) -> str:
     fmt, treatment, intervention = (as_label(part) for part in key)
     few = f"<br>fewer than {ENOUGH_SEEDS} ended runs: no claim" if cell.ended < ENOUGH_SEEDS else ""
     return f"{fmt} {treatment} · {intervention}<br>{cell.survived} of {cell.ended} survived{few}<br>{cell.gap.sentence}"

@@ -149,3 +149,27 @@ def test_its_copy_for_w_and_b_is_complete(unwatched: Unwatched) -> None:
 
 def test_what_a_killed_sweep_left_the_next_one_has_removed(killed: Killed, unwatched: Unwatched, scratch: Path) -> None:
     assert not [path for path in scratch.iterdir() if path.name.startswith("altgrad-")], os.listdir(scratch)
+
+
+SIGTERM_TO_ITSELF = """
+import os, signal, time
+from tune.cluster.ray_session import local_ray
+from tune.plan.resources.machine import Machine
+from tune.run.interrupts import Interrupted, Interrupts
+
+try:
+    with Interrupts(), local_ray(Machine(1, 0, "no GPU")):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+except Interrupted as error:
+    print(f"ours: {error.signal.name}")
+"""
+
+
+def test_sigterm_is_ours_after_a_private_ray_has_started(scratch: Path) -> None:
+    """Ray puts a handler of its own there, which prints the state of the processor and ends the process."""
+    done = subprocess.run(
+        [sys.executable, "-c", SIGTERM_TO_ITSELF], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE,
+        env=environment(scratch),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "ours: SIGTERM\n"), done.stderr

@@ -6,7 +6,9 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -67,17 +69,18 @@ def local_ray(
     with scratch.private_folder(place) as folder:
         try:
             try:
-                ray.init(
-                    address="local",
-                    num_cpus=machine.cpus,
-                    num_gpus=machine.gpus,
-                    object_store_memory=_OBJECT_STORE_BYTES,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.CRITICAL,  # `watched_ray` says it in one line
-                    runtime_env={"env_vars": _WORKER_ENVIRONMENT},
-                    _temp_dir=str(folder / "r"),
-                )
+                with _own_sigterm():
+                    ray.init(
+                        address="local",
+                        num_cpus=machine.cpus,
+                        num_gpus=machine.gpus,
+                        object_store_memory=_OBJECT_STORE_BYTES,
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.CRITICAL,  # `watched_ray` says it in one line
+                        runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+                        _temp_dir=str(folder / "r"),
+                    )
             except Exception as error:  # of many classes, down to plain Exception
                 why = one_line(error).rstrip(".")
                 raise RayFailed(f"Ray did not start here: {type(error).__name__}: {why}") from error
@@ -91,6 +94,17 @@ def local_ray(
                 yield folder
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Context after which SIGTERM is handled as before: `ray.init` puts a C++ handler there, which ends the process."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

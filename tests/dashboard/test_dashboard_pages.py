@@ -55,7 +55,7 @@ WRITERS = {
     "collapsed": _collapsed,
     "killed": _killed,
     "corrupt": _corrupt,
-    "large": lambda root: generated.large_sweep(root, runs=500, steps=100),
+    "large": lambda root: generated.large_sweep(root, runs=200, steps=100),
 }
 
 

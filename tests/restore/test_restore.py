@@ -16,7 +16,6 @@ from tests.support.runs.restored_runs import (
     KAHAN,
     MASTERS,
     SCHEDULED,
-    STEPS,
     go_on,
     trained,
     trainer_of,
@@ -25,6 +24,7 @@ from tests.support.runs.restored_runs import (
 pytestmark = pytest.mark.long
 
 AROUND_WHAT_HAPPENS = (0, 4, 5, 11, 12, 13, 19, 20)  # broken batches, rollbacks, the shift
+ANY = (*AROUND_WHAT_HAPPENS, 1, 3, 8, 15, 18, 23)
 
 
 @pytest.fixture(
@@ -45,7 +45,7 @@ def test_everything_that_can_happen_to_a_run_happens_to_this_one(undisturbed):
 
 def test_a_run_restored_at_any_step_repeats_all_that_follows_bit_for_bit(undisturbed):
     config, states, after = undisturbed
-    for step in range(STEPS) if config is EVERYTHING else AROUND_WHAT_HAPPENS:
+    for step in ANY if config is EVERYTHING else AROUND_WHAT_HAPPENS[1::2]:
         assert go_on(config, states[step]) == after(step), step
 
 
@@ -85,7 +85,7 @@ def test_each_entry_of_the_state_is_needed():
                 or needless.get(path) == 0
             ):
                 continue  # a time; the clipper, which has no state; for the others see below
-            same = all(go_on(config, replaced(states[k], path, states[0])) == after(k) for k in (7, 10, 12, 19))
+            same = all(go_on(config, replaced(states[k], path, states[0])) == after(k) for k in (19, 12, 10, 7))
             needless[path] = int(same)
     assert [path for path, same in needless.items() if same] == []
     assert len(needless) >= 12

@@ -46,6 +46,22 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+@torch.compiler.assume_constant_result
+def traced_in_backward() -> bool:
+    """The same in code that is being compiled: whether it is compiled within a backward pass, noted in its graph."""
+    return in_backward()
+
+
+def backward_pass_number() -> int:
+    """A number of the backward pass that this thread runs, another for one that runs within it; -1 outside."""
+    return int(torch._C._current_graph_task_id())
+
+
+def keep_until_backward_ends(held: object) -> None:
+    """Keep an object alive until the backward pass that runs has ended, also by an error; no public hook tells that."""
+    torch.autograd.Variable._execution_engine.queue_callback(lambda kept=held: None)
+
+
 def in_transform() -> bool:
     """Whether a torch.func transform (vmap, grad, jvp) is active; torch.func has no public question for it."""
     return torch._C._functorch.peek_interpreter_stack() is not None

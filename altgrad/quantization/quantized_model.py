@@ -26,6 +26,7 @@ from altgrad.config.recipe import Recipe, as_recipe
 from altgrad.quantization.adapters.attention import ProductGemm
 from altgrad.quantization.adapters.fit import make_plain
 from altgrad.quantization.coverage import Coverage, measure_coverage
+from altgrad.quantization.gemms.past_keys import PastKeys
 from altgrad.quantization.gemms.rounded_gemm import RoundedGemm
 from altgrad.quantization.kernel.random import derived_words, fill_key
 from altgrad.quantization.kernel.site import Site, counted
@@ -75,8 +76,9 @@ class QuantizedModel:
         self._shared, self._whole_scales = False, True
         self._step, self._filled, self._compiles_stored = 0, False, False
         self._seed = recipe.seed if recipe.rounding_seed is None else recipe.rounding_seed
-        self._keys: dict[torch.device, Tensor] = {}
-        self._held_out_keys: dict[torch.device, Tensor] = {}
+        self._unused, self._past = dict[torch.device, Tensor](), PastKeys()  # keys of layers that draw nothing; others
+        for gemm in self._gemms.values():
+            gemm.past = self._past
         stochastic = any(phase.stochastic for gemm in self._gemms.values() for phase in gemm.phases)
         stochastic |= not recipe.master_weights and "stochastic" in recipe.update_rounding
         moments = recipe.moment_casts()
@@ -218,7 +220,7 @@ class QuantizedModel:
         It may come between a forward pass and its backward pass, whose numbers stay those of the step.
         """
         seed = self._seed if seed is None else seed
-        self._set_key(derived_words(seed, step, _VALIDATION, batch), 0, held_out=True)
+        self._set_key(derived_words(seed, step, _VALIDATION, batch), 0)
 
     def after_optimizer(
         self, optimizer: Optimizer | None = None, counts: Mapping[SiteKey, Tensor] | None = None
@@ -319,17 +321,18 @@ class QuantizedModel:
         taken = {**state, "formats": now["formats"], "phase": self.phase, **({"phases": phases} if phases else {})}
         self.load_state_dict(taken)
 
-    def _set_key(self, words: tuple[int, int], rank: int, held_out: bool = False) -> None:
-        filled, keys = set(), self._held_out_keys if held_out else self._keys
-        for layer in self._gemms.values():
-            device = layer.device
-            if device not in keys:
-                with torch.inference_mode(False):  # a first evaluation may be within inference mode
-                    keys[device] = torch.zeros(3, dtype=torch.int32, device=device)
-            if layer.stochastic and device not in filled:
+    def _set_key(self, words: tuple[int, int], rank: int) -> None:
+        """A new tensor at each call: the graphs of earlier forward passes keep theirs."""
+        layers, keys = self._gemms.values(), {}
+        drawn = {layer.device for layer in layers if layer.stochastic}
+        with torch.inference_mode(False):  # a first evaluation may be within inference mode
+            for device in drawn | {layer.device for layer in layers} - self._unused.keys():
+                keys[device] = torch.zeros(3, dtype=torch.int32, device=device)
                 fill_key(keys[device], *words, rank)
-                filled.add(device)
-            (layer.lend_key if held_out else layer.set_key)(keys[device])
+        self._unused |= {device: key for device, key in keys.items() if device not in drawn}
+        self._past.note(keys)
+        for layer in layers:
+            layer.set_key(keys.get(layer.device, self._unused.get(layer.device, layer.key)), self._past.order)
 
     def _remember(self, counts: Mapping[SiteKey, Tensor], only_wider: bool = False) -> None:
         """Store amaxes in the histories, see `amax_histories`, and begin to count anew.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from altgrad.config.operands import Operand
 from altgrad.config.recipe import Recipe
 from altgrad.formats import NumberFormat, Overflow, find_format
 from altgrad.quantization.gemms import products
+from altgrad.quantization.gemms.past_keys import KEPT, PastKeys
 from altgrad.quantization.gemms.sharded import cut_at_rest, own_part
 from altgrad.quantization.kernel.compiled import round_stored_compiled
 from altgrad.quantization.kernel.counting.counters import COUNTERS
@@ -44,7 +46,9 @@ class LayerRoundings:
     stochastic: bool  # whether the present sites draw random numbers
     key: Tensor  # (3,) int32: words of the step's random numbers, then the rank
     draws: int  # stochastic forward passes since the key was set
-    of_step: tuple[Tensor, int] | None = None  # key and draws of the step, while a held-out batch has a key of its own
+    past: PastKeys  # that of all layers of a model
+    order: int  # place of the key among those of `past`
+    used_again: deque[int]  # places of earlier keys with which the layer was used several times
     own_scales: bool  # of a weight that is divided among processes, each chooses the scale of its part
     cuts_columns: Mapping[int, bool | None] = {0: False}  # see `sharded.cut_at_rest`
     watch: Any  # see `RoundedGemm`
@@ -66,7 +70,7 @@ class LayerRoundings:
         self.phases = [SiteSet.of(of_phase, salt, device) for of_phase in casts]
         self.enter(0)
         self.key = torch.zeros(3, dtype=torch.int32, device=device)
-        self.draws, self.of_step = 0, None
+        self.draws, self.order, self.past, self.used_again = 0, 0, PastKeys(), deque(maxlen=KEPT)
 
     @property
     def module(self) -> nn.Module:
@@ -124,14 +128,11 @@ class LayerRoundings:
         """The first rounding of a tensor: the one for `fprop`, or for the output gradient the one for `dgrad`."""
         return self.roundings(tensor)[0]
 
-    def set_key(self, key: Tensor) -> None:
-        """Draw random numbers from this key from now on; layers may share a key."""
-        self.key, self.draws, self.of_step = key, 0, None
-
-    def lend_key(self, key: Tensor) -> None:
-        """Draw a held-out batch's numbers from this key; a forward pass that is recomputed keeps that of its step."""
-        self.of_step = self.of_step or (self.key, self.draws)
-        self.key, self.draws = key, 0
+    def set_key(self, key: Tensor, order: int) -> None:
+        """Draw random numbers from this key, noted in `past`, from now on; layers may share a key."""
+        if self.draws > 1:
+            self.used_again.append(self.order)
+        self.key, self.order, self.draws = key, order, 0
 
     def share(self, scales: bool = True) -> None:
         """Treat input and output gradient from now on as this rank's rows of larger tensors, see `Site.share`."""
@@ -153,7 +154,6 @@ class LayerRoundings:
         device = self.device
         self.bfloat16_pays = products.bfloat16_pays(device)
         self.key = torch.zeros_like(self.key, device=device) if self.key.is_meta else self.key.to(device)
-        self.of_step = None
         for phase in self.phases:
             for site in phase.by_name.values():
                 site.follow(device)

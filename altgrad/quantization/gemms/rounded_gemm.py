@@ -125,21 +125,30 @@ class RoundedGemm(LayerRoundings):
     def _next_draw(self) -> tuple[Tensor, int]:
         """(key, number of earlier draws with it), so that each use of the layer draws independent numbers.
 
-        A recomputation during the backward pass (activation checkpointing) repeats the draw of the forward pass, also
-        if held-out batches were evaluated in between.  Raises ValueError if the layer was used several times, since the
-        use cannot be told then.
+        A recomputation during the backward pass (activation checkpointing) repeats the draw of its forward pass, also
+        if other micro-batches or held-out batches had keys in between.  Raises ValueError if the layer was used several
+        times with that key, since the use cannot be told then, if the key is no longer known, and in compiled code,
+        whose recomputation is another graph: the number of draws is part of it.
         """
-        if torch.compiler.is_compiling() or not torch_private.in_backward():
+        if torch.compiler.is_compiling():
+            if torch_private.traced_in_backward():
+                _refuse_compiled_recomputation(self.name)
             use, self.draws = self.draws, self.draws + 1
             return self.key, use
-        key, draws = self.of_step or (self.key, self.draws)
-        if draws > 1:
+        if not torch_private.in_backward():
+            self.past.note_use()
+            use, self.draws = self.draws, self.draws + 1
+            return self.key, use
+        found = self.past.of_recomputation(self.name)
+        if self.draws > 1 if found.order == self.order else found.order in self.used_again:
             raise ValueError(
-                f"layer {self.name} is used {draws} times with one key and recomputed by activation "
+                f"layer {self.name} is used several times with one key and recomputed by activation "
                 "checkpointing, which cannot tell whose random numbers to repeat; call begin_step before each forward "
                 "pass, or use rounding='nearest'"
             )
-        return key, 0
+        if found.order == self.order:
+            return self.key, 0
+        return found.on[self.key.device], 0
 
     def _check_transforms(self) -> None:
         """Raise NotImplementedError under a torch.func transform: rounding with a shared scale is not elementwise."""
@@ -172,6 +181,14 @@ class RoundedGemm(LayerRoundings):
         if self.gemm_dtype == "auto":
             return self.bfloat16_pays and all(site.exact_in_bfloat16 for site in self.sites.values())
         return self.gemm_dtype == "bfloat16"
+
+
+@torch.compiler.disable
+def _refuse_compiled_recomputation(name: str) -> None:
+    raise ValueError(
+        f"layer {name}: compiled code is recomputed by activation checkpointing and cannot tell whose random numbers "
+        "to repeat; compile the function that calls checkpoint, or use rounding='nearest'"
+    )
 
 
 def _wanted(x: Tensor, weight: Tensor) -> tuple[Gemm, ...]:

@@ -92,6 +92,7 @@ def train(config: TrainConfig, folder: Folder, baseline_run: str | None) -> int:
         without_hangups,
     )
     from altgrad.training.task.found_task import find_task
+    from altgrad.training.task.unread_fields import check_all_read
 
     keep_freed_memory()
     console = Console()
@@ -99,6 +100,7 @@ def train(config: TrainConfig, folder: Folder, baseline_run: str | None) -> int:
         raise ValueError(f"{folder}: holds a sweep; give the run a folder of its own")
     baseline = _finished_baseline(Folder.at(baseline_run), config) if baseline_run else {}
     batches = find_task(config).batches(config)
+    check_all_read(config)
     if batches.source is not None:
         say(console, batches.source.sentence())
     with without_hangups(), TrainingProgress(console, config.max_steps) as progress:

@@ -32,7 +32,8 @@ Tokens = Any  # an array of ids, or `JoinedIds`
 class Batches(Protocol):
     """Training data of a run; any object with these members will do.
 
-    Batches of tokens may have a member more, `unigram_entropy`: that of the training tokens, in nats.
+    Batches of tokens may have a member more, `unigram_entropy`: that of the training tokens, in nats.  `whole` names
+    entries of a batch that are no rows, as that of a `Task`.
     """
 
     vocabulary: int | None  # number of token ids; None if the inputs are not token ids
@@ -97,6 +98,8 @@ class Corpus:
 class TextBatches:
     """Random windows of a corpus: inputs, and targets one token later, each (batch_size, block_size) int64."""
 
+    whole = ()  # all tensors have rows
+
     def __init__(self, corpus: Corpus, config: TrainConfig, block_size: int) -> None:
         for name, tokens in (("training", corpus.training), ("validation", corpus.validation)):
             if len(tokens) < block_size + 1:
@@ -107,7 +110,7 @@ class TextBatches:
         self.vocabulary: int | None = corpus.vocabulary
         self.source = corpus.source
         self._corpus = corpus
-        self._config = config
+        self._seed, self._size, self._held_out = config.seed, config.batch_size, config.eval_batches
         self._window = np.arange(block_size + 1)
 
     def training(self, step: int) -> Windows:
@@ -116,10 +119,10 @@ class TextBatches:
 
     def validation(self) -> list[Windows]:
         """At most `eval_batches` batches of windows spread evenly over the validation text; always the same."""
-        count = self._config.eval_batches * self._config.batch_size
+        count = self._held_out * self._size
         last = len(self._corpus.validation) - len(self._window)
         starts = np.unique(np.linspace(0, last, count).astype(np.int64))
-        batches = -(-len(starts) // self._config.batch_size)
+        batches = -(-len(starts) // self._size)
         return [self._cut(self._corpus.validation, part) for part in np.array_split(starts, batches)]
 
     @functools.cached_property
@@ -139,8 +142,8 @@ class TextBatches:
         return digest.hexdigest()[:16]
 
     def _starts(self, step: int) -> np.ndarray:
-        generator = np.random.Generator(np.random.Philox(key=[self._config.seed, step]))
-        return generator.integers(0, len(self._corpus.training) - len(self._window) + 1, self._config.batch_size)
+        generator = np.random.Generator(np.random.Philox(key=[self._seed, step]))
+        return generator.integers(0, len(self._corpus.training) - len(self._window) + 1, self._size)
 
     def _cut(self, tokens: Tokens, starts: np.ndarray) -> Windows:
         windows = torch.from_numpy(tokens[starts[:, None] + self._window].astype(np.int64))

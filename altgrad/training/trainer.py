@@ -42,7 +42,7 @@ from altgrad.training.step.step_counts import SiteCounts
 from altgrad.training.step.step_numbers import OwnMetrics, StepNumbers
 from altgrad.training.step.step_random import StepRandom
 from altgrad.training.step.weight_watch import ForeignChanges, WeightWatch
-from altgrad.training.task.batch import count, rows
+from altgrad.training.task.divided_batch import check_division, whole_of
 from altgrad.training.task.found_task import find_task
 
 
@@ -85,6 +85,8 @@ class Trainer:
         self.device = device_named(config.device)
         self.task = find_task(config, batches)
         self.batches: Batches = self.task.batches(config) if batches is None else batches
+        if config.accumulate * self.ranks.size > 1:
+            check_division(self.batches, self.task.said, config.seed)
         if model is None:
             model = self.task.model(config)
         if start is not None:
@@ -111,6 +113,7 @@ class Trainer:
             model, self.layers, config, self.device, runs_alike, compiled_before, self.ranks, self.task, self._own.add
         )
         self._passes = Passes(config, model, self.task, self.quantized, loss, self._random, self.ranks, self.device)
+        self._passes.whole = whole_of(self.batches)
         self.quantized.compile_stored(loss.compiles_stored(self.quantized.values_stored()))
         corrections = None if self._write_back is None else self._write_back.corrections
         self._diagnostics = Diagnostics(config, model, self.layers, corrections)
@@ -193,7 +196,7 @@ class Trainer:
             if validation is not None:
                 state.measured["validation_loss"], own = validation
                 outcome.own |= own
-        return outcome, count(batch)
+        return outcome, parts.tokens
 
     def _notice_changes(self) -> None:
         """Tell the diagnostics if an intervention or the caller has changed weights or formats."""
@@ -234,7 +237,7 @@ class Trainer:
             self._random.seed("validation", self.config.seed)
             for number, batch in enumerate(self.batches.validation()):
                 self.quantized.begin_validation(None, self.step_number, number)
-                mean.add(*self._passes.loss_of(self._passes.on_device(batch)), rows(batch))
+                mean.add(*self._passes.loss_of(self._passes.on_device(batch)), *self._passes.counted(batch))
         return mean.read()
 
     def _account(self, record: dict[str, float], tokens: int, seconds: float) -> None:

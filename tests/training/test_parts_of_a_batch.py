@@ -77,7 +77,7 @@ def test_each_rank_takes_its_rows_of_the_batch_part_by_part() -> None:
     trainer = Trainer(SMALL.altered(batch_size=12, accumulate=3))
     x, y = torch.arange(24).reshape(12, 2), torch.arange(12)
     for rank, first in ((0, 0), (1, 6)):
-        parts = rank_of(trainer, rank, 2)._passes.parts_of((x, y))
+        parts = rank_of(trainer, rank, 2)._passes.parts_of((x, y)).parts
         assert [part[1].tolist() for part in parts] == [[at, at + 1] for at in range(first, first + 6, 2)]
         assert torch.equal(torch.cat([part[0] for part in parts]), x[first : first + 6])
 
@@ -175,8 +175,10 @@ def test_each_part_rounds_with_noise_of_its_own_that_repeats() -> None:
             return found
 
     trainer = Trainer(SMALL.altered(format="E4M3", rounding="stochastic"), Wide(), Four())
+    divided = trainer._passes.parts_of(trainer.batches.training(1))
+    divided.parts = [(torch.linspace(-1, 1, 64).expand(4, 64), torch.zeros(4))] * 3
     for _ in range(2):
-        trainer._passes.forward_backward(0, [(torch.linspace(-1, 1, 64).expand(4, 64), torch.zeros(4))] * 3)
+        trainer._passes.forward_backward(0, divided)
     assert len(set(losses)) == 3 and losses[3:] == losses[:3]
 
 

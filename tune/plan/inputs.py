@@ -10,13 +10,15 @@ from altgrad.config.train_config import BUILT_IN_TASK, ConfigError, TrainConfig
 from altgrad.text.error_hints import cut
 from tune.plan.resources.machine import Machine
 from tune.plan.trial import Trial
+from tune.plan.trials import automatic_model
 
 if TYPE_CHECKING:
     from altgrad.training.task.found_task import FoundTask
     from altgrad.training.task.task_batches import TaskBatches
 
 _DATA_FIELDS = set(TrainConfig.of_kind("model", "data"))  # fields that decide whether data can be used
-
+_TASK_FIELDS = _DATA_FIELDS | {"accumulate"} | TrainConfig.where(lambda field: field.by_task)
+_OF_LAYERS = {"layer_formats", "layer_gemms"}
 _GIVEN = {"task", "task_args", "start_from", "data", "tokenizer", "layer_formats", "layer_gemms", "phases", "device"}
 
 
@@ -36,8 +38,11 @@ def check_inputs(trials: Sequence[Trial], machine: Machine, *, uses_gpus_here: b
     if uses_gpus_here:
         _check_torch_finds(machine)
     from altgrad.experiment.checkpoints.stored_weights import stored_start  # torch
+    from altgrad.training.task.divided_batch import check_division
+    from altgrad.training.task.unread_fields import check_all_read
 
     starts: set[str] = set()
+    asked: set[str] = set()
     checked: dict[str, tuple[FoundTask, TaskBatches]] = {}
     for trial in trials:
         config = trial.config
@@ -46,11 +51,16 @@ def check_inputs(trials: Sequence[Trial], machine: Machine, *, uses_gpus_here: b
         key = config.model_dump_json(include=_DATA_FIELDS)
         if key not in checked:
             checked[key] = _read(config)
+        fields = config.model_dump_json(include=_TASK_FIELDS)
+        if fields not in asked:
+            asked.add(fields)
+            check_all_read(config, [("model", automatic_model(machine))])
+            if config.accumulate > 1:
+                check_division(checked[key][1], checked[key][0].said, config.seed)
         if config.start_from is not None and config.start_from not in starts:
             starts.add(config.start_from)
             stored_start(config)
-        fields = {"layer_formats", "layer_gemms"}
-        if config.layer_formats or config.layer_gemms or any(phase.keys() & fields for phase in config.phases):
+        if config.layer_formats or config.layer_gemms or any(phase.keys() & _OF_LAYERS for phase in config.phases):
             _check_layers(trial, checked[key][0])
     if any(task.is_from_here for task, _ in checked.values()):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()]))

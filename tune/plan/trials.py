@@ -192,11 +192,16 @@ def _config_files(options: SweepOptions) -> list[Path]:
     return list({file.resolve(): file for file in files}.values())
 
 
+def automatic_model(machine: Machine) -> str:
+    """The preset of configs that name none."""
+    return "small" if machine.gpus else "tiny"
+
+
 def _with_model(
     sources: Sequence[tuple[str, TrainConfig]], options: SweepOptions, machine: Machine, notes: list[str]
 ) -> list[tuple[str, TrainConfig]]:
     """The configs; those without a model, in file or options, get the preset that fits the machine."""
-    chosen = "small" if machine.gpus else "tiny"
+    chosen = automatic_model(machine)
     result = []
     for name, config in sources:
         fields = config.model_dump(exclude_unset=True)

@@ -38,6 +38,8 @@ class FieldTraits:
     `moves_baseline`: another value may change the losses of a run in BF16 with FP32 master weights.
     `only_with`: (field, value) such as ("enable_emergency_shift", True): unless that field has that value, nothing
     reads this one.
+    `by_task`: read by the task (its model, data and optimizer) and else by estimates of time and memory alone, so that
+    a task may have no use for it.
     """
 
     kind: Kind
@@ -45,6 +47,7 @@ class FieldTraits:
     timed: bool = True
     moves_baseline: bool = True
     only_with: tuple[str, Any] | None = None
+    by_task: bool = False
 
 
 def field(
@@ -56,11 +59,12 @@ def field(
     timed: bool | None = None,
     moves_baseline: bool = True,
     only_with: tuple[str, Any] | None = None,
+    by_task: bool = False,
     **limits: Any,
 ) -> Any:
     """Declare a config field; by default `timed` follows from the kind; `limits` as for pydantic's `Field`."""
     timed = kind not in _TIMELESS if timed is None else timed
-    traits = FieldTraits(kind, in_graph, timed, moves_baseline, only_with)
+    traits = FieldTraits(kind, in_graph, timed, moves_baseline, only_with, by_task)
     return Field(default, description=description, json_schema_extra={"traits": asdict(traits)}, **limits)
 
 

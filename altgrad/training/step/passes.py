@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -12,10 +12,10 @@ from altgrad.config.train_config import TrainConfig
 from altgrad.quantization.kernel.ranks import Ranks
 from altgrad.quantization.quantized_model import QuantizedModel
 from altgrad.training.compile.step_loss import StepLoss
-from altgrad.training.held_out import mean_of
 from altgrad.training.process_settings import mixed_precision
 from altgrad.training.step.step_random import StepRandom
-from altgrad.training.task.batch import as_batch, changed, part
+from altgrad.training.task.batch import as_batch, changed, rows, without
+from altgrad.training.task.divided_batch import DividedBatch
 from altgrad.training.task.found_task import FoundTask, check_call
 from altgrad.training.task.loss_value import read_loss
 from altgrad.training.task.protocol import Batch
@@ -38,9 +38,10 @@ class Passes:
         self._config, self._model, self._task, self._quantized = config, model, task, quantized
         self._random, self._ranks, self._device = random, ranks, device
         self.step_loss = step_loss
+        self.whole: Collection[str | int] = ()  # entries of a batch that are not divided, see `Task.whole`
         self._is_checked = False  # whether the model takes a batch; asked once
 
-    def parts_of(self, batch: Any) -> list[Batch]:
+    def parts_of(self, batch: Any) -> DividedBatch:
         """This rank's rows of a training batch on the device, in the parts that pass through one after another.
 
         Example: 12 rows, 2 ranks and `accumulate: 3` give each rank three parts of two rows.  Raises ConfigError if the
@@ -50,36 +51,39 @@ class Passes:
         if not self._is_checked and self._task.model_has_loss:
             check_call(self._model, whole)
         self._is_checked = True
-        own = part(whole, self._ranks.rank, self._ranks.size)
-        pieces = self._config.accumulate
-        return [changed(part(own, number, pieces), self._sent) for number in range(pieces)]
+        divided = DividedBatch(whole, self._task, self.whole, self._ranks, self._config.accumulate)
+        divided.parts = [changed(part, self._sent) for part in divided.parts]
+        return divided
 
     def on_device(self, batch: Any) -> Batch:
         """A held-out batch on the device, whole on every rank."""
         return changed(as_batch(batch, self._task.said), self._sent)
 
-    def forward_backward(self, step: int, parts: Sequence[Batch]) -> Tensor:
+    def counted(self, batch: Any) -> tuple[int, float]:
+        """(rows of a held-out batch, what its loss counts)."""
+        found = as_batch(batch, self._task.said)
+        length = rows(without(found, self.whole))
+        return length, self._task.weight(found) if self._task.weighs else length
+
+    def forward_backward(self, step: int, divided: DividedBatch) -> Tensor:
         """The mean loss of the parts (0-d), whose gradients are added; each counts as its share of the batch."""
         losses = []
-        for number, piece in enumerate(parts):
+        for number, piece in enumerate(divided.parts):
             self._quantized.begin_step(None, step, number, self._ranks.rank)
             self._seed_masks(step, number)
             with mixed_precision(self._config, self._device):
                 loss = self.step_loss(*piece) if isinstance(piece, tuple) else self.step_loss(piece)
-            weight = self._ranks.weight(loss)
-            if len(parts) > 1:
-                weight = (torch.ones_like(loss) if weight is None else weight) / len(parts)
-            loss.backward(weight)
+            loss.backward(divided.gradient(loss, number, self._ranks))
             losses.append(loss.detach())
-        return losses[0] if len(losses) == 1 else mean_of(losses)
+        return divided.mean(losses, self._ranks)
 
-    def loss_again(self, step: int, parts: Sequence[Batch]) -> Tensor:
+    def loss_again(self, step: int, divided: DividedBatch) -> Tensor:
         """The step's loss once more, with its graph: the shadow's dropout repeats the step's masks."""
         losses = []
-        for number, piece in enumerate(parts):
+        for number, piece in enumerate(divided.parts):
             self._seed_masks(step, number)
             losses.append(self.loss_of(piece)[0])
-        return losses[0] if len(losses) == 1 else mean_of(losses)
+        return divided.mean(losses, self._ranks)
 
     def loss_of(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """(loss of a batch on the device, metrics of the task), not compiled."""

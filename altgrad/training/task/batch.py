@@ -6,7 +6,7 @@ arrays tensors.  Numbers, texts and None are passed on unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -78,25 +78,39 @@ def count(batch: Batch) -> int:
     return rows(batch) if first.is_floating_point() or first.is_complex() or are_pixels else first.numel()
 
 
-def part(batch: Batch, number: int, parts: int) -> Batch:
+def without(batch: Batch, whole: Collection[str | int]) -> Batch:
+    """The batch without the entries that are no rows: keys of a dict, positions of a tuple."""
+    if isinstance(batch, dict):
+        return {key: value for key, value in batch.items() if key not in whole}
+    return tuple(one for place, one in enumerate(batch) if place not in whole) if isinstance(batch, tuple) else batch
+
+
+def part(batch: Batch, number: int, parts: int, whole: Collection[str | int] = ()) -> Batch:
     """The rows of a batch that belong to part `number` of `parts` equal ones.
 
-    A tensor of another length, or without dimensions, belongs to every part.  Raises ConfigError if the rows do not
-    divide.
+    whole: entries (keys of a dict, positions of a tuple) that belong to every part.  So does a tensor of another
+    length, or without dimensions.  Raises ConfigError if the rows do not divide.
     """
     if parts == 1:
         return batch
-    whole = rows(batch)
-    if whole % parts:
-        raise ConfigError(f"a batch of {whole} rows does not divide into {parts} parts; use a multiple of them")
-    share = whole // parts
-    return changed(
-        batch, lambda tensor: tensor[number * share : (number + 1) * share] if _has_rows(tensor, whole) else tensor
-    )
+    length = rows(without(batch, whole))
+    if length % parts:
+        raise ConfigError(f"a batch of {length} rows does not divide into {parts} parts; use a multiple of them")
+    share = length // parts
+
+    def cut_out(tensor: Tensor) -> Tensor:
+        return tensor[number * share : (number + 1) * share] if has_rows(tensor, length) else tensor
+
+    if isinstance(batch, dict):
+        return {key: value if key in whole else changed(value, cut_out) for key, value in batch.items()}
+    if isinstance(batch, tuple):
+        return tuple(value if place in whole else changed(value, cut_out) for place, value in enumerate(batch))
+    return changed(batch, cut_out)
 
 
-def _has_rows(tensor: Tensor, whole: int) -> bool:
-    return tensor.ndim > 0 and len(tensor) == whole
+def has_rows(tensor: Tensor, length: int) -> bool:
+    """Whether a tensor has one entry for each of so many rows."""
+    return tensor.ndim > 0 and len(tensor) == length
 
 
 def update_digest(digest: Any, batch: Batch) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,6 +83,21 @@ class FoundTask:
         """As the task's, see `Task.loss`; what it returns is read by `read_loss`."""
         return call_model(model, batch) if self.model_has_loss else self.task.loss(model, batch)
 
+    @property
+    def weighs(self) -> bool:
+        """Whether the task says what a part of a batch counts."""
+        return callable(getattr(self.task, "weight", None))
+
+    def weight(self, batch: Batch) -> float:
+        """What the mean loss of a part of a batch counts, see `Task.weight`.  Raises ConfigError for no such number."""
+        found = self.task.weight(batch)
+        number = found.item() if isinstance(found, torch.Tensor) and found.numel() == 1 else found
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
+            raise ConfigError(
+                f"{self.said}: weight(batch) gave {shown(number)}; give a number from 0, such as of tokens"
+            )
+        return float(number)
+
     def model(self, config: TrainConfig) -> nn.Module:
         """The task's model, with random generators that depend on the seed alone.  Raises ConfigError for no module."""
         random = StepRandom(torch.device("cpu"))
@@ -102,7 +118,8 @@ class FoundTask:
     def batches(self, config: TrainConfig) -> TaskBatches:
         """The task's data.  Raises ConfigError for data of an unknown kind."""
         data, classes = self.task.data, self.classes(config)
-        return TaskBatches(config, data(config, "training"), data(config, "validation"), classes, self.said)
+        whole = getattr(self.task, "whole", None)
+        return TaskBatches(config, data(config, "training"), data(config, "validation"), classes, self.said, whole)
 
     def classes(self, config: TrainConfig) -> int | None:
         """Number of classes of a cross-entropy in nats; None if it is not known, or the loss is none."""

@@ -18,6 +18,7 @@ class NextToken:
     """
 
     unit = "nats"
+    whole = ()
 
     def __init__(self, batches: Batches | None = None) -> None:
         self._batches = batches

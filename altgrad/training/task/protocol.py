@@ -7,7 +7,7 @@ default that is given at each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
@@ -51,6 +51,22 @@ class Task(Protocol):
 
         A tuple is passed to the model as arguments, a dict as keywords.  A model may return the loss, `(logits, loss)`,
         or an object or dict with `loss`.
+        """
+        ...
+
+    def weight(self, batch: Batch) -> float:
+        """What the loss of this part of a batch counts beside others: the number of tokens it is the mean of, say.
+
+        Batches are divided by `accumulate` and among ranks.  Default: equal parts count the same, held-out batches as
+        their rows.
+        """
+        ...
+
+    @property
+    def whole(self) -> Collection[str | int]:
+        """Entries of a batch (keys of a dict, positions of a tuple) that every part gets whole, such as tables.
+
+        Default: a tensor whose first dimension has the length of the batch is divided.
         """
         ...
 

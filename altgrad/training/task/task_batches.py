@@ -13,17 +13,17 @@ import functools
 import hashlib
 import itertools
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from altgrad.config.train_config import ConfigError, TrainConfig
-from altgrad.text.error_hints import cut, kind
+from altgrad.text.error_hints import cut, kind, shown
 from altgrad.training.data import Source
 from altgrad.training.step.step_random import StepRandom
 from altgrad.training.task.batch import as_batch, update_digest
@@ -54,9 +54,18 @@ class TaskBatches:
     """The batches of a task (see `Batches`); each is checked and brought into one form.
 
     vocabulary: number of classes of a cross-entropy in nats, else None.  whose: name of the task, for errors.
+    whole: entries that are no rows, see `Task.whole`; None: not said.  Items that are stacked have nothing but rows.
     """
 
-    def __init__(self, config: TrainConfig, training: Any, validation: Any, vocabulary: int | None, whose: str) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        training: Any,
+        validation: Any,
+        vocabulary: int | None,
+        whose: str,
+        whole: Collection[str | int] | None = None,
+    ) -> None:
         self.vocabulary = vocabulary
         self.source: Source | None = getattr(training, "source", None)
         self.unigram_entropy: float | None = getattr(training, "unigram_entropy", None)
@@ -67,6 +76,8 @@ class TaskBatches:
         self._training = _by_step(training, config, "training", whose)
         self._validation = None if validation is None else _by_step(validation, config, "validation", whose)
         self._held_out = config.eval_batches
+        stacked = isinstance(training, Dataset) and not isinstance(training, IterableDataset)
+        self.whole = () if whole is None and stacked else _entries(whole, whose)
 
     def training(self, step: int) -> Batch:
         """The batch of a step.  Raises ConfigError for a batch of an unknown kind."""
@@ -103,6 +114,14 @@ class TaskBatches:
         if self.vocabulary is not None and self._own_digest is None:  # data with a digest know their own classes
             _check_classes(batch, self.vocabulary, self._whose)
         return batch
+
+
+def _entries(whole: Any, whose: str) -> tuple[str | int, ...] | None:
+    if whole is None:
+        return None
+    if isinstance(whole, str) or not isinstance(whole, Collection):
+        raise ConfigError(f"{whose}: whole={shown(whole)}; give a tuple of keys or positions, such as ('table',)")
+    return tuple(whole)
 
 
 def _check_classes(batch: Batch, classes: int, whose: str) -> None:

@@ -84,12 +84,17 @@ def _main(contents: Contents, now: float) -> Html:
     lines = [contents.lines[row.run] for row in contents.rows if row.run in contents.lines]
     events = {one.row.run: read_events(contents.runs[one.row.run]) for one in lines}
     curves = Curves(lines, events, METRIC) if lines else None
+    own = [
+        Curves([found[row.run] for row in contents.rows if row.run in found], events, metric, prefix=f"own-{place}")
+        for place, (metric, found) in enumerate(contents.own.items())
+        if any(row.run in found for row in contents.rows)
+    ]
     links = links_of(contents.rows)
     content = [
         overview(contents, links, now),
         group_board(contents.rows, contents.lines, lambda row: None),
         comparison_section(contents, curves, links),
-        curves_section(curves),
+        curves_section(curves, own),
         rescues_section(contents.shown),
         failures_section(contents, curves),
     ]

@@ -31,7 +31,7 @@ from altgrad.html.drawing.charts import Curves, legend, overlay, panel
 from altgrad.html.markup import Html, element, join, scrolling, table
 from altgrad.html.prose import sentence
 from altgrad.html.sweep_contents import METRIC, Contents
-from altgrad.metrics import METRICS
+from altgrad.metrics import METRICS, described
 from altgrad.show.drawn_curves import describe, non_finite_count
 from altgrad.show.palette import format_colour, share_colour
 from altgrad.show.sweep_progress import best_sentence, newest_events, planned_runs, progress, spent_and_saved
@@ -107,8 +107,22 @@ def comparison_section(contents: Contents, curves: Curves | None, links: Links) 
     return join([element("p", said), drawn, *below, element("p", download)])
 
 
-def curves_section(curves: Curves | None) -> Html:
-    """A chart of all loss curves on one scale, then a chart per format."""
+def curves_section(curves: Curves | None, own: Sequence[Curves]) -> Html:
+    """A chart of all loss curves on one scale, a chart per format, and a chart of each metric of the runs' tasks."""
+    return join([_loss_curves(curves), *_own_curves(own)])
+
+
+def _own_curves(own: Sequence[Curves]) -> list[Html]:
+    if not own:
+        return []
+    drawn = (
+        element("figure", scrolling(overlay(one), described(one.metric).label), element("figcaption", one.metric))
+        for one in own
+    )
+    return [*(one.shared() for one in own), element("h3", "Metrics of the task"), *drawn, legend(own[0])]
+
+
+def _loss_curves(curves: Curves | None) -> Html:
     if curves is None:
         return element("p", f"{METRICS[METRIC].label} has not been measured in any run.")
     formats = sorted({one.row.format for one in curves.lines})

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from altgrad.compare import STEP_COLUMNS, Row, Shown, Unpaired, pair, planned_terms, read_row, shown_rows
+from altgrad.config.train_config import BUILT_IN_TASK
 from altgrad.results import Run, TableName, list_runs, read_rows
+from altgrad.results.reading.own_metrics import own_names
+from altgrad.results.schema import KEY_COLUMNS
 from altgrad.show.drawn_curves import Line, View, line
 from altgrad.storage.folder import Folder
 
@@ -20,6 +23,7 @@ METRIC = "loss"
 _HELD: Mapping[TableName, Sequence[str]] = {
     "steps": [METRIC, *STEP_COLUMNS],
     "events": ["time", "kind", "detail"],
+    "own": ["value"],
 }
 _READERS = 8
 _POINTS = 30_000  # points of all lines together: more are not visible and slow to draw
@@ -35,7 +39,7 @@ class HeldRun(Run):
 
     def table(self, name: TableName, columns: Sequence[str] | None = None) -> pa.Table:
         if name in self.held and columns is not None and set(columns) <= set(_HELD[name]):
-            return self.held[name].select(["step", "attempt", *columns])
+            return self.held[name].select([*KEY_COLUMNS[name], *columns])
         return super().table(name, columns)
 
 
@@ -44,14 +48,15 @@ class Contents:
     """The contents of a sweep's folder.
 
     `shown`: the rows of the comparison, in its order.  `runs`: by name, also the hidden ones.  `lines`: run name -> its
-    loss curve, if it has one.  `broken`: folder name -> why it cannot be read.  `damaged`: run name -> its parts that
-    cannot be read.
+    loss curve, if it has one.  `own`: metric of the runs' tasks -> the same of it.  `broken`: folder name -> why it
+    cannot be read.  `damaged`: run name -> its parts that cannot be read.
     """
 
     sweep: Folder
     shown: Shown
     runs: Mapping[str, HeldRun]
     lines: Mapping[str, Line]
+    own: Mapping[str, Mapping[str, Line]]
     broken: Mapping[str, str]
     damaged: Mapping[str, Sequence[str]]
 
@@ -81,15 +86,23 @@ def read_contents(sweep: Folder, margin: float | None = None, with_hidden: bool 
             members.append(member)
     rows = pair(members, planned_terms(sweep, margin))
     view = View(METRIC, buckets=max(_FEWEST_BUCKETS, min(_MOST_BUCKETS, _POINTS // max(len(rows), 1))))
-    drawn = {row.run: line(row, runs[row.run], view) for row in rows}
+    names = sorted({name for run in runs.values() for name in own_names(run)})
+    few = replace(view, buckets=max(_FEWEST_BUCKETS, view.buckets // max(len(names), 1)))
     return Contents(
         sweep=sweep,
         shown=shown_rows(sweep, rows, with_hidden),
         runs=runs,
-        lines={name: one for name, one in drawn.items() if one is not None},
+        lines=_lines(rows, runs, view),
+        own={name: _lines(rows, runs, replace(few, metric=name)) for name in names},
         broken=broken,
         damaged={name: run.damaged for name, run in runs.items() if run.damaged},
     )
+
+
+def _lines(rows: Sequence[Row], runs: Mapping[str, HeldRun], view: View) -> dict[str, Line]:
+    """Run name -> its line; runs that have not measured the metric are left out."""
+    drawn = {row.run: line(row, runs[row.run], view) for row in rows}
+    return {name: one for name, one in drawn.items() if one is not None}
 
 
 def _load(run: Run) -> tuple[HeldRun, Unpaired] | str:
@@ -97,6 +110,8 @@ def _load(run: Run) -> tuple[HeldRun, Unpaired] | str:
     try:
         held, damaged = {}, []
         for name, columns in _HELD.items():
+            if name == "own" and run.config.get("task", BUILT_IN_TASK) == BUILT_IN_TASK:
+                continue
             held[name], broken = read_rows(run.folder, name, columns)
             damaged += [f"{name}/{part} ({reason})" for part, reason in broken.items()]
         loaded = HeldRun(run.folder, run.info, run.end, held, damaged)

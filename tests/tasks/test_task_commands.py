@@ -52,7 +52,7 @@ def test_a_wrong_task_is_one_line_and_writes_nothing(folder: Path) -> None:
 
 
 def test_a_sweep_s_task_is_checked_before_anything_starts(folder: Path) -> None:
-    words = ["--task", "task_of_mine:Quadrants", "--formats", "E4M3", "--model", "micro", *SHORT]
+    words = ["--task", "task_of_mine:Quadrants", "--formats", "E4M3", *SHORT]
     plan = plan_sweep(parse_options([*words, "--task-arg", "count=40"]), HERE)
     assert {trial.config.task for trial in plan.trials} == {"task_of_mine:Quadrants"} and len(plan.trials) == 2
     assert check_inputs(plan.trials, HERE) == []

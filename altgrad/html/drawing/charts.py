@@ -1,4 +1,4 @@
-"""Loss curves as SVG: all runs on one scale, a panel per format, and each collapsed run by itself.
+"""Curves as SVG: all runs on one scale, a panel per format, and each collapsed run by itself.
 
 The path of each line is written once, in the units of `_SPACE`, and referenced (`<use>`) by every chart that shows it,
 so that a page with hundreds of runs stays small.  The scale fits the healthy runs; lines that leave it are marked.
@@ -17,7 +17,7 @@ from altgrad.events import Event, EventKind, kind_of
 from altgrad.html.drawing import chart_marks as marks
 from altgrad.html.drawing.chart_area import Frame, axes, margin, most_values, ticks
 from altgrad.html.markup import Html, element, join
-from altgrad.metrics import METRICS
+from altgrad.metrics import described
 from altgrad.results.reading.curves import Curve
 from altgrad.show.drawn_curves import Line, describe, scale
 from altgrad.show.palette import curve_dash, curve_marker, format_colour
@@ -34,13 +34,14 @@ Events = Mapping[str, Sequence[Event]]
 class Curves:
     """Lines of one metric on one scale: `limits`, or by default that of the healthy runs.
 
-    `events`: run name -> its events.  `number_of`: run name -> the number in the id of its shared path.
+    `events`: run name -> its events.  `number_of`: run name -> the number in the id of its shared path, after `prefix`.
     """
 
     lines: Sequence[Line]
     events: Events
     metric: str
     limits: tuple[float, float] | None = None
+    prefix: str = "curve"
 
     @cached_property
     def values(self) -> tuple[float, float]:
@@ -62,6 +63,10 @@ class Curves:
         """Run name -> place of its line."""
         return {one.row.run: place for place, one in enumerate(self.lines)}
 
+    def place(self, run: str) -> str:
+        """The id of a run's shared path."""
+        return f"{self.prefix}-{self.number_of[run]}"
+
     @cached_property
     def variants(self) -> list[str]:
         """The treatments of the runs, each once, in order of the lines."""
@@ -71,7 +76,7 @@ class Curves:
         """The paths of all lines; the page must contain them once."""
         frame = Frame(0, 0, *_SPACE, self.steps, self.values)
         paths = (
-            element("path", id=f"curve-{self.number_of[one.row.run]}", d=path_data(one.raw, frame), class_="curve")
+            element("path", id=self.place(one.row.run), d=path_data(one.raw, frame), class_="curve")
             for one in self.lines
         )
         return element("svg", element("defs", join(paths)), width=0, height=0, aria_hidden="true", class_="shared")
@@ -80,26 +85,26 @@ class Curves:
         """The line of a row as a small chart for a table cell, on the common scale; a dash if it has no line."""
         if row.run not in self.number_of:
             return Html("–")
-        said = element("title", f"{METRICS[self.metric].label} of {row.run}")
-        line = _use(self.number_of[row.run], row, width=1.2)
+        said = element("title", f"{described(self.metric).label} of {row.run}")
+        line = _use(self.place(row.run), row, width=1.2)
         return element("svg", said, line, viewBox=_VIEW_BOX, preserveAspectRatio="none", width=96, height=26,
                        role="img", class_="spark")  # fmt: skip
 
 
 def overlay(curves: Curves) -> Html:
     """A chart with all lines."""
-    return _chart(curves, curves.lines, 1200, 450, label=f"{METRICS[curves.metric].label} of all runs")
+    return _chart(curves, curves.lines, 1200, 450, label=f"{described(curves.metric).label} of all runs")
 
 
 def panel(curves: Curves, name: str) -> Html:
     """A chart with the lines of one format, and all others faint behind them, on the scale of all lines."""
     own = [one for one in curves.lines if one.row.format == name]
     others = join(
-        element("use", href=f"#curve-{curves.number_of[one.row.run]}", class_="other")
+        element("use", href=f"#{curves.place(one.row.run)}", class_="other")
         for one in curves.lines
         if one.row.format != name
     )
-    return _chart(curves, own, 590, 250, label=f"{METRICS[curves.metric].label}, {name}", behind=others)
+    return _chart(curves, own, 590, 250, label=f"{described(curves.metric).label}, {name}", behind=others)
 
 
 def alone(curves: Curves, one: Line) -> Html:
@@ -110,7 +115,7 @@ def alone(curves: Curves, one: Line) -> Html:
         single = replace(single, limits=curves.values)
     space = Frame(0, 0, *_SPACE, single.steps, single.values)
     line = element("path", d=path_data(one.raw, space), class_="curve", **_stroke(one.row, 1.6))
-    return _drawn(single, [one], line, 860, 230, f"{METRICS[curves.metric].label} of {one.row.run}")
+    return _drawn(single, [one], line, 860, 230, f"{described(curves.metric).label} of {one.row.run}")
 
 
 def legend(curves: Curves, kinds: Iterable[EventKind] = ()) -> Html:
@@ -125,7 +130,7 @@ def legend(curves: Curves, kinds: Iterable[EventKind] = ()) -> Html:
 def _chart(curves: Curves, lines: Sequence[Line], width: int, height: int, *, label: str, behind: str = Html()) -> Html:
     drawn = (
         element("g", element("title", f"{one.row.run}: {one.row.group_label}, {one.row.status}"),
-                _use(curves.number_of[one.row.run], one.row, width=1.6))
+                _use(curves.place(one.row.run), one.row, width=1.6))
         for one in lines
     )  # fmt: skip
     return _drawn(curves, lines, join([behind, *drawn]), width, height, label)
@@ -139,7 +144,7 @@ def _drawn(curves: Curves, lines: Sequence[Line], plot: Html, width: int, height
     parts = [
         element("title", label),
         element("desc", describe(lines)),
-        axes(frame, METRICS[curves.metric].axis_in(loss_unit(one.row for one in curves.lines))),
+        axes(frame, described(curves.metric).axis_in(loss_unit(one.row for one in curves.lines))),
         *(stretches for stretches, _ in non_finite),
     ]
     if len({one.row.collapse_step for one in lines} - {None}) <= _MOST_VERDICT_LINES:
@@ -185,8 +190,8 @@ def _stroke(row: Row, width: float) -> dict[str, str | float | None]:
     }
 
 
-def _use(place: int, row: Row, width: float) -> Html:
-    return element("use", href=f"#curve-{place}", **_stroke(row, width))
+def _use(place: str, row: Row, width: float) -> Html:
+    return element("use", href=f"#{place}", **_stroke(row, width))
 
 
 def _markers(one: Line, variants: Sequence[str], frame: Frame) -> Html:

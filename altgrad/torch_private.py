@@ -59,7 +59,11 @@ def backward_pass_number() -> int:
 
 def keep_until_backward_ends(held: object) -> None:
     """Keep an object alive until the backward pass that runs has ended, also by an error; no public hook tells that."""
-    torch.autograd.Variable._execution_engine.queue_callback(lambda kept=held: None)
+
+    def ended(kept: object = held) -> None:
+        """Called at the end, and dropped with the pass."""
+
+    torch.autograd.Variable._execution_engine.queue_callback(ended)
 
 
 def in_transform() -> bool:

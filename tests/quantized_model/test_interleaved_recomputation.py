@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from altgrad.config.published import published_names
 from altgrad.config.recipe import Recipe
 from altgrad.quantization.gemms.past_keys import KEPT
-from altgrad.quantization.quantize import quantize_model, recipe_named
+from altgrad.quantization.quantize import quantize_model
 from altgrad.quantization.quantized_model import QuantizedModel
 
 Schedule = list[tuple[str, int]]
@@ -120,7 +120,7 @@ def draws(recipe: Recipe) -> bool:
     return any(cast.rounding == "stochastic" or cast.redraws for cast in recipe.casts_at().values())
 
 
-DRAWING = [name for name in published_names() if draws(recipe_named(name))]
+DRAWING = [name for name in published_names() if draws(Recipe(recipe=name))]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
@@ -147,8 +147,8 @@ def test_a_checkpoint_within_a_checkpoint_repeats_the_numbers_of_its_forward_pas
 @pytest.mark.parametrize("name", DRAWING)
 def test_every_recipe_that_draws_numbers_draws_them_again(name: str, reentrant: bool) -> None:
     schedule = alternating(2, 3)
-    wanted = gradients(plain, recipe_named(name), one_by_one(schedule))
-    assert torch.equal(gradients(once(reentrant), recipe_named(name), schedule), wanted)
+    wanted = gradients(plain, Recipe(recipe=name), one_by_one(schedule))
+    assert torch.equal(gradients(once(reentrant), Recipe(recipe=name), schedule), wanted)
 
 
 def test_a_backward_pass_that_fails_leaves_nothing_behind() -> None:

@@ -110,7 +110,7 @@ def _takes(task: FoundTask) -> str:
     return f", or give an argument of the task by --task-arg: {cut(', '.join(takes))}" if takes else ""
 
 
-def _use(config: TrainConfig, noted: set[str], wanted: Collection[str]) -> tuple[FoundTask, int]:
+def _use(config: TrainConfig, noted: set[str], wanted: set[str]) -> tuple[FoundTask, int]:
     """(the task, number of rows of its first batch), after all was made of it that a run makes before its first step.
 
     If a field is unread then, and the task or its model has kept the config, the loss of a batch is computed, too.

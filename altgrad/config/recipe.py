@@ -172,6 +172,25 @@ class Recipe(Declared):
         return self
 
     @model_validator(mode="after")
+    def _storable(self) -> Self:
+        """Raises ValueError for stored weights whose own scale would move their grid, or lessen them, at every step."""
+        for pattern in () if self.master_weights else ("", *self.layer_formats, *self.layer_gemms):
+            cast = self.casts_at(pattern)[Operand("fprop", "weight")]
+            if not cast.number_format.scaled or cast.scaling not in ("dynamic", "delayed"):
+                continue
+            if not cast.scales_are_powers_of_two:
+                raise ValueError(
+                    f"fprop.weight with scale_format={cast.scale_format!r} and master_weights=False: a real scale moves "
+                    "the whole grid at every step; use powers of two (E8M0) or master_weights=true"
+                )
+            if cast.amax_factor < 1:
+                raise ValueError(
+                    f"fprop.weight with amax_factor={cast.amax_factor:g} and master_weights=False: the largest weights "
+                    "are cut off anew at every step; use amax_factor=1 or master_weights=true"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _scheduled(self) -> Self:
         """Raises ValueError for a phase that is incomplete, contradicts itself, or changes no cast."""
         check_phases(self.phases)

@@ -16,6 +16,7 @@ from altgrad.config.train_config import ConfigError
 from altgrad.training import TrainConfig
 from tune.plan.resources.machine import Machine
 
+REAL = {"scale_rule": "real", "scale_format": "FP32"}
 HUGE = "x" * 100_000
 DEEP = "[" * 5000
 CONFIG = str(Path(__file__).parents[2] / "configs" / "e4m3_uniform.yaml")
@@ -207,6 +208,14 @@ def test_options_accumulate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ({"seed": 10**5000}, "a number of 16610 bits"),
         ({"amax_factor": True}, "amax_factor=True: expected a number"),
         ({"master_weights": 0}, "master_weights=0: expected true or false"),
+        (
+            {"format": "E4M3", "master_weights": False, "gemms": {"fprop": {"weight": REAL}}},
+            "fprop.weight with scale_format='FP32' and master_weights=False: a real scale moves the whole grid",
+        ),
+        (
+            {"format": "E4M3", "master_weights": False, "layer_gemms": {"h.*": {"fprop": {"amax_factor": 0.5}}}},
+            "fprop.weight with amax_factor=0.5 and master_weights=False: the largest weights are cut off anew",
+        ),
         ({"layer_formats": {str(i): "E4M3f" for i in range(1000)}}, "did you mean 'E4M3'?"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",

@@ -25,6 +25,8 @@ STORED = {"format": "E4M3", "master_weights": False}
         (STORED, 1 + 8),
         (STORED | {"update_rounding": "kahan"}, 1 + 2 + 8),
         (STORED | {"update_rounding": "eco"}, 1 + 8),
+        (STORED | {"gemms": {"fprop": {"hadamard": 16}}}, 1 + 1 + 8),  # as dgrad reads it, and rotated
+        (STORED | {"gemms": {gemm: {"hadamard": 16} for gemm in ("fprop", "dgrad")}}, 1 + 2 * 1 + 8),
         ({"format": "E4M3", "update_rounding": "kahan"}, 4 + 1 + 8),  # with masters nothing is compensated
         ({"format": "E4M3", "scale_granularity": "1x32"}, 4 + 2 * (1 + 1 / 32) + 8),  # along in and along out
         ({"format": "E4M3", "scale_granularity": "128x128"}, 4 + (1 + 1 / 128**2) + 8),  # one serves both

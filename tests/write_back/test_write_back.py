@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.config.recipe import Recipe
+from altgrad.formats import FORMATS, NumberFormat
+from altgrad.quantization.kernel.counting.counters import COUNTERS
 from altgrad.quantization.quantize import quantize_model
 from altgrad.quantization.quantized_model import QuantizedModel
 from altgrad.quantization.stored.write_back import WriteBack, _on
@@ -64,6 +67,71 @@ def test_a_trifling_update_of_the_largest_weight_leaves_every_other_weight_where
         weight[0, 0] *= 1 + 1e-4
     write_back()
     assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("fmt", ["E7M0", "E2M1", "E4M3", "E0M7"])
+def test_the_amax_of_an_update_is_that_of_the_weights_which_were_to_be_stored(fmt: str) -> None:
+    """In E7M0 a largest weight of 1.2 becomes 1 under the scale of 1, as if it had been 1 before."""
+    model = nn.Sequential(nn.Linear(4, 4, bias=False))
+    quantized = quantize_model(model, Recipe(format=fmt, master_weights=False))
+    with torch.no_grad():
+        model[0].weight.fill_(0.25)
+        largest = float(FORMATS[fmt].max) * (1 + 2.0 ** -(FORMATS[fmt].mantissa_bits + 2))
+        scale = 2.0 ** -math.ceil(math.log2(largest))
+        model[0].weight[1, 2] = -largest * scale
+    assert quantized.write_back is not None
+    quantized.write_back()
+    counts = dict(zip(COUNTERS, quantized.write_back.counts["0"].tolist(), strict=True))
+    assert counts["amax"] == largest * scale and counts["overflow"] == 0
+    assert float(model[0].weight.detach()[1, 2]) == -float(FORMATS[fmt].max) * scale
+
+
+ROTATIONS: dict[str, dict[str, Any]] = {
+    "quartet": {"recipe": "quartet"},
+    "a tensor": {"format": "E4M3", "gemms": {"fprop": {"hadamard": 16}}},
+    "tiles": {"format": "E4M3", "scale_granularity": "1x32", "gemms": {"fprop": {"hadamard": 16}}},
+    "redrawn": {"format": "E4M3", "gemms": {"fprop": {"hadamard": 16, "hadamard_signs": "redrawn"}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", ROTATIONS.values(), ids=ROTATIONS)
+def test_a_stored_weight_is_not_rotated_however_its_gemms_rotate_it(fields: dict[str, Any]) -> None:
+    """It stays near the weight that was to be stored; turned into other directions it would be sqrt(2) away."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64, bias=False))
+    wanted = model[0].weight.detach().clone()
+    quantized = quantize_model(model, Recipe(master_weights=False, **fields))
+    first = model[0].weight.detach().clone()
+    assert float((first - wanted).norm() / wanted.norm()) < (0.03 if "format" in fields else 0.25)
+    assert quantized.write_back is not None
+    for step in range(1, 4):
+        quantized.begin_step(0, step)
+        quantized.write_back()
+        assert torch.equal(model[0].weight, first) and torch.equal(quantized.layers["0"].rounded_weight(), first)
+    if fields.keys() == {"format", "gemms"}:  # torch's own cast, amax in (224, 448]
+        scale = 2.0 ** np.ceil(np.log2(float(wanted.abs().max()) / 448))
+        assert torch.equal(first, (wanted / scale).to(torch.float8_e4m3fn).float() * scale)
+
+
+@pytest.mark.parametrize("block", ["tensor", "row", "1x16", "8x8"])
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=str)
+def test_what_is_stored_stays_as_it_is_stored_again(fmt: NumberFormat, block: str) -> None:
+    """Finite or not: else weights would creep from step to step without an update, or an overflow heal unseen."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 20, bias=False))
+    with torch.no_grad():
+        model[0].weight.mul_(torch.logspace(-6, 6, 48))
+        model[0].weight[:3, 0] = torch.tensor([math.inf, -math.inf, math.nan])
+    recipe = {"format": fmt.name, "gemms": {"fprop": {"weight": {"block": block}}}}
+    quantized = quantize_model(model, Recipe(master_weights=False, **recipe))
+    first = model[0].weight.detach().clone()
+    for _ in range(2):
+        assert quantized.write_back is not None
+        quantized.write_back()
+        assert torch.equal(model[0].weight.nan_to_num(0.5), first.nan_to_num(0.5))
+        assert torch.equal(quantized.layers["0"].rounded_weight().nan_to_num(0.5), first.nan_to_num(0.5))
+    kept = first[:2, 0].tolist()
+    assert (kept == [math.inf, -math.inf]) == (fmt.overflow == "inf") and bool(first[2, 0].isnan())
 
 
 def test_making_the_model_is_no_step() -> None:

@@ -2,9 +2,9 @@
 
 For each weight of a rounded layer, these bytes are counted between two steps: its FP32 master, one rounded copy per
 distinct rounding that its GEMMs need (MX formats need one along each dimension; without masters the first copy is the
-weight itself), Adam's two moments, and the Kahan compensation, each with the scales of its blocks.  Gradients,
-activations, scales of whole tensors and rows, layers in high precision, and parameters outside the matrices of linear
-layers are not counted.
+weight itself, but for a rotation), Adam's two moments, and the Kahan compensation, each with the scales of its blocks.
+Gradients, activations, scales of whole tensors and rows, layers in high precision, and parameters outside the matrices
+of linear layers are not counted.
 
 No torch: see `train_config`.
 """
@@ -34,6 +34,8 @@ def _in_phase(recipe: Recipe) -> float:
     copies = [rounded.cast for rounded in roundings(recipe.casts_at())["weight"]]
     if recipe.master_weights:
         copies = [cast for cast in copies if cast.format != "FP32"]  # the master itself
+    elif (at_rest := copies[0].model_copy(update={"hadamard": 0})) not in copies:
+        copies.append(at_rest)  # not rotated, unlike the copies of the GEMMs
     found = _FP32 * recipe.master_weights + sum(_stored(cast) for cast in copies)
     if not recipe.master_weights and recipe.update_rounding == "kahan":
         found += _BF16

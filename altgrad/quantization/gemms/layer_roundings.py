@@ -193,7 +193,11 @@ class LayerRoundings:
         return self.from_matrices([rounded for rounded, _ in found]), functools.reduce(together, [c for _, c in found])
 
     def _at_rest(self, mode: Mode, key: Tensor) -> tuple[Mode, Tensor]:
-        """Mode and key for the stored weight, which may be divided among processes."""
+        """Mode and key for the stored weight, which may be divided among processes.
+
+        A rotation belongs to the GEMM that reads the weight: at rest it is not rotated.
+        """
+        mode = mode._replace(hadamard=0, redrawn=False)
         cut = cut_at_rest(self.name, self.weight, self.cuts_columns)
         if cut is None:
             return mode, key

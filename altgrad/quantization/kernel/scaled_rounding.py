@@ -231,9 +231,11 @@ def _code(
     amax = finite_amax(values, mode.granularity, mode.last, fmt.infinity, compared, mode.by_columns, of_tile, of_rows)
     if mode.shares_amax:
         amax = largest_over_ranks(amax, mode.group)
+    counted = amax
     if mode.at_rest and mode.scaling not in ("none", "static"):
         amax = settled_amax(amax, fmt)
-        values = torch.clamp(values, -amax, amax)
+        overflows = fmt.beyond_bits.view(torch.float32) == torch.inf  # then an infinite weight stays one
+        values = torch.where(overflows & (values.abs() == torch.inf), values, torch.clamp(values, -amax, amax))
     if mode.rounding != "stochastic":
         noise = None
     elif salts is None:
@@ -248,7 +250,7 @@ def _code(
         magnitude = round_magnitude(scaled, fmt, mode.rounding, of_part)
         codes.append(saturate(magnitude, scaled, fmt))
         if counting:
-            counts.append(count(part, scaled, magnitude, fmt, amax, applied, in_bits))
+            counts.append(count(part, scaled, magnitude, fmt, counted, applied, in_bits))
     return codes, scales, of_parts(counts)
 
 

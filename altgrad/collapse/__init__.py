@@ -16,8 +16,8 @@ Plain Python without torch.  The thresholds are the fields of `TrainConfig` in t
 """
 
 from altgrad.collapse.baseline import BaselineGap
-from altgrad.collapse.detector import CollapseDetector, gap_to_baseline
+from altgrad.collapse.detector import CollapseDetector, gap_to_baseline, judged
 from altgrad.collapse.forecast import CollapseForecast
 from altgrad.collapse.stored_gap import store_gap
 
-__all__ = ["BaselineGap", "CollapseDetector", "CollapseForecast", "gap_to_baseline", "store_gap"]
+__all__ = ["BaselineGap", "CollapseDetector", "CollapseForecast", "gap_to_baseline", "judged", "store_gap"]

@@ -13,7 +13,9 @@ class BaselineGap:
     """Computes the gap of a run to its baseline, step by step.
 
     `baseline` maps step -> training loss and may still grow while the run trains.  Both curves are smoothed in the same
-    way over the steps that the run reports, so a run with exactly the losses of the baseline has a gap of exactly 0.
+    way over the steps that both report, so a run with exactly the losses of the baseline has a gap of exactly 0.  Over
+    other steps the one that reports rarely would lag behind: of a loss that falls, a run that reports every step seems
+    0.3 nats ahead of a baseline with the same losses at every tenth step.
     `pace`, `cap`: see `LossCourse`.
     """
 
@@ -22,7 +24,9 @@ class BaselineGap:
         self._own = LossCourse(pace, cap)
         self._other = LossCourse(pace, cap)
         self._step: int | None = None
-        self._pending: list[int] = []  # steps of the run whose baseline losses are not smoothed yet
+        # steps of the run, with its losses, that the baseline has not or not yet; the loss None was smoothed before,
+        # by an earlier version
+        self._pending: list[tuple[int, float | None]] = []
 
     def update(self, step: int, loss: float) -> float | None:
         """Add a step's loss.  Returns smoothed loss minus smoothed baseline at this step, in units of the loss.
@@ -33,12 +37,13 @@ class BaselineGap:
         if self._step is not None and step <= self._step:
             return None
         self._step = step
-        self._own.update(step, loss)
-        self._pending.append(step)
+        self._pending.append((step, loss))
         if step not in self._baseline:
             return None
-        for earlier in self._pending:
+        for earlier, own_loss in self._pending:
             if earlier in self._baseline:
+                if own_loss is not None:
+                    self._own.update(earlier, own_loss)
                 self._other.update(earlier, self._baseline[earlier])
         self._pending = []
         own, other = self._own.smoothed.value, self._other.smoothed.value
@@ -52,7 +57,7 @@ class BaselineGap:
             "own": self._own.state_dict(),
             "other": self._other.state_dict(),
             "step": self._step,
-            "pending": list(self._pending),
+            "pending": [[step, None if loss is None else repr(loss)] for step, loss in self._pending],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -60,4 +65,5 @@ class BaselineGap:
         self._own.load_state_dict(state["own"])
         self._other.load_state_dict(state["other"])
         self._step = state["step"]
-        self._pending = list(state["pending"])
+        pairs = [one if isinstance(one, list) else [one, None] for one in state["pending"]]
+        self._pending = [(step, None if loss is None else float(loss)) for step, loss in pairs]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -109,3 +109,13 @@ class CollapseDetector:
 def gap_to_baseline(config: TrainConfig, vocabulary: int | None, baseline: Mapping[int, float]) -> BaselineGap:
     """A `BaselineGap` for a run with this config; `vocabulary` as for `CollapseDetector`."""
     return BaselineGap(baseline, pace_of(config.max_steps), cap_of(vocabulary))
+
+
+def judged(
+    detector: CollapseDetector, gap: BaselineGap | None, records: Iterable[Mapping[str, float]]
+) -> Verdict | None:
+    """Give records, in order, to a detector, each with its gap if there is a baseline; the verdict, or None."""
+    for record in records:
+        behind = None if gap is None else gap.update(int(record["step"]), record["loss"])
+        detector.update(record if behind is None else {**record, "gap_to_baseline": behind})
+    return detector.verdict

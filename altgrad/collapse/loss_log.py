@@ -16,7 +16,9 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from altgrad.text.error_hints import cut, did_you_mean
@@ -34,6 +36,7 @@ _PAIR = re.compile(
 )
 _IS_GROUPED = re.compile(rf"[-+]?(?:{_GROUPED})(?P<point>\.\d+)?")
 _LARGEST_STEP = 2**53  # larger whole numbers are not exact in float64; no trainer counts so far
+_OF_INTERVAL = 100  # losses that tell every how many steps a trainer logs
 _EXTREMES = ("__MIN", "__MAX")  # columns that the export of Weights & Biases adds to each of its own
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -56,6 +59,16 @@ class LossLog:
     held_out_name: str | None
     repeated: int
     without_step: int = 0
+
+    @property
+    def begins_after(self) -> int:
+        """The step after which the log begins, if it lacks the start of the training; else 0.
+
+        Example: a log of every tenth step that begins with step 10 or 20 is whole, one that begins with 2010 is not.
+        """
+        steps = [int(row["step"]) for row in self.records[:_OF_INTERVAL]]
+        interval = median(after - before for before, after in pairwise(steps)) if len(steps) > 1 else steps[0]
+        return steps[0] - 1 if steps[0] > 2 * max(interval, 1) else 0
 
 
 def read_loss_log(file: Path, loss: str | None = None, step: str | None = None) -> LossLog:

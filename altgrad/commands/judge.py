@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from altgrad.collapse import CollapseDetector, gap_to_baseline
+from altgrad.collapse import CollapseDetector, gap_to_baseline, judged
 from altgrad.collapse.loss_log import LossLog, read_loss_log
 from altgrad.commands.option_parser import Commands, count, examples, path, positive, word
 from altgrad.commands.train import settings_of_words
@@ -73,12 +74,14 @@ def _judge(options: argparse.Namespace) -> int:
     log = read_loss_log(Path(options.log), options.loss, options.step)
     baseline = _baseline(options, log)
     last = int(log.records[-1]["step"])
-    config = make_config({"max_steps": max(options.max_steps or last, 1)} | thresholds, "--set")
+    max_steps = max(options.max_steps or last, 1)
+    fields = {"max_steps": max_steps, **(_beginning(log) if log.begins_after < max_steps else {})}
+    config = make_config(fields | thresholds, "--set")
     console = Console()
     say(console, _source(options.log, log))
     if baseline is not None:
         say(console, _source(options.baseline, baseline))
-    verdict = judged(log, config, options.vocabulary, baseline, options.unigram_entropy)
+    verdict = verdict_on(log, config, options.vocabulary, baseline, options.unigram_entropy)
     for sentence in _sentences(log, verdict, baseline):
         say(console, sentence)
     return 0 if verdict is None else COLLAPSED
@@ -93,7 +96,7 @@ def _baseline(options: argparse.Namespace, log: LossLog) -> LossLog | None:
     return baseline
 
 
-def judged(
+def verdict_on(
     log: LossLog,
     config: TrainConfig,
     vocabulary: int | None = None,
@@ -103,13 +106,12 @@ def judged(
     """The first verdict of the collapse rules on a log, or None; the numbers are those of `CollapseDetector`."""
     detector = CollapseDetector(config, vocabulary, unigram_entropy)
     gap = gap_to_baseline(config, vocabulary, _by_step(baseline)) if baseline else None
-    for row in log.records:
-        record = dict(row)
-        if gap is not None and (behind := gap.update(int(row["step"]), row["loss"])) is not None:
-            record["gap_to_baseline"] = behind
-        if (verdict := detector.update(record)) is not None:
-            return verdict
-    return None
+    return judged(detector, gap, log.records)
+
+
+def _beginning(log: LossLog) -> dict[str, Any]:
+    """Config fields of a run that goes on from weights of which the log does not say what they had learned."""
+    return {"start_from": f"log@{log.begins_after}", "start_keeps": ["step"]} if log.begins_after else {}
 
 
 def _by_step(log: LossLog) -> Mapping[int, float]:
@@ -127,10 +129,15 @@ def _source(file: str, log: LossLog) -> str:
 
 
 def _sentences(log: LossLog, verdict: Verdict | None, baseline: LossLog | None) -> list[str]:
-    unseen = "rules that read weights or gradients cannot be asked: stalled, rank_collapse"
+    unseen = ["rules that read weights or gradients cannot be asked: stalled, rank_collapse"]
+    if log.begins_after:
+        unseen.append(
+            f"the log begins with step {log.begins_after + 1}: never_learned and no_context take the run as one that "
+            "goes on from trained weights"
+        )
     if verdict is not None:
         told = f" ({verdict.detail})" if verdict.detail else ""
         return [f"collapsed: {verdict.sentence()}{told}"]
     last = number(log.records[-1]["loss"])
     compared = "" if baseline else "; without --baseline nothing is known about a run that only lags behind"
-    return [f"no rule judges this run, whose last loss is {last}{compared}", unseen]
+    return [f"no rule judges this run, whose last loss is {last}{compared}", *unseen]

@@ -58,6 +58,19 @@ def test_a_gap_is_measured_as_the_baseline_grows_and_equals_that_to_the_whole_ba
         assert late.update(step, 3.0) == (None if step < 100 else pytest.approx(expected, abs=0))
 
 
+@pytest.mark.parametrize("every", [5, 10, 50])
+def test_a_gap_to_a_baseline_that_reports_rarely_is_that_of_the_steps_that_both_have(every: int) -> None:
+    """A run that is 0.4 behind at every step is 0.4 behind, however fast both fall and whoever reports less."""
+    every_step = {step: healthy(step) for step in range(1, 301)}
+    rarely = {step: loss for step, loss in every_step.items() if step % every == 0}
+    to_rare, to_full = BaselineGap(rarely), BaselineGap(every_step)
+    found = {step: to_rare.update(step, loss + 0.4) for step, loss in every_step.items()}
+    of_rare = {step: to_full.update(step, loss + 0.4) for step, loss in rarely.items()}
+    assert {step for step, gap in found.items() if gap is not None} == rarely.keys()
+    assert found[every] == pytest.approx(0.4) and all(gap == pytest.approx(0.4) for gap in of_rare.values())
+    assert {step: found[step] for step in rarely} == of_rare
+
+
 def test_a_gap_without_two_finite_losses_is_not_measured() -> None:
     gap = BaselineGap({1: 2.0, 2: math.nan, 3: 2.0})
     assert [gap.update(1, math.nan), gap.update(2, 2.5), gap.update(3, 2.5)] == [None, None, 0.5]
@@ -79,8 +92,10 @@ def test_a_restored_gap_continues_exactly() -> None:
 def test_a_gap_restored_while_its_steps_wait_for_the_baseline_counts_them_all() -> None:
     whole = {step: healthy(step) for step in range(1, 100)}
     full, waiting = BaselineGap(whole), BaselineGap({})
-    expected = [full.update(step, 3.0) for step in range(1, 100)]
+    expected = [full.update(step, 3.0) for step in range(1, 50)]
     assert [waiting.update(step, 3.0) for step in range(1, 50)] == [None] * 49
+    assert full.update(50, math.nan) is None is waiting.update(50, math.nan)  # in strict JSON, too
     restored = BaselineGap(whole)
-    restored.load_state_dict(json.loads(json.dumps(waiting.state_dict())))
-    assert [restored.update(step, 3.0) for step in range(50, 100)] == expected[49:]
+    restored.load_state_dict(json.loads(json.dumps(waiting.state_dict(), allow_nan=False)))
+    expected += [full.update(step, 3.0) for step in range(51, 100)]
+    assert [restored.update(step, 3.0) for step in range(51, 100)] == expected[49:]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import random
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -170,6 +172,39 @@ def test_judge_compares_with_the_log_of_a_baseline(tmp_path: Path, capsys: pytes
     assert main(["judge", logs[1], "--baseline", logs[0]]) == 1
     assert main(["judge", logs[0], "--baseline", logs[0]]) == 0
     assert "without --baseline" not in capsys.readouterr().out.split("collapsed")[1]
+
+
+@pytest.mark.parametrize("every", [1, 10])
+@pytest.mark.parametrize("vocabulary", [[], ["--vocabulary", "256"]])
+def test_judge_does_not_call_the_second_half_of_a_healthy_log_a_run_that_never_learned(
+    every: int, vocabulary: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(0)
+    whole = {step: 0.9 + 4.6 * math.exp(-step / 300) + rng.gauss(0, 0.02) for step in range(every, 4001, every)}
+    parts = {"whole": whole, "late": {step: loss for step, loss in whole.items() if step > 2000}}
+    for name, losses in parts.items():
+        assert main(["judge", log_of(tmp_path / f"{name}.csv", losses), *vocabulary]) == 0
+        said = capsys.readouterr().out
+        assert (f"the log begins with step {2000 + every}" in said) == (name == "late")
+    flat = {step: 5.54 + rng.gauss(0, 0.02) for step in range(2001, 4001)}
+    if vocabulary:  # a uniform model has learned nothing, wherever the log begins
+        assert main(["judge", log_of(tmp_path / "flat.csv", flat), *vocabulary]) == 1
+
+
+def test_judge_finds_a_gap_to_a_baseline_that_logs_every_tenth_step_no_later_than_to_one_that_logs_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = {step: 2 + 3.5 * math.exp(-step / 200) for step in range(1, 2001)}
+    run = log_of(tmp_path / "run.csv", {step: loss + 0.4 * min(1.0, step / 100) for step, loss in losses.items()})
+    found = []
+    for every in (1, 10):
+        logged = {step: loss for step, loss in losses.items() if step % every == 0}
+        baseline = log_of(tmp_path / f"{every}.csv", logged)
+        assert main(["judge", run, "--vocabulary", "256", "--baseline", baseline]) == 1
+        said = re.search(r"gap_to_baseline at step (\d+)", capsys.readouterr().out)
+        assert said is not None
+        found.append(int(said[1]))
+    assert abs(found[1] - found[0]) <= 30
 
 
 def test_judge_takes_thresholds_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from altgrad.branch.checkpoints import kept
 from altgrad.branch.parent import parent_config
-from altgrad.collapse import BaselineGap, CollapseDetector, CollapseForecast
+from altgrad.collapse import BaselineGap, CollapseDetector, CollapseForecast, judged
 from altgrad.config.train_config import TrainConfig
 from altgrad.experiment.checkpoints.checkpoint import (
     CheckpointError,
@@ -84,11 +84,9 @@ class RunInTraining:
 
     def judge_again(self, records: Iterable[Mapping[str, float]]) -> None:
         """Judge the steps before a branch, whose gap to the baseline the parent's process did not know."""
-        gap, trainer = self.gap, self.trainer
+        trainer = self.trainer
         detector = CollapseDetector(trainer.config, trainer.batches.vocabulary, unigram_entropy_of(trainer.batches))
-        for record in records:
-            behind = None if gap is None else gap.update(int(record["step"]), record["loss"])
-            detector.update(record if behind is None else {**record, "gap_to_baseline": behind})
+        judged(detector, self.gap, records)
         self.detector.load_state_dict(detector.state_dict())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -17,6 +16,7 @@ from altgrad.results.parts import merge_newest, merge_parts, part_name
 from altgrad.results.schema import SCHEMA, SCHEMAS, Status, TableName, Verdict
 from altgrad.storage.folder import Folder
 from altgrad.storage.patience import PATIENCE, Outage
+from altgrad.text.json_text import json_text
 
 _MANY_PARTS = 64
 _ID = 8  # characters of an owner's id in its parts' names
@@ -72,7 +72,7 @@ class RunWriter:
     def event(self, step: int, kind: str, /, **detail: Any) -> None:
         """Add an event of a kind in `EVENTS` with its details.  Raises ValueError for an unknown kind."""
         check_kind(kind)
-        self._add("events", {"step": step, "time": time.time(), "kind": kind, "detail": json.dumps(detail)})
+        self._add("events", {"step": step, "time": time.time(), "kind": kind, "detail": json_text(detail)})
 
     def tensors(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows to the `tensors` table, each with the histogram and the sample of one tensor."""

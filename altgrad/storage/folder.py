@@ -25,6 +25,7 @@ from pyarrow import fs as pafs
 
 from altgrad.storage.patience import PATIENCE, Outage
 from altgrad.text.error_hints import shown
+from altgrad.text.json_text import json_text
 from altgrad.text.path_text import check_path
 
 T = TypeVar("T")
@@ -200,8 +201,7 @@ class Folder:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON object durably; NaN and inf, which JSON lacks, become "NaN", "Infinity" and "-Infinity"."""
-        text = json.dumps(_strict(content), indent=2, allow_nan=False)
-        self.write_bytes(name, (text + "\n").encode(), durable=True)
+        self.write_bytes(name, (json_text(content, indent=2) + "\n").encode(), durable=True)
 
 
 def _sync_all(paths: Sequence[str]) -> None:
@@ -299,16 +299,6 @@ def _direct_children(path: str, found: Sequence[pafs.FileInfo]) -> list[pafs.Fil
         name, slash, _ = info.path[len(path) + 1 :].partition("/")
         children[name] = pafs.FileInfo(f"{path}/{name}", pafs.FileType.Directory) if slash else info
     return list(children.values())
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return "NaN" if value != value else ("Infinity" if value > 0 else "-Infinity")
-    if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return value
 
 
 def _refuse_constant(word: str) -> None:

@@ -94,7 +94,8 @@ def test_a_verdict_of_the_driver_is_added_to_a_run_that_completed_and_to_none_th
     RunWriter(sweep / "bf16").end(status, None, {"steps": 10})
     EndRecords(stopper, sweep, "none").on_trial_complete(1, [], tune_trial(BASELINE, 10))
     run = read_run(sweep / "bf16")
-    assert run.status == status and (run.verdict is None) == (status == "failed")
+    assert run.status == ("failed" if status == "failed" else "collapsed")
+    assert (run.verdict is None) == (status == "failed")
 
 
 def test_a_process_that_died_for_good_leaves_a_failed_run_even_before_its_first_word(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class EndRecords(tune.Callback):
                 if verdict is not None:
                     write_failure_report(folder)
             elif verdict is not None:
-                _add_verdict(folder, verdict)
+                _add_verdict(folder, verdict, plan_of(trial).config.stop_on_collapse)
             self._store_gaps(run)
 
     def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -79,12 +79,21 @@ class EndRecords(tune.Callback):
             self._store_gaps(run)
 
     def _store_gaps(self, run: str) -> None:
-        """Store the gap of every pair of runs that is complete now; an error here never ends the sweep."""
+        """Store the gap of every pair of runs that is complete now, and the verdict with it.
+
+        A run that ended before its baseline was judged up to where the baseline was then.  An error here never ends the
+        sweep.
+        """
         with suppress(OSError, RecordError):
             folder = self._sweep.patient(0)
             for trial in self._stopper.pairs_over(run):
                 assert trial.baseline is not None
-                store_gap(trial.config, folder / trial.run, folder / trial.baseline)
+                own = folder / trial.run
+                if store_gap(trial.config, own, folder / trial.baseline) is not None:
+                    continue  # the two cannot be compared
+                verdict = self._stopper.last_verdict(trial.run)
+                if verdict is not None and _add_verdict(own, verdict, trial.config.stop_on_collapse):
+                    self._tell(f"{trial.run}: collapsed, as its baseline now shows: {verdict.sentence()}")
 
     @contextmanager
     def _recording(self, run: str) -> Iterator[None]:
@@ -119,9 +128,19 @@ def _steps(trial: TuneTrial) -> int | None:
     return (trial.last_result or {}).get("step")
 
 
-def _add_verdict(folder: Folder, verdict: Verdict) -> None:
-    """Add the driver's verdict (gap to the baseline) to the end record of a run that has none."""
+def _add_verdict(folder: Folder, verdict: Verdict, ends_run: bool) -> bool:
+    """Add the driver's verdict to the end record of a run that has none, or one of a later step; whether it was added.
+
+    The driver sees the gap to the baseline besides what the run itself saw.  ends_run: whether the verdict would have
+    ended the run at once; one that somebody stopped later then counts as collapsed, as a completed one always does.
+    """
     end = read_end(folder)
-    if end is not None and end["verdict"] is None and end["status"] in ("completed", "stopped"):
-        write_end(folder, end["status"], verdict, end["summary"])
-        write_failure_report(folder)
+    if end is None or end["status"] == "failed":
+        return False
+    known = end["verdict"]
+    if known is not None and known["step"] <= verdict.step:
+        return False
+    stays = end["status"] == "stopped" and not ends_run
+    write_end(folder, "stopped" if stays else "collapsed", verdict, end["summary"])
+    write_failure_report(folder)
+    return True

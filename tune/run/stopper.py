@@ -81,6 +81,16 @@ class CollapseStopper(tune.Stopper):
         watch = self._watches.get(run)
         return None if watch is None else watch.detector.verdict
 
+    def last_verdict(self, run: str) -> Verdict | None:
+        """The verdict on a run of `pairs_over`: records of it that waited for the baseline are judged now.
+
+        A run that ended in an earlier process is judged by its records on disk.  Raises OSError or RecordError if they
+        cannot be read.
+        """
+        watch = self._watch(run)
+        watch.take((), self._over)
+        return watch.detector.verdict
+
     def ended(self, run: str) -> None:
         """Note that a run sends no more records, so that runs compared with it need not wait for them."""
         if run in self._curves:
@@ -92,14 +102,14 @@ class CollapseStopper(tune.Stopper):
         pairs = [trial for trial in self._trials.values() if run in (trial.run, trial.baseline)]
         return [trial for trial in pairs if trial.baseline in over and trial.run in over]
 
-    def _watch(self, run: str, records: Sequence[StepRecord]) -> _Watch:
-        """The run's watch; a new one first gets the records that an earlier attempt left on disk."""
+    def _watch(self, run: str, records: Sequence[StepRecord] = ()) -> _Watch:
+        """The run's watch; a new one first gets the records on disk from before those that were just reported."""
         if run not in self._watches:
             trial = self._trials[run]
             folder = self._sweep / run
             watch = _Watch(trial, read_start(folder), self._curves)
-            first = min((int(record["step"]) for record in records), default=0)
-            watch.take(records_until(folder, first - 1), self._over)
+            before = min((int(record["step"]) for record in records), default=None)
+            watch.take(records_until(folder, None if before is None else before - 1), self._over)
             self._watches[run] = watch
         return self._watches[run]
 

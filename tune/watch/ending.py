@@ -59,7 +59,7 @@ class Ending:
     def _screen(self, console: Console) -> list[RenderableType]:
         """What fits one screen, in its order: the groups get the lines that the rest leaves."""
         every = self.shown.all_rows
-        counts = Counter(row.status for row in every)
+        counts = Counter(row.fate for row in every)
         number = f"{len(every)} run{'s' * (len(every) != 1)}"
         head = f"{self.name}: {number}: " + ", ".join(f"{n} {status}" for status, n in counts.most_common())
         looks = self._looks()

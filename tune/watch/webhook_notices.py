@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class Notices(tune.Callback):
     """Posts each first warning, collapse and failure, and on exit the number of runs by status.
 
+    On exit also a collapse that only the baseline showed, after the run had ended.
+
     Must follow `EndRecords`, which writes the end records that it reads.
     """
 
@@ -26,6 +28,7 @@ class Notices(tune.Callback):
         self._webhook = Webhook(address)
         self._sweep = sweep
         self._warned: set[str] = set()
+        self._ended: set[str] = set()  # runs that had neither collapsed nor failed when they ended
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles callbacks with its own state; the address must not get there
@@ -35,6 +38,9 @@ class Notices(tune.Callback):
 
     def __exit__(self, *error: object) -> None:
         runs, _ = list_runs(self._sweep)
+        for run in runs:
+            if run.name in self._ended and run.status == "collapsed" and run.end is not None:
+                self._webhook.post("collapsed", sweep=self._sweep.name, run=run.name, verdict=run.end["verdict"])
         self._webhook.post("end", sweep=self._sweep.name, runs=dict(Counter(run.status for run in runs)))
         self._webhook.close()
 
@@ -58,6 +64,8 @@ class Notices(tune.Callback):
             self._webhook.post("collapsed", sweep=self._sweep.name, run=run, verdict=end["verdict"])
         elif end["status"] == "failed":  # its own code raised an exception
             self._webhook.post("failed", sweep=self._sweep.name, run=run, error=end["summary"]["error"])
+        else:
+            self._ended.add(run)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self._webhook.post("failed", sweep=self._sweep.name, run=run_of(trial), error=why_failed(trial))

@@ -5,7 +5,6 @@ The address of a webhook is often its secret, so it is never written to a file o
 
 from __future__ import annotations
 
-import json
 import queue
 import sys
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from altgrad.commands.web.direct_http import open_directly, why_not
+from altgrad.text.json_text import json_text
 
 _TRIES = 4
 _FIRST_DELAY = 1.0  # seconds, doubled after each try
@@ -74,7 +74,7 @@ class Webhook:
         problem = None
         for attempt in range(_TRIES):
             try:
-                body = json.dumps(message).encode()
+                body = json_text(message).encode()
                 headers = {"Content-Type": "application/json"}
                 request = urllib.request.Request(self._address, body, headers, method="POST")
                 with open_directly(request, _ANSWER_SECONDS):

@@ -73,31 +73,36 @@ def _obstacle(member: Unpaired, baseline: Unpaired) -> str | None:
 
 
 def _common_steps(matches: Iterable[_Match]) -> dict[str, int | None]:
-    """`Settings.task` -> the last step that all runs alive and their baselines have measured."""
+    """`Settings.task` -> the last step that all runs alive and their baselines have measured.
+
+    Of a task without such a pair, the last that all its runs alive have measured: any two groups may be compared.
+    """
     losses: dict[str, list[Unpaired]] = {}
+    alone: dict[str, list[Unpaired]] = {}
     for match in matches:
-        member, baseline = match.member, match.baseline
+        member, baseline, task = match.member, match.baseline, match.member.settings.task
+        if member.row.alive and len(member.loss.steps):  # a run without a measurement is left out
+            alone.setdefault(task, []).append(member)
         if baseline is None or baseline is member or not match.is_alive:
             continue
-        if len(member.loss.steps) and len(baseline.loss.steps):  # a run without a measurement is left out
-            losses.setdefault(member.settings.task, []).extend((member, baseline))
-    return {task: last_common_step(one.loss for one in compared) for task, compared in losses.items()}
+        if len(member.loss.steps) and len(baseline.loss.steps):
+            losses.setdefault(task, []).extend((member, baseline))
+    return {task: last_common_step(one.loss for one in compared) for task, compared in (alone | losses).items()}
 
 
 def _row(match: _Match, common: int | None) -> Row:
     member, baseline = match.member, match.baseline
-    row = replace(member.row, settings=member.settings, origin=member.origin)
+    row = replace(member.row, settings=member.settings, origin=member.origin, pairing=match.said)
+    row = replace(row, common_step=common, step_loss=loss_at(common, member.loss))
     if baseline is None:
-        return replace(row, pairing=match.said)
+        return row
     if baseline is member:
-        at_step = loss_at(common, member.loss)
-        return replace(row, is_baseline=True, baseline=row.run, common_step=common, step_loss=at_step)
+        return replace(row, is_baseline=True, baseline=row.run)
     differ = confounds(member.settings, member.origin, baseline.settings, baseline.origin)
-    row = replace(row, baseline=baseline.row.run, common_step=common, pairing=match.said, confounds=differ)
-    step = common
-    if not match.is_alive or step is None or step not in member.loss.steps:
+    row = replace(row, baseline=baseline.row.run, baseline_died=baseline.row.collapsed, confounds=differ)
+    step = common if match.is_alive else None
+    if step not in member.loss.steps or step not in baseline.loss.steps:
         step = last_common_step([member.loss, baseline.loss])
     if step is None:
         return row
-    gap = gap_at(step, member.loss, baseline.loss)
-    return replace(row, gap=gap, gap_step=step, step_loss=loss_at(step, member.loss))
+    return replace(row, gap=gap_at(step, member.loss, baseline.loss), gap_step=step)

@@ -4,7 +4,8 @@ Gaps at different steps cannot be averaged or ranked: the same run may be 0.3 na
 500.  So all runs that are alive and have the same task (see `Settings.task`) share one step: the last step at which
 each of them, and each of their baselines, measured its validation loss.  A run that collapsed, failed, was killed or
 was stopped is left out when that step is chosen; its own gap is given at the last step that it and its baseline both
-measured, and is neither averaged nor ranked.
+measured, and is neither averaged nor ranked.  Where no run alive has a baseline alive, the step is the last one that
+all runs alive have measured, at which any two groups are compared.
 
 For example, with a validation loss every 100 steps of 500:
 

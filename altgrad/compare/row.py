@@ -73,7 +73,8 @@ class Row:
     common_step: int | None = None  # at which all runs alive are compared
     pairing: str = ""  # why the run cannot be compared, or that its hashes were not recorded
     validation_step: int | None = None
-    step_loss: float | None = None  # validation loss at `gap_step`, of a baseline at `common_step`
+    step_loss: float | None = None  # validation loss at `common_step`, whether there is a baseline or not
+    baseline_died: bool = False  # the baseline has collapsed
     confounds: tuple[str, ...] = ()  # what else than the format differs from the baseline
     parity: Parity | None = None  # the verdict on the row's group; None for a baseline
     branched_from: str = ""  # of a branch: `NAME at step 300`
@@ -89,14 +90,20 @@ class Row:
         return self.status == "collapsed" or self.collapse_step is not None
 
     @property
+    def fate(self) -> str:
+        """What became of the run, as counts of runs say it: `collapsed` whatever its status is, else the status."""
+        return "collapsed" if self.collapsed else str(self.status)
+
+    @property
     def alive(self) -> bool:
         """Whether the run completed or still trains: it has not collapsed, failed, been killed or been stopped."""
         return self.status in ("completed", "running") and not self.collapsed
 
     @property
     def final_gap(self) -> float | None:
-        """The gap if it may be averaged and ranked: the run is alive, and the gap is at the common step.  Else None."""
-        return self.gap if self.alive and self.gap_step == self.common_step else None
+        """The gap if it may be averaged and ranked: both runs are alive, and it is at the common step.  Else None."""
+        counts = self.alive and not self.baseline_died and self.gap_step == self.common_step
+        return self.gap if counts else None
 
     @property
     def non_finite(self) -> bool:
@@ -116,7 +123,7 @@ class Row:
     @property
     def final_loss(self) -> float | None:
         """The validation loss at the common step if the run is alive and has measured it there; else None."""
-        return self.step_loss if self.alive and (self.is_baseline or self.final_gap is not None) else None
+        return self.step_loss if self.alive else None
 
     @property
     def own_steps(self) -> int:

@@ -45,7 +45,7 @@ def overview(contents: Contents, links: Links, now: float) -> Html:
     """Progress of the sweep, compute spent and saved, the best group, the newest collapses and events."""
     rows, runs, planned = contents.shown.all_rows, list(contents.runs.values()), planned_runs(contents.sweep)
     state = progress(rows, runs, planned, now)
-    counts = Counter(row.status for row in rows)
+    counts = Counter(row.fate for row in rows)
     left = "finished" if state.is_over else "unknown" if state.seconds_left is None else duration(state.seconds_left)
     facts = {
         "Runs": f"{len(rows)} of {planned}" if planned else str(len(rows)),

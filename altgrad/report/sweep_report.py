@@ -50,7 +50,7 @@ def sweep_report(sweep: Folder, margin: float | None = None, with_hidden: bool =
 
 
 def _counts(rows: Sequence[Row]) -> str:
-    counts = Counter(row.status for row in rows)
+    counts = Counter(row.fate for row in rows)
     return f"{len(rows)} runs: " + ", ".join(f"{n} {status}" for status, n in counts.most_common()) + "."
 
 

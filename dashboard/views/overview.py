@@ -60,7 +60,7 @@ def show(context: PageContext) -> None:
 
 
 def _counts(rows: Sequence[Row], planned: int | None, state: SweepProgress) -> None:
-    counts = Counter(row.status for row in rows)
+    counts = Counter(row.fate for row in rows)
     left = (
         "finished" if state.is_over else duration(state.seconds_left) if state.seconds_left is not None else "unknown"
     )

@@ -83,6 +83,19 @@ def test_a_dead_runs_gap_and_that_to_a_dead_baseline_are_at_their_own_last_commo
     ]
 
 
+def test_a_gap_to_a_baseline_that_trained_on_after_its_verdict_is_in_no_mean(sweep: Folder) -> None:
+    """With `stop_on_collapse: false` it reaches the common step, where any format is far better than it."""
+    for seed in (1, 2, 3):
+        at = {"seed": seed, "max_steps": 100, "stop_on_collapse": False}
+        dead: dict[str, Any] = {"status": "collapsed", "verdict": COLLAPSED} if seed == 2 else {}
+        write_run(sweep, f"bf16-{seed}", {50: 3.0, 100: 9.0 if dead else 2.0}, config=at, **dead)
+        write_run(sweep, f"e4m3-{seed}", {50: 3.1, 100: 2.1}, config=at | {"format": "E4M3"})
+    rows = rows_of(sweep)
+    assert rows["e4m3-2"].gap == pytest.approx(2.1 - 9.0)  # the last that both measured, as for any dead pair
+    gap = paired_gap([rows[f"e4m3-{seed}"] for seed in (1, 2, 3)])
+    assert (gap.n, gap.lost) == (2, 1) and gap.mean == pytest.approx(0.1)
+
+
 def test_a_groups_mean_and_interval_join_gaps_of_one_step_only(sweep: Folder) -> None:
     two_rates(sweep)
     expected = oracle(sweep)

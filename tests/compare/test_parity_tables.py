@@ -119,6 +119,30 @@ def test_pairs_of_groups_are_paired_by_seed_like_scipys_related_samples(sweep: F
     assert main(["compare", sweep.path, "--groups", "E5M2", "e4m3-2"]) == 2, "it has no sweep.json"
 
 
+@pytest.mark.parametrize("bf16", ["none", "one collapsed", "one missing", "all collapsed"])
+def test_two_groups_are_compared_whatever_became_of_bf16(sweep: Folder, bf16: str) -> None:
+    rng = np.random.default_rng(7)
+    losses = {"E4M3": rng.normal(2.0, 0.2, 4)}
+    losses["E5M2"] = losses["E4M3"] + rng.normal(0.05, 0.004, 4)
+    for fmt, seed in itertools.product(losses, range(4)):
+        ends = {50: 3.0, 100: float(losses[fmt][seed])}
+        write_run(sweep, f"{fmt}-{seed}", ends, config={"format": fmt, "seed": seed, "max_steps": 100}, info=HASHES)
+    for seed in () if bf16 == "none" else range(4):
+        dead = bf16 == "all collapsed" or (bf16 == "one collapsed" and seed == 2)
+        how: Any = {"status": "collapsed", "verdict": COLLAPSED} if dead else {}
+        ends = {50: 9.0} if dead else {50: 3.0, 100: 1.9}
+        if not (bf16 == "one missing" and seed == 2):
+            write_run(sweep, f"bf16-{seed}", ends, config={"seed": seed, "max_steps": 100}, info=HASHES, **how)
+    rows = comparison(list_runs(sweep)[0])
+    groups = {members[0].format: members for members in by_group(rows).values()}
+    found = group_difference(groups["E5M2"], groups["E4M3"])
+    low, high = stats.ttest_rel(losses["E5M2"], losses["E4M3"]).confidence_interval(0.95)
+    assert (found.mean, found.low, found.high) == pytest.approx(((losses["E5M2"] - losses["E4M3"]).mean(), low, high))
+    assert (found.step, found.seeds, found.parity.verdict) == (100, (0, 1, 2, 3), "worse")
+    gaps = {"none": 0, "all collapsed": 0, "one collapsed": 3, "one missing": 3}
+    assert [paired_gap(groups[fmt]).n for fmt in losses] == [gaps[bf16]] * 2
+
+
 @pytest.mark.parametrize(("death", "said"), [
     ("nan", "no claim: of BF16, 1 of 5 collapsed or reached NaN"),
     ("collapsed", "no claim: of BF16, 1 of 5 collapsed or reached NaN"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -101,6 +102,24 @@ def test_each_setting_is_compared_with_the_bf16_that_has_it_at_every_rate(tmp_pa
             assert line.best == RATES[number]
             for gap in (line.shared, line.tuned):
                 assert gap == pytest.approx((0.02 + 0.01 * number,) * 3), (what, name, value)
+
+
+@pytest.mark.parametrize("lost", ["collapsed", "missing"])
+def test_a_bf16_run_that_died_or_is_missing_takes_no_rate_from_another_format(tmp_path: Path, lost: str) -> None:
+    """Both are best at the lowest rate, where one BF16 run is lost; E4M3 lives there."""
+    folder = Folder.at(tmp_path)
+    ends = {"BF16": (2.0, 2.1, 2.3), "E4M3": (2.05, 2.3, 2.6)}
+    for fmt, number, seed in itertools.product(ends, range(3), range(3)):
+        dead = fmt == "BF16" and number == 0 and seed == 1
+        if not (dead and lost == "missing"):
+            write_run(folder, f"{fmt}-{number}-{seed}", {50: 9.0} if dead else {50: 3.0, 100: ends[fmt][number]},
+                      config={"format": fmt, "learning_rate": RATES[number], "seed": seed},
+                      status="collapsed" if dead else "completed")  # fmt: skip
+    lines = {line.name: line for line in rate_lines(comparison(list_runs(folder)[0]))}
+    assert lines["E4M3"].losses == pytest.approx(dict(zip(RATES, ends["E4M3"], strict=False)))
+    assert lines["E4M3"].best == RATES[0]
+    assert lines["BF16"].best == (RATES[1] if lost == "collapsed" else RATES[0])
+    assert lines["E4M3"].tuned[0] == pytest.approx(2.05 - (2.1 if lost == "collapsed" else 2.0))
 
 
 def test_best_rates_that_saw_other_data_have_no_gap(tmp_path: Path) -> None:

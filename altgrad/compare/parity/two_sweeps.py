@@ -68,7 +68,7 @@ def _fate(members: Sequence[Row]) -> str:
     """`2 completed, 1 collapsed, median step 110`; what became of a group's runs."""
     if not members:
         return "no such group"
-    counts = Counter("collapsed" if row.collapsed else str(row.status) for row in members)
+    counts = Counter(row.fate for row in members)
     said = ", ".join(f"{number} {status}" for status, number in sorted(counts.items(), reverse=True))
     step = collapse_step(members)
     return said if step is None else f"{said}, {'median ' if counts['collapsed'] > 1 else ''}step {step:g}"

@@ -74,7 +74,7 @@ def statuses(members: Sequence[Row]) -> Html:
                 title=f"{row.run}: {row.status}", style=f"color:{ALARM if was_cut_short(row) else NEUTRAL}")
         for row in (members if len(members) <= _MARKS else ())
     )  # fmt: skip
-    counts = Counter("collapsed" if row.collapsed else str(row.status) for row in members)
+    counts = Counter(row.fate for row in members)
     said = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
     return join([marks, " ", element("span", said, class_="small")])
 

@@ -18,6 +18,7 @@ from altgrad.formats import NumberFormat
 
 Floats = NDArray[np.float64]
 PER_BINADE = 101  # points that stand for a binade: odd, so that none of a format's spacings meets them in step
+_STEEPEST = 12.0  # doublings of the counts from one binade to the next; steeper ones are an edge
 _QUANTILES = 4096  # points that stand for a distribution
 
 
@@ -123,14 +124,41 @@ def from_distribution(name: str) -> Weighted:
     return Weighted(DISTRIBUTIONS[name](shares), np.full(_QUANTILES, 1 / _QUANTILES))
 
 
-def from_histogram(first_exponent: int, exponents: Sequence[int], zeros: int) -> Weighted:
-    """The distribution of a stored log2 histogram; values are taken as evenly spread within a binade."""
+def from_histogram(first_exponent: int, exponents: Sequence[int], zeros: int, largest: float | None = None) -> Weighted:
+    """The distribution of a stored log2 histogram; `largest`: the largest magnitude, if it is known.
+
+    Within a binade the density follows a power of the value, chosen by the counts of the binades beside it: if these
+    double from one to the next, values are evenly spread; if they fall by half, most lie at its lower end.  Spread
+    evenly, a Gaussian seems to lose 1 dB less than it does, because too many values lie where a ULP is small for them.
+    """
     counts = np.asarray(exponents, np.float64)
     total = counts.sum() + zeros
     within = 1 + (np.arange(PER_BINADE) + 0.5) / PER_BINADE
-    binades = np.ldexp(1.0, first_exponent + np.arange(len(counts)))
-    weights = np.repeat(counts / total / PER_BINADE, PER_BINADE)
-    return Weighted(np.outer(binades, within).ravel(), weights, zeros / total)
+    magnitudes = np.outer(np.ldexp(1.0, first_exponent + np.arange(len(counts))), within)
+    inside = (magnitudes <= (np.inf if largest is None else largest)) | (np.arange(PER_BINADE) == 0)
+    growth = _growth(counts / inside.mean(axis=1), is_whole=largest is None)
+    density = np.where(inside, within ** (growth[:, None] - 1), 0.0)
+    if largest is not None and counts.any():
+        top = int(np.flatnonzero(counts)[-1])
+        magnitudes[top, int(inside[top].sum()) - 1] = largest  # the last point, from which the scale follows
+    weights = counts[:, None] / total * density / density.sum(axis=1, keepdims=True)
+    return Weighted(magnitudes.ravel(), weights.ravel(), zeros / total)
+
+
+def _growth(counts: Floats, is_whole: bool) -> Floats:
+    """log2 of the factor by which counts grow from binade to binade, around each; 1 for a binade that stands alone.
+
+    Beyond the last filled binade half a value is assumed, since the next count would be less than one; but nothing if
+    the counts of the last one are not those of the whole binade, because the largest value is known.
+    """
+    padded = np.concatenate([[0.0], counts, [0.0]])
+    steps = np.log2(np.maximum(padded[1:], 0.5) / np.maximum(padded[:-1], 0.5))
+    below, above = steps[:-1], steps[1:]
+    has_below, has_above = padded[:-2] > 0, padded[2:] > 0
+    on_both_sides = has_below & (has_above | is_whole)
+    growth = np.where(on_both_sides, (below + above) / 2, np.where(has_below, below, above))
+    growth = np.where(has_below | has_above, growth, 1.0)
+    return np.clip(growth, -_STEEPEST, _STEEPEST)
 
 
 @dataclass(frozen=True)

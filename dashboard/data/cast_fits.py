@@ -43,16 +43,23 @@ class CastFit(NamedTuple):
 
 
 class Histogram(NamedTuple):
-    """A stored tensor: counts of floor(log2 |x|) from `first_exponent` on, and of zeros."""
+    """A stored tensor: counts of floor(log2 |x|) from `first_exponent` on, and of zeros; its amax, if it is known."""
 
     first_exponent: int
     exponents: tuple[int, ...]
     zeros: int
+    amax: float | None = None
 
     @property
     def values(self) -> Weighted:
         """The distribution of its magnitudes."""
-        return from_histogram(self.first_exponent, self.exponents, self.zeros)
+        return from_histogram(self.first_exponent, self.exponents, self.zeros, self.amax)
+
+    def with_amax(self, amax: float | None) -> Histogram:
+        """With an amax that was recorded for it, unless that is of another tensor: it must lie in the top binade."""
+        top = self.first_exponent + max((at for at, count in enumerate(self.exponents) if count), default=0)
+        fits = amax is not None and 2.0**top <= amax < 2.0 ** (top + 1)
+        return self._replace(amax=amax if fits else None)
 
     @property
     def size(self) -> int:
@@ -118,9 +125,14 @@ def _scales(
     is_real = cast.scale_format != "E8M0"  # then neighbouring scales count as one
     finest = np.round(np.log2(scales) * _REAL_SCALES) if is_real else scales
     ends = [*np.flatnonzero(np.diff(finest)), len(x) - 1]  # the last point that each scale may come from
+    if cast.block == "tensor" and tensor.amax is not None and not cast.hadamard:
+        yield float(_scales_of(np.array([tensor.amax * cast.amax_factor]), cast, fmt)[0]), weights
+        return
     if cast.block == "tensor":
         top = min(PER_BINADE, len(x))  # the amax lies anywhere in the highest binade
-        reached = np.clip((np.array(ends) - (len(x) - 1 - top)) / top, 0, 1) ** max(tensor.in_top_binade, 1)
+        below_top, inside = len(x) - top, np.cumsum(weights[-top:]) / weights[-top:].sum()
+        up_to = np.where(np.array(ends) < below_top, 0.0, inside[np.maximum(np.array(ends) - below_top, 0)])
+        reached = np.minimum(up_to, 1.0) ** max(tensor.in_top_binade, 1)
         for end, share in zip(ends, np.diff(reached, prepend=0.0), strict=True):
             if share > 0:
                 held = np.where(np.arange(len(x)) <= end, weights, 0.0)

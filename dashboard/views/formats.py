@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 import streamlit as st
 
 from altgrad.format_fit import DISTRIBUTIONS, Fit, Weighted, fit, from_distribution
@@ -14,6 +15,7 @@ from altgrad.formats import FORMATS, SPLITS, NumberFormat, find_format
 from altgrad.text.foreign_text import as_markdown
 from altgrad.text.number_text import ABSENT, binary, number
 from dashboard.data.cast_fits import Histogram, ranking
+from dashboard.data.watched_sweep import WatchedRun
 from dashboard.figures.format_figures import (
     codes,
     equivalences,
@@ -155,13 +157,23 @@ def _tensors(context: PageContext, formats: Sequence[NumberFormat]) -> None:
         return
     name = f"{'gradient of the weight' if site == 'gradient' else site} of {layer} at step {row['step']}"
     tensor = Histogram(row["first_exponent"], tuple(row["exponents"]), row["zeros"])
+    if site == "weight":
+        tensor = tensor.with_amax(_amax(run, layer, row["step"]))
     _distribution(tensor, name, fmt, scaled)
     _ranking(tensor, site, name, formats, scaled)
     _sample(row, name, fmt, tensor_scale(tensor.values, fmt, scaled))
 
 
+def _amax(run: WatchedRun, layer: str, step: int) -> float | None:
+    """The largest magnitude of a layer's weight that was recorded at a step."""
+    rows = run.table("layers", ["amax"])
+    near = pc.and_(pc.equal(rows["step"], step), pc.equal(rows["layer"], layer))
+    found = rows.filter(pc.and_(near, pc.equal(rows["site"], "weight")))["amax"].drop_null().to_pylist()
+    return float(found[0]) if found else None
+
+
 def _distribution(tensor: Histogram, name: str, fmt: NumberFormat, scaled: bool) -> None:
-    found = fit(tensor.values, fmt, scaled=scaled)
+    found = fit(tensor.values, fmt, tensor.amax, scaled)
     st.header("Distribution and rounding error")
     show_chart(
         tensor_figure(tensor.values, fmt, scaled),
@@ -170,7 +182,7 @@ def _distribution(tensor: Histogram, name: str, fmt: NumberFormat, scaled: bool)
         n=f"{tensor.size:,} values",
         caption=f"SQNR {number(found.sqnr_db, 3)} dB; {found.underflow:.2%} of the non-zero values become zero, "
         f"{found.overflow:.2%} overflow. Shaded: where they would. Noise: the squared rounding error. From the stored "
-        "histogram; between two powers of two, values are assumed to be uniformly distributed.",
+        "histogram; between two powers of two, the density of the values is assumed to follow a power of the value.",
         alt=f"Histogram of the {name} over powers of two, with the values of {fmt.name} and the rounding error.",
     )
 

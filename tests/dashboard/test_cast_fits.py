@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ MORE = [
 
 @pytest.fixture(scope="module")
 def tensor() -> torch.Tensor:
-    """Independent values, evenly spread within a binade as the fit assumes, over 12 binades; some zeros."""
+    """Independent values over 12 binades, evenly spread within each; some zeros."""
     draw = np.random.default_rng(3)
     exponents = np.clip(np.round(draw.normal(-9, 2.0, (SIZE, SIZE))), -16, -5)
     values = 2.0**exponents * draw.uniform(1, 2, exponents.shape) * draw.choice([-1, 1], exponents.shape)
@@ -39,14 +40,33 @@ def tensor() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def histogram(tensor: torch.Tensor) -> Histogram:
-    stored = row([*counts(tensor).tolist()])
-    return Histogram(stored["first_exponent"], tuple(stored["exponents"]), stored["zeros"])
+    return histogram_of(tensor)
+
+
+TENSORS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
+    "Gaussian": lambda draw: draw.normal(0, 0.02, (SIZE, SIZE)),  # as trained weights
+    "uniform": lambda draw: draw.uniform(-0.051, 0.051, (SIZE, SIZE)),  # as torch makes the weights of a linear layer
+    "Student": lambda draw: draw.standard_t(3, (SIZE, SIZE)) * 1e-3,  # as gradients
+}
+
+
+def stored(values: str) -> tuple[torch.Tensor, Histogram]:
+    """A tensor with some zeros, and what a run stores of it."""
+    drawn = TENSORS[values](np.random.default_rng(3))
+    drawn[np.random.default_rng(4).random(drawn.shape) < 0.02] = 0.0
+    tensor = torch.from_numpy(drawn.astype(np.float32))
+    return tensor, histogram_of(tensor).with_amax(float(tensor.abs().max()))
+
+
+def histogram_of(tensor: torch.Tensor) -> Histogram:
+    kept = row([*counts(tensor).tolist()])
+    return Histogram(kept["first_exponent"], tuple(kept["exponents"]), kept["zeros"])
 
 
 @pytest.mark.parametrize("cast", [*CASTS, *MORE], ids=lambda cast: CASTS.get(cast, [str(cast)])[0])
-def test_the_noise_from_the_histogram_is_that_of_the_kernel(
-    tensor: torch.Tensor, histogram: Histogram, cast: Cast
-) -> None:
+@pytest.mark.parametrize("values", TENSORS)
+def test_the_noise_from_the_histogram_is_that_of_the_kernel(values: str, cast: Cast) -> None:
+    tensor, histogram = stored(values)
     if cast.amax_factor != 1 or cast.scaling == "delayed":
         cast = cast.model_copy(update={"scaling": "dynamic"})
     torch.manual_seed(1)
@@ -56,19 +76,26 @@ def test_the_noise_from_the_histogram_is_that_of_the_kernel(
     if noise == 0:
         assert math.isinf(found.sqnr_db)
         return
-    assert found.sqnr_db == pytest.approx(10 * math.log10(power / noise), abs=0.5 if cast.hadamard else 0.3)
+    assert found.sqnr_db == pytest.approx(10 * math.log10(power / noise), abs=0.7)
     if not cast.hadamard:
         lost = ((rounded == 0) & (tensor != 0)).sum().item() / (tensor != 0).sum().item()
-        assert found.underflow == pytest.approx(lost, abs=0.004)
+        assert found.underflow == pytest.approx(lost, abs=0.006)
 
 
-def test_the_share_beyond_a_scale_that_is_too_small_is_that_of_the_tensor(
-    tensor: torch.Tensor, histogram: Histogram
-) -> None:
-    scale = 2.0**-10  # the largest E2M1 value, 6, then lies in the middle of the values
+@pytest.mark.parametrize("values", TENSORS)
+def test_the_share_beyond_a_scale_that_is_too_small_is_that_of_the_tensor(values: str) -> None:
+    tensor, histogram = stored(values)
+    scale = float(tensor.abs().median()) / 6  # the largest E2M1 value, 6, then lies in the middle of the values
     beyond = (tensor.abs() > 6 * scale).sum().item() / (tensor != 0).sum().item()
     found = cast_fit(histogram, Cast(format="E2M1", scaling="static", static_scale=scale))
-    assert 0.2 < beyond < 0.8 and found.overflow == pytest.approx(beyond, abs=0.004)
+    assert 0.4 < beyond < 0.6 and found.overflow == pytest.approx(beyond, abs=0.006)
+
+
+def test_an_amax_of_another_tensor_is_not_taken() -> None:
+    """That of a rotated weight, say: it must lie in the highest binade that has values."""
+    histogram = Histogram(-6, (10, 5, 0), 0)
+    amaxes = (0.05, 0.0312, 0.0626, math.nan, None)
+    assert [histogram.with_amax(amax).amax for amax in amaxes] == [0.05, None, None, None, None]
 
 
 def test_the_ranking_has_every_format_and_recipe_once_in_order(histogram: Histogram) -> None:

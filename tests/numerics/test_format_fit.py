@@ -165,6 +165,23 @@ def test_a_histogram_spreads_each_count_evenly_over_its_binade() -> None:
     assert means == pytest.approx([3 / 16, 3 / 4]) and (low | high | (data.weights == 0)).all()
 
 
+@pytest.mark.parametrize("name", ["E4M3", "E5M2", "E3M2", "E2M5", "E0M7", "FP16"])
+@pytest.mark.parametrize("known", [stats.norm(), stats.laplace(), stats.t(3), stats.uniform(-0.8, 1.6)])
+def test_a_histogram_of_a_distribution_fits_a_format_as_the_distribution_does(known: Any, name: str) -> None:
+    """The counts of a million values by scipy, and the SQNR of its own quantiles, up to the largest of them."""
+    fmt, n = find_format(name), 10**6
+    exact = np.abs(known.ppf((1 + (np.arange(n) + 0.5) / n) / 2))
+    first = -40
+    edges = np.ldexp(1.0, np.arange(first, np.frexp(exact.max())[1] + 1))
+    counts = np.histogram(exact, edges)[0]
+    found = fit(from_histogram(first, counts.tolist(), 0, exact.max()), fmt, float(exact.max()))
+    expected = fit(Weighted(exact, np.full(n, 1 / n)), fmt)
+    assert found.sqnr_db == pytest.approx(expected.sqnr_db, abs=0.15)
+    assert found.underflow == pytest.approx(expected.underflow, abs=0.002)
+    occurring = from_histogram(first, counts.tolist(), 0, exact.max())
+    assert occurring.magnitudes[occurring.weights > 0].max() == exact.max()
+
+
 @pytest.mark.parametrize("mantissa_bits", range(3, 13))
 def test_no_precision_of_a_format_meets_the_points_of_a_histogram_in_step(mantissa_bits: int) -> None:
     """Values spread evenly over [1, 2) have the mean squared error spacing^2 / 12."""

@@ -256,6 +256,14 @@ class TrainConfig(Recipe):
         return kept_step(self.start_from, self.start_keeps)
 
     @property
+    def begins_after(self) -> int:
+        """The step after which the run itself trains: that of the checkpoint of `branch_from`, or `start_step`.
+
+        A branch from step 0 begins where its parent did.
+        """
+        return max(self.start_step, 0 if self.branch_from is None else int(self.branch_from["step"]))
+
+    @property
     def phase_starts(self) -> tuple[int, ...]:
         """The first step of each phase of the schedule; `bisect_right` of a step is the number of its phase."""
         return first_steps(self.phases, self.max_steps)

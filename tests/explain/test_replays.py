@@ -21,7 +21,7 @@ from tests.support.results.written_runs import write_ended_run
 from tests.support.runs.small_runs import SMALL
 from tune.plan.options import SweepError
 from tune.replay.arm_run import train_arm
-from tune.replay.case_of_run import _behind_since, replayed
+from tune.replay.case_of_run import _behind_since, _step_seconds, replayed
 from tune.replay.explaining import Explanation
 
 pytestmark = pytest.mark.long
@@ -144,6 +144,13 @@ def test_a_replay_begins_before_the_gap_that_was_judged(rule, gaps, since, tmp_p
     steps = [{"step": step, "loss": 3.0, "gap_to_baseline": gap} for step, gap in gaps.items()]
     run = write_ended_run(Folder.at(tmp_path / "run"), Verdict(38, rule, "gap_to_baseline", 0.3, 0.2), steps=steps)
     assert _behind_since(Evidence.of(run)) == since
+
+
+def test_the_time_of_a_replay_is_foretold_by_the_steps_that_the_run_trained_in_it(tmp_path):
+    """0.5 s a step; with `stop_on_collapse: false`, or a baseline that came late, a run goes on after its verdict."""
+    steps = [{"step": step, "loss": 3.0, "elapsed_seconds": 0.5 * step} for step in range(1, 401)]
+    run = write_ended_run(Folder.at(tmp_path / "run"), Verdict(40, "diverged", "loss", 3.0, 2.0), steps=steps)
+    assert _step_seconds(Evidence.of(run)) == 0.5
 
 
 def test_a_replay_with_other_numbers_ends_the_explanation(tmp_path):

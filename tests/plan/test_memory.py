@@ -34,8 +34,12 @@ CASES: dict[str, dict[str, Any]] = {
     "small, stored weights": {"model": "small", "batch_size": 1, "n_layer": 3, "master_weights": False},
     "small, a batch of activations": {"model": "small", "batch_size": 8, "block_size": 128, "n_layer": 3},
     "medium, every diagnostic": {"model": "medium", "block_size": 64, "batch_size": 1, **LOGS},
+    "tiny, compensations and rescue ladder": {
+        "model": "tiny", "master_weights": False, "update_rounding": "kahan", "enable_rescue_ladder": True,
+    },
+    "tiny, rounded attention": {"model": "tiny", "attention_gemms": True, "block_size": 256, "batch_size": 4},
     "blocks and noise": {"model": "tiny", "n_layer": 2, "scale_granularity": "block", "rounding": "stochastic"},
-}
+}  # fmt: skip
 
 
 def measured_peak(config: TrainConfig) -> int:

@@ -71,6 +71,22 @@ def test_work_grows_with_steps_batch_and_model() -> None:
     assert work(base.altered(model="small")) > 50 * work(base)
 
 
+@pytest.mark.parametrize("begin", [0, 250, 300])
+@pytest.mark.parametrize("last", [500, 510])
+def test_a_trial_that_goes_on_from_a_checkpoint_takes_the_time_of_its_own_steps(begin: int, last: int) -> None:
+    """Counted step by step; a branch, and weights whose step is kept."""
+    whole = TrainConfig(max_steps=last, diagnostic_interval=50, eval_interval=100, checkpoint_interval=200)
+    branch = whole.altered(branch_from={"run": "trunk", "step": begin})
+    kept = whole.altered(start_from=f"trunk@{begin}", start_keeps=["step"])
+    expected = TIMES.setup
+    for step in range(begin + 1, last + 1):
+        due = [step % interval == 0 or step == last for interval in (50, 100, 200)]
+        expected += (TIMES.diagnosis if due[0] else TIMES.step) + TIMES.validation * due[1] + TIMES.checkpoint * due[2]
+    for config in (branch, kept):
+        assert TIMES.seconds(config) == pytest.approx(expected)
+        assert work(config) * last == work(whole) * (last - begin)
+
+
 def test_a_large_model_starts_before_a_small_one_with_more_steps(tmp_path: Path) -> None:
     write_config(tmp_path, "a_small", format="E4M3", model="tiny", max_steps=1000)
     write_config(tmp_path, "b_large", format="E4M3", model="small", max_steps=500)

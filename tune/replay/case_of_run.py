@@ -84,7 +84,6 @@ def replayed(run: Run, steps: int | None, replays: int) -> Replayed:
     baseline, baseline_start = _baseline(run)
     if baseline is None and verdict.rule == "gap_to_baseline":
         raise SweepError(f"{run.folder}: judged by the gap to a baseline, which is not in {run.folder.parent}")
-    seconds = evidence.curve("elapsed_seconds").values
     return Replayed(
         run,
         Case(config, tuple(run.info["layers"]), start, until, replays),
@@ -92,7 +91,7 @@ def replayed(run: Run, steps: int | None, replays: int) -> Replayed:
         moved,
         baseline,
         baseline_start,
-        float(seconds[-1]) / max(1, evidence.steps.num_rows) if len(seconds) else None,
+        _step_seconds(evidence),
         tuple(notes),
     )
 
@@ -117,6 +116,12 @@ def _last_step(verdict: int, start: int, steps: int | None) -> int:
             f"use at least {verdict - start}"
         )
     return start + steps
+
+
+def _step_seconds(evidence: Evidence) -> float | None:
+    """Mean time of a step up to the verdict, after which the run may have trained on; None if it was not measured."""
+    seconds = evidence.curve("elapsed_seconds").values
+    return float(seconds[-1]) / len(seconds) if len(seconds) else None
 
 
 def _behind_since(evidence: Evidence) -> int:

@@ -54,12 +54,13 @@ class StepTimes:
     checkpoint: float
 
     def seconds(self, config: TrainConfig) -> float:
-        """Seconds of a whole trial; diagnosis, validation and checkpoint are also done at the last step."""
+        """Seconds of the steps that a trial itself trains; the last one is always diagnosed, validated and kept."""
+        last, begin = config.max_steps, config.begins_after
         diagnosed, validated, kept = (
-            -(-config.max_steps // interval)
+            -(-last // interval) - begin // interval
             for interval in (config.diagnostic_interval, config.eval_interval, config.checkpoint_interval)
         )
-        plain = config.max_steps - diagnosed
+        plain = last - begin - diagnosed
         parts = plain * self.step + diagnosed * self.diagnosis + validated * self.validation + kept * self.checkpoint
         return self.setup + parts
 

@@ -112,7 +112,7 @@ class Run:
         """The step of the checkpoint from which the run goes on; 0 for a run that begins with step 1."""
         start, keeps = self.config.get("start_from"), self.config.get("start_keeps")
         kept = kept_step(start, keeps) if isinstance(start, str) and isinstance(keeps, list) else 0
-        return kept if self.branch is None else self.branch[0]
+        return max(kept, 0 if self.branch is None else self.branch[0])  # from step 0 a branch begins as its parent did
 
     @property
     def loss_unit(self) -> str:

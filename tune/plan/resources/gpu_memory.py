@@ -6,12 +6,15 @@ vocabulary V, and S = T max(4d, V) values in the largest GEMM operand or output.
 
     kept         7 P + 2 L: weights P, gradients P, AdamW's moments 2 P, the guard's snapshot of weights and moments
                  3 P, and 3 P more with the rescue ladder; the window of the realised displacement 2 L (stored
-                 weights at its start, and either the masters then or the corrections since)
+                 weights at its start, and either the masters then or the corrections since); with Kahan's
+                 compensations 2 L, for they are in the snapshot, and L more with the rescue ladder
     a step       17 T d per transformer block, saved for backward (T d each: both norms' inputs, the rounded inputs of
                  qkv, proj and up, attention's output; 3 T d: q, k, v; 4 T d each: GELU's input, the rounded input of
                  down); at the head 2 T d, and T V log-probabilities; L rounded weights; 5 S temporaries of rounding
                  (6 S with blocks, 1.5 S more if stochastic).  P is deducted, because `kept` counts all gradients, but
-                 backward allocates them while it frees activations.  Fused attention keeps no T x T matrix.
+                 backward allocates them while it frees activations.  Fused attention keeps no matrix of
+                 probabilities, of which there are A = T x heads x block; where `attention_gemms` rounds its products,
+                 each transformer block saves 2 A (softmax and what it is rounded to), and S is at least A.
                  Rounded operands (7 T d, 1 at the head, L) are bfloat16 where their GEMMs multiply that, and within
                  autocast so are q, k, v, attention's output and GELU's input (8 T d).
     a diagnosis  5 L + 5 M copies (weight before, intended and stored, updates); stiffness or grid alignment
@@ -75,10 +78,12 @@ def estimate(config: TrainConfig, vocabulary: int) -> Estimate:
     embeddings = (shape.block_size + (0 if config.tied_head else vocabulary)) * d
     parameters = linear + embeddings + shape.n_layer * 13 * d + 2 * d  # biases and norms
     largest = max(4 * d * d, vocabulary * d)
-    kept = (7 + 3 * config.enable_rescue_ladder) * parameters + 2 * linear
+    copies_kept = 2 + config.enable_rescue_ladder  # of Kahan's compensations, with those of the snapshots
+    kahan = copies_kept * (not config.master_weights and config.update_rounding == "kahan")
+    kept = (7 + 3 * config.enable_rescue_ladder) * parameters + (2 + kahan) * linear
 
     tokens = config.batch_size // config.accumulate * shape.block_size
-    site = tokens * max(4 * d, vocabulary)
+    site = max(tokens * max(4 * d, vocabulary), _probabilities(config))
     saved = saved_for_backward(config, vocabulary) / _FLOAT
     blocks = config.scale_granularity not in ("tensor", "row") or bool(config.gemms or config.phases)
     temporaries = 5 + blocks + 1.5 * (config.rounding == "stochastic")
@@ -102,7 +107,15 @@ def saved_for_backward(config: TrainConfig, vocabulary: int) -> int:
     operand, other = (_HALF if narrow else _FLOAT), (_HALF if autocast else _FLOAT)
     per_block = 2 * _FLOAT + 7 * operand + 8 * other
     weights = 12 * d * d * layers + vocabulary * d
-    return tokens * (d * (per_block * layers + _FLOAT + operand) + vocabulary * _FLOAT) + weights * operand
+    attention = 2 * layers * _probabilities(config) * _FLOAT
+    return attention + tokens * (d * (per_block * layers + _FLOAT + operand) + vocabulary * _FLOAT) + weights * operand
+
+
+def _probabilities(config: TrainConfig) -> int:
+    """Number of probabilities in a block's attention, where its products are rounded: a fused kernel keeps none."""
+    shape = config.shape
+    tokens = config.batch_size // config.accumulate * shape.block_size
+    return tokens * shape.block_size * shape.n_head if config.attention_gemms else 0
 
 
 def vocabulary_of(config: TrainConfig) -> int:

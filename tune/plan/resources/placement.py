@@ -87,7 +87,10 @@ def place(lengths: Sequence[float], slots: int, start: float = 0.0) -> Placement
 
 
 def work(config: TrainConfig) -> int:
-    """Number of multiplications in a trial's forward GEMMs, with a byte vocabulary: compares trials before timing."""
+    """Number of multiplications in the forward GEMMs of the steps that a trial itself trains, with a byte vocabulary.
+
+    It compares trials before timing.
+    """
     shape, d = config.shape, config.shape.n_embd
     per_token = shape.n_layer * (12 * d * d + 2 * shape.block_size * d) + 256 * d
-    return config.max_steps * config.batch_size * shape.block_size * per_token
+    return (config.max_steps - config.begins_after) * config.batch_size * shape.block_size * per_token

@@ -17,9 +17,11 @@ import pytest
 
 gc.disable()  # until everything is imported and collected: none of it goes again
 
-# Before anything imports torch: three processes with two threads each on two cores take many times as long
+# Before anything imports torch: three processes with two threads each on two cores take many times as long, and so do
+# the compiler's own processes, each of which imports torch
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 # Nothing here outlasts the machine: a disk that is asked thousands of times whether it holds takes minutes to say so
 os.fsync = lambda _: None

@@ -203,7 +203,12 @@ def _model(config: TrainConfig):
     return trainer.model, trainer.layers
 
 
-def test_blocks_share_one_graph_and_leave_the_model_as_it_was_and_later_runs_compile_no_sooner():
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_blocks_share_one_graph_and_leave_the_model_as_it_was_and_later_runs_compile_no_sooner(backend, monkeypatch):
+    """Machine code for the graphs takes a minute; what it computes is compared above, in one graph of the model."""
+    if backend != "inductor":
+        compile = torch.compile
+        monkeypatch.setattr(torch, "compile", lambda code, options, **how: compile(code, backend=backend, **how))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     settings = BARE | {"n_layer": 4, "format": "E4M3", "rounding": "stochastic"}

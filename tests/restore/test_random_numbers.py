@@ -52,10 +52,11 @@ def test_dropout_masks_are_the_same_in_every_run_of_a_seed_and_others_at_every_s
             found.append(trainer.model.mask.tolist())
         return found
 
-    first = masks(format="FP32", gradient_format=None)
-    assert first == masks(format="FP32", gradient_format=None) == masks(format="E7M0", scaling="none")
+    plain = {"format": "FP32", "gradient_format": None}
+    first = masks(**plain)
+    assert first == masks(**plain) == masks(format="E7M0", scaling="none")
     assert all(one != other for place, one in enumerate(first) for other in first[:place])
-    assert masks(seed=8) != first
+    assert masks(**plain, seed=8) != first
 
 
 def test_what_a_model_draws_from_python_and_numpy_repeats_with_seed_and_step_and_the_caller_s_is_left_alone():

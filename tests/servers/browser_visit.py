@@ -1,10 +1,12 @@
 """The dashboard's server and a browser's visits to it, as a person makes them.
 
-Pictures of all pages are left in `artifacts/dashboard/` (ignored by git) for somebody to look at.
+With `ALTGRAD_PICTURES=1` pictures of all pages are left in `artifacts/dashboard/` (ignored by git) for somebody to look
+at: each lays the page out twice and is painted without a GPU.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import urllib.request
@@ -18,6 +20,7 @@ from tests.servers.ray_nodes import free_port
 
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "artifacts" / "dashboard"
+WANTED = os.environ.get("ALTGRAD_PICTURES") == "1"
 PAGES = ("Sweep", "Curves", "Compare", "Failures", "Layers", "Formats", "Run")  # besides the overview
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -53,14 +56,18 @@ def _answers(address: str) -> bool:
 
 
 class Visit:
-    """A browser page that notes console errors and requests to other hosts."""
+    """A browser page that notes console errors and requests to other hosts; `beside`: one whose profile it shares."""
 
-    def __init__(self, browser: Any, server: str) -> None:
+    def __init__(self, browser: Any, server: str, beside: Visit | None = None) -> None:
         self.server = server
         self.errors: list[str] = []
         self.outside: list[str] = []
-        context = browser.new_context(viewport=_SIZE, color_scheme="light")
-        context.set_default_timeout(PATIENCE * 1000)
+        if beside is None:
+            context = browser.new_context(viewport=_SIZE, color_scheme="light")
+            context.set_default_timeout(PATIENCE * 1000)
+        else:
+            context = beside.page.context
+        self._profile = context if beside is None else None
         self.page = context.new_page()
         self.page.on("console", self._note)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -105,7 +112,9 @@ class Visit:
         return self.page.inner_text("[data-testid=stMain]")
 
     def take_picture(self, name: str) -> None:
-        """The whole page, however long."""
+        """The whole page, however long, if somebody wants to look at it."""
+        if not WANTED:
+            return
         self.page.wait_for_timeout(200)
         height = self.page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
         self.page.set_viewport_size({**_SIZE, "height": max(1000, min(height + 40, 5000))})
@@ -120,4 +129,8 @@ class Visit:
         assert not self.page.locator("[data-testid=stException]").count()
 
     def close(self) -> None:
-        self.page.context.close()
+        (self._profile or self.page).close()
+
+    def wait_until(self, condition: str, arg: Any = None, patience: float = PATIENCE) -> None:
+        """Until JavaScript says so, asked ten times a second: by default every frame is drawn to ask it."""
+        self.page.wait_for_function(condition, arg=arg, polling=100, timeout=patience * 1000)

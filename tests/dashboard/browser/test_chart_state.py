@@ -71,7 +71,7 @@ def test_zoom_and_hidden_entries_are_in_the_url_and_survive_live_updates(
 ) -> None:
     with live_sweep(results) as writer:
         visit.open("curves?sweep=live-chart")
-        visit.page.wait_for_function(CHART_SHOWS, arg=40)
+        visit.wait_until(CHART_SHOWS, arg=40)
         visit.page.locator(".js-plotly-plot .nsewdrag").wait_for()
         drag(visit, (0.2, 0.6))
         visit.page.wait_for_url("**zoom_x=**")
@@ -85,7 +85,7 @@ def test_zoom_and_hidden_entries_are_in_the_url_and_survive_live_updates(
         seen = visit.page.evaluate(LAST)
         for _ in range(2):  # two live updates, without the viewer's doing
             seen += 1
-            visit.page.wait_for_function(CHART_SHOWS, arg=seen)
+            visit.wait_until(CHART_SHOWS, arg=seen)
             seen = visit.page.evaluate(LAST)
         for now, then in zip(ranges(visit), zoomed, strict=True):
             assert now == pytest.approx(then, rel=1e-4)
@@ -97,8 +97,8 @@ def test_zoom_and_hidden_entries_are_in_the_url_and_survive_live_updates(
         visit.settle()
         still = visit.page.evaluate(LAST)
         somebody_else.open("curves?sweep=live-chart")  # the sweep goes on
-        somebody_else.page.wait_for_function(CHART_SHOWS, arg=still + 10)
+        somebody_else.wait_until(CHART_SHOWS, arg=still + 10)
         assert visit.page.evaluate(LAST) == still and "pause=true" in visit.page.url
         visit.page.get_by_text("Pause live updates").click()
-        visit.page.wait_for_function(CHART_SHOWS, arg=still + 10)
+        visit.wait_until(CHART_SHOWS, arg=still + 10)
     visit.assert_clean()

@@ -1,6 +1,6 @@
 """The eye test: every page of a recorded default sweep in a real browser, wide, narrow and on a phone, light and dark.
 
-Pictures are left in `artifacts/eye/` (ignored by git), also those that the README shows.
+With `ALTGRAD_PICTURES=1` pictures are left in `artifacts/eye/` (ignored by git), also those that the README shows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 
 from altgrad.html import html_report
 from altgrad.storage.folder import Folder
-from tests.servers.browser_visit import ROOT, Visit
+from tests.servers.browser_visit import ROOT, WANTED, Visit
 from tests.servers.page_checks import faults, serious, unmarked, wide_tables
 
 pytestmark = pytest.mark.browser
@@ -57,10 +57,12 @@ def look(visit: Visit, width: int, scheme: str = "light") -> None:
     visit.page.emulate_media(color_scheme=scheme)
     visit.page.set_viewport_size({"width": width, "height": 900})
     visit.page.wait_for_timeout(350)  # the page lays itself out anew
-    visit.page.wait_for_function(_READY)
+    visit.wait_until(_READY)
 
 
 def picture(visit: Visit, name: str) -> None:
+    if not WANTED:
+        return
     size = visit.page.viewport_size
     height = visit.page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
     visit.page.set_viewport_size({**size, "height": max(900, min(height + 40, 3000))})
@@ -88,7 +90,7 @@ def test_a_page_is_whole_at_every_width_and_has_no_serious_finding_in_either_the
     look(eye, WIDTHS[0], "dark")
     found["axe in the dark"] = serious(eye.page, "color-contrast")
     picture(eye, f"{page}-dark")
-    if page in README:
+    if WANTED and page in README:
         look(eye, 1400, README[page])
         eye.page.evaluate(_RENAMED, str(results))
         eye.page.screenshot(path=str(PICTURES / f"readme-{page}-{README[page]}.png"))
@@ -150,12 +152,14 @@ def test_the_static_report_is_whole_at_every_width_and_in_either_theme(report: A
     for width in WIDTHS:
         report.set_viewport_size({"width": width, "height": 900})
         found[width] = faults(report)
-        report.screenshot(path=str(PICTURES / f"report-{width}.png"), full_page=True)
+        if WANTED:
+            report.screenshot(path=str(PICTURES / f"report-{width}.png"), full_page=True)
     for scheme in ("light", "dark"):
         report.emulate_media(color_scheme=scheme)
         report.set_viewport_size({"width": WIDTHS[0], "height": 900})
         found[scheme] = serious(report, *(["color-contrast"] if scheme == "dark" else []))
-        report.screenshot(path=str(PICTURES / f"report-{scheme}.png"))
+        if WANTED:
+            report.screenshot(path=str(PICTURES / f"report-{scheme}.png"))
     assert not said(found)
     assert not unmarked(report, 15)
 
@@ -177,6 +181,7 @@ def test_the_printed_report_keeps_every_column_and_the_matrix_and_prints_reports
     report.get_by_label("Print the reports below, too").check()
     report.emulate_media(media="print")
     unfolded = report.pdf(prefer_css_page_size=True, print_background=False)
-    (PICTURES / "report.pdf").write_bytes(folded)
+    if WANTED:
+        (PICTURES / "report.pdf").write_bytes(folded)
     count = [len(re.findall(rb"/Type\s*/Page\b", pdf)) for pdf in (folded, unfolded)]
     assert 0 < count[0] < count[1], "the reports add pages where they are asked for"

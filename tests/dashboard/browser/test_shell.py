@@ -22,10 +22,12 @@ new MutationObserver((_, observer) => {
 """
 
 
-def test_a_link_clicked_before_the_page_is_drawn_keeps_the_sweep(browser: Any, server: str, results: Path) -> None:
+def test_a_link_clicked_before_the_page_is_drawn_keeps_the_sweep(
+    browser: Any, visit: Visit, server: str, results: Path
+) -> None:
     newest = generated.new_sweep(results, "newest")  # the sweep that is shown where none is chosen
     generated.write_run(newest, generated.InventedRun("BF16", steps=20))
-    visit = Visit(browser, server)
+    visit = Visit(browser, server, beside=visit)
     visit.page.add_init_script(CLICK_AT_ONCE)
     for _ in range(3):  # the browser loses some of the races
         visit.page.goto(f"{server}/?sweep=mixed")

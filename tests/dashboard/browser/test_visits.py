@@ -39,7 +39,7 @@ def test_every_page_is_drawn_without_errors_or_outside_requests_in_both_schemes_
             visit.go_to(page)
         for scheme in schemes:
             visit.page.emulate_media(color_scheme=scheme)
-            visit.page.wait_for_function(_IS_SHOWN, arg=scheme)
+            visit.wait_until(_IS_SHOWN, arg=scheme)
             visit.take_picture(f"{page.lower()}-{scheme}")
         schemes.reverse()  # the next page is entered in the other scheme
         _have_words(visit, page)
@@ -112,7 +112,7 @@ def test_new_rows_appear_without_reload(visit: Visit, results: Path) -> None:
     try:
         for _ in range(2):
             before = visit.page.locator("[data-testid=stMetricValue]").nth(1).inner_text()
-            visit.page.wait_for_function(
+            visit.wait_until(
                 "before => document.querySelectorAll('[data-testid=stMetricValue]')[1]?.innerText !== before",
                 arg=before,
             )
@@ -171,7 +171,7 @@ def test_page_at_rest_is_not_drawn_again(visit: Visit) -> None:
         new MutationObserver(() => { window.changed = performance.now() })
             .observe(document.querySelector('.js-plotly-plot'), {childList: true, subtree: true});
     """)
-    visit.page.wait_for_function(AT_REST, timeout=SOON * 1000)
+    visit.wait_until(AT_REST, patience=SOON)
 
 
 def test_server_listens_to_this_machine_only(server: str) -> None:

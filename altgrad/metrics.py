@@ -55,6 +55,8 @@ class Metric:
 RESCUE_ACTS = "rescue_acts"  # interventions write it, and the collapse rules read it
 _BOTH: tuple[Level, ...] = ("step", "layer")
 _LAYER: tuple[Level, ...] = ("layer",)
+# What is compared with a grid is what the forward GEMM rounds, see `diagnostics.protocol.LayerStep`.
+_READ = "; of a master weight that fprop rotates, of its values after the rotation, and absent if that is redrawn"
 
 # fmt: off
 _TABLE = (
@@ -80,30 +82,30 @@ _TABLE = (
     # only if a baseline curve was given
     Metric("gap_to_baseline", "Training loss behind baseline", "nats", "smoothed training loss minus that of the baseline run of the same seed; the collapse rule gap_to_baseline judges it (the gap in a comparison is one of validation losses)", better="lower", needs_baseline=True, short="Training vs BF16"),
     # around the real optimizer step
-    Metric("stall_rate", "Stall rate", "share", "share of the weights with a non-zero update whose stored value on the grid did not change", _BOTH, "lower", every="diagnostic_interval", short="Stalled"),
-    Metric("realised_displacement", "Realised displacement", "ratio", "share of the intended weight change that the stored weights made since the last measurement: 1 = all of it, 0 = frozen; <sum of stored changes, sum of intended updates> / |sum of intended updates|^2", _BOTH, "higher", every="diagnostic_interval"),
+    Metric("stall_rate", "Stall rate", "share", "share of the weights with a non-zero update whose stored value on the grid did not change" + _READ, _BOTH, "lower", every="diagnostic_interval", short="Stalled"),
+    Metric("realised_displacement", "Realised displacement", "ratio", "share of the intended weight change that the stored weights made since the last measurement: 1 = all of it, 0 = frozen; <sum of stored changes, sum of intended updates> / |sum of intended updates|^2" + _READ, _BOTH, "higher", every="diagnostic_interval"),
     Metric("update_to_weight_ratio", "Update to weight", "ratio", "RMS of the optimizer's intended update divided by RMS of the weight", _BOTH, every="diagnostic_interval"),
     Metric("gradient_sparsity", "Gradient sparsity", "share", "share of the gradient values that are exactly zero", _BOTH, every="diagnostic_interval"),
-    Metric("zero_update_fraction", "Zero updates", "share", "share of the weights whose stored value did not change in the step", _BOTH, every="diagnostic_interval"),
+    Metric("zero_update_fraction", "Zero updates", "share", "share of the weights whose stored value did not change in the step" + _READ, _BOTH, every="diagnostic_interval"),
     Metric("decay_lost", "Weight decay lost", "share", "share of the non-zero stored weights that nearest rounding would return to where they were if weight decay (learning rate x weight decay x weight) alone acted; without master weights only", _BOTH, every="diagnostic_interval", is_signal=False),
     Metric("stable_rank", "Stable rank", "", "|W|_F^2 / |W|_2^2 of a weight matrix W: about the number of directions in which it acts; for the whole model the median over layers", _BOTH, every="diagnostic_interval"),
-    Metric("stiffness_mean", "Stiffness, mean", "scaled units", "mean stiffness of the non-zero weights: the grid spacing 2^(floor(log2|w|) - M) at the scaled weight w, without the subnormal floor", _BOTH, every="diagnostic_interval", switch="log_stiffness"),
-    Metric("stiffness_max", "Stiffness, max", "scaled units", "largest stiffness (grid spacing at the weight, without the subnormal floor) of any weight", _BOTH, every="diagnostic_interval", switch="log_stiffness"),
-    Metric("stiffness_std", "Stiffness, std", "scaled units", "standard deviation of the stiffness (grid spacing at the weight) over the non-zero weights", _BOTH, every="diagnostic_interval", switch="log_stiffness"),
-    Metric("gradient_stiffness_pearson", "Gradient-stiffness correlation", "r", "Pearson correlation of |gradient| and stiffness (grid spacing at the weight) over the weights", _BOTH, every="diagnostic_interval", switch="log_stiffness"),
-    Metric("gradient_stiffness_log_correlation", "Gradient-stiffness log correlation", "r", "Pearson correlation of log2 |gradient| and log2 of the stiffness (grid spacing at the weight)", _BOTH, every="diagnostic_interval", switch="log_stiffness"),
-    Metric("gradient_stiffness_shuffled", "Gradient-stiffness correlation, shuffled", "r", "control: the Pearson correlation of |gradient| and stiffness after the gradient values were shuffled", _BOTH, every="diagnostic_interval", switch="log_stiffness", is_signal=False),
-    Metric("gradient_stiffness_ratio", "Gradient to stiffness", "ratio", "mean of |gradient| divided by stiffness (grid spacing at the weight), both in the units of the scaled weight", _BOTH, every="diagnostic_interval", switch="log_stiffness"),
-    Metric("gradient_below_stiffness", "Gradients below stiffness", "share", "share of the weights whose |gradient| is smaller than their stiffness (grid spacing at the weight), in the units of the scaled weight", _BOTH, every="diagnostic_interval", switch="log_stiffness"),
-    Metric("grid_error_mean", "Grid error, mean", "ULP", "mean distance |w - Q(w)| of a weight from its rounded value, in ULPs", _BOTH, every="diagnostic_interval", switch="log_grid_alignment"),
-    Metric("grid_error_max", "Grid error, max", "ULP", "largest distance |w - Q(w)| of a weight from its rounded value, in ULPs", _BOTH, every="diagnostic_interval", switch="log_grid_alignment"),
-    Metric("grid_error_std", "Grid error, std", "ULP", "standard deviation of the distance |w - Q(w)| of a weight from its rounded value, in ULPs", _BOTH, every="diagnostic_interval", switch="log_grid_alignment"),
-    Metric("grid_error_relative", "Grid error, relative", "ratio", "mean of |w - Q(w)| / |w| over the non-zero weights, with Q(w) the rounded weight", _BOTH, every="diagnostic_interval", switch="log_grid_alignment"),
-    Metric("on_grid_fraction", "On grid", "share", "share of the weights that equal their rounded value Q(w)", _BOTH, every="diagnostic_interval", switch="log_grid_alignment"),
-    Metric("ulps_moved_mean", "ULPs moved, mean", "ULP", "mean over the weights of the absolute number of grid positions moved in the step", _BOTH, every="diagnostic_interval", switch="log_ulp", short="ULPs moved"),
-    Metric("ulps_moved_median", "ULPs moved, median", "ULP", "median over the weights of the absolute number of grid positions moved in the step", _BOTH, every="diagnostic_interval", switch="log_ulp"),
-    Metric("ulps_moved_max", "ULPs moved, max", "ULP", "largest absolute number of grid positions that a weight moved in the step", _BOTH, every="diagnostic_interval", switch="log_ulp"),
-    Metric("ulps_moved_zero_fraction", "ULPs moved, zero", "share", "share of the weights that moved by no grid position in the step", _BOTH, every="diagnostic_interval", switch="log_ulp"),
+    Metric("stiffness_mean", "Stiffness, mean", "scaled units", "mean stiffness of the non-zero weights: the grid spacing 2^(floor(log2|w|) - M) at the scaled weight w, without the subnormal floor" + _READ, _BOTH, every="diagnostic_interval", switch="log_stiffness"),
+    Metric("stiffness_max", "Stiffness, max", "scaled units", "largest stiffness (grid spacing at the weight, without the subnormal floor) of any weight" + _READ, _BOTH, every="diagnostic_interval", switch="log_stiffness"),
+    Metric("stiffness_std", "Stiffness, std", "scaled units", "standard deviation of the stiffness (grid spacing at the weight) over the non-zero weights" + _READ, _BOTH, every="diagnostic_interval", switch="log_stiffness"),
+    Metric("gradient_stiffness_pearson", "Gradient-stiffness correlation", "r", "Pearson correlation of |gradient| and stiffness (grid spacing at the weight) over the weights" + _READ, _BOTH, every="diagnostic_interval", switch="log_stiffness"),
+    Metric("gradient_stiffness_log_correlation", "Gradient-stiffness log correlation", "r", "Pearson correlation of log2 |gradient| and log2 of the stiffness (grid spacing at the weight)" + _READ, _BOTH, every="diagnostic_interval", switch="log_stiffness"),
+    Metric("gradient_stiffness_shuffled", "Gradient-stiffness correlation, shuffled", "r", "control: the Pearson correlation of |gradient| and stiffness after the gradient values were shuffled" + _READ, _BOTH, every="diagnostic_interval", switch="log_stiffness", is_signal=False),
+    Metric("gradient_stiffness_ratio", "Gradient to stiffness", "ratio", "mean of |gradient| divided by stiffness (grid spacing at the weight), both in the units of the scaled weight" + _READ, _BOTH, every="diagnostic_interval", switch="log_stiffness"),
+    Metric("gradient_below_stiffness", "Gradients below stiffness", "share", "share of the weights whose |gradient| is smaller than their stiffness (grid spacing at the weight), in the units of the scaled weight" + _READ, _BOTH, every="diagnostic_interval", switch="log_stiffness"),
+    Metric("grid_error_mean", "Grid error, mean", "ULP", "mean distance |w - Q(w)| of a weight from its rounded value, in ULPs" + _READ, _BOTH, every="diagnostic_interval", switch="log_grid_alignment"),
+    Metric("grid_error_max", "Grid error, max", "ULP", "largest distance |w - Q(w)| of a weight from its rounded value, in ULPs" + _READ, _BOTH, every="diagnostic_interval", switch="log_grid_alignment"),
+    Metric("grid_error_std", "Grid error, std", "ULP", "standard deviation of the distance |w - Q(w)| of a weight from its rounded value, in ULPs" + _READ, _BOTH, every="diagnostic_interval", switch="log_grid_alignment"),
+    Metric("grid_error_relative", "Grid error, relative", "ratio", "mean of |w - Q(w)| / |w| over the non-zero weights, with Q(w) the rounded weight" + _READ, _BOTH, every="diagnostic_interval", switch="log_grid_alignment"),
+    Metric("on_grid_fraction", "On grid", "share", "share of the weights that equal their rounded value Q(w)" + _READ, _BOTH, every="diagnostic_interval", switch="log_grid_alignment"),
+    Metric("ulps_moved_mean", "ULPs moved, mean", "ULP", "mean over the weights of the absolute number of grid positions moved in the step" + _READ, _BOTH, every="diagnostic_interval", switch="log_ulp", short="ULPs moved"),
+    Metric("ulps_moved_median", "ULPs moved, median", "ULP", "median over the weights of the absolute number of grid positions moved in the step" + _READ, _BOTH, every="diagnostic_interval", switch="log_ulp"),
+    Metric("ulps_moved_max", "ULPs moved, max", "ULP", "largest absolute number of grid positions that a weight moved in the step" + _READ, _BOTH, every="diagnostic_interval", switch="log_ulp"),
+    Metric("ulps_moved_zero_fraction", "ULPs moved, zero", "share", "share of the weights that moved by no grid position in the step" + _READ, _BOTH, every="diagnostic_interval", switch="log_ulp"),
     Metric("gradient_cosine_similarity", "Gradient cosine to shadow", "cos", "cosine between the gradient and its shadow: the unrounded gradient of the same weights on the same batch", _BOTH, "higher", every="diagnostic_interval", switch="use_shadow"),
     Metric("gradient_snr_db", "Gradient SNR", "dB", "signal-to-noise ratio 10 log10(|shadow|^2 / |gradient - shadow|^2), where the shadow is the unrounded gradient of the same weights and batch", _BOTH, "higher", every="diagnostic_interval", switch="use_shadow"),
     Metric("shadow_loss", "Shadow loss", "nats", "loss of the same weights on the same batch without rounding", every="diagnostic_interval", switch="use_shadow"),

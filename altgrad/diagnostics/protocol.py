@@ -24,8 +24,12 @@ from altgrad.quantization.kernel.round import FormatTensors, grid_index
 class LayerStep:
     """One layer's weight around one optimizer step; all tensors (out, in), float32.
 
-    "Stored" means the value on the grid that the GEMMs read: without master weights the weight itself, with them the
-    rounded weight.  `scale` and `inverse_scale` are those of `stored_before`, expanded.
+    "Stored" means the value on the grid that the forward GEMM reads: without master weights the weight itself, with
+    them the rounded weight.  `scale` and `inverse_scale` are those of `stored_before`, expanded.
+
+    A master weight that the GEMM rotates is read as W R, and W R has a grid, W has none.  `stored_*`, `scale`,
+    `inverse_scale` and what begins with `read_` or `scaled_` are then in the shape of W R (see `as_read`), and what is
+    compared with a stored value or a grid must be, too.
     """
 
     name: str
@@ -55,9 +59,24 @@ class LayerStep:
         return self.intended - self.weight_before
 
     @cached_property
+    def read_weight(self) -> Tensor:
+        """The weight before the step as the forward GEMM reads it, but not rounded."""
+        return self.layer.as_read(self.weight_before)
+
+    @cached_property
+    def read_update(self) -> Tensor:
+        """The change of `read_weight` that the optimizer intended."""
+        return self.layer.as_read(self.update)
+
+    @cached_property
     def scaled_weight(self) -> Tensor:
-        """The weight before the step in the units of the grid, weight / scale, which is the value that is rounded."""
-        return self.weight_before * self.inverse_scale
+        """`read_weight` in the units of the grid, weight / scale, which is the value that is rounded."""
+        return self.read_weight * self.inverse_scale
+
+    @cached_property
+    def scaled_gradient(self) -> Tensor:
+        """|gradient| of `read_weight` in the units of the grid; W R has the gradient G R."""
+        return (self.layer.as_read(self.gradient.float()) * self.inverse_scale).abs()
 
     @cached_property
     def ulps_moved(self) -> Tensor:
@@ -130,8 +149,11 @@ class Diagnostic(Protocol):
     """One measurement around a training step.
 
     `before_step` is called right after backward, before interventions and clipping change a gradient; `measure` is
-    called after the optimizer step and, without master weights, after the write-back.
+    called after the optimizer step and, without master weights, after the write-back.  `of_grid`: it compares weights
+    with their grid, and is given those alone that keep one (see `LayerRoundings.keeps_grid`).
     """
+
+    of_grid: bool = False
 
     def before_step(self, context: MeasuredStep) -> None:
         """Does nothing by default."""

@@ -87,7 +87,9 @@ class Diagnostics:
         """
         if not steps:
             return DiagnosticSnapshot(step, {}, []), []
-        found = [diagnostic.measure(steps) for diagnostic in self._diagnostics]
+        on_grid = [part for part in steps if part.layer.keeps_grid]
+        given = [(diagnostic, on_grid if diagnostic.of_grid else steps) for diagnostic in self._diagnostics]
+        found = [diagnostic.measure(parts) for diagnostic, parts in given if parts]
         finite = {part.name: self._is_finite(part) for part in steps}
         vectors = self._histograms.measure(steps) if self._wants_histogram(step) else {}
 

@@ -79,7 +79,7 @@ class Bench:
                     weight,
                     stored,
                     intended[name],
-                    layer.rounded_weight(),
+                    layer.rounded_weight_and_scale()[0],
                     scale,
                     inverse,
                 )

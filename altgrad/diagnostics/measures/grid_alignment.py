@@ -18,11 +18,13 @@ class GridAlignment(Diagnostic):
     Rounding to nearest errs by at most half a ULP; a larger error means a weight beyond the largest finite value.
     """
 
+    of_grid = True
+
     def measure(self, steps: Sequence[LayerStep]) -> Measured:
         found = Measured()
         parts, relative, on_grid = {}, {}, {}
         for step in steps:
-            weight, stored = step.weight_before, step.stored_before
+            weight, stored = step.read_weight, step.stored_before
             error = (weight - stored).abs()
             in_ulps = error * step.inverse_scale / ulp(step.scaled_weight, step.tensors)
             parts[step.name] = ValueSums.of(in_ulps)

@@ -5,7 +5,8 @@ intended on average.  Therefore changes are summed over a window of steps before
 intended -0.01 in each of 10 steps for one weight and the stored value moved once by -0.08, the value is
 0.08 x 0.1 / 0.1^2 = 0.8.  A sum of changes is the difference between the ends of the window, so that only its start is
 kept, and without master weights the sum of the corrections that the write-backs made.  Values are compared, not grid
-positions, so that the scale may change within a window.
+positions, so that the scale may change within a window.  Of a rotated weight they are those after the rotation is
+undone, Q(W R) R^T: R is orthogonal and changes no inner product, and a window may see the rotation begin or end.
 
 A change by an intervention (a rollback, a format shift's rounding) is neither intended by the optimizer nor a response
 to it: code that detects such a change calls `restart`, and the window begins anew.
@@ -29,6 +30,8 @@ class Displacement(Diagnostic):
     class sets it to zero when a window ends.  None with master weights.
     """
 
+    of_grid = True
+
     def __init__(self, layers: Mapping[str, RoundedGemm], corrections: Mapping[str, Tensor] | None) -> None:
         self._layers = layers
         self._corrections = corrections
@@ -50,10 +53,11 @@ class Displacement(Diagnostic):
         for step in steps:
             if self._corrections is not None and step.name not in self._corrections:
                 continue  # shares another layer's weight
-            change = step.stored_after - self._stored[step.name]
+            stored = step.layer.as_weight(step.stored_after)
+            change = stored - self._stored[step.name]
             intent = self._intent(step, change)
             parts[step.name] = total(change * intent), total(intent * intent)
-            self._stored[step.name].copy_(step.stored_after)
+            self._stored[step.name].copy_(stored)
         found = Measured()
         found.add_ratio("realised_displacement", parts)
         return found

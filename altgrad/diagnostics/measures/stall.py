@@ -14,11 +14,13 @@ class Stall(Diagnostic):
     Values are compared, not grid positions, because a new scale gives the same position a new value.
     """
 
+    of_grid = True
+
     def measure(self, steps: Sequence[LayerStep]) -> Measured:
         found = Measured()
         stalled, unchanged = {}, {}
         for step in steps:
-            asked, kept = step.update != 0, step.stored_after == step.stored_before
+            asked, kept = step.read_update != 0, step.stored_after == step.stored_before
             stalled[step.name] = total(asked & kept), total(asked)
             unchanged[step.name] = total(kept), asked.numel()
         found.add_ratio("stall_rate", stalled)

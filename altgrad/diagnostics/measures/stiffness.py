@@ -37,6 +37,8 @@ def stiffness_of(step: LayerStep) -> Tensor:
 class Stiffness(Diagnostic):
     """Mean, largest and standard deviation of the stiffness over non-zero weights, in scaled units."""
 
+    of_grid = True
+
     def measure(self, steps: Sequence[LayerStep]) -> Measured:
         found = Measured()
         parts = {}
@@ -57,11 +59,13 @@ class GradientStiffness(Diagnostic):
     undefined if the stiffness is constant (fixed point, or all weights in one binade).
     """
 
+    of_grid = True
+
     def measure(self, steps: Sequence[LayerStep]) -> Measured:
         plain, logs, control, ratio, below = {}, {}, {}, {}, {}
         for step in steps:
             stiffness = stiffness_of(step)
-            gradient = (step.gradient.float() * step.inverse_scale).abs()
+            gradient = step.scaled_gradient
             kept = stiffness > 0
             name, count = step.name, total(kept)
             plain[name], control[name] = PairSums.of_each([gradient, shuffled(gradient)], stiffness, kept)

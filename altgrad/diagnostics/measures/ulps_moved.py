@@ -20,6 +20,8 @@ class UlpsMoved(Diagnostic):
     Of an even number of moves the median is the lower of the two middle ones, so that it is a whole number.
     """
 
+    of_grid = True
+
     def measure(self, steps: Sequence[LayerStep]) -> Measured:
         found = Measured()
         moves = {step.name: step.ulps_moved.abs().flatten() for step in steps}

@@ -20,6 +20,7 @@ from altgrad.quantization.gemms.past_keys import KEPT, PastKeys
 from altgrad.quantization.gemms.sharded import cut_at_rest, own_part
 from altgrad.quantization.kernel.compiled import round_stored_compiled
 from altgrad.quantization.kernel.counting.counters import COUNTERS
+from altgrad.quantization.kernel.rotation import rotated, unrotated
 from altgrad.quantization.kernel.round import Rounding
 from altgrad.quantization.kernel.scaled_rounding import Mode, round_site, rounded_and_scale
 from altgrad.quantization.kernel.site import Reads, Site, SiteSet, together
@@ -159,45 +160,92 @@ class LayerRoundings:
                 site.follow(device)
 
     def rounded_weight(self) -> Tensor:
-        """The rounded weight Q_w(W), in the shape of the weight, without counting."""
-        return self.rounded_weight_and_scale()[0]
+        """The rounded weight, in the shape of the weight, without counting: Q_w(W), or if rotated Q_w(W R) R^T."""
+        return self.as_weight(self.rounded_weight_and_scale()[0])
 
     def rounded_weight_and_scale(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(rounded weight, scale, inverse scale), each in the shape of the weight, without counting.
+        """(rounded weight, scale, inverse scale), each in the shape of `as_read`, without counting.
 
         Of a weight that is divided among processes, this process's part.
         """
         site = self.site("weight")
-        mode, key = self._at_rest(site.mode, self.key)
         with torch.no_grad():
+            mode, key = self._of_part(self._reading, self.key)
             found = [
                 rounded_and_scale(matrix, site.spec, site.history, key, mode)
-                for matrix in self.matrices(own_part(self.weight).detach().float())
+                for matrix in self._read_matrices(own_part(self.weight).detach().float())
             ]
-            rounded, scale, inverse = (self.from_matrices(parts) for parts in zip(*found, strict=True))
+            rounded, scale, inverse = (self._joined(parts) for parts in zip(*found, strict=True))
         return rounded, scale, inverse
+
+    @property
+    def keeps_grid(self) -> bool:
+        """Whether values that the forward GEMM reads of the weight are on one grid in two steps.
+
+        They are not where the signs of its rotation are drawn anew in each: the values are then others, too.
+        """
+        return not self._reading.redrawn
+
+    def as_read(self, x: Tensor) -> Tensor:
+        """x, in the shape of the weight, as the forward GEMM reads a weight before it rounds it, float32.
+
+        That is x itself, but for a master weight that the GEMM rotates: then x R, padded, with a dimension more if the
+        weight is several matrices.  Rotation is linear: of an update it is the change of what is read.
+        """
+        return self._joined(self._read_matrices(x)) if self._reading.hadamard else x
+
+    def as_weight(self, read: Tensor) -> Tensor:
+        """Undo `as_read`; of a rounded rotated weight it is the weight with which the GEMM in effect multiplies."""
+        mode = self._reading
+        if not mode.hadamard:
+            return read
+        like = self.matrices(own_part(self.weight).detach())
+        parts = [read] if len(like) == 1 else read.unbind()
+        turned = (
+            unrotated(part, matrix.shape, mode.hadamard, mode.last, self._signs)
+            for part, matrix in zip(parts, like, strict=True)
+        )
+        return self.from_matrices(list(turned))
+
+    @property
+    def _reading(self) -> Mode:
+        """The mode of the forward GEMM's rounding of a master weight; a stored weight is not rotated at rest."""
+        mode = self.site("weight").mode
+        return mode if self.master_weights else mode._replace(hadamard=0, redrawn=False)
+
+    @property
+    def _signs(self) -> Tensor | None:
+        return self.key if self._reading.redrawn else None
+
+    def _read_matrices(self, x: Tensor) -> list[Tensor]:
+        mode = self._reading
+        if not mode.hadamard:
+            return self.matrices(x)
+        return [rotated(matrix.float(), mode.hadamard, mode.last, self._signs) for matrix in self.matrices(x)]
+
+    def _joined(self, parts: Sequence[Tensor]) -> Tensor:
+        if not self._reading.hadamard:
+            return self.from_matrices(parts)
+        return parts[0] if len(parts) == 1 else torch.stack(list(parts))
 
     def rounded_at_rest(
         self, wanted: Tensor, key: Tensor, rounding: Rounding, compiled: bool = False
     ) -> tuple[Tensor, Tensor]:
         """(stored weight, counts) for a weight that shall become `wanted`, float32, in the shape of the weight.
 
-        Of a weight that is divided among processes, this process's part.  `compiled`: by a compiled graph.
+        Of a weight that is divided among processes, this process's part.  `compiled`: by a compiled graph.  A rotation
+        belongs to the GEMM that reads the weight: at rest it is not rotated.
         """
         round_stored = round_stored_compiled if compiled else round_site
         site = self.site("weight")
-        mode, key = self._at_rest(site.mode._replace(rounding=rounding, at_rest=True), key)
+        mode, key = self._of_part(site.mode._replace(rounding=rounding, at_rest=True, hadamard=0, redrawn=False), key)
         found = [round_stored(matrix, site.spec, site.history, key, mode) for matrix in self.matrices(wanted)]
         if not found:  # this process has none of the experts
             return wanted, wanted.new_zeros(len(COUNTERS))
         return self.from_matrices([rounded for rounded, _ in found]), functools.reduce(together, [c for _, c in found])
 
-    def _at_rest(self, mode: Mode, key: Tensor) -> tuple[Mode, Tensor]:
-        """Mode and key for the stored weight, which may be divided among processes.
-
-        A rotation belongs to the GEMM that reads the weight: at rest it is not rotated.
-        """
-        mode = mode._replace(hadamard=0, redrawn=False)
+    def _of_part(self, mode: Mode, key: Tensor) -> tuple[Mode, Tensor]:
+        """Mode and key for the weight between its GEMMs, when it may be divided among processes."""
         cut = cut_at_rest(self.name, self.weight, self.cuts_columns)
         if cut is None:
             return mode, key

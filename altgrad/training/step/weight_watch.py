@@ -49,7 +49,7 @@ class WeightWatch:
             layer = self._layers[name]
             gradient = layer.weight_gradient
             assert gradient is not None
-            after, intended = layer.rounded_weight(), self._intended[name]
+            after, intended = layer.rounded_weight_and_scale()[0], self._intended[name]
             group = self._groups.get(id(layer.weight), {})
             decay = decoupled_decay(self._optimizer, group)
             found.append(

@@ -121,7 +121,7 @@ def test_names_that_nobody_knows_are_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"^rounding='rne'; known: nearest, toward_zero, stochastic$"):
         round_to_format(x, FORMATS["E4M3"], "rne")
     spec = torch.zeros(12, dtype=torch.int32)
-    good = Mode("nearest", "dynamic", "tensor", True, 1.0)
+    good = Mode("nearest", "dynamic", "tensor", True, "1.0")
     for field in ("rounding", "scaling", "granularity"):
         with pytest.raises(ValueError, match=rf"^{field}='rows'; known: [^\n]*$"):
             round_site(x, spec, x.new_zeros(0), torch.zeros(3, dtype=torch.int32), good._replace(**{field: "rows"}))

@@ -60,7 +60,7 @@ def test_rounding_is_that_of_torchs_casts_on_the_device(name):
 @pytest.mark.parametrize("power_of_two", [True, False])
 @pytest.mark.parametrize("granularity", ["tensor", "row", "1x32"])
 def test_scales_and_counts_are_those_of_the_cpu(granularity, power_of_two):
-    mode = Mode("nearest", "dynamic", granularity, power_of_two, 1.0)
+    mode = Mode("nearest", "dynamic", granularity, power_of_two, "1.0")
     for fmt in FORMATS.values():
         x = torch.randn(64, 96, generator=torch.Generator().manual_seed(1)) * 3
         x[0, :3] = torch.tensor([float("nan"), float("inf"), 0.0])

@@ -81,7 +81,12 @@ class CompiledRounding:
             raise TypeError(f"compiled rounding: x has dtype {x.dtype}; formats are simulated in torch.float32")
         scaling = "none" if self.granularity is None else "dynamic"
         mode = Mode(
-            self.rounding, scaling, self.granularity or "tensor", self.power_of_two, 1.0, last=self.dimension == "last"
+            self.rounding,
+            scaling,
+            self.granularity or "tensor",
+            self.power_of_two,
+            "1.0",
+            last=self.dimension == "last",
         )
         stochastic = self.rounding == "stochastic"
         key = draw_key(generator, x.device) if stochastic else torch.zeros(2, dtype=torch.int32, device=x.device)

@@ -51,7 +51,7 @@ class Mode(NamedTuple):
     scaling: str
     granularity: str  # which values share a scale: tensor, row, or AxB (see `tiles`)
     power_of_two: bool
-    amax_factor: float
+    amax_factor: str  # as Python writes it: a float would be an input of a graph with dynamic shapes
     last: bool = True  # rows and tiles run along the last dimension; else along the first
     two_level: bool = False  # scales of tiles are rounded to E4M3, under one FP32 scale of the tensor
     hadamard: int = 0  # size of the rotation along the same dimension; 0: none
@@ -120,7 +120,7 @@ def mode_of(cast: Cast, dimension: Dimension | None) -> Mode:
         cast.scaling,
         cast.block,
         cast.scales_are_powers_of_two,
-        cast.amax_factor,
+        repr(cast.amax_factor),
         last=dimension != "first",
         two_level=cast.scale_format == "E4M3",
         hadamard=cast.hadamard,
@@ -304,7 +304,8 @@ def _scales(amax: Tensor, fmt: FormatTensors, spec: Tensor, history: Tensor, mod
     if mode.scaling == "delayed":
         remembered = history.max()
         amax = remembered if mode.filled else torch.where(remembered > 0, remembered, amax)
-    amax = amax * mode.amax_factor if mode.amax_factor != 1 else amax
+    factor = float(mode.amax_factor)
+    amax = amax * factor if factor != 1 else amax
     if mode.two_level:
         scale_format = FormatTensors.view(spec[SPEC_LENGTH:])
         tensor_amax = amax.amax(dim=tuple(range(1, amax.ndim)), keepdim=True) if each else amax.amax()
@@ -320,7 +321,7 @@ def _scales(amax: Tensor, fmt: FormatTensors, spec: Tensor, history: Tensor, mod
 # autograd function can be cached on disk.  AOTAutograd decomposes the operator, so that Inductor fuses its arithmetic.
 _ARGUMENTS = (
     "(Tensor x, Tensor spec, Tensor history, Tensor key, str rounding, str scaling, str granularity, "
-    "bool power_of_two, float amax_factor, bool last, bool two_level, int hadamard, bool redrawn, bool at_rest, "
+    "bool power_of_two, str amax_factor, bool last, bool two_level, int hadamard, bool redrawn, bool at_rest, "
     "bool shared, str group, bool columns, bool own_scales, int use, bool by_columns, bool filled, str source)"
 )
 torch.library.define("altgrad::round_site", f"{_ARGUMENTS} -> (Tensor, Tensor)")

@@ -26,7 +26,7 @@ from altgrad.quantization.kernel.site import Site
 from altgrad.quantization.stored.error_feedback import Feedback
 from altgrad.quantization.stored.stored_dtype import dtype_obstacle
 
-_UNSCALED = Mode("nearest", "none", "tensor", True, 1.0)  # of compensations
+_UNSCALED = Mode("nearest", "none", "tensor", True, "1.0")  # of compensations
 _LARGEST = 1.0  # the magnitude of a usual layer's largest weights, in powers of two
 _ORIGIN = 0x57  # separates the keys of a step's further write-backs from other derived keys
 

@@ -17,7 +17,7 @@ run then changes nothing about the others.
 
 from altgrad.compare.comparison_rows import STEP_COLUMNS, comparison, pair, read_row
 from altgrad.compare.comparison_table import comparison_csv, comparison_markdown, comparison_table, write_comparison
-from altgrad.compare.groups import by_group
+from altgrad.compare.groups import by_group, by_task, tasks_note
 from altgrad.compare.pairing import Settings, config_difference, settings_of
 from altgrad.compare.parity.pairs import GroupDifference, all_pairs, difference_curve, group_difference, paired_runs
 from altgrad.compare.parity.parity_table import (
@@ -56,6 +56,7 @@ __all__ = [
     "Unpaired",
     "all_pairs",
     "by_group",
+    "by_task",
     "collapse_step",
     "comparison",
     "comparison_csv",
@@ -87,5 +88,6 @@ __all__ = [
     "survival",
     "sweeps_lines",
     "sweeps_table",
+    "tasks_note",
     "write_comparison",
 ]

@@ -34,7 +34,7 @@ def paired(members: Sequence[Unpaired]) -> list[Row]:
     candidates = _candidates(members)
     matches = [_match(member, candidates.get(member.settings.pair, [])) for member in members]
     steps = _common_steps(matches)
-    return [_row(match, steps.get(match.member.settings.task)) for match in matches]
+    return [_row(match, steps.get(match.member.row.task)) for match in matches]
 
 
 def _candidates(members: Iterable[Unpaired]) -> dict[str, list[Unpaired]]:
@@ -73,14 +73,14 @@ def _obstacle(member: Unpaired, baseline: Unpaired) -> str | None:
 
 
 def _common_steps(matches: Iterable[_Match]) -> dict[str, int | None]:
-    """`Settings.task` -> the last step that all runs alive and their baselines have measured.
+    """`Row.task` -> the last step that all runs alive and their baselines have measured.
 
     Of a task without such a pair, the last that all its runs alive have measured: any two groups may be compared.
     """
     losses: dict[str, list[Unpaired]] = {}
     alone: dict[str, list[Unpaired]] = {}
     for match in matches:
-        member, baseline, task = match.member, match.baseline, match.member.settings.task
+        member, baseline, task = match.member, match.baseline, match.member.row.task
         if member.row.alive and len(member.loss.steps):  # a run without a measurement is left out
             alone.setdefault(task, []).append(member)
         if baseline is None or baseline is member or not match.is_alive:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from altgrad.compare.baselines import paired
-from altgrad.compare.groups import with_settings
+from altgrad.compare.groups import by_task, with_settings
 from altgrad.compare.origin import Origin
 from altgrad.compare.pairing import settings_of
 from altgrad.compare.parity.verdict import Terms
@@ -27,7 +27,7 @@ _READERS = 8  # threads: reading waits for the disk or the object store, and dec
 
 
 def comparison(runs: Iterable[Run], terms: Terms | None = None) -> list[Row]:
-    """One row per run, sorted by final validation loss; runs that are not alive come last (see `Row.alive`).
+    """One row per run, by task, sorted by final validation loss; runs that are not alive come last (see `Row.alive`).
 
     `terms`: of the parity verdicts; None: the default margin and one look.
     """
@@ -38,7 +38,9 @@ def comparison(runs: Iterable[Run], terms: Terms | None = None) -> list[Row]:
 def pair(unpaired: Iterable[Unpaired], terms: Terms | None = None) -> list[Row]:
     """`comparison` of runs that were read before: each row gets its group, its baseline, its gap and its verdict."""
     members = with_settings(list(unpaired))
-    return sorted(with_parity(paired(members), terms or Terms()), key=_rank)
+    rows = with_parity(paired(members), terms or Terms())
+    order = list(by_task(sorted(rows, key=lambda row: row.run)))
+    return sorted(rows, key=lambda row: (order.index(row.task), *_rank(row)))
 
 
 def read_row(run: Run) -> Unpaired:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from altgrad.compare.groups import by_task, tasks_note
 from altgrad.compare.parity.parity_table import parity_markdown
 from altgrad.compare.rates import rates_markdown
 from altgrad.compare.row import Row
@@ -182,13 +183,19 @@ def comparison_table(rows: Sequence[Row]) -> FittedTable:
         for column in shown
     ]
     notes = [text for text in (", ".join(same), *notes_of(rows)) if text]
-    title = "Comparison, by validation loss; runs that collapsed or ended early come last"
+    within = ", within each task" if len(by_task(rows)) > 1 else ""
+    title = f"Comparison, by validation loss{within}; runs that collapsed or ended early come last"
     return FittedTable(columns, title, notes, elsewhere="they are in comparison.md")
 
 
 def notes_of(rows: Sequence[Row]) -> list[str]:
     """What a reader of the table must know about its gaps, a sentence each; the same below every form of it."""
-    return [note for note in (coverage_note(rows), held_out_note(rows)) if note is not None]
+    tasks = by_task(rows)
+    said = [tasks_note(rows)]
+    for own in tasks.values():
+        of_task = f"{own[0].task_label}: " if len(tasks) > 1 else ""
+        said += [note and of_task + note for note in (coverage_note(own), held_out_note(own))]
+    return [note for note in said if note is not None]
 
 
 def held_out_note(rows: Sequence[Row]) -> str | None:

@@ -1,7 +1,7 @@
 """The gap: a run's validation loss minus that of the BF16 run of the same seed and settings, at one step for all runs.
 
 Gaps at different steps cannot be averaged or ranked: the same run may be 0.3 nats behind at step 100 and 0.1 at step
-500.  So all runs that are alive and have the same task (see `Settings.task`) share one step: the last step at which
+500.  So all runs that are alive and have the same task (see `Row.task`) share one step: the last step at which
 each of them, and each of their baselines, measured its validation loss.  A run that collapsed, failed, was killed or
 was stopped is left out when that step is chosen; its own gap is given at the last step that it and its baseline both
 measured, and is neither averaged nor ranked.  Where no run alive has a baseline alive, the step is the last one that

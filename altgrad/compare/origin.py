@@ -67,9 +67,19 @@ class Origin:
         return f"{own:.0%} of the GEMM FLOPs are rounded vs {theirs:.0%}"
 
     @property
-    def model(self) -> tuple[Any, Any] | None:
-        """(vocabulary, parameters), which distinguish models with the same config; None if not recorded."""
-        return None if self.parameters is None else (self.vocabulary, self.parameters)
+    def task(self) -> tuple[Any, Any, Any] | None:
+        """(task, vocabulary, parameters), which distinguish tasks and models of one config; None: not recorded."""
+        found = (self.task_hash, self.vocabulary, self.parameters)
+        return None if self.task_hash is None and self.parameters is None else found
+
+    def same_task(self, task: tuple[Any, Any, Any]) -> bool:
+        """Whether nothing that was recorded says that the run is of another task or model than `task`."""
+        own, (task_hash, vocabulary, parameters) = self.task, task
+        if own is None:
+            return True
+        if None not in (own[0], task_hash) and own[0] != task_hash:
+            return False
+        return None in (own[2], parameters) or own[1:] == (vocabulary, parameters)
 
     def obstacle(self, other: Origin) -> str | None:
         """Why runs from the two origins cannot be compared: `not compared: other batches (77aa… vs 03b1…)`.

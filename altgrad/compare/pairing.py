@@ -34,6 +34,7 @@ RUNNING = TrainConfig.of_kind("running", "planning")
 # task and the same number of steps.
 OPTIMISATION = TrainConfig.of_kind("optimisation")
 _SEED = TrainConfig.of_kind("seed")
+_BESIDES_TASK = NUMERICS | RESCUE | MEASURING | RUNNING | OPTIMISATION | _SEED
 # Interventions, without their limits.
 _SWITCHES = TrainConfig.where(lambda field: field.kind == "rescue" and field.only_with is None)
 
@@ -80,7 +81,12 @@ class Settings:
     @cached_property
     def task(self) -> str:
         """Equal for runs whose gaps may be compared with each other: same data, model, batch size and length."""
-        return self._text(NUMERICS | RESCUE | MEASURING | RUNNING | OPTIMISATION | _SEED)
+        return self._text(_BESIDES_TASK)
+
+    @property
+    def task_fields(self) -> frozenset[str]:
+        """The names of the fields in `task`."""
+        return frozenset(self.config) - _BESIDES_TASK
 
     @cached_property
     def is_baseline(self) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from altgrad.compare.groups import by_group
+from altgrad.compare.groups import by_group, by_task
 from altgrad.compare.parity.pairs import differences_by_seed, paired_runs
 from altgrad.compare.parity.verdict import hidden_words
 from altgrad.compare.row import Row, loss_unit
@@ -68,11 +68,15 @@ class RateLine:
 
 
 def rate_lines(rows: Iterable[Row], hidden: Collection[str] = ()) -> list[RateLine]:
-    """A line per format that was tried at several rates, the baseline first, then by the gap at the best rates.
+    """By task a line per format that was tried at several rates: the baseline first, then by the gap at the best rates.
 
     `rows`: of all runs, since hiding a run must not change what is best.  A format of which all runs are `hidden` has
     no line.
     """
+    return [line for own in by_task(rows).values() for line in _of_one_task(own, hidden)]
+
+
+def _of_one_task(rows: Iterable[Row], hidden: Collection[str]) -> list[RateLine]:
     groups: dict[str, dict[float, list[Row]]] = {}
     for members in by_group(rows).values():
         rates = groups.setdefault(members[0].label_at_any_rate, {})

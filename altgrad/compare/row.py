@@ -81,6 +81,8 @@ class Row:
     started_from: str = ""  # of a run from given weights: `NAME@300`, or a file
     hidden_mates: int = 0  # runs of the group that people have hidden, see `shown_rows`
     begins_after: int = 0  # see `Run`
+    task: str = ""  # equal for runs whose losses are the same quantity, see `groups.by_task`
+    task_label: str = ""  # what tells it from the other tasks of the comparison; "" if there is one alone
     settings: Settings | None = None
     origin: Origin = field(default_factory=Origin)
 

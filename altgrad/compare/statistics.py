@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median, stdev
 
-from altgrad.compare.groups import by_group
+from altgrad.compare.groups import by_group, by_task
 from altgrad.compare.parity.student_t import t_quantile
 from altgrad.compare.parity.verdict import Parity, Terms, default_margin, judged
 from altgrad.compare.row import Row, loss_unit
@@ -119,8 +119,12 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None, float
 def with_parity(rows: Sequence[Row], terms: Terms) -> list[Row]:
     """The rows, each with the verdict on its group.
 
-    All groups but the baselines are one table, so call this with all rows of a comparison.
+    Of each task all groups but the baselines are one table, so call this with all rows of a comparison.
     """
+    return [row for own in by_task(rows).values() for row in _of_one_table(own, terms)]
+
+
+def _of_one_table(rows: Sequence[Row], terms: Terms) -> list[Row]:
     groups = {key: members for key, members in by_group(rows).items() if not any(row.is_baseline for row in members)}
     by_name = {row.run: row for row in rows}
     evidence = [_beside_baselines(_evidence(members, terms.margin), members, by_name) for members in groups.values()]
@@ -190,9 +194,10 @@ def _gaps(counted: Iterable[Row]) -> list[float]:
 
 
 def ranking(rows: Iterable[Row]) -> list[tuple[list[Row], PairedGap]]:
-    """Groups with a mean gap, the lowest first; groups with a collapse or NaN come after all others.
+    """Groups of one task with a mean gap, the lowest first; groups with a collapse or NaN come after all others.
 
-    A collapsed run has no gap at the common step, so the mean of its group is over the surviving seeds only.
+    The groups of several tasks are ranked within each, one task after the other (see `by_task`).  A collapsed run has
+    no gap at the common step, so the mean of its group is over the surviving seeds only.
     """
     groups = [
         (members, paired_gap(members))
@@ -200,7 +205,8 @@ def ranking(rows: Iterable[Row]) -> list[tuple[list[Row], PairedGap]]:
         if not any(row.is_baseline for row in members)
     ]
     found = [(members, gap) for members, gap in groups if gap.mean is not None]
-    return sorted(found, key=lambda group: (not group[1].is_whole, group[1].mean or 0.0))
+    order = list(dict.fromkeys(members[0].task for members, _ in groups))
+    return sorted(found, key=lambda group: (order.index(group[0][0].task), not group[1].is_whole, group[1].mean or 0.0))
 
 
 def furthest(rows: Iterable[Row]) -> list[Row]:

@@ -14,6 +14,7 @@ from altgrad.compare import (
     RescueCell,
     Row,
     Shown,
+    by_task,
     comparison_csv,
     loss_unit,
     matrix_axes,
@@ -63,7 +64,7 @@ def overview(contents: Contents, links: Links, now: float) -> Html:
             element("dl", cards, class_="facts"),
             element("p", f"{spent_and_saved(rows, state)}."),
             element("h3", "Best format against BF16"),
-            element("p", sentence(best_sentence(contents.rows))),
+            *(element("p", sentence(said)) for said in best_sentence(contents.rows).split("\n\n")),
             *_collapses(contents, links),
             *_events(contents),
         ]
@@ -95,10 +96,12 @@ def comparison_section(contents: Contents, curves: Curves | None, links: Links) 
         body.append([first, *([curves.spark(row)] if curves else []), *others])
     where = "data:text/csv;charset=utf-8," + quote(comparison_csv(shown.all_rows, shown.hidden), safe="")
     download = element("a", "Download as CSV", href=where, download=f"{contents.sweep.name}.csv")
+    of_task = " of a task" if len(by_task(rows)) > 1 else ""
+    within = " within each task" if len(by_task(rows)) > 1 else ""
     said = (
-        "One row per run, by validation loss; runs that collapsed or ended early come last. A gap is the validation "
-        f"loss minus that of the BF16 run of the same seed{_in_unit(rows)}, at the step beside it, which is the same "
-        "for all runs alive."
+        f"One row per run, by validation loss{within}; runs that collapsed or ended early come last. A gap is the "
+        f"validation loss minus that of the BF16 run of the same seed{_in_unit(rows)}, at the step beside it, "
+        f"which is the same for all runs alive{of_task}."
     )
     empty = [column.head for column in COLUMNS if column not in filled]
     said += f" Columns without a value for any run are left out: {', '.join(empty)}." if empty else ""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from altgrad.compare import Row, by_group, ranking
+from altgrad.compare import Row, by_group, by_task, ranking
 from altgrad.events import Event, kind_of
 from altgrad.results import RecordError, Run, particulars_of, read_plan
 from altgrad.results.reading.events import event_rows
@@ -119,10 +119,17 @@ def planned_runs(sweep: Folder) -> int | None:
 
 
 def best_sentence(rows: Sequence[Row]) -> str:
-    """The group with the lowest mean gap, and the sentence about it, as markdown.
+    """The group with the lowest mean gap, and the sentence about it, as markdown; a paragraph for each task.
 
     A group with a collapse is named only if every group has one, and the sentence says so.
     """
+    tasks = list(by_task(rows).values())
+    if len(tasks) < 2:
+        return _best_of_task(rows)
+    return "\n\n".join(f"With {as_markdown(own[0].task_label)}: {_best_of_task(own)}" for own in tasks)
+
+
+def _best_of_task(rows: Sequence[Row]) -> str:
     ranked = ranking(rows)
     if not ranked and rows and all(row.is_baseline for row in rows):
         return "There are BF16 runs only: a gap needs a run of another format or recipe with the same seed."

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from altgrad.compare import RescueCell, Row, by_group, loss_unit, matrix_axes, paired_gap, survival
+from altgrad.compare import RescueCell, Row, by_group, by_task, loss_unit, matrix_axes, paired_gap, survival
 from altgrad.compare.parity.verdict import ENOUGH_SEEDS
 from altgrad.compare.rescue import CellKey
 from altgrad.formats import find_format
@@ -88,8 +88,12 @@ def pareto(rows: Sequence[Row]) -> list[tuple[Row, int, float, bool]]:
     """For each group with a gap: (row, bits, mean gap, whether no group with at most as many bits has a smaller gap).
 
     The last is false for a group with a collapse, and such a group is ignored when others are judged.  The baseline has
-    the gap 0.
+    the gap 0.  Each task has a front of its own.
     """
+    return [point for own in by_task(rows).values() for point in _front(own)]
+
+
+def _front(rows: Sequence[Row]) -> list[tuple[Row, int, float, bool]]:
     found: list[tuple[Row, int, float, bool]] = []
     for members in by_group(rows).values():
         gap, bits = paired_gap(members), _bits(members[0].format)

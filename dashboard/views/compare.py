@@ -27,6 +27,7 @@ from altgrad.compare import (
     rates_note,
     rescue_matrix,
     sweeps_lines,
+    tasks_note,
 )
 from altgrad.compare.parity.parity_table import HEADS
 from altgrad.metrics import METRICS
@@ -111,7 +112,8 @@ def _pareto(rows: Sequence[Row]) -> None:
         title="Gap to BF16 against bits",
         n=f"{len(rows)} runs",
         caption="Filled: no group with at most as many bits comes closer to BF16. A group with a collapse is never "
-        "filled, and the other groups are judged without it. Bits are those of the run's format.",
+        "filled, and the other groups are judged without it. Bits are those of the run's format. "
+        + (tasks_note(rows) or ""),
         alt="Mean gap to BF16 against bits per value, one point per group.",
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from altgrad.compare import STEP_COLUMNS, Row, by_group, loss_unit, parity_note
+from altgrad.compare import STEP_COLUMNS, Row, by_group, by_task, loss_unit, parity_note
 from altgrad.compare.comparison_table import notes_of
 from altgrad.html.board import BOARD_STYLE, group_board
 from altgrad.text.foreign_text import as_markdown
@@ -81,6 +81,10 @@ def _numbers(context: PageContext, rows: Sequence[Row], per_group: bool) -> None
     if by in _BETTER_IF_LOWER and not descending:  # a run that collapsed early is not the best
         lasted = pd.Series([_lasted(members[at]) for at in frame.index], index=frame.index)
         frame = frame.loc[lasted.sort_values(ascending=False, kind="stable").index]
+    if by in _BETTER_IF_LOWER:  # losses of two tasks have no order
+        order = list(by_task(rows))
+        task = pd.Series([order.index(members[at][0].task) for at in frame.index], index=frame.index)
+        frame = frame.loc[task.sort_values(kind="stable").index]
     frame = frame[[name for name in frame.columns if name in shown]]
     if not shown:
         st.info("Choose at least one column.")

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from altgrad.compare import (
     Row,
+    all_pairs,
     by_group,
+    by_task,
     collapse_step,
     comparison,
     group_difference,
     paired_gap,
+    parity_lines,
     ranking,
+    rate_lines,
     rescue_matrix,
+    tasks_note,
 )
+from altgrad.compare.comparison_table import notes_of
 from altgrad.html import html_report
+from altgrad.html.board.drawings import Bars
+from altgrad.report import sweep_report
 from altgrad.results import Verdict, list_runs
 from altgrad.show.sweep_progress import best_sentence
 from altgrad.storage.folder import Folder
+from altgrad.text.foreign_text import as_markdown
 from dashboard.data.sweep_frame import group_frame
 from dashboard.figures.group_figures import pareto
 from tests.support.html_tree import parse
@@ -136,3 +148,80 @@ def test_other_ends_than_collapse_are_named_in_the_matrix(sweep: Folder) -> None
         write_run(sweep, f"r{seed}", {5: 3.0}, config={"seed": seed, "format": "E7M0"}, status=status)
     (line, *_) = rescue_matrix(comparison(list_runs(sweep)[0]))["E7M0", "", "none"].lines
     assert line == "1 of 1 (+1 failed, 1 running, 2 stopped)"
+
+
+# What makes losses another quantity: fields of the config, or what the runs recorded of their task and model.
+OTHER_TASK: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "model": ({"n_embd": 64}, {"parameters": 4000}),
+    "own model": ({}, {"parameters": 4000}),
+    "sequence length": ({"block_size": 32}, {}),
+    "own task": ({}, {"task_hash": "b" * 16}),
+    "unit": ({}, {"task_hash": "b" * 16, "unit": "squared error"}),
+    "steps": ({"max_steps": 200}, {}),
+}
+FORMATS = {"BF16": (0.0, 0.0), "E4M3": (0.004, 0.2), "E5M2": (0.05, 0.03), "E7M0": (0.4, 0.001)}  # gap in either task
+
+
+def trained(sweep: Folder, number: int, name: str) -> dict[str, dict[tuple[int, float], float]]:
+    """Write the runs of one task; format -> (seed, rate) -> final loss, of the second task 100 x as large."""
+    size, found = (1.0, 100.0)[number], {}
+    config, info = OTHER_TASK[name] if number else ({}, {})
+    for at, (fmt, gaps) in enumerate(FORMATS.items()):
+        for seed, rate in itertools.product((1, 2, 3), (1e-3, 3e-3)):
+            noise = 0.001 * math.sin(7 * at + 3 * seed + number) * (fmt != "BF16") + 0.01 * seed
+            loss = size * (2.0 + gaps[number] + noise + (0.02 if rate == 3e-3 else 0.0))
+            losses = curve(range(10, 101 - 20 * number, 10), loss)  # the second task is measured up to step 80
+            fields = {"seed": seed, "max_steps": 100, "format": fmt, "learning_rate": rate}
+            dies = fmt == "E7M0" and seed == 3 and not number
+            ending: dict[str, Any] = {"status": "collapsed", "verdict": COLLAPSED} if dies else {}
+            hashes = HASHES | {"task_hash": "a" * 16, "unit": "nats", "batches_hash": f"{seed}" * 16}
+            write_run(
+                sweep, f"{number}-{fmt}-{seed}-{rate}", losses, config=fields | config, info=hashes | info, **ending
+            )
+            found.setdefault(fmt, {})[seed, rate] = loss
+    return found
+
+
+def statements(rows: list[Row]) -> dict[str, Any]:
+    """What is said of one task, without the names of its groups, in the order in which it is said."""
+    matrix, rates = rescue_matrix(rows), rate_lines(rows)
+    return {
+        "rows": [(row.run, row.gap, row.gap_step, row.parity and row.parity.sentence) for row in rows],
+        "ranking": [([row.run for row in members], gap) for members, gap in ranking(rows)],
+        "parity": [line.cells[1:] for line in parity_lines(rows)],
+        "rates": [line.cells[1:] for line in rates],
+        "front": [(row.run, *facts) for row, *facts in pareto(rows)],
+        "rescues": [(cell.runs, cell.lines) for cell in matrix.values()],
+        "pairs": [(one.mean, one.low, one.parity.verdict, one.parity.p) for one in all_pairs(rows).values()],
+        "best": best_sentence(rows).partition("**: ")[2],
+    }
+
+
+@pytest.mark.parametrize("name", OTHER_TASK)
+def test_of_each_of_two_tasks_in_a_sweep_all_is_said_that_is_said_of_it_alone(tmp_path: Path, name: str) -> None:
+    both, alone = Folder.at(tmp_path / "both"), [Folder.at(tmp_path / f"task-{number}") for number in (0, 1)]
+    losses = [trained(alone[number], number, name) for number in (0, 1)]
+    for number in (0, 1):
+        trained(both, number, name)
+    rows = comparison(list_runs(both)[0])
+    tasks = [[row for row in rows if row.run.startswith(f"{number}-")] for number in (0, 1)]
+    assert list(by_task(rows).values()) == tasks
+    for own, folder in zip(tasks, alone, strict=True):
+        assert statements(own) == statements(comparison(list_runs(folder)[0]))
+    together = statements(rows)
+    for part in together.keys() - {"best"}:
+        assert together[part] == [said for own in tasks for said in statements(own)[part]], part
+    first, second = best_sentence(rows).split("\n\n")
+    assert first.endswith(statements(tasks[0])["best"]) and second.endswith(statements(tasks[1])["best"])
+    for number, (own, said) in enumerate(zip(tasks, (first, second), strict=True)):
+        died = () if number else ("E7M0",)
+        means = {fmt: np.mean([*by_seed.values()]) for fmt, by_seed in losses[number].items()}
+        best = min((fmt for fmt in means if fmt not in ("BF16", *died)), key=means.__getitem__)
+        assert f"**{best}, " in said
+        assert own[0].task_label and f"With {as_markdown(own[0].task_label)}: " in said
+    page = parse(html_report(both, 0.0)).one("section", **{"aria-labelledby": "overview"}).text
+    assert all(row.task_label in page for row in rows)
+    note = tasks_note(rows)
+    assert note is not None and note in sweep_report(both) and note in notes_of(rows)
+    assert tasks_note(tasks[0]) is None
+    assert len({own.span for own in Bars.by_task(*zip(*ranking(rows), strict=True)).values()}) == 2

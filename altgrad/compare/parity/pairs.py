@@ -16,7 +16,7 @@ from statistics import mean
 import numpy as np
 from numpy.typing import NDArray
 
-from altgrad.compare.groups import by_group
+from altgrad.compare.groups import by_group, by_task
 from altgrad.compare.parity.confounds import confounds, joined
 from altgrad.compare.parity.student_t import t_quantile
 from altgrad.compare.parity.verdict import Parity, Terms, judged
@@ -70,8 +70,16 @@ def group_difference(one: Sequence[Row], other: Sequence[Row], terms: Terms | No
 
 
 def all_pairs(rows: Iterable[Row], terms: Terms | None = None) -> dict[tuple[str, str], GroupDifference]:
-    """(group, other group) -> their difference, for each pair of groups once; the verdicts are those of one table."""
-    terms, groups = terms or Terms(), by_group(rows)
+    """(group, other group) -> their difference, for each pair of groups of a task once.
+
+    The verdicts of one task are one table.
+    """
+    terms = terms or Terms()
+    return {pair: one for own in by_task(rows).values() for pair, one in _pairs_of_task(own, terms).items()}
+
+
+def _pairs_of_task(rows: Iterable[Row], terms: Terms) -> dict[tuple[str, str], GroupDifference]:
+    groups = by_group(rows)
     found = {pair: _unjudged(groups[pair[0]], groups[pair[1]], terms.margin) for pair in combinations(groups, 2)}
     verdicts = judged([one.parity for one in found.values()], terms.looks)
     return {pair: replace(one, parity=two) for (pair, one), two in zip(found.items(), verdicts, strict=True)}
@@ -166,6 +174,9 @@ def _unjudged(one: Sequence[Row], other: Sequence[Row], margin: float | None) ->
 def _obstacle(mine: Row, theirs: Row) -> str | None:
     if said := mine.origin.obstacle(theirs.origin):
         return said
+    if mine.loss_unit != theirs.loss_unit:
+        units = f"{mine.loss_unit or 'an unknown unit'} vs {theirs.loss_unit or 'an unknown unit'}"
+        return f"not compared: losses in {units}"
     if mine.common_step != theirs.common_step:
         return f"not compared: measured at other steps ({mine.common_step} vs {theirs.common_step})"
     return None

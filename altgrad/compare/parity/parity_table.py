@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from altgrad.compare.groups import by_group
+from altgrad.compare.groups import by_group, by_task
 from altgrad.compare.parity.confounds import joined
 from altgrad.compare.parity.student_t import CONFIDENCE
 from altgrad.compare.parity.verdict import Parity, Terms
@@ -37,7 +37,14 @@ class ParityLine:
 
 
 def parity_lines(rows: Iterable[Row]) -> list[ParityLine]:
-    """A line per group that is no baseline: whole groups by their mean gap, then those with deaths or without a gap."""
+    """A line per group that is no baseline: whole groups by their mean gap, then those with deaths or without a gap.
+
+    The lines of a task stand together: gaps of two are no order (see `by_task`).
+    """
+    return [line for own in by_task(rows).values() for line in _of_one_task(own)]
+
+
+def _of_one_task(rows: Sequence[Row]) -> list[ParityLine]:
     lines = []
     for members in by_group(rows).values():
         gap = paired_gap(members)
@@ -50,11 +57,13 @@ def parity_lines(rows: Iterable[Row]) -> list[ParityLine]:
 
 def parity_note(rows: Iterable[Row]) -> str:
     """How the verdicts of a comparison were reached, in a sentence or two."""
+    rows = list(rows)
     found = [row.parity for row in rows if row.parity is not None]
     margins = list(dict.fromkeys(one.within for one in found if one.within))
     within = f"margin {', '.join(margins)}; " if margins else ""
-    tested = max((one.tested for one in found), default=1)
-    many = f", corrected for {tested} groups by Holm's method" if tested > 1 else ""
+    tested = sorted({one.tested for one in found if one.tested > 1})
+    many = f", corrected for {' or '.join(map(str, tested))} groups by Holm's method" if tested else ""
+    many += " within each task" if many and len({row.task for row in rows}) > 1 else ""
     looks = max((one.looks for one in found), default=1)
     many += f", and for {looks} looks at a growing number of seeds" if looks > 1 else ""
     return (

@@ -1,6 +1,6 @@
 """Boards: tables that can be read at a glance, a row per group of seeds or per run, in the static report and on pages.
 
-All rows share one scale of gaps and one of losses, so that lengths and heights compare.
+All rows of a task share one scale of gaps and one of losses, so that lengths and heights compare.
 """
 
 from altgrad.html.board.cells import BOARD_STYLE, text_board

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from altgrad.compare import PairedGap, Row
+from altgrad.compare import PairedGap, Row, by_task, loss_unit
 from altgrad.compare.parity.verdict import ENOUGH_SEEDS
 from altgrad.html.drawing.chart_area import Frame
 from altgrad.html.drawing.charts import path_data
@@ -63,6 +63,16 @@ class Bars:
         )
         return cls(min(ends) - 0.04 * reach, max(ends) + 0.04 * reach, margin, is_used)
 
+    @classmethod
+    def by_task(cls, groups: Sequence[Sequence[Row]], gaps: Sequence[PairedGap]) -> dict[str, Bars]:
+        """A scale for each task: gaps of two tasks are no common length."""
+        found: dict[str, tuple[list[Sequence[Row]], list[PairedGap]]] = {}
+        for members, gap in zip(groups, gaps, strict=True):
+            own = found.setdefault(members[0].task, ([], []))
+            own[0].append(members)
+            own[1].append(gap)
+        return {task: cls.of(*own) for task, own in found.items()}
+
     @property
     def span(self) -> str:
         """The ends of the scale: `-0.02 to 0.3`."""
@@ -100,6 +110,13 @@ class Bars:
         return Picture(parts, _BAR, f"gap {gap.figure} on the common scale")
 
 
+def one_scale(used: Sequence[Bars], rows: Sequence[Row]) -> str:
+    """`one scale, from 0 to 0.3 nats`; of several tasks that each has its own."""
+    if len(used) > 1:
+        return "a scale for each task"
+    return f"one scale, from {used[0].span} {loss_unit(rows)}".strip()
+
+
 @dataclass(frozen=True)
 class Sparks:
     """The common scale of the loss curves."""
@@ -115,6 +132,20 @@ class Sparks:
         last = max([*steps, *(int(one.raw.steps[-1]) for one in lines.values())])
         left, top, width, height = 2, 5, _SPARK[0] - 8, _SPARK[1] - 10  # room for a cross at the edge
         return cls(Frame(left, top, width, height, (0.0, float(max(last, 1))), limits))
+
+    @classmethod
+    def by_task(cls, rows: Iterable[Row], lines: Mapping[str, Line], to_end: bool = False) -> dict[str, Sparks]:
+        """A scale for each task of which there is a curve; `to_end`: up to the last planned step of its rows."""
+        found = {}
+        for task, own in by_task(rows).items():
+            names = {name for row in own for name in (row.run, row.baseline) if name is not None}
+            scale = cls.of(
+                {name: line for name, line in lines.items() if name in names},
+                (row.max_steps for row in own) if to_end else (),
+            )
+            if scale is not None:
+                found[task] = scale
+        return found
 
     def drawn(self, members: Sequence[Row], lines: Mapping[str, Line], behind: Iterable[str] = ()) -> Picture | None:
         """The curves of some runs, with those of the runs `behind` in grey; None if none of them has one."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from altgrad.compare import PairedGap, Row, by_group, loss_unit, paired_gap, parity_lines
+from altgrad.compare import PairedGap, Row, by_group, by_task, paired_gap, parity_lines
 from altgrad.html.board.cells import board, facts_of, figure, head, named, statuses
-from altgrad.html.board.drawings import Bars, Sparks, as_image, in_page
+from altgrad.html.board.drawings import Bars, Sparks, as_image, in_page, one_scale
 from altgrad.html.markup import Html, element, join
 from altgrad.metrics import METRICS
 from altgrad.show.drawn_curves import Line
@@ -30,39 +30,46 @@ def group_board(
 
     `lines`: run -> its loss curve.  `link`: where a group's name leads, or None.  `images`: the drawings are images.
     """
-    groups = [members for members in by_group(rows).values() if any(row.is_baseline for row in members)]
-    groups += [list(line.members) for line in parity_lines(rows)]
+    groups = [members for own in by_task(rows).values() for members in _in_order(own)]
     gaps = [paired_gap(members) for members in groups]
     draw = as_image if images else in_page
-    bars, sparks = Bars.of(groups, gaps), Sparks.of(lines)
+    bars, sparks = Bars.by_task(groups, gaps), Sparks.by_task(rows, lines)
     body = []
     for members, gap in zip(groups, gaps, strict=True):
         cells = [
             statuses(members),
-            join([draw(bars.drawn(members[0], gap)), figure(members, gap)]),
+            join([draw(bars[members[0].task].drawn(members[0], gap)), figure(members, gap)]),
             _parity(members, gap),
         ]
-        if sparks is not None:
-            cells.append(draw(sparks.drawn(members, lines)) or Html(ABSENT))
+        if sparks:
+            own_scale = sparks.get(members[0].task)
+            cells.append(draw(None if own_scale is None else own_scale.drawn(members, lines)) or Html(ABSENT))
         own = (
             element("td", cell, class_=kind, data_head=title)
             for cell, (title, kind) in zip(cells, _CELLS, strict=False)
         )
         name = named(members[0].group_label, members[0], link(members[0]), facts_of(members))
         body.append(element("tr", element("th", name, scope="row"), *own))
-    heads = [head(*one) for one in (_HEADS if sparks is None else (*_HEADS, _LOSS))]
+    heads = [head(*one) for one in ((*_HEADS, _LOSS) if sparks else _HEADS)]
     return join([board(heads, body, "Groups of runs"), element("p", _note(bars, sparks, rows), class_="board-note")])
 
 
-def _note(bars: Bars, sparks: Sparks | None, rows: Sequence[Row]) -> str:
+def _in_order(rows: Sequence[Row]) -> list[list[Row]]:
+    """The groups of one task, baselines first."""
+    groups = [members for members in by_group(rows).values() if any(row.is_baseline for row in members)]
+    return groups + [list(line.members) for line in parity_lines(rows)]
+
+
+def _note(bars: Mapping[str, Bars], sparks: Mapping[str, Sparks], rows: Sequence[Row]) -> str:
     """What the drawings show; nothing about those that no row has."""
-    said = []
-    if bars.is_used:
-        span = f"from {bars.span} {loss_unit(rows)}".strip()
-        said.append(f"Bars: 95 % interval of the gap on one scale, {span}; an arrow leaves it.")
-        said += [] if bars.margin is None else ["Shaded: the margin within which a group is equivalent."]
-    if sparks is not None:
-        said.append("Loss: training loss on one scale; a cross marks where a run died.")
+    said, used = [], [own for own in bars.values() if own.is_used]
+    if used:
+        said.append(f"Bars: 95 % interval of the gap on {one_scale(used, rows)}; an arrow leaves it.")
+        shaded = any(own.margin is not None for own in used)
+        said += ["Shaded: the margin within which a group is equivalent."] if shaded else []
+    if sparks:
+        scale = "one scale" if len(sparks) == 1 else "a scale for each task"
+        said.append(f"Loss: training loss on {scale}; a cross marks where a run died.")
     return " ".join(said)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from altgrad.compare import Row, loss_unit, paired_gap
+from altgrad.compare import Row, paired_gap
 from altgrad.html.board.cells import board, facts_of, figure, head, named, was_cut_short
-from altgrad.html.board.drawings import Bars, Sparks, as_image
+from altgrad.html.board.drawings import Bars, Sparks, as_image, one_scale
 from altgrad.html.markup import Html, element, join
 from altgrad.metrics import METRICS
 from altgrad.results.annotations import Annotation
@@ -33,12 +33,17 @@ def run_board(trials: Sequence[BoardRun], lines: Mapping[str, Line]) -> Html:
     """A row per run, in the given order.  `lines`: run -> its loss curve, also of the BF16 runs behind them."""
     rows = [trial.row for trial in trials]
     groups, gaps = [[row] for row in rows], [paired_gap([row]) for row in rows]
-    bars, sparks = Bars.of(groups, gaps), Sparks.of(lines, (row.max_steps for row in rows))
+    bars, sparks = Bars.by_task(groups, gaps), Sparks.by_task(rows, lines, to_end=True)
     body = []
     for trial, gap in zip(trials, gaps, strict=True):
         row = trial.row
-        drawn = None if sparks is None else sparks.drawn([row], lines, [row.baseline] if row.baseline else [])
-        inside = (_status(trial), join([as_image(bars.drawn(row, gap)), figure([row], gap)]), as_image(drawn) or ABSENT)
+        own = sparks.get(row.task)
+        drawn = None if own is None else own.drawn([row], lines, [row.baseline] if row.baseline else [])
+        inside = (
+            _status(trial),
+            join([as_image(bars[row.task].drawn(row, gap)), figure([row], gap)]),
+            as_image(drawn) or ABSENT,
+        )
         heads = (title for title, _ in _HEADS[1:])
         cells = (element("td", cell, data_head=title) for cell, title in zip(inside, heads, strict=True))
         name = named(row.run, row, trial.link, _notes(trial))
@@ -47,15 +52,16 @@ def run_board(trials: Sequence[BoardRun], lines: Mapping[str, Line]) -> Html:
     return join([board([head(*one) for one in _HEADS], body, "Runs", "runs"), element("p", said, class_="board-note")])
 
 
-def _note(bars: Bars, sparks: Sparks | None, rows: Sequence[Row]) -> str:
+def _note(bars: Mapping[str, Bars], sparks: Mapping[str, Sparks], rows: Sequence[Row]) -> str:
     """What the drawings show; nothing about those that no row has."""
-    said = []
-    if bars.is_used:
-        band = "" if bars.margin is None else "; in grey the margin around 0"
-        said.append(f"Gaps on one scale, from {f'{bars.span} {loss_unit(rows)}'.strip()}{band}.")
-    if sparks is not None:
+    said, used = [], [own for own in bars.values() if own.is_used]
+    if used:
+        band = "; in grey the margin around 0" if any(own.margin is not None for own in used) else ""
+        said.append(f"Gaps on {one_scale(used, rows)}{band}.")
+    if sparks:
+        scale = "one scale" if len(sparks) == 1 else "a scale for each task"
         behind = ", with the BF16 run of the same seed in grey" if any(row.baseline for row in rows) else ""
-        said.append(f"Loss: training loss on one scale{behind}; a cross marks where a run died.")
+        said.append(f"Loss: training loss on {scale}{behind}; a cross marks where a run died.")
     return " ".join(said)
 
 

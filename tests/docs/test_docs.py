@@ -90,7 +90,7 @@ def _programs(page: Path) -> list[str]:
 COMPLETE = [program for program in _programs(DOCS / "own_model.md") if program.startswith("import ")]
 NAMES = ["plain", "accumulation", "compile", "trainer", "kinds"]
 CASES = zip(NAMES, COMPLETE, strict=True)
-SLOW = {"compile": pytest.mark.slow}  # a minute on two busy cores, with nothing in the compiler's cache
+SLOW = {"compile": [pytest.mark.slow, pytest.mark.compiled]}  # a minute on two busy cores, with nothing in the cache
 
 
 @pytest.mark.parametrize("program", [pytest.param(code, id=name, marks=SLOW.get(name, ())) for name, code in CASES])

@@ -38,7 +38,7 @@ def test_tiles_along_the_first_dimension_are_the_eager_ones_bit_for_bit(granular
     fmt, key = find_format("E4M3"), torch.zeros(2, dtype=torch.int32)
     if rounding == "stochastic":
         key = draw_key(generator(), "cpu")
-    mode = Mode(rounding, "dynamic", granularity, True, 1.0, last=False)
+    mode = Mode(rounding, "dynamic", granularity, True, "1.0", last=False)
     eager, expected = round_site(x, spec_of(fmt), torch.zeros(0), key, mode)
     compiled, counts = CompiledRounding(fmt, rounding, granularity, dimension="first").with_counts(x, generator())
     assert torch.equal(compiled.view(torch.int32), eager.view(torch.int32))
@@ -58,7 +58,7 @@ def test_edges_take_the_eager_values_and_no_branch_for_each_use_of_a_value(granu
     x = torch.randn(shape, generator=generator()) * torch.exp(2 * torch.randn(shape[-1], generator=generator()))
     x.view(-1)[:3] = torch.tensor([float("nan"), float("inf"), 0.0])
     fmt, key = find_format("E4M3"), torch.zeros(2, dtype=torch.int32)
-    mode = Mode("nearest", "dynamic", granularity, False, 1.0)
+    mode = Mode("nearest", "dynamic", granularity, False, "1.0")
     eager, expected = round_site(x, spec_of(fmt), torch.zeros(0), key, mode)
 
     def rounded(x, spec, key):
@@ -77,7 +77,7 @@ def loops(granularity: str, last: bool) -> list[str]:
 
     What that code computes is compared with the eager values.
     """
-    mode = Mode("nearest", "dynamic", granularity, True, 1.0, last=last)
+    mode = Mode("nearest", "dynamic", granularity, True, "1.0", last=last)
 
     def rounded(x, spec, key):
         return round_site(x, spec, x.new_zeros(0), key, mode)[0]
@@ -108,6 +108,6 @@ def test_columns_of_32_are_read_twice_eight_rows_at_once_and_then_four_that_shar
 
 
 def test_every_mode_has_a_code_of_its_own_so_that_none_counts_against_dynamos_limit_of_another():
-    modes = [Mode("nearest", "dynamic", granularity, True, 1.0) for granularity in ("1x32", "1x16", "row")]
+    modes = [Mode("nearest", "dynamic", granularity, True, "1.0") for granularity in ("1x32", "1x16", "row")]
     codes = [_graph(mode, False)._torchdynamo_orig_callable.__code__ for mode in modes]  # type: ignore[attr-defined]
     assert len({id(code) for code in codes}) == 3

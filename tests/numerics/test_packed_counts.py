@@ -13,14 +13,14 @@ from altgrad.quantization.kernel.scaled_rounding import Mode, rounded_with_count
 from altgrad.quantization.kernel.tiles import finite_amax
 
 MODES = {
-    "unscaled": Mode("nearest", "none", "tensor", True, 1.0),
-    "tensor": Mode("nearest", "dynamic", "tensor", True, 1.0),
-    "delayed": Mode("nearest", "delayed", "tensor", True, 1.0, filled=True),
-    "row": Mode("nearest", "dynamic", "row", False, 1.0),
-    "columns": Mode("nearest", "dynamic", "row", True, 1.0, last=False),
-    "1x32": Mode("nearest", "dynamic", "1x32", True, 1.0),
-    "1x32 first": Mode("nearest", "dynamic", "1x32", True, 1.0, last=False),
-    "128x128": Mode("nearest", "dynamic", "128x128", False, 1.0),
+    "unscaled": Mode("nearest", "none", "tensor", True, "1.0"),
+    "tensor": Mode("nearest", "dynamic", "tensor", True, "1.0"),
+    "delayed": Mode("nearest", "delayed", "tensor", True, "1.0", filled=True),
+    "row": Mode("nearest", "dynamic", "row", False, "1.0"),
+    "columns": Mode("nearest", "dynamic", "row", True, "1.0", last=False),
+    "1x32": Mode("nearest", "dynamic", "1x32", True, "1.0"),
+    "1x32 first": Mode("nearest", "dynamic", "1x32", True, "1.0", last=False),
+    "128x128": Mode("nearest", "dynamic", "128x128", False, "1.0"),
 }
 # One value; rows whose numbers do not fit into 15 bits; more rows and tiles than one program adds; 3 dimensions; a
 # prime number of rows, which no stage divides.

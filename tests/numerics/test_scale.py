@@ -43,7 +43,7 @@ AMAXES = [
 
 
 def site_round(x: torch.Tensor, fmt: NumberFormat, history: tuple[float, ...] = (), **changes):
-    mode = Mode("nearest", "dynamic", "tensor", True, 1.0)._replace(**changes)
+    mode = Mode("nearest", "dynamic", "tensor", True, "1.0")._replace(**changes)
     key = torch.tensor([1, 2], dtype=torch.int32)
     rounded, counts = round_site(x, spec_of(fmt), torch.tensor(history), key, mode)
     return rounded, dict(zip(COUNTERS, counts.tolist(), strict=True))

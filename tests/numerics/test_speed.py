@@ -38,7 +38,7 @@ def generator() -> torch.Generator:
 
 def assert_eager(rounding: str, granularity: str | None, x: torch.Tensor) -> None:
     """With counts, compiled rounding is the eager one bit for bit, for every format; it draws the same numbers."""
-    mode = Mode(rounding, "none" if granularity is None else "dynamic", granularity or "tensor", True, 1.0)
+    mode = Mode(rounding, "none" if granularity is None else "dynamic", granularity or "tensor", True, "1.0")
     key = draw_key(generator(), "cpu")
     for fmt in FORMATS.values():
         compiled, counts = CompiledRounding(fmt, rounding, granularity).with_counts(x, generator())
@@ -60,7 +60,7 @@ def test_compiled_rows_and_blocks_that_fill_no_groups_are_the_eager_ones():
 
 def test_one_graph_serves_all_formats_and_seeds():
     counter = CompileCounterWithBackend("eager")
-    mode = Mode("stochastic", "dynamic", "tensor", True, 1.0)
+    mode = Mode("stochastic", "dynamic", "tensor", True, "1.0")
     compiled = torch.compile(lambda *arguments: round_site(*arguments, mode), backend=counter, dynamic=False)
     for fmt, seed in itertools.product(FORMATS.values(), range(2)):
         key = draw_key(torch.Generator().manual_seed(seed), "cpu")

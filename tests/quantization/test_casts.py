@@ -191,7 +191,7 @@ def test_the_hadamard_matrix_is_sylvesters():
 
 
 def test_one_graph_after_another_traces_a_rotation():
-    mode = Mode("nearest", "dynamic", "1x32", True, 1.0, hadamard=32)
+    mode = Mode("nearest", "dynamic", "1x32", True, "1.0", hadamard=32)
     rest = spec_of(find_format("E2M1")), torch.zeros(0), torch.zeros(2, dtype=torch.int32), mode
     for rows in (8, 12):
         x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(rows))

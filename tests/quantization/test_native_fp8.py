@@ -93,7 +93,7 @@ def test_row_scales_lie_along_what_each_product_contracts(power_of_two):
 
 def rounded(x: torch.Tensor, name: str, power_of_two: bool) -> torch.Tensor:
     """Dequantised, one scale per row of the tensor as given (float64)."""
-    mode = Mode("nearest", "dynamic", "row", power_of_two, 1.0)
+    mode = Mode("nearest", "dynamic", "row", power_of_two, "1.0")
     key = torch.zeros(2, dtype=torch.int32)
     return round_site(x.contiguous(), spec_of(FORMATS[name]), torch.zeros(0), key, mode)[0].double()
 

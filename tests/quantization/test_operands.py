@@ -152,7 +152,7 @@ def test_layers_of_the_first_and_last_blocks_stay_high():
         ({"fprop": {"weight": {"formt": "E4M3"}}}, "gemms.fprop.weight.formt"),
         ({"wgrad": {"gradient": {"hadamard": 16}}}, "rotated alike"),
         ({"wgrad": {"block": "1x32", "scaling": "delayed"}}, "have no history"),
-        ({"wgrad": 3}, "should be a valid dictionary"),
+        ({"wgrad": 3}, "gemms.wgrad=3: expected fields by name, a mapping"),
     ],
 )
 def test_gemms_that_mean_nothing_are_refused_in_one_line(gemms, words):

@@ -26,6 +26,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Nothing here outlasts the machine: a disk that is asked thousands of times whether it holds takes minutes to say so
 os.fsync = lambda _: None
 
+# Seconds, for hangs: a test with processes of Ray takes ten times as long beside eight other programs on two cores.
+_LIMITS = {"ray": 2400, "browser": 1200}
 _GRAPHS = pytest.StashKey[int]()
 
 
@@ -44,6 +46,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             own.args[0] if own else next((groups[mark] for mark in groups if _is(item, mark)), file).replace("@", " ")
         )
         item.add_marker(pytest.mark.xdist_group(group))
+        for limit in (seconds for mark, seconds in _LIMITS.items() if _is(item, mark)):
+            item.add_marker(pytest.mark.timeout(limit), append=False)
         if _groups_are_in_ids(config) and hasattr(item, "_id"):
             item._id = type(item._id).parse(f"{item.nodeid}@{group}")
     items[:] = _in_turn(items)

@@ -119,7 +119,6 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_trial_that_loses_a_rank_goes_on_from_its_checkpoint_bit_for_bit(story: Story, tmp_path: Path) -> None:
     assert story.code == 0, story.output
     assert story.output.count("died; starts again from its last checkpoint") == 2
@@ -135,7 +134,6 @@ def test_a_trial_that_loses_a_rank_goes_on_from_its_checkpoint_bit_for_bit(story
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_its_workers_leave_room_for_the_next_trial_and_no_process_behind(story: Story) -> None:
     assert story.run("later").status == "completed"
     assert story.left == 0

@@ -24,7 +24,7 @@ from tests.servers.polling import PATIENCE, SOON, wait_for, wait_for_content, wa
 from tests.servers.ray_nodes import environment
 from tests.servers.sweep_process import processes_of, write_configs
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 SECRETS = KEYS | {"AWS_SESSION_TOKEN": "t0" * 20, "WANDB_API_KEY": "p" * 40, "RAY_AUTH_TOKEN": "d5" * 32}
 SECRETS |= {"ALTGRAD_NOTIFY": "http://127.0.0.1:9/hook?token=hunter2hunter2"}

@@ -28,7 +28,7 @@ from tests.servers.polling import Poller, polling, wait_until
 from tests.servers.ray_nodes import environment, free_port, ray_node
 from tests.servers.sweep_process import complete, processes_of, write_configs
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 OUTAGE = 20.0  # seconds
 CONFIGS = {

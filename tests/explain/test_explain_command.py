@@ -23,7 +23,6 @@ OVERFLOWING = "{format: E5M2, scaling: static, static_scale: 1e-9, overflow: inf
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
 def test_a_sweep_of_branches_explains_its_collapse(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(checkpointing, "delete_old", lambda *_, **__: None)
     run_format_experiment(SMALL.altered(max_steps=30), tmp_path / "trunk")

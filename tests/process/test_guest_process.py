@@ -94,7 +94,7 @@ def test_a_call_leaves_the_process_as_it_was(call: Callable[..., None], compile:
 
 def test_a_step_that_raises_gives_everything_back(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(CONFIG)
-    monkeypatch.setattr(trainer, "_loss", lambda inputs, targets: 1 / 0)
+    monkeypatch.setattr(trainer._passes, "step_loss", lambda *batch: 1 / 0)
     before = settings()
     with pytest.raises(ZeroDivisionError):
         trainer.step()

@@ -29,7 +29,7 @@ from altgrad.training import TrainConfig, run_format_experiment
 from tests.servers.polling import PATIENCE, Poller, polling, wait_until
 from tests.servers.ray_nodes import environment
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {"model": "micro", "warmup_steps": 5, "eval_batches": 2, "compile": False}
 slow = pytest.mark.slow

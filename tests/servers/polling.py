@@ -13,8 +13,8 @@ from pathlib import Path
 from altgrad.results import list_runs
 from altgrad.storage.folder import Folder
 
-PATIENCE = 240.0  # seconds on a busy machine
-SOON = 90.0  # what has a time limit of its own of some seconds; without it, it would wait for minutes
+PATIENCE = 900.0  # seconds on a busy machine
+SOON = 240.0  # what has a time limit of its own of some seconds; without it, it would wait for minutes
 
 
 @dataclass

@@ -12,29 +12,15 @@ import pytest
 
 import tune.watch.webhook_notices
 from altgrad.collapse import CollapseDetector, gap_to_baseline, judged
-from altgrad.config.train_config import TrainConfig
 from altgrad.results import RunWriter, Status, Verdict, list_runs, read_run
 from altgrad.storage.folder import Folder
+from tests.support.runs.lagging_run import BASELINE, CONFIG, LAGGARD, falling, lagging
 from tune.plan.trial import Trial
 from tune.run.end_records import EndRecords
 from tune.run.stopper import CollapseStopper
 from tune.watch.webhook_notices import Notices
 
-CONFIG = TrainConfig(
-    max_steps=200, warmup_steps=5, gap_limit=0.5, gap_patience=20, never_learned_fraction=1.0, diverged_patience=500
-)
-BASELINE = Trial("bf16", CONFIG.altered(format="BF16"))
-LAGGARD = Trial("e7m0", CONFIG.altered(format="E7M0"), baseline="bf16")
 Loss = Callable[[int], float]
-
-
-def falling(step: int) -> float:
-    return 2.0 + 3.5 * math.exp(-step / 40)
-
-
-def lagging(step: int) -> float:
-    """1 nat behind from step 30 on, and never NaN: only a gap to the baseline can tell."""
-    return falling(step) + min(1.0, max(0.0, (step - 20) / 10))
 
 
 def dying(step: int) -> float:

@@ -27,7 +27,7 @@ from tune.run import execution
 from tune.run.interrupts import Interrupts
 from tune.run.trainable import train_trial
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.ray
 FIELDS = set_words(
     model="micro", batch_size=2, eval_batches=1, eval_interval=1000, checkpoint_interval=1000, compile=False,
     warmup_steps=0, diagnostic_interval=1000, never_learned_fraction=1.0,

@@ -28,7 +28,7 @@ from tests.servers.ray_nodes import environment
 from tests.servers.sweep_process import processes_of
 from tune.run.trainable import REPORT_INTERVAL
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 SMALL = {"model": "micro", "batch_size": 4, "warmup_steps": 5, "eval_interval": 20, "eval_batches": 1}
 SMALL |= {"diagnostic_interval": 20, "checkpoint_interval": 20, "compile": False}

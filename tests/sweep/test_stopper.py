@@ -12,26 +12,11 @@ from typing import Any
 
 import pytest
 
-from altgrad.config.train_config import TrainConfig
 from altgrad.results import RunWriter
 from altgrad.storage.folder import Folder
+from tests.support.runs.lagging_run import BASELINE, CONFIG, LAGGARD, falling, lagging
 from tune.plan.trial import Trial
 from tune.run.stopper import CollapseStopper
-
-CONFIG = TrainConfig(
-    max_steps=200, warmup_steps=5, gap_limit=0.5, gap_patience=20, never_learned_fraction=1.0, diverged_patience=500
-)
-BASELINE = Trial("bf16", CONFIG.altered(format="BF16"))
-LAGGARD = Trial("e7m0", CONFIG.altered(format="E7M0"), baseline="bf16")
-
-
-def falling(step: int) -> float:
-    return 2.0 + 3.5 * math.exp(-step / 40)
-
-
-def lagging(step: int) -> float:
-    """1 nat behind from step 30 on, still falling: no rule that looks at this run alone may fire."""
-    return falling(step) + min(1.0, max(0.0, (step - 20) / 10))
 
 
 @pytest.fixture

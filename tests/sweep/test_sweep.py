@@ -29,7 +29,7 @@ from tests.support.runs.small_runs import losses
 from tune.plan.resources.machine import this_machine
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]  # a fixture is a whole story; about 70 s on two idle cores
+pytestmark = pytest.mark.ray  # a fixture is a whole story; about 70 s on two idle cores
 LONG = 500  # steps: enough to be killed several times
 
 

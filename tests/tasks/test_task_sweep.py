@@ -26,7 +26,6 @@ FIELDS = {
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_a_sweep_of_a_task_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "my_task.py").write_text(inspect.getsource(own_tasks))

@@ -11,12 +11,14 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PREFIX = "altgrad-"
 _LOCK = "lock"
+_TRIES = 20  # in two seconds
 # Of the 107 characters of a socket's path Ray takes 64, as in
 # /session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store
 _LONGEST = 107 - 64
@@ -53,7 +55,7 @@ def private_folder(place: str) -> Iterator[Path]:
         os.rename(folder / f"{_LOCK}.new", folder / _LOCK)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         os.close(lock)
 
 
@@ -62,7 +64,22 @@ def remove_dead(place: str) -> None:
     with suppress(OSError):
         for folder in Path(place).glob(f"{_PREFIX}*"):
             if not folder.is_symlink() and _is_dead(folder / _LOCK):
+                _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, its lock last: what a dying process of Ray still writes is then removed by the next sweep."""
+    for _ in range(_TRIES):
+        with suppress(OSError):
+            for inside in folder.iterdir():
+                if inside.is_dir() and not inside.is_symlink():
+                    shutil.rmtree(inside, ignore_errors=True)
+                elif inside.name != _LOCK:
+                    inside.unlink()
+            if [inside.name for inside in folder.iterdir()] in ([], [_LOCK]):
                 shutil.rmtree(folder, ignore_errors=True)
+                return
+        time.sleep(0.1)
 
 
 def _is_dead(lock: Path) -> bool:

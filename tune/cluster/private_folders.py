@@ -77,8 +77,13 @@ def _remove(folder: Path) -> None:
                 elif inside.name != _LOCK:
                     inside.unlink()
             if [inside.name for inside in folder.iterdir()] in ([], [_LOCK]):
-                shutil.rmtree(folder, ignore_errors=True)
-                return
+                (folder / _LOCK).unlink(missing_ok=True)
+                try:
+                    folder.rmdir()
+                except OSError:  # written just now
+                    (folder / _LOCK).touch(0o600)
+                else:
+                    return
         time.sleep(0.1)
 
 

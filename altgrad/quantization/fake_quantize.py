@@ -70,7 +70,7 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cast: Cast, mode: Mode, key: Tensor, clipped: bool) -> Tensor:
         fmt = cast.number_format
         spec = spec_for(cast, fmt, 0, x.device)
-        fixed = torch.tensor([cast.static_scale], dtype=torch.float32, device=x.device)
+        fixed = torch.full((1,), cast.static_scale, dtype=torch.float32, device=x.device)
         signs_key = key if mode.redrawn else None
         values = x.float()
         if mode.hadamard and x.numel():

@@ -347,4 +347,4 @@ class QuantizedModel:
 
     def _forget_counts(self) -> None:
         for site in self._sites.values():
-            site.take_counts()
+            site.forget_counts()

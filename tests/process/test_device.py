@@ -11,8 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from altgrad.config.train_config import TrainConfig
+from altgrad.quantization.kernel.ranks import ALONE
 from altgrad.quantization.layers import QuantizedLinear
 from altgrad.training import trainer as trainer_module
+from altgrad.training.task.divided_batch import DividedBatch
+from altgrad.training.task.loss_value import read_loss
 from altgrad.training.trainer import Trainer
 from bench.harness import Measured
 from bench.rows import ROWS
@@ -44,13 +47,25 @@ class _Crossings(TorchDispatchMode):
         return result
 
 
+@pytest.fixture
+def no_tensor_from_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.tensor([0.75, 0.25], device="cuda")` waits for its copy, which no operator of the meta device shows."""
+    made = torch.tensor
+
+    def checked(data, **keywords):
+        assert torch.device(keywords.get("device") or "cpu").type == "cpu", f"torch.tensor({data!r:.60}) on a device"
+        return made(data, **keywords)
+
+    monkeypatch.setattr(torch, "tensor", checked)
+
+
 def _without_autocast(layer: QuantizedLinear, x: Tensor) -> Tensor:
     """The layer's product, without asking whether autocast, which knows no meta device, is on."""
     return layer.compute(x.float(), layer.weight.float(), layer.bias)
 
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=lambda fields: "-".join(map(str, fields.values())))
-def test_a_step_sends_the_batch_without_waiting_and_reads_its_numbers_once(fields, monkeypatch):
+def test_a_step_sends_the_batch_without_waiting_and_reads_its_numbers_once(fields, monkeypatch, request):
     """On the meta device, which holds no values: whatever else would look at one on the host raises."""
     monkeypatch.setattr(trainer_module, "device_named", lambda name: torch.device("meta"))
     monkeypatch.setattr(QuantizedLinear, "forward", _without_autocast)
@@ -60,10 +75,22 @@ def test_a_step_sends_the_batch_without_waiting_and_reads_its_numbers_once(field
     monkeypatch.setattr(Tensor, "tolist", lambda tensor: read.append(tensor.device.type) or [1.0] * tensor.numel())
     trainer.step()
     del read[:]
+    request.getfixturevalue("no_tensor_from_numbers")
     with _Crossings() as crossings:
         trainer.step()
     assert read == ["meta"]
     assert crossings.found == 2 * [("aten._to_copy.default", True)]  # inputs and targets
+
+
+@pytest.mark.usefixtures("no_tensor_from_numbers")
+def test_shares_and_metrics_that_are_numbers_are_not_copied_to_the_device():
+    """Two parts that count 3 to 1, with losses on the meta device, and a metric that a task gives as a number."""
+    divided = object.__new__(DividedBatch)
+    divided.shares = [0.75, 0.25]
+    losses = [torch.ones((), device="meta", requires_grad=True) * 2 for _ in range(2)]
+    assert divided.mean(losses, ALONE).device.type == "meta"
+    _, metrics = read_loss((losses[0], {"accuracy": 0.5}))
+    assert metrics["accuracy"].device.type == "meta"
 
 
 def test_nothing_that_a_graph_gave_outlives_its_step(monkeypatch):

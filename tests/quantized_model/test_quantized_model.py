@@ -249,6 +249,7 @@ def test_the_counts_of_micro_batches_are_put_together_for_all_layers_at_once():
                 layer(x)
         with _Operations() as seen:
             counts = quantized.counts()
+            quantized.begin_step(0, 2)
         operations[layers] = seen.count
         assert len(counts) == 2 * layers
         for (_, site), found in counts.items():

@@ -68,8 +68,13 @@ class Ranks:
 
         None stands for a parameter that this rank's rows did not reach, and counts as zero.
         """
-        present = [float(tensor is not None) for tensor in tensors]
-        there = torch.tensor(present, dtype=torch.float32, device=like[0].device)
+        present, device = [float(tensor is not None) for tensor in tensors], like[0].device
+        if all(present):
+            there = torch.ones(
+                len(present), dtype=torch.float32, device=device
+            )  # a copy from the host would synchronise
+        else:
+            there = torch.tensor(present, dtype=torch.float32, device=device)
         parts = [torch.zeros_like(x) if t is None else t for t, x in zip(tensors, like, strict=True)]
         flat = torch.cat([*(part.flatten() for part in parts), there])
         dist.all_reduce(flat)

@@ -125,8 +125,12 @@ class Site:
     def take_counts(self) -> Tensor | None:
         """All counts since they were last taken, (len(COUNTERS),); None if the site was not used.  Resets them."""
         found = self.of_micro_batches()
-        self.counts, self._aside, self.slots.used = None, (), 0
+        self.forget_counts()
         return functools.reduce(together, found) if found else None
+
+    def forget_counts(self) -> None:
+        """Begin to count anew."""
+        self.counts, self._aside, self.slots.used = None, (), 0
 
 
 def together(before: Tensor | None, counts: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class SiteCounts:
         self._ranks = ranks
         self.of_all_ranks: Mapping[SiteKey, Tensor] = {}
         self._values: dict[SiteKey, list[float]] = {}
+        self._maxima: dict[tuple[Any, ...], Tensor] = {}  # see `_combined_by_maximum`; a phase may have other sites
 
     def read(self, loss: Tensor, others: Tensor) -> tuple[float, list[float]]:
         """Read loss, `others` and all sites' counts in the step's one transfer to the host; return (loss, `others`).
@@ -61,14 +62,23 @@ class SiteCounts:
         sites = self._quantized.site_keys()
         counts = [used.get(key, nothing) for key in sites]
         head = torch.cat([head[:1] / self._ranks.size, head[1:]])
-        largest = [False] + [True] * (len(head) - 1)
-        for _, site in sites:  # every rank rounds the whole weight: its counts are not added
-            largest += [tensor_of(site) == "weight" or name in _LARGEST for name in COUNTERS]
-        combined = self._ranks.combine(
-            torch.cat([head, *counts]), torch.tensor(largest, dtype=torch.bool, device=head.device)
-        )
+        combined = self._ranks.combine(torch.cat([head, *counts]), self._combined_by_maximum(len(head), head.device))
         rows = combined[len(head) :].view(-1, width)
         return combined[: len(head)], dict(zip(sites, rows, strict=True))
+
+    def _combined_by_maximum(self, head: int, device: torch.device) -> Tensor:
+        """Which numbers of loss, others and counts are combined by their maximum (bool), kept from step to step.
+
+        A copy from the host at each step would synchronise.
+        """
+        sites = self._quantized.site_keys()
+        kept = (head, *sites)
+        if kept not in self._maxima:
+            largest = [False] + [True] * (head - 1)
+            for _, site in sites:  # every rank rounds the whole weight: its counts are not added
+                largest += [tensor_of(site) == "weight" or name in _LARGEST for name in COUNTERS]
+            self._maxima[kept] = torch.tensor(largest, dtype=torch.bool, device=device)
+        return self._maxima[kept]
 
     def rates(self, only: SiteName | None = None) -> dict[str, float]:
         """Overflow, underflow and saturation rates of the counts read last, over all sites.

@@ -60,7 +60,7 @@ class DividedBatch:
             return losses[0] if len(losses) == 1 else mean_of(losses)
         together = torch.stack(list(losses))
         together = together.to(torch.promote_types(together.dtype, torch.float32))
-        shares = torch.tensor(self.shares, dtype=together.dtype, device=together.device)
+        shares = torch.stack([torch.full_like(together[0], share) for share in self.shares])  # a copy would synchronise
         return torch.where(shares == 0, 0.0, together * shares).sum() * ranks.size  # the loss of no token is no number
 
 

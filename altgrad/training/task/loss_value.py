@@ -65,7 +65,7 @@ def _metric(name: Any, value: Any, loss: Tensor) -> Tensor:
             "and does not begin with validation_"
         )
     if isinstance(value, bool | int | float | np.number):
-        return torch.tensor(float(value), device=loss.device)
+        return torch.full((), float(value), dtype=torch.float32, device=loss.device)  # a copy would synchronise
     if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
         what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else kind(value)
         raise ConfigError(f"the metric {name} is {what}; give one real number, or a tensor that holds one")

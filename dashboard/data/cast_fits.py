@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,6 +70,20 @@ class Histogram(NamedTuple):
     def in_top_binade(self) -> int:
         """Number of values in the highest binade that has any."""
         return next((count for count in reversed(self.exponents) if count), 0)
+
+
+def rotates_weight(config: Mapping[str, Any], layer: str) -> bool:
+    """Whether the forward GEMMs of a run with this config may read the layer's weight rotated, in any of its phases.
+
+    What is recorded for the weight, such as its amax, is then that of the rotated one, and a histogram is of the weight
+    itself.  True also for a config that this version cannot read.
+    """
+    try:
+        recipe = Recipe(**{name: value for name, value in config.items() if name in Recipe.model_fields})
+        phases = [recipe.in_phase(phase) for phase in range(len(recipe.phases) + 1)]
+        return any(phase.casts_at(layer)[OPERANDS["weight"]].hadamard for phase in phases)
+    except (TypeError, ValueError):
+        return True
 
 
 def recipe_casts(site: str) -> dict[Cast, list[str]]:

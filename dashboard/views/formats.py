@@ -14,7 +14,7 @@ from altgrad.format_fit import DISTRIBUTIONS, Fit, Weighted, fit, from_distribut
 from altgrad.formats import FORMATS, SPLITS, NumberFormat, find_format
 from altgrad.text.foreign_text import as_markdown
 from altgrad.text.number_text import ABSENT, binary, number
-from dashboard.data.cast_fits import Histogram, ranking
+from dashboard.data.cast_fits import Histogram, ranking, rotates_weight
 from dashboard.data.watched_sweep import WatchedRun
 from dashboard.figures.format_figures import (
     codes,
@@ -165,7 +165,9 @@ def _tensors(context: PageContext, formats: Sequence[NumberFormat]) -> None:
 
 
 def _amax(run: WatchedRun, layer: str, step: int) -> float | None:
-    """The largest magnitude of a layer's weight that was recorded at a step."""
+    """The largest magnitude of a layer's weight that was recorded at a step; None where that of another tensor was."""
+    if rotates_weight(run.config, layer):
+        return None
     rows = run.table("layers", ["amax"])
     near = pc.and_(pc.equal(rows["step"], step), pc.equal(rows["layer"], layer))
     found = rows.filter(pc.and_(near, pc.equal(rows["site"], "weight")))["amax"].drop_null().to_pylist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 
 from altgrad.config.cast import Cast
+from altgrad.config.train_config import TrainConfig
 from altgrad.diagnostics.measures.value_histogram import counts, row
 from altgrad.formats import FORMATS, SPLITS
 from altgrad.quantization.fake_quantize import fake_quantize
 from altgrad.text.number_text import binary
-from dashboard.data.cast_fits import OPERANDS, Histogram, cast_fit, ranking, recipe_casts
+from dashboard.data.cast_fits import OPERANDS, Histogram, cast_fit, ranking, recipe_casts, rotates_weight
 from dashboard.figures.tensor_figures import ranking_figure, tensor_figure, tensor_scale
 
 SIZE = 512
@@ -139,3 +141,21 @@ def test_the_ranking_is_drawn_with_a_name_a_bar_and_a_figure_each(histogram: His
 )  # fmt: skip
 def test_large_and_small_values_are_written_as_powers_of_two(value: float | None, text: str) -> None:
     assert binary(value) == text
+
+
+@pytest.mark.parametrize(
+    ("fields", "layer", "rotated"),
+    [
+        ({"recipe": "quartet"}, "h.0.mlp.up", True),  # both operands of the forward GEMM, as published
+        ({"recipe": "nvfp4"}, "h.0.mlp.up", False),  # only those of the weight gradient
+        ({"format": "E4M3"}, "h.0.mlp.up", False),
+        ({"format": "E4M3", "layer_gemms": {"*up": {"fprop": {"hadamard": 16}}}}, "h.0.mlp.up", True),
+        ({"format": "E4M3", "layer_gemms": {"*up": {"fprop": {"hadamard": 16}}}}, "h.0.mlp.down", False),
+        ({"phases": [{"from_step": 200, "gemms": {"fprop": {"hadamard": 16}}}], "format": "E4M3"}, "h.0.mlp.up", True),
+        ({"format": "of a later version"}, "h.0.mlp.up", True),
+    ],
+)
+def test_the_amax_of_a_rotated_weight_is_that_of_another_tensor_than_the_stored_one(fields, layer, rotated):
+    known = fields["format"] != "of a later version" if "format" in fields else True
+    config = json.loads(TrainConfig(**fields).model_dump_json()) if known else fields
+    assert rotates_weight(config, layer) is rotated
